@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One family of errors for everything that can go wrong with a call, and the tables that choose among them.
+
+None of them is Airflow's. What an error does to a task is decided where the task ends, by
+:mod:`airflow_provider_voicegenie.decisions.outcomes`, which knows each error by its ``kind``.
+
+No error holds a request, a header or the exception of an HTTP library: those carry the API key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class VoiceGenieError(Exception):
+    """
+    A call to the service did not do what it should.
+
+    :param message: What happened and what to do, in one line without the API key.
+    :param status: HTTP status of the answer; ``None`` where none came.
+    :param code: The service's own error code (``error``, or ``error.code``); ``None`` where it gave none.
+    :param details: The service's ``details`` object.
+    :param may_have_taken_effect: Whether the service may have acted on the call although no valid answer came.
+        Only ever true of a start or a pause.
+    :param retry_after: Seconds the server asked to wait; ``None`` where it did not.
+    """
+
+    #: Name of the condition this is, one of :class:`~airflow_provider_voicegenie.decisions.outcomes.Condition`.
+    kind: ClassVar[str]
+    #: Whether the same call may succeed a little later.
+    temporary: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        may_have_taken_effect: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.code = code
+        self.details = dict(details or {})
+        self.may_have_taken_effect = may_have_taken_effect
+        self.retry_after = retry_after
+
+
+class InvalidConnectionError(VoiceGenieError):
+    """The Airflow connection lacks a value or has a wrong one; nothing was sent."""
+
+    kind = "INVALID_CONNECTION"
+
+
+class InvalidCampaignIdError(VoiceGenieError):
+    """The campaign id cannot be one; nothing was sent."""
+
+    kind = "INVALID_CAMPAIGN_ID"
+
+
+class ConnectionFailedError(VoiceGenieError):
+    """The service could not be reached, or the connection broke before a whole answer came."""
+
+    kind = "CONNECTION_FAILED"
+    temporary = True
+
+
+class ExchangeTimeoutError(ConnectionFailedError):
+    """The exchange took longer than the connection's ``timeout``."""
+
+
+class TlsFailedError(VoiceGenieError):
+    """No trusted TLS connection could be made; nothing was sent."""
+
+    kind = "TLS_FAILED"
+
+
+class InvalidAnswerError(VoiceGenieError):
+    """An answer came, but not one this service documents: not JSON, too large, or of another shape."""
+
+    kind = "INVALID_ANSWER"
+    temporary = True
+
+
+class RedirectedError(VoiceGenieError):
+    """The answer was a redirect; none is ever followed, as the API key would go along."""
+
+    kind = "REDIRECTED"
+
+
+class RefusedError(VoiceGenieError):
+    """The service refused the call with a 4xx that has no class of its own."""
+
+    kind = "REFUSED"
+
+
+class UnauthorizedError(RefusedError):
+    """The API key is missing, wrong or revoked (401)."""
+
+    kind = "UNAUTHORIZED"
+
+
+class ForbiddenError(RefusedError):
+    """The API key is valid but not allowed to do this (403)."""
+
+    kind = "FORBIDDEN"
+
+
+class NotFoundError(RefusedError):
+    """There is no campaign with this id, or it is not the key's (404)."""
+
+    kind = "NOT_FOUND"
+
+
+class CampaignAlreadyRunningError(RefusedError):
+    """The campaign runs already."""
+
+    kind = "CAMPAIGN_ALREADY_RUNNING"
+
+
+class CampaignNotRunningError(RefusedError):
+    """The campaign does not run, so it cannot be paused."""
+
+    kind = "CAMPAIGN_NOT_RUNNING"
+
+
+class InvalidCampaignStateError(RefusedError):
+    """The campaign cannot be started as it is; ``details["missing"]`` may list what it lacks."""
+
+    kind = "INVALID_CAMPAIGN_STATE"
+
+
+class RateLimitError(RefusedError):
+    """Too many calls (429)."""
+
+    kind = "RATE_LIMIT_EXCEEDED"
+    temporary = True
+
+
+class ServerError(VoiceGenieError):
+    """The service, or a gateway before it, failed (5xx, and the 4xx that mean "not now")."""
+
+    kind = "INTERNAL_SERVER_ERROR"
+    temporary = True
+
+
+#: A status that says enough by itself, whatever code comes with it.
+_BY_STATUS: Mapping[int, type[VoiceGenieError]] = {
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    408: ServerError,
+    425: ServerError,
+    429: RateLimitError,
+}
+
+#: The service's codes, for the other 4xx. The pages put the same clash under different statuses.
+_BY_CODE: Mapping[str, type[VoiceGenieError]] = {
+    "CAMPAIGN_ALREADY_RUNNING": CampaignAlreadyRunningError,
+    "CAMPAIGN_NOT_RUNNING": CampaignNotRunningError,
+    "INVALID_CAMPAIGN_STATE": InvalidCampaignStateError,
+    "NOT_FOUND": NotFoundError,
+    "CAMPAIGN_NOT_FOUND": NotFoundError,
+    "UNAUTHORIZED": UnauthorizedError,
+    "FORBIDDEN": ForbiddenError,
+    "RATE_LIMIT_EXCEEDED": RateLimitError,
+    "INTERNAL_SERVER_ERROR": ServerError,
+}
+
+#: For an answer in the service's own envelope that has no code.
+_BY_STATUS_WITHOUT_CODE: Mapping[int, type[VoiceGenieError]] = {
+    404: NotFoundError,
+    422: InvalidCampaignStateError,
+}
+
+
+def error_class(status: int, code: str | None, *, in_envelope: bool) -> type[VoiceGenieError]:
+    """
+    Choose the error for an answer that is not a success.
+
+    :param status: HTTP status, 400 or above.
+    :param code: The service's error code, where there is one.
+    :param in_envelope: Whether the body was the service's own error object. A 404 page of a proxy is not, and
+        does not prove that a campaign is unknown.
+    """
+    if status >= 500:
+        return ServerError
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    if code is not None:
+        return _BY_CODE.get(code, RefusedError)
+    if in_envelope:
+        return _BY_STATUS_WITHOUT_CODE.get(status, RefusedError)
+    return RefusedError
+
+
+def error_class_of_code(code: str | None) -> type[VoiceGenieError] | None:
+    """Choose the error for a refusal that came with a success status; ``None`` for an unknown code."""
+    return _BY_CODE.get(code) if code is not None else None

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the service says about campaigns, as frozen objects.
+
+The service's pages disagree about words and types, so reading is lenient: only what a decision rests on is
+required (an id and a status); everything else is ``None`` where it is missing or unreadable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+class ShapeError(ValueError):
+    """The answer lacks something that is required, or has it in another shape."""
+
+
+class CampaignStatus(StrEnum):
+    """
+    The status of a campaign, the service's five vocabularies read as one.
+
+    ``in_progress`` is ``running`` by another name. A word we do not know becomes ``UNKNOWN``: neither startable,
+    nor running, nor ended.
+    """
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    SCHEDULED = "scheduled"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    DRAFT = "draft"
+    NOT_YET_STARTED = "not-yet-started"
+    UNKNOWN = "unknown"
+
+    @classmethod
+    def read(cls, text: str) -> CampaignStatus:
+        """Read the service's word, in hyphen or underscore spelling and any case."""
+        word = text.strip().lower().replace("_", "-")
+        return _STATUS_WORDS.get(word, cls.UNKNOWN)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether calls are being placed."""
+        return self is CampaignStatus.RUNNING
+
+    @property
+    def is_startable(self) -> bool:
+        """Whether the service documents a start from this status."""
+        return self in (CampaignStatus.PAUSED, CampaignStatus.SCHEDULED)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the campaign is over, well (``completed``) or not (``stopped``, ``failed``)."""
+        return self in (CampaignStatus.COMPLETED, CampaignStatus.STOPPED, CampaignStatus.FAILED)
+
+
+_STATUS_WORDS: Mapping[str, CampaignStatus] = {
+    **{status.value: status for status in CampaignStatus},
+    "in-progress": CampaignStatus.RUNNING,
+}
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """
+    One campaign, from ``GET /campaign/{id}`` or an item of ``GET /fetchCampaignData``.
+
+    Contact ids are counted and dropped: nothing here needs them, and they must not travel on.
+
+    :param campaign_id: The service's id.
+    :param status: How we read the status.
+    :param status_text: The service's own word for it.
+    :param name: The name users gave the campaign.
+    :param script_id: Id of the script; ``None`` where none is set, or in a list, which does not say.
+    :param total_count: Contacts in the campaign; where the service gives no total, the number of contact ids.
+    :param registered_count: Contacts loaded so far (list only).
+    :param completed_count: Calls completed.
+    :param failed_count: Calls failed (single reads only).
+    :param created_at: When the campaign was created.
+    :param updated_at: When it last changed; the service does not keep this reliably.
+    :param started_at: When it was started (list only).
+    :param ended_at: When it ended (list only).
+    """
+
+    campaign_id: str
+    status: CampaignStatus
+    status_text: str
+    name: str | None = None
+    script_id: str | None = None
+    total_count: int | None = None
+    registered_count: int | None = None
+    completed_count: int | None = None
+    failed_count: int | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+    @classmethod
+    def from_json(cls, data: Json) -> Campaign:
+        """
+        Read a campaign.
+
+        :raises ShapeError: ``id`` or ``campaign_status`` is missing or not a text.
+        """
+        status_text = _required_text(data, "campaign_status")
+        contact_ids = data.get("contact_ids")
+        total_count = _count(data.get("total_count"))
+        if total_count is None and isinstance(contact_ids, list):
+            total_count = len(contact_ids)
+        return cls(
+            campaign_id=_required_text(data, "id"),
+            status=CampaignStatus.read(status_text),
+            status_text=status_text,
+            name=_text(data.get("name")),
+            script_id=_text(data.get("script_id")),
+            total_count=total_count,
+            registered_count=_count(data.get("registered_count")),
+            completed_count=_count(data.get("completed_count")),
+            failed_count=_count(data.get("failed_count")),
+            created_at=read_time(data.get("created_at")),
+            updated_at=read_time(data.get("updated_at")),
+            started_at=read_time(data.get("campaign_start_time")),
+            ended_at=read_time(data.get("campaign_end_time")),
+        )
+
+
+@dataclass(frozen=True)
+class CampaignPage:
+    """
+    One page of ``GET /fetchCampaignData``.
+
+    :param campaigns: The campaigns of the page that could be read.
+    :param size: Items on the page, unreadable ones included: what the next page's offset grows by.
+    :param total: Campaigns in the account, as this page counts them.
+    """
+
+    campaigns: tuple[Campaign, ...]
+    size: int
+    total: int
+
+    @classmethod
+    def from_json(cls, data: Json) -> CampaignPage:
+        """
+        Read a page; one campaign that cannot be read does not hide the others.
+
+        :raises ShapeError: ``campaigns`` or ``pagination.total`` is missing.
+        """
+        items = data.get("campaigns")
+        pagination = data.get("pagination")
+        total = _count(pagination.get("total")) if isinstance(pagination, dict) else None
+        if not isinstance(items, list) or total is None:
+            raise ShapeError("no list `campaigns` with a `pagination.total`")
+        campaigns = []
+        for item in items:
+            if isinstance(item, dict):
+                with contextlib.suppress(ShapeError):
+                    campaigns.append(Campaign.from_json(item))
+        return cls(tuple(campaigns), len(items), total)
+
+
+@dataclass(frozen=True)
+class CampaignStats:
+    """
+    The counters of one campaign, from ``GET /getCampaignStats/{id}``; up to 30 seconds old.
+
+    :param campaign_id: The service's id.
+    :param total_contacts: Contacts in the campaign.
+    :param calls_completed: Calls that ended well.
+    :param calls_failed: Calls that ended otherwise.
+    :param calls_in_progress: Calls going on.
+    :param calls_pending: Calls to come.
+    :param success_rate: Percent of the ended calls that ended well; ``None`` before any ended.
+    :param average_call_duration: Seconds.
+    :param total_call_duration: Seconds.
+    :param call_status_breakdown: Calls by outcome; need not add up to the ended calls.
+    :param started_at: When the campaign was started; ``None`` where it never was.
+    :param completed_at: When it was completed; ``None`` while it is not.
+    """
+
+    campaign_id: str
+    total_contacts: int
+    calls_completed: int
+    calls_failed: int
+    calls_in_progress: int
+    calls_pending: int
+    success_rate: float | None
+    average_call_duration: float | None
+    total_call_duration: int | None
+    call_status_breakdown: Mapping[str, int]
+    started_at: datetime | None
+    completed_at: datetime | None
+
+    @classmethod
+    def from_json(cls, data: Json) -> CampaignStats:
+        """
+        Read statistics.
+
+        :raises ShapeError: the id or one of the five counters is missing or not a count.
+        """
+        breakdown = data.get("call_status_breakdown")
+        counts = {} if not isinstance(breakdown, dict) else {k: _count(v) for k, v in breakdown.items()}
+        return cls(
+            campaign_id=_required_text(data, "campaign_id"),
+            total_contacts=_required_count(data, "total_contacts"),
+            calls_completed=_required_count(data, "calls_completed"),
+            calls_failed=_required_count(data, "calls_failed"),
+            calls_in_progress=_required_count(data, "calls_in_progress"),
+            calls_pending=_required_count(data, "calls_pending"),
+            success_rate=_number(data.get("success_rate")),
+            average_call_duration=_number(data.get("average_call_duration")),
+            total_call_duration=_count(data.get("total_call_duration")),
+            call_status_breakdown=MappingProxyType({k: v for k, v in counts.items() if v is not None}),
+            started_at=read_time(data.get("started_at")),
+            completed_at=read_time(data.get("completed_at")),
+        )
+
+
+@dataclass(frozen=True)
+class StartedCampaign:
+    """
+    The answer to ``GET /startCampaign/{id}``.
+
+    :param campaign_id: The service's id.
+    :param status: How we read the new status; the page says it should be ``running`` and promises nothing.
+    :param status_text: The service's own word for it.
+    :param started_at: When the service says it was started.
+    """
+
+    campaign_id: str
+    status: CampaignStatus
+    status_text: str
+    started_at: datetime | None
+
+    @classmethod
+    def from_json(cls, data: Json) -> StartedCampaign:
+        """
+        Read the answer.
+
+        :raises ShapeError: the id or the status is missing, or the status is one that no start can lead to.
+        """
+        status_text = _required_text(data, "status")
+        status = CampaignStatus.read(status_text)
+        if status not in (CampaignStatus.RUNNING, CampaignStatus.COMPLETED, CampaignStatus.UNKNOWN):
+            raise ShapeError(f"the status after the start is said to be {status.value}")
+        return cls(
+            campaign_id=_required_text(data, "campaign_id"),
+            status=status,
+            status_text=status_text,
+            started_at=read_time(data.get("started_at")),
+        )
+
+
+@dataclass(frozen=True)
+class PausedCampaign:
+    """
+    The answer to ``GET /pauseTheCampaign/{id}``.
+
+    :param campaign_id: The service's id.
+    :param status: How we read the new status.
+    :param status_text: The service's own word for it.
+    :param paused_at: When the service says it was paused.
+    :param active_calls: Calls that were still going on; they run to their end.
+    """
+
+    campaign_id: str
+    status: CampaignStatus
+    status_text: str
+    paused_at: datetime | None
+    active_calls: int | None
+
+    @classmethod
+    def from_json(cls, data: Json) -> PausedCampaign:
+        """
+        Read the answer.
+
+        :raises ShapeError: the id or the status is missing, or the status says that calls go on.
+        """
+        status_text = _required_text(data, "status")
+        status = CampaignStatus.read(status_text)
+        if status.is_running:
+            raise ShapeError("the status after the pause is said to be running")
+        return cls(
+            campaign_id=_required_text(data, "campaign_id"),
+            status=status,
+            status_text=status_text,
+            paused_at=read_time(data.get("paused_at")),
+            active_calls=_count(data.get("active_calls")),
+        )
+
+
+def read_time(value: object) -> datetime | None:
+    """Read an ISO 8601 time; UTC where it names no zone, ``None`` where it cannot be read."""
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def write_time(moment: datetime | None) -> str | None:
+    """Write a time the way the service does: ISO 8601, UTC, ending in ``Z``."""
+    return None if moment is None else moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _required_text(data: Json, name: str) -> str:
+    value = data.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ShapeError(f"`{name}` is not a text")
+    return value
+
+
+def _required_count(data: Json, name: str) -> int:
+    value = _count(data.get(name))
+    if value is None:
+        raise ShapeError(f"`{name}` is not a count")
+    return value
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _count(value: object) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number >= 0 and number.is_integer() else None

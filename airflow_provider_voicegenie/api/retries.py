@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a read is repeated, and after how long. Shared by every transport, and without I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
+
+#: The longest we wait between two attempts, whatever the server asks for: seconds.
+MAX_WAIT = 60.0
+
+_BACKOFF = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
+
+
+def retry_arguments(max_attempts: int, announce: Callable[[RetryCallState], None]) -> dict[str, Any]:
+    """
+    Return the arguments for tenacity's ``Retrying`` or ``AsyncRetrying``.
+
+    :param max_attempts: Attempts in all, the first included.
+    :param announce: Called before each wait.
+    """
+    return {
+        "stop": stop_after_attempt(max_attempts),
+        "wait": _wait,
+        "retry": retry_if_exception(lambda error: isinstance(error, VoiceGenieError) and error.temporary),
+        "before_sleep": announce,
+        "reraise": True,
+    }
+
+
+def _wait(state: RetryCallState) -> float:
+    """Back off, but not for less than the server asked, nor for longer than :data:`MAX_WAIT`."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, VoiceGenieError) and error.retry_after is not None else 0.0
+    return min(max(_BACKOFF(state), asked), MAX_WAIT)
+
+
+def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
+    """
+    Return how many seconds the server asks to wait; ``None`` where it does not say so in a readable way.
+
+    ``Retry-After`` counts before ``X-RateLimit-Reset``, and that one only where nothing remains. Dates are read
+    against the answer's own ``Date``, so that a clock that is off, theirs or ours, does no harm.
+
+    :param headers: Header fields, names in lower case.
+    :param now: The time in Unix seconds, used where the answer has no ``Date``.
+    """
+    asked = headers.get("retry-after", "").strip()
+    if asked:
+        seconds = _number(asked)
+        if seconds is None and (moment := _read_date(asked)) is not None:
+            seconds = max(0.0, moment - server_time(headers, now))
+        if seconds is not None and seconds >= 0:
+            return seconds
+    return rate_limit_reset(headers, now)
+
+
+def rate_limit_reset(headers: Mapping[str, str], now: float) -> float | None:
+    """
+    Return the seconds until the rate limit's window ends, where the headers say that nothing of it remains.
+
+    :param headers: Header fields, names in lower case.
+    :param now: The time in Unix seconds, used where the answer has no ``Date``.
+    """
+    remaining = _number(headers.get("x-ratelimit-remaining", ""))
+    reset = _number(headers.get("x-ratelimit-reset", ""))
+    if reset is None or reset < 0 or remaining is None or remaining > 0:
+        return None
+    if reset < 1e9:  # seconds to go, not a moment
+        return reset
+    moment = reset / 1000 if reset > 1e11 else reset
+    return max(0.0, moment - server_time(headers, now))
+
+
+def server_time(headers: Mapping[str, str], now: float) -> float:
+    """Return the server's clock in Unix seconds, or ``now`` where it did not tell."""
+    moment = _read_date(headers.get("date", ""))
+    return now if moment is None else moment
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _read_date(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        moment = parsedate_to_datetime(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a transport needs to know, already checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+#: The only host on the vendor's Start Campaign page. The vendor names others, and calls none of them production.
+DOCUMENTED_BASE_URL = "https://seamless-sandbox-dev-cm.oriserve.com"
+
+DEFAULT_TIMEOUT = 30.0
+DEFAULT_MAX_ATTEMPTS = 4
+#: The smallest documented plan.
+DEFAULT_REQUESTS_PER_MINUTE = 60
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """
+    Where the service is, and how to speak to it.
+
+    Nothing that could hold a secret is shown by ``repr``, and pickling is refused.
+
+    :param base_url: Scheme, host, port and path, without a trailing slash.
+    :param api_key: The API key.
+    :param timeout: Seconds that one whole exchange may take, from connecting to the last byte.
+    :param max_attempts: Attempts that a read may take in all.
+    :param requests_per_minute: Requests that one client sends in any 60 seconds at most.
+    :param verify: ``True``, ``False``, or the path of a CA bundle.
+    :param proxies: Proxy URLs by scheme; empty leaves it to the environment for ``https``, none for ``http``.
+    """
+
+    base_url: str = field(repr=False)
+    api_key: str = field(repr=False)
+    timeout: float = DEFAULT_TIMEOUT
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE
+    verify: bool | str = True
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether requests go out over TLS."""
+        return self.base_url.startswith("https://")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("VoiceGenie client settings hold the API key and cannot be pickled; pass the connection id.")

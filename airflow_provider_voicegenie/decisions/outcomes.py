@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a condition does to a task: one table, of which a DAG author can change single lines.
+
+The table has a column for each kind of task, because the same condition means different things to them: that a
+campaign runs already ends a start, and is what a pause needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """What a condition does to the task."""
+
+    #: The task is skipped.
+    SKIP = "skip"
+    #: The task fails at once; its ``retries`` are not used.
+    FAIL = "fail"
+    #: The task fails in a way that Airflow's ``retries`` apply to.
+    RETRY = "retry"
+    #: The task succeeds: what it was meant to bring about is already so.
+    SUCCEED = "succeed"
+    #: The wait goes on (sensors only).
+    WAIT = "wait"
+
+
+class Condition(StrEnum):
+    """Why a task cannot simply go on. ``README.md`` explains each line."""
+
+    # What the service says.
+    CAMPAIGN_ALREADY_RUNNING = "CAMPAIGN_ALREADY_RUNNING"
+    CAMPAIGN_NOT_RUNNING = "CAMPAIGN_NOT_RUNNING"
+    NOT_FOUND = "NOT_FOUND"
+    INVALID_CAMPAIGN_STATE = "INVALID_CAMPAIGN_STATE"
+    UNAUTHORIZED = "UNAUTHORIZED"
+    FORBIDDEN = "FORBIDDEN"
+    REFUSED = "REFUSED"
+    RATE_LIMIT_EXCEEDED = "RATE_LIMIT_EXCEEDED"
+    INTERNAL_SERVER_ERROR = "INTERNAL_SERVER_ERROR"
+    # What happens on the way.
+    CONNECTION_FAILED = "CONNECTION_FAILED"
+    TLS_FAILED = "TLS_FAILED"
+    REDIRECTED = "REDIRECTED"
+    INVALID_ANSWER = "INVALID_ANSWER"
+    # What we see ourselves.
+    CAMPAIGN_COMPLETED = "CAMPAIGN_COMPLETED"
+    CAMPAIGN_ALREADY_PAUSED = "CAMPAIGN_ALREADY_PAUSED"
+    START_UNCONFIRMED = "START_UNCONFIRMED"
+    BACKFILL_RUN = "BACKFILL_RUN"
+    RUN_TOO_LATE = "RUN_TOO_LATE"
+    OUTSIDE_CALLING_HOURS = "OUTSIDE_CALLING_HOURS"
+    PREREQUISITE_IMPOSSIBLE = "PREREQUISITE_IMPOSSIBLE"
+    INVALID_CAMPAIGN_ID = "INVALID_CAMPAIGN_ID"
+    INVALID_CONNECTION = "INVALID_CONNECTION"
+
+
+class TaskKind(StrEnum):
+    """The kinds of task that have a column in the table."""
+
+    START = "start"
+    PAUSE = "pause"
+    READY = "ready"
+
+
+_C = Condition
+_SKIP, _FAIL, _RETRY, _SUCCEED, _WAIT = Outcome.SKIP, Outcome.FAIL, Outcome.RETRY, Outcome.SUCCEED, Outcome.WAIT
+
+#: Condition -> default outcome for a start, a pause, and a wait for readiness; ``None`` where it cannot come up.
+_DEFAULTS: Mapping[Condition, tuple[Outcome | None, Outcome | None, Outcome | None]] = {
+    _C.CAMPAIGN_ALREADY_RUNNING: (_SKIP, None, _SKIP),
+    _C.CAMPAIGN_NOT_RUNNING: (None, _FAIL, None),
+    _C.CAMPAIGN_ALREADY_PAUSED: (None, _SUCCEED, None),
+    _C.CAMPAIGN_COMPLETED: (_FAIL, _FAIL, _FAIL),
+    _C.INVALID_CAMPAIGN_STATE: (_FAIL, _FAIL, None),
+    _C.NOT_FOUND: (_FAIL, _FAIL, _FAIL),
+    _C.UNAUTHORIZED: (_FAIL, _FAIL, _FAIL),
+    _C.FORBIDDEN: (_FAIL, _FAIL, _FAIL),
+    _C.REFUSED: (_FAIL, _FAIL, _FAIL),
+    _C.RATE_LIMIT_EXCEEDED: (_RETRY, _RETRY, _WAIT),
+    _C.INTERNAL_SERVER_ERROR: (_RETRY, _RETRY, _WAIT),
+    _C.CONNECTION_FAILED: (_RETRY, _RETRY, _WAIT),
+    _C.TLS_FAILED: (_FAIL, _FAIL, _FAIL),
+    _C.REDIRECTED: (_FAIL, _FAIL, _FAIL),
+    _C.INVALID_ANSWER: (_RETRY, _RETRY, _WAIT),
+    _C.START_UNCONFIRMED: (_FAIL, None, None),
+    _C.BACKFILL_RUN: (_SKIP, None, None),
+    _C.RUN_TOO_LATE: (_SKIP, None, None),
+    _C.OUTSIDE_CALLING_HOURS: (_FAIL, None, None),
+    _C.PREREQUISITE_IMPOSSIBLE: (None, None, _FAIL),
+    _C.INVALID_CAMPAIGN_ID: (_FAIL, _FAIL, _FAIL),
+    _C.INVALID_CONNECTION: (_FAIL, _FAIL, _FAIL),
+}
+
+#: Where "it is already so" can count as success.
+_MAY_SUCCEED: Mapping[TaskKind, frozenset[Condition]] = {
+    TaskKind.START: frozenset({_C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED}),
+    TaskKind.PAUSE: frozenset({_C.CAMPAIGN_ALREADY_PAUSED, _C.CAMPAIGN_NOT_RUNNING, _C.CAMPAIGN_COMPLETED}),
+    TaskKind.READY: frozenset({_C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED}),
+}
+
+#: What no waiting changes: the task's own arguments.
+_NEVER_WAITS = frozenset({_C.INVALID_CAMPAIGN_ID, _C.PREREQUISITE_IMPOSSIBLE})
+
+
+class OutcomeRules:
+    """
+    The table's column for one kind of task, with the author's changes.
+
+    :param kind: The kind of task.
+    :param changes: Condition -> outcome, as the enums or their texts; ``None`` changes nothing.
+    :raises ValueError: A condition or an outcome is not one that this kind of task has; the message names those
+        that are.
+    """
+
+    def __init__(self, kind: TaskKind, changes: Mapping[Condition | str, Outcome | str] | None = None) -> None:
+        self._kind = kind
+        column = list(TaskKind).index(kind)
+        self._outcomes = {condition: row[column] for condition, row in _DEFAULTS.items()}
+        if changes is None:
+            return
+        if not isinstance(changes, Mapping):
+            raise ValueError(
+                f'outcomes must be a mapping such as {{"NOT_FOUND": "skip"}}, not {type(changes).__name__}.'
+            )
+        for name, outcome in changes.items():
+            condition = self._condition(name)
+            self._outcomes[condition] = self._checked(condition, outcome)
+
+    def outcome(self, condition: Condition) -> Outcome:
+        """Return what a condition does to the task; one that this kind of task should not meet fails it."""
+        return self._outcomes[condition] or Outcome.FAIL
+
+    def allowed(self, condition: Condition) -> tuple[Outcome, ...]:
+        """Return the outcomes that an author may choose for a condition."""
+        allowed = [Outcome.SKIP, Outcome.FAIL, Outcome.RETRY]
+        if condition in _MAY_SUCCEED[self._kind]:
+            allowed.append(Outcome.SUCCEED)
+        if self._kind is TaskKind.READY and condition not in _NEVER_WAITS:
+            allowed.append(Outcome.WAIT)
+        return tuple(allowed)
+
+    def _condition(self, name: object) -> Condition:
+        known = [condition for condition, outcome in self._outcomes.items() if outcome is not None]
+        for condition in known:
+            if name == condition:
+                return condition
+        raise ValueError(f"outcomes: {name!r} is not a condition of this task. Valid: {', '.join(known)}.")
+
+    def _checked(self, condition: Condition, outcome: object) -> Outcome:
+        allowed = self.allowed(condition)
+        for candidate in allowed:
+            if outcome == candidate:
+                return candidate
+        raise ValueError(
+            f"outcomes[{condition.value!r}]: {outcome!r} is not a valid outcome. Valid: {', '.join(allowed)}."
+        )

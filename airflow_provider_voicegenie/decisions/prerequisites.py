@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What must hold before a campaign is started.
+
+Each prerequisite looks at one snapshot of the campaign and says: met, waiting (why), or impossible (why). To write
+one, subclass :class:`Prerequisite` in a module that workers can import::
+
+    class HasNoFailures(Prerequisite):
+        def __init__(self, at_most: int = 0) -> None:
+            self.at_most = at_most
+
+        def check(self, campaign, now):
+            if (campaign.failed_count or 0) <= self.at_most:
+                return Check.met()
+            return Check.waiting(f"{campaign.failed_count} failed calls, at most {self.at_most} wanted")
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_voicegenie.decisions.outcomes import Condition
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from airflow_provider_voicegenie.api.models import Campaign
+
+
+class Verdict(Enum):
+    """What a check came to."""
+
+    MET = "met"
+    WAITING = "waiting"
+    IMPOSSIBLE = "impossible"
+
+
+class Check:
+    """
+    The result of one check; make it with :meth:`met`, :meth:`waiting` or :meth:`impossible`.
+
+    :param verdict: What the check came to.
+    :param why: What is missing, in words that fit behind "waiting: ".
+    :param condition: What an impossible check is to the outcome table.
+    """
+
+    __slots__ = ("condition", "verdict", "why")
+
+    def __init__(self, verdict: Verdict, why: str = "", condition: Condition | None = None) -> None:
+        self.verdict = verdict
+        self.why = why
+        self.condition = condition
+
+    @classmethod
+    def met(cls) -> Check:
+        """It holds."""
+        return cls(Verdict.MET)
+
+    @classmethod
+    def waiting(cls, why: str) -> Check:
+        """It does not hold yet."""
+        return cls(Verdict.WAITING, why)
+
+    @classmethod
+    def impossible(cls, why: str, condition: Condition = Condition.PREREQUISITE_IMPOSSIBLE) -> Check:
+        """It can never hold: the wait ends at once."""
+        return cls(Verdict.IMPOSSIBLE, why, condition)
+
+
+class Prerequisite(ABC):
+    """
+    Something that must hold before a start.
+
+    Objects must be able to be made again from their class path and keyword arguments. That works by itself where
+    ``__init__`` keeps each of its arguments in an attribute of the same name and they are plain JSON; otherwise
+    override :meth:`keyword_arguments`.
+    """
+
+    @abstractmethod
+    def check(self, campaign: Campaign, now: datetime) -> Check:
+        """
+        Look at a snapshot of the campaign.
+
+        :param campaign: The campaign as it was just read.
+        :param now: The time, with time zone.
+        """
+
+    def keyword_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments, plain JSON, from which an equal object can be made."""
+        names = list(inspect.signature(type(self)).parameters)
+        return {name: getattr(self, name) for name in names}
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """
+        Return class path and keyword arguments.
+
+        :raises ValueError: The class cannot be imported by its path, or the arguments are not plain JSON.
+        """
+        cls = type(self)
+        path = f"{cls.__module__}.{cls.__qualname__}"
+        if "<locals>" in path:
+            raise ValueError(f"prerequisites: {path} is defined inside a function. Define it in a module.")
+        problem = None
+        arguments: dict[str, Any] = {}
+        try:
+            arguments = self.keyword_arguments()
+            if json.loads(json.dumps(arguments)) != arguments:
+                problem = "they come back from JSON as something else"
+        except (AttributeError, TypeError, ValueError) as error:
+            problem = str(error)
+        if problem is not None:
+            raise ValueError(
+                f"prerequisites: the keyword arguments of {path} cannot be kept as JSON ({problem}). Keep each "
+                "argument in an attribute of the same name, or override keyword_arguments()."
+            )
+        return path, arguments
+
+
+class HasScript(Prerequisite):
+    """The campaign has a script."""
+
+    def check(self, campaign: Campaign, now: datetime) -> Check:
+        """Look for a script id."""
+        return Check.met() if campaign.script_id else Check.waiting("no script")
+
+
+class HasContacts(Prerequisite):
+    """
+    The campaign has contacts.
+
+    :param minimum: How many are wanted at least.
+    """
+
+    def __init__(self, minimum: int = 1) -> None:
+        if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
+            raise ValueError(f"HasContacts: minimum must be a whole number of 1 or more, not {minimum!r}.")
+        self.minimum = minimum
+
+    def check(self, campaign: Campaign, now: datetime) -> Check:
+        """Compare the number of contacts."""
+        count = campaign.total_count or 0
+        if count >= self.minimum:
+            return Check.met()
+        return Check.waiting("no contacts" if not count else f"{count} of {self.minimum} contacts")
+
+
+class IsStartable(Prerequisite):
+    """The campaign has a status from which it can be started: paused or scheduled."""
+
+    def check(self, campaign: Campaign, now: datetime) -> Check:
+        """Read the status."""
+        status = campaign.status
+        if status.is_startable:
+            return Check.met()
+        if status.is_running:
+            return Check.impossible("the campaign runs already", Condition.CAMPAIGN_ALREADY_RUNNING)
+        if status.has_ended:
+            return Check.impossible(f"the campaign is over ({status.value})", Condition.CAMPAIGN_COMPLETED)
+        return Check.waiting(f"status {campaign.status_text!r:.40} (paused or scheduled is needed)")
+
+
+def effective_prerequisites(wanted: Iterable[Prerequisite] | None) -> list[Prerequisite]:
+    """
+    Return the prerequisites of a sensor: the default ones, and those asked for.
+
+    One asked for replaces the default one of its class.
+
+    :param wanted: What the author asked for.
+    :raises ValueError: One of them is no :class:`Prerequisite`, or cannot be serialised.
+    """
+    if wanted is not None and (isinstance(wanted, str | Prerequisite) or not isinstance(wanted, Iterable)):
+        raise ValueError(f"prerequisites must be a list, such as [HasContacts(minimum=100)], not {wanted!r:.80}.")
+    asked = list(wanted or [])
+    for prerequisite in asked:
+        if not isinstance(prerequisite, Prerequisite):
+            raise ValueError(
+                f"prerequisites: {prerequisite!r:.80} is not a Prerequisite. Subclass "
+                "airflow_provider_voicegenie.decisions.prerequisites.Prerequisite."
+            )
+        prerequisite.serialize()
+    classes = {type(prerequisite) for prerequisite in asked}
+    defaults: list[Prerequisite] = [IsStartable(), HasScript(), HasContacts()]
+    return [default for default in defaults if type(default) not in classes] + asked

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Airflow's provider manager reads: what this package brings, and how its connection form looks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PACKAGE = "airflow_provider_voicegenie"
+_INTEGRATION = "VoiceGenie"
+
+#: The standard fields of the connection form. Airflow 3.2 and later read it from here, older ones from the hook.
+UI_FIELD_BEHAVIOUR: dict[str, Any] = {
+    "hidden-fields": ["login", "schema"],
+    "relabeling": {"password": "API key", "host": "Base URL"},
+    "placeholders": {
+        "password": "from Settings, API Keys of the VoiceGenie dashboard",
+        "host": "https://your-voicegenie-host (empty: the address in the vendor's documentation)",
+        "port": "empty: the scheme's own",
+    },
+}
+
+#: The fields of the form that live in the connection's extra.
+CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
+    "timeout": {
+        "label": "Timeout",
+        "description": "Seconds that one whole exchange with the service may take. Empty: 30.",
+        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 3600},
+    },
+    "max_attempts": {
+        "label": "Attempts for a read",
+        "description": "How often a read is tried in all. A start or a pause is never repeated. Empty: 4.",
+        "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 20},
+    },
+    "requests_per_minute": {
+        "label": "Requests per minute",
+        "description": "Your plan's rate limit. Empty: 60, the smallest documented plan.",
+        "schema": {"type": ["integer", "null"], "minimum": 1},
+    },
+    "verify": {
+        "label": "TLS verification",
+        "description": "Path of a CA bundle on the workers, or false to trust any certificate. Empty: verify.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "proxies": {
+        "label": "Proxies",
+        "description": 'Proxy URLs by scheme, as JSON: {"https": "http://proxy.example.com:3128"}.',
+        "schema": {"type": ["string", "null"]},
+    },
+    "allow_insecure_http": {
+        "label": "Allow plain HTTP",
+        "description": "Let the API key travel unencrypted to a host other than this machine.",
+        "schema": {"type": ["boolean", "null"]},
+    },
+}
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's description; the entry point ``apache_airflow_provider`` names this function."""
+    return {
+        "package-name": "airflow-provider-voicegenie",
+        "name": _INTEGRATION,
+        "description": "Starts VoiceGenie outbound phone-call campaigns from data pipelines.",
+        "integrations": [{"integration-name": _INTEGRATION, "tags": ["service"]}],
+        "operators": [_modules("operators.campaign")],
+        "sensors": [_modules("sensors.campaign")],
+        "hooks": [_modules("hooks.voicegenie")],
+        "connection-types": [
+            {
+                "connection-type": "voicegenie",
+                "hook-class-name": f"{_PACKAGE}.hooks.voicegenie.VoiceGenieHook",
+                "hook-name": _INTEGRATION,
+                "ui-field-behaviour": UI_FIELD_BEHAVIOUR,
+                "conn-fields": CONNECTION_FIELDS,
+            }
+        ],
+    }
+
+
+def _modules(*names: str) -> dict[str, Any]:
+    return {"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.{name}" for name in names]}

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+From an Airflow connection to checked settings.
+
+Every message names the connection, the field and the remedy. None quotes a value: an API key that was pasted
+into the wrong field would go out with it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from urllib.parse import SplitResult, urlsplit
+
+from airflow_provider_voicegenie.api.errors import InvalidConnectionError
+from airflow_provider_voicegenie.api.settings import DOCUMENTED_BASE_URL, ClientSettings
+
+log = logging.getLogger(__name__)
+
+
+class ConnectionFields(Protocol):
+    """The part of an Airflow connection that counts here."""
+
+    conn_id: Any
+    host: Any
+    schema: Any
+    port: Any
+    password: Any
+    extra: Any
+
+
+class _FieldError(Exception):
+    """A field has no usable value."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field = field
+        self.problem = problem
+
+
+def client_settings(connection: ConnectionFields) -> ClientSettings:
+    """
+    Check a connection and turn it into settings.
+
+    :param connection: An Airflow connection of type ``voicegenie``.
+    :raises InvalidConnectionError: A field is missing or wrong.
+    """
+    wrong: _FieldError | None = None
+    try:
+        extra = _read_extra(connection.extra)
+        settings = ClientSettings(
+            base_url=_base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False)),
+            api_key=_api_key(connection.password),
+            **extra,
+        )
+    except _FieldError as error:
+        wrong = error
+    else:
+        return settings
+    raise InvalidConnectionError(f"Connection {connection.conn_id!r}, field {wrong.field}: {wrong.problem}")
+
+
+def _api_key(password: object) -> str:
+    if not isinstance(password, str) or not password:
+        raise _FieldError(
+            "Password (API key)",
+            "it is empty. Enter the API key, from Settings, API Keys of the VoiceGenie dashboard.",
+        )
+    # A header can hold no more, and a pasted line end is the usual mistake.
+    if not password.isascii() or not password.isprintable() or " " in password:
+        raise _FieldError(
+            "Password (API key)",
+            "it holds white space, a line end, or a character that no API key has. Enter the key again, without "
+            "anything before or after it.",
+        )
+    return password
+
+
+def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
+    host = (connection.host or "").strip()
+    if not host:
+        log.info(
+            "Connection %r has no host: using %s, the address on the vendor's Start Campaign page. The vendor calls "
+            "none of its addresses production; enter yours as host.",
+            connection.conn_id,
+            DOCUMENTED_BASE_URL,
+        )
+        return DOCUMENTED_BASE_URL
+    # In the URI form of a connection, what follows the host arrives as schema: a scheme, as in Airflow's HTTP
+    # connections, or the path.
+    schema = (connection.schema or "").strip().strip("/")
+    scheme, path = (schema.lower(), "") if schema.lower() in ("http", "https") else ("", schema)
+    if "://" not in host:
+        host = f"{scheme or 'https'}://{host}"
+    parts = _split(host)
+    _refuse_odd_parts(parts)
+    if scheme and scheme != parts.scheme:
+        raise _FieldError("Schema", "it names another scheme than the host does. Leave it empty.")
+    name = parts.hostname or ""
+    if not name or any(c.isspace() or not c.isprintable() for c in host):
+        raise _FieldError("Host", "it is not a host or base URL. Enter a host name, or https://host/path.")
+    if parts.scheme == "http" and not _is_loopback(name) and not insecure_allowed:
+        raise _FieldError(
+            "Host",
+            "plain http:// to another machine would show the API key to the network. Use https://, or set "
+            '"allow_insecure_http": true in Extra if the network is yours.',
+        )
+    port = _port(parts, connection.port)
+    netloc = f"[{name}]" if ":" in name else name
+    segments = [part.strip("/") for part in (parts.path, path) if part.strip("/")]
+    return "/".join([f"{parts.scheme}://{netloc}{f':{port}' if port else ''}", *segments])
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  reading it checks it
+    except ValueError:
+        parts = None  # type: ignore[assignment]
+    if parts is None:
+        raise _FieldError("Host", "it is not a host or base URL. Enter a host name, or https://host/path.")
+    return parts
+
+
+def _refuse_odd_parts(parts: SplitResult) -> None:
+    problems = {
+        "a scheme other than https or http. Use https://.": parts.scheme not in ("http", "https"),
+        "a user name or password. Remove them; the API key belongs in Password.": "@" in parts.netloc,
+        "a query or a fragment. Remove everything from the first ? or # on.": bool(parts.query or parts.fragment),
+        'a "." or ".." in its path. Enter the path without.': any(p in (".", "..") for p in parts.path.split("/")),
+    }
+    for problem, present in problems.items():
+        if present:
+            raise _FieldError("Host", f"it has {problem}")
+
+
+def _port(parts: SplitResult, port: object) -> int | None:
+    if port in (None, ""):
+        return parts.port
+    try:
+        number = int(port)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        number = 0
+    if not 1 <= number <= 65535:
+        raise _FieldError("Port", "it is not a number from 1 to 65535. Correct it or leave it empty.")
+    if parts.port not in (None, number):
+        raise _FieldError("Port", "the host names another port. Enter it in one place only.")
+    return number
+
+
+def _is_loopback(name: str) -> bool:
+    if name.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _read_extra(text: object) -> dict[str, Any]:
+    """Read the fields we know; an empty one, as the connection form leaves behind, counts as not there."""
+    if text in (None, ""):
+        return {}
+    try:
+        extra = text if isinstance(text, Mapping) else json.loads(str(text))
+    except ValueError:
+        extra = None
+    if not isinstance(extra, Mapping):
+        raise _FieldError("Extra", 'it is not a JSON object. Enter one, such as {"timeout": 30}, or nothing.')
+    unknown = sorted(str(name) for name in extra if name not in _EXTRA_FIELDS)
+    if unknown:
+        log.warning("The connection's Extra has %d field(s) that mean nothing here. Known: %s.", len(unknown), _KNOWN)
+    values = {}
+    for name, (read, remedy) in _EXTRA_FIELDS.items():
+        value = extra.get(name)
+        if value in (None, ""):
+            continue
+        try:
+            values[name] = read(value)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            remedy_message = remedy
+        else:
+            continue
+        raise _FieldError(f"Extra: {name}", remedy_message)
+    return values
+
+
+def _read_seconds(value: Any) -> float:
+    number = float(value)
+    if isinstance(value, bool) or not math.isfinite(number) or not 0 < number <= 3600:
+        raise ValueError
+    return number
+
+
+def _read_whole(maximum: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        number = float(value)
+        if isinstance(value, bool) or not number.is_integer() or not 1 <= number <= maximum:
+            raise ValueError
+        return int(number)
+
+    return read
+
+
+def _read_flag(value: Any) -> bool:
+    # The URI form of a connection carries text.
+    return {"true": True, "false": False}[str(value).strip().lower()]
+
+
+def _read_verify(value: Any) -> bool | str:
+    try:
+        return _read_flag(value)
+    except KeyError:
+        pass
+    if not isinstance(value, str) or not os.path.exists(value):
+        raise ValueError
+    return value
+
+
+def _read_proxies(value: Any) -> Mapping[str, str]:
+    proxies = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(proxies, Mapping):
+        raise ValueError
+    for scheme, url in proxies.items():
+        if scheme.partition("://")[0] not in ("http", "https", "all") or not urlsplit(url).hostname:
+            raise ValueError
+    return dict(proxies)
+
+
+_EXTRA_FIELDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
+    "timeout": (_read_seconds, "it is not a number of seconds above 0 and up to 3600. Enter one, such as 30."),
+    "max_attempts": (_read_whole(20), "it is not a whole number from 1 to 20. Enter one, such as 4."),
+    "requests_per_minute": (
+        _read_whole(1_000_000),
+        "it is not a whole number of 1 or more. Enter your plan's limit, such as 60.",
+    ),
+    "verify": (
+        _read_verify,
+        "it is neither true, false, nor the path of an existing CA bundle on this machine. Correct or remove it.",
+    ),
+    "proxies": (
+        _read_proxies,
+        'it is not an object of proxy URLs by scheme. Enter one, such as {"https": "http://proxy.example.com:3128"}.',
+    ),
+    "allow_insecure_http": (_read_flag, "it is neither true nor false. Correct or remove it."),
+}
+
+_KNOWN = ", ".join(_EXTRA_FIELDS)

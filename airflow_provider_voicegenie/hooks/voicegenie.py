@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hook: an Airflow connection in, the service's answers as typed objects out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_voicegenie.api.client import VoiceGenieClient
+from airflow_provider_voicegenie.api.errors import (
+    ForbiddenError,
+    InvalidAnswerError,
+    NotFoundError,
+    RateLimitError,
+    RefusedError,
+    UnauthorizedError,
+    VoiceGenieError,
+)
+from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_voicegenie.hooks.connection import client_settings
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, PausedCampaign, StartedCampaign
+
+
+class VoiceGenieHook(BaseHook):
+    """
+    Speaks to the VoiceGenie campaign service with the API key of an Airflow connection.
+
+    Every call raises a :class:`~airflow_provider_voicegenie.api.errors.VoiceGenieError` where it does not succeed;
+    it says what happened, and whether the service may have acted all the same. Reads are repeated while trouble
+    looks temporary. Starts and pauses are sent once: after an error with ``may_have_taken_effect``, read the
+    campaign before anything else, as
+    :class:`~airflow_provider_voicegenie.operators.campaign.StartCampaignOperator` does.
+
+    The connection is read when the first call needs it. The hook can be pickled; its client, which holds the key,
+    stays behind.
+
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    """
+
+    conn_name_attr = "voicegenie_conn_id"
+    default_conn_name = "voicegenie_default"
+    conn_type = "voicegenie"
+    hook_name = "VoiceGenie"
+
+    def __init__(self, voicegenie_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.voicegenie_conn_id = voicegenie_conn_id
+
+    def get_conn(self) -> VoiceGenieClient:
+        """
+        Return the client that speaks to the service.
+
+        :raises InvalidConnectionError: The connection has a missing or wrong value; nothing is sent.
+        """
+        return self._client
+
+    def start_campaign(self, campaign_id: str) -> StartedCampaign:
+        """
+        Start a campaign (``GET /startCampaign/{id}``): people are phoned at once. Sent once, whatever comes back.
+
+        :param campaign_id: Id of the campaign.
+        """
+        return self._client.start_campaign(campaign_id)
+
+    def pause_campaign(self, campaign_id: str) -> PausedCampaign:
+        """
+        Pause a campaign (``GET /pauseTheCampaign/{id}``): no call begins, those in progress run to their end.
+
+        :param campaign_id: Id of the campaign.
+        """
+        return self._client.pause_campaign(campaign_id)
+
+    def get_campaign(self, campaign_id: str) -> Campaign:
+        """
+        Read a campaign (``GET /campaign/{id}``).
+
+        :param campaign_id: Id of the campaign.
+        """
+        return self._client.get_campaign(campaign_id)
+
+    def list_campaigns(self, page_size: int = 1000) -> Iterator[Campaign]:
+        """
+        Read all campaigns of the key (``GET /fetchCampaignData``), each page when the iteration comes to it.
+
+        :param page_size: Campaigns asked for at a time, 1 to 1000.
+        """
+        return self._client.list_campaigns(page_size)
+
+    def get_campaign_stats(self, campaign_id: str) -> CampaignStats:
+        """
+        Read a campaign's counters (``GET /getCampaignStats/{id}``); they may be 30 seconds old.
+
+        :param campaign_id: Id of the campaign.
+        """
+        return self._client.get_campaign_stats(campaign_id)
+
+    def server_time(self) -> float:
+        """Return the service's clock in Unix seconds, as its last answer showed it."""
+        return self._client.server_time()
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask the service for one campaign of the list, which changes nothing, and say in words how it went."""
+        try:
+            next(self.list_campaigns(page_size=1), None)
+        except VoiceGenieError as error:
+            remedy = next((words for kind, words in _TEST_REMEDIES if isinstance(error, kind)), None)
+            return False, f"{error} {remedy}" if remedy else str(error)
+        return True, "The VoiceGenie service accepts the API key."
+
+    @cached_property
+    def _client(self) -> VoiceGenieClient:
+        return VoiceGenieClient(client_settings(self.get_connection(self.voicegenie_conn_id)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_client"}
+
+    @staticmethod
+    def get_ui_field_behaviour() -> dict[str, Any]:
+        """Describe the standard fields of the connection form to Airflow before 3.2."""
+        return {name.replace("-", "_"): value for name, value in UI_FIELD_BEHAVIOUR.items()}
+
+    @staticmethod
+    def get_connection_form_widgets() -> dict[str, Any]:
+        """Describe the extra fields of the connection form to Airflow before 3.2."""
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+        from wtforms import BooleanField, IntegerField, StringField
+        from wtforms.validators import Optional
+
+        classes = {"integer": IntegerField, "boolean": BooleanField}
+        widgets = {}
+        for name, field in CONNECTION_FIELDS.items():
+            kind = field["schema"]["type"][0]
+            style = {} if kind == "boolean" else {"widget": BS3TextFieldWidget()}
+            widgets[name] = classes.get(kind, StringField)(
+                field["label"], description=field["description"], validators=[Optional()], **style
+            )
+        return widgets
+
+
+_TEST_REMEDIES: tuple[tuple[type[VoiceGenieError], str], ...] = (
+    (UnauthorizedError, "The service does not accept the API key: enter it again, or make a new one."),
+    (ForbiddenError, "The API key is valid, but not allowed to list campaigns."),
+    (RateLimitError, "The API key has used up its rate limit: try again in a minute."),
+    (NotFoundError, "The host answers, but knows no campaign list: check its name and path."),
+    (RefusedError, "The host answers, but not as VoiceGenie does: check its name and path."),
+    (InvalidAnswerError, "The host answers, but not as VoiceGenie does: check its name and path."),
+)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``voicegenie-sandbox``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import sys
+from collections.abc import Sequence
+
+_NEEDS_EXTRA = (
+    "The sandbox needs starlette and uvicorn: pip install 'airflow-provider-voicegenie[sandbox]'. Not found: {}"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the sandbox until it is interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        from airflow_provider_voicegenie.sandbox.app import Sandbox
+        from airflow_provider_voicegenie.sandbox.server import address_of, listen, make_server
+        from airflow_provider_voicegenie.sandbox.store import SandboxStore
+    except ModuleNotFoundError as error:
+        sys.exit(_NEEDS_EXTRA.format(error.name))
+    if not (options.allow_remote or _is_loopback(options.host)):
+        sys.exit(
+            f"--host {options.host} would let other machines in, and the sandbox has no protection against them. "
+            "Use 127.0.0.1, or add --allow-remote if you mean it."
+        )
+    sandbox = Sandbox(
+        SandboxStore(speed=options.speed),
+        api_key=options.api_key,
+        enforce_rate_limits=options.enforce_rate_limits,
+        cache_stats=options.cache_stats,
+    )
+    try:
+        listener = listen(options.host, options.port)
+    except OSError as error:
+        sys.exit(f"Cannot listen on {options.host} port {options.port}: {error.strerror}. Choose another --port.")
+    with listener:
+        print(f"VoiceGenie sandbox on {address_of(listener)} (API key: {options.api_key}). It phones nobody.")
+        print("Campaigns: " + ", ".join(campaign.id for campaign in sandbox.store.all()), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            make_server(sandbox).run([listener])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="voicegenie-sandbox", description="A local stand-in for the VoiceGenie campaign service."
+    )
+    parser.add_argument("--port", type=int, default=8642, help="port to listen on, 0 for any free one (default 8642)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--allow-remote", action="store_true", help="let --host be other than loopback")
+    parser.add_argument("--api-key", default="sandbox-key", help="the key to accept (default sandbox-key)")
+    parser.add_argument("--speed", type=_speed, default=1.0, help="simulated seconds in a real second (default 1)")
+    parser.add_argument("--enforce-rate-limits", action="store_true", help="answer 429 beyond the documented rates")
+    parser.add_argument("--cache-stats", action="store_true", help="let statistics be up to 30 s old, as documented")
+    return parser
+
+
+def _speed(text: str) -> float:
+    speed = float(text)
+    if not 0 < speed < 1e9:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return speed
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

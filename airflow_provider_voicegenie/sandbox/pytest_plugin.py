@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The fixture ``voicegenie_sandbox``, for tests of DAGs that use this provider::
+
+    def test_reminder(voicegenie_sandbox):
+        campaign = voicegenie_sandbox.add_campaign(total_count=3)
+        dag.test(run_conf={"campaign_id": campaign.id})
+        assert voicegenie_sandbox.start_count(campaign.id) == 1
+
+Pytest loads this by itself where the provider is installed. The server is loaded when a test asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.sandbox.app import Sandbox
+    from airflow_provider_voicegenie.sandbox.store import SandboxCampaign
+
+
+class SandboxForTests:
+    """
+    A running sandbox.
+
+    :param sandbox: The sandbox itself, for all that has no short cut here.
+    :param url: Its base URL.
+    """
+
+    def __init__(self, sandbox: Sandbox, url: str) -> None:
+        self.sandbox = sandbox
+        self.url = url
+
+    @property
+    def api_key(self) -> str:
+        """The key it accepts."""
+        return self.sandbox.api_key
+
+    def connection(self, **extra: Any) -> str:
+        """
+        Return an Airflow connection to it, as JSON for an environment variable.
+
+        :param extra: Fields of the connection's extra.
+        """
+        return json.dumps(
+            {"conn_type": "voicegenie", "host": self.url, "password": self.api_key, "extra": json.dumps(extra)}
+        )
+
+    def add_campaign(self, **fields: Any) -> SandboxCampaign:
+        """
+        Add a campaign; one that can be started unless the fields say otherwise.
+
+        :param fields: Fields of :class:`~airflow_provider_voicegenie.sandbox.store.SandboxCampaign`.
+        """
+        from airflow_provider_voicegenie.sandbox.store import SandboxCampaign
+
+        return self.sandbox.store.put(SandboxCampaign(**fields))
+
+    def status(self, campaign_id: str) -> str:
+        """Return a campaign's status."""
+        return self.sandbox.store.find(campaign_id).status
+
+    def start_count(self, campaign_id: str) -> int:
+        """Return how often a campaign was really started."""
+        return self.sandbox.store.find(campaign_id).start_count
+
+    def request_count(self, operation: str, campaign_id: str | None = None) -> int:
+        """Return how many ``start``, ``pause``, ``get``, ``list`` or ``stats`` requests came."""
+        return self.sandbox.count_requests(operation, campaign_id)
+
+    def inject(self, kind: str, operation: str = "*", **fields: Any) -> None:
+        """
+        Let something go wrong.
+
+        :param kind: What: one of :class:`~airflow_provider_voicegenie.sandbox.faults.FaultKind`.
+        :param operation: To which call.
+        :param fields: Further fields of :class:`~airflow_provider_voicegenie.sandbox.faults.Fault`.
+        """
+        from airflow_provider_voicegenie.sandbox.faults import Fault, FaultKind
+
+        self.sandbox.faults.add(Fault(FaultKind(kind), operation, **fields))
+
+
+@pytest.fixture
+def voicegenie_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[SandboxForTests]:
+    """Run a sandbox, and point the connection ``voicegenie_default`` to it."""
+    from airflow_provider_voicegenie.sandbox.app import Sandbox
+    from airflow_provider_voicegenie.sandbox.server import running
+
+    sandbox = Sandbox()
+    with running(sandbox) as url:
+        running_sandbox = SandboxForTests(sandbox, url)
+        monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", running_sandbox.connection())
+        yield running_sandbox

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a sandbox, in the foreground or in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from airflow_provider_voicegenie.sandbox.app import Sandbox, create_app, current_transport
+
+
+class _SandboxProtocol(H11Protocol):
+    """Lets the application know its connection, so that it can close it without an answer."""
+
+    def data_received(self, data: bytes) -> None:
+        current_transport.set(self.transport)
+        super().data_received(data)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """
+    Return a listening socket, so that the address is known, and taken, before anything runs.
+
+    :param host: Address to listen on.
+    :param port: Port; 0 for any free one.
+    :raises OSError: The address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family)
+    listener.setblocking(False)
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the base URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def make_server(sandbox: Sandbox) -> uvicorn.Server:
+    """Return a server for a sandbox; run it with a listening socket."""
+    config = uvicorn.Config(
+        create_app(sandbox),
+        http=_SandboxProtocol,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    return uvicorn.Server(config)
+
+
+@contextlib.contextmanager
+def running(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """
+    Run a sandbox in a thread for as long as the ``with`` lasts; gives its base URL.
+
+    :param sandbox: The sandbox.
+    :param host: Address to listen on.
+    :param port: Port; 0 for any free one.
+    """
+    # Injected faults make the server complain about answers that break off; that is what they are for.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    server = make_server(sandbox)
+    with listen(host, port) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],), name="voicegenie-sandbox", daemon=True)
+        thread.start()
+        # The socket listens already: a request that comes before the server is ready waits in its queue.
+        try:
+            yield address_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)

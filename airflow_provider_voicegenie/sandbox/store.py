@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The sandbox's campaigns.
+
+Nothing ticks. What a campaign has done so far follows from when it was running: calls begin at an even rate while
+it runs, and each takes the same time. A campaign of ten thousand contacts costs no more than one of ten.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+#: Seconds that one call takes, and calls that begin in a second; both in simulated time.
+CALL_SECONDS = 30.0
+CALLS_PER_SECOND = 1.0
+
+#: How the calls of a campaign end, over and over.
+_CALL_RESULTS = ("answered",) * 7 + ("busy", "no_answer", "voicemail")
+_GOOD_RESULTS = ("answered", "voicemail")
+
+_STARTABLE = ("paused", "scheduled")
+
+
+class RefusedCallError(Exception):
+    """The service refuses a call, in its own words."""
+
+    def __init__(self, status: int, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.details = details
+
+
+@dataclass
+class SandboxCampaign:
+    """
+    One campaign.
+
+    :param id: Its id.
+    :param name: Its name.
+    :param status: Its status in the service's words; a running one becomes ``completed`` by itself.
+    :param script_id: Its script, or ``None``.
+    :param total_count: Its contacts.
+    :param completed_count: Calls completed before the sandbox saw it.
+    :param failed_count: Calls failed before the sandbox saw it.
+    :param start_count: How often it was started.
+    """
+
+    id: str = field(default_factory=lambda: str(uuid4()))
+    name: str = "campaign"
+    status: str = "scheduled"
+    script_id: str | None = "script-1"
+    total_count: int = 10
+    completed_count: int = 0
+    failed_count: int = 0
+    start_count: int = 0
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    #: When it was running: begin and end in seconds of the store's clock; the last may be open.
+    running: list[tuple[float, float | None]] = field(default_factory=list)
+
+    @property
+    def contacts_to_call(self) -> int:
+        """Contacts that had no call before the sandbox saw the campaign."""
+        return max(0, self.total_count - self.completed_count - self.failed_count)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a campaign has come."""
+
+    completed: int
+    failed: int
+    in_progress: int
+    pending: int
+    breakdown: Mapping[str, int]
+
+
+class SandboxStore:
+    """
+    All campaigns of one sandbox. Every method may be called from any thread.
+
+    :param speed: Simulated seconds in one real second.
+    :param seeds: The campaigns to begin with; one of every status by default.
+    :param clock: Real seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        *,
+        speed: float = 1.0,
+        seeds: Iterable[SandboxCampaign] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not speed > 0:
+            raise ValueError(f"speed must be above 0, not {speed!r}.")
+        self._speed = speed
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._campaigns: dict[str, SandboxCampaign] = {}
+        for campaign in seed_campaigns() if seeds is None else seeds:
+            self.put(campaign)
+
+    def put(self, campaign: SandboxCampaign) -> SandboxCampaign:
+        """Add a campaign, or put another in place of the one with its id."""
+        with self._lock:
+            self._campaigns[campaign.id] = campaign
+            if _is_running(campaign) and not campaign.running:
+                campaign.running = [(self._clock(), None)]
+                campaign.started_at = campaign.started_at or datetime.now(UTC)
+        return campaign
+
+    def change(self, campaign_id: str, **changes: Any) -> SandboxCampaign:
+        """Change fields of a campaign, as someone at the dashboard could; a change of status runs or stops it."""
+        with self._lock:
+            campaign = self.find(campaign_id)
+            status = changes.pop("status", campaign.status)
+            for name, value in changes.items():
+                setattr(campaign, name, value)
+            self._set_status(campaign, status)
+            campaign.updated_at = datetime.now(UTC)
+            return campaign
+
+    def remove(self, campaign_id: str) -> None:
+        """Remove a campaign."""
+        with self._lock:
+            self.find(campaign_id)
+            del self._campaigns[campaign_id]
+
+    def find(self, campaign_id: str) -> SandboxCampaign:
+        """
+        Return a campaign as it is now.
+
+        :raises RefusedCallError: There is none with this id.
+        """
+        with self._lock:
+            campaign = self._campaigns.get(campaign_id)
+            if campaign is None:
+                raise RefusedCallError(404, "NOT_FOUND", "Campaign not found")
+            self._let_time_pass(campaign)
+            return campaign
+
+    def all(self) -> list[SandboxCampaign]:
+        """Return all campaigns as they are now, the oldest first."""
+        with self._lock:
+            for campaign in self._campaigns.values():
+                self._let_time_pass(campaign)
+            return list(self._campaigns.values())
+
+    def start(self, campaign_id: str) -> SandboxCampaign:
+        """
+        Start a campaign that is paused or scheduled and has a script and contacts.
+
+        :raises RefusedCallError: It cannot be started.
+        """
+        with self._lock:
+            campaign = self.find(campaign_id)
+            if _is_running(campaign):
+                raise RefusedCallError(400, "CAMPAIGN_ALREADY_RUNNING", "Campaign is already running")
+            missing = [] if campaign.script_id else ["script_id"]
+            missing += [] if campaign.total_count else ["contacts"]
+            if missing:
+                raise RefusedCallError(
+                    422,
+                    "INVALID_CAMPAIGN_STATE",
+                    "Campaign cannot be started. Configuration is missing.",
+                    {"missing": missing},
+                )
+            if campaign.status not in _STARTABLE:
+                raise RefusedCallError(
+                    422, "INVALID_CAMPAIGN_STATE", f"A campaign that is {campaign.status} cannot be started."
+                )
+            campaign.start_count += 1
+            campaign.started_at = campaign.updated_at = datetime.now(UTC)
+            self._set_status(campaign, "running")
+            return campaign
+
+    def pause(self, campaign_id: str) -> tuple[SandboxCampaign, datetime, int]:
+        """
+        Pause a campaign that runs; return it, when that was, and how many calls were still going on.
+
+        :raises RefusedCallError: It does not run.
+        """
+        with self._lock:
+            campaign = self.find(campaign_id)
+            if not _is_running(campaign):
+                raise RefusedCallError(400, "CAMPAIGN_NOT_RUNNING", "Campaign is not running")
+            self._set_status(campaign, "paused")
+            campaign.updated_at = datetime.now(UTC)
+            return campaign, campaign.updated_at, self.progress(campaign).in_progress
+
+    def progress(self, campaign: SandboxCampaign) -> Progress:
+        """Return how far a campaign has come."""
+        with self._lock:
+            now = self._clock()
+            begun = self._calls_begun(campaign, now)
+            ended = self._calls_begun(campaign, now - CALL_SECONDS / self._speed)
+            results = {
+                result: ended // len(_CALL_RESULTS) * _CALL_RESULTS.count(result)
+                + _CALL_RESULTS[: ended % len(_CALL_RESULTS)].count(result)
+                for result in dict.fromkeys((*_CALL_RESULTS, "failed"))
+            }
+            good = sum(results[result] for result in _GOOD_RESULTS)
+            results["answered"] += campaign.completed_count
+            results["failed"] += campaign.failed_count
+            return Progress(
+                completed=campaign.completed_count + good,
+                failed=campaign.failed_count + ended - good,
+                in_progress=begun - ended,
+                pending=campaign.contacts_to_call - begun,
+                breakdown=results,
+            )
+
+    def _calls_begun(self, campaign: SandboxCampaign, until: float) -> int:
+        seconds = sum(max(0.0, min(until, until if end is None else end) - begin) for begin, end in campaign.running)
+        return min(campaign.contacts_to_call, int(seconds * self._speed * CALLS_PER_SECOND))
+
+    def _let_time_pass(self, campaign: SandboxCampaign) -> None:
+        if not _is_running(campaign):
+            return
+        progress = self.progress(campaign)
+        if progress.pending == 0 and progress.in_progress == 0:
+            self._set_status(campaign, "completed")
+            campaign.updated_at = datetime.now(UTC)
+
+    def _set_status(self, campaign: SandboxCampaign, status: str) -> None:
+        was_running = _is_running(campaign)
+        campaign.status = status
+        now = self._clock()
+        if _is_running(campaign) and not was_running:
+            campaign.running.append((now, None))
+            campaign.ended_at = None
+            campaign.started_at = campaign.started_at or datetime.now(UTC)
+        elif was_running and not _is_running(campaign):
+            begin, _ = campaign.running[-1]
+            campaign.running[-1] = (begin, now)
+            if status != "paused":
+                campaign.ended_at = datetime.now(UTC)
+
+
+def seed_campaigns() -> list[SandboxCampaign]:
+    """Return one campaign of every status, and of every way not to be ready."""
+    now = datetime.now(UTC)
+    earlier = now - timedelta(hours=2)
+    return [
+        SandboxCampaign(id="ready", name="Spring reminder", total_count=20),
+        SandboxCampaign(id="paused", name="Paused half-way", status="paused", completed_count=4, failed_count=1),
+        SandboxCampaign(id="running", name="Going on", status="running", total_count=5000),
+        SandboxCampaign(id="in-progress", name="Going on too", status="in_progress", total_count=5000),
+        SandboxCampaign(id="draft", name="Nothing set", status="draft", script_id=None, total_count=0),
+        SandboxCampaign(id="no-script", name="No script yet", script_id=None),
+        SandboxCampaign(id="no-contacts", name="No contacts yet", total_count=0),
+        SandboxCampaign(id="not-yet-started", name="Just made", status="not-yet-started"),
+        SandboxCampaign(
+            id="completed",
+            name="All done",
+            status="completed",
+            completed_count=8,
+            failed_count=2,
+            started_at=earlier,
+            ended_at=now,
+        ),
+        SandboxCampaign(id="stopped", name="Called off", status="stopped", started_at=earlier, ended_at=now),
+        SandboxCampaign(id="failed", name="Broke down", status="failed", started_at=earlier, ended_at=now),
+    ]
+
+
+def _is_running(campaign: SandboxCampaign) -> bool:
+    return campaign.status in ("running", "in_progress")

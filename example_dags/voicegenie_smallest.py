@@ -1,0 +1,22 @@
+"""
+The smallest DAG: wait until a campaign is ready, then start it.
+
+Trigger it with ``{"campaign_id": "..."}``. It has no schedule: each start phones people.
+"""
+
+from airflow.providers.common.compat.sdk import DAG, Param
+
+from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
+from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
+
+with DAG(
+    dag_id="voicegenie_smallest",
+    schedule=None,
+    params={"campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign")},
+    tags=["example", "voicegenie"],
+):
+    ready = CampaignReadySensor(
+        task_id="ready", campaign_id="{{ params.campaign_id }}", mode="reschedule", poke_interval=60, timeout=3600
+    )
+    start = StartCampaignOperator(task_id="start", campaign_id="{{ params.campaign_id }}")
+    ready >> start
