@@ -131,7 +131,8 @@ class VoiceGenieClient:
             )
 
         retrying = Retrying(sleep=self._sleep, **retry_arguments(self._settings.max_attempts, announce))
-        return retrying(self._paced_attempt, call)
+        result: Result = retrying(self._paced_attempt, call)
+        return result
 
     def _paced_attempt(self, call: Call[Result]) -> Result:
         # Only reads wait for the budget: a start must not slip past its calling hours, nor a pause come late.
@@ -214,7 +215,7 @@ class _BoundedReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         self._sock.settimeout(self._exchange.remaining())
-        return self._raw.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
+        return self._raw.readinto(buffer)
 
     def close(self) -> None:
         self._raw.close()
@@ -224,36 +225,34 @@ class _BoundedReader(io.RawIOBase):
 class _BoundedResponse(HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock))  # type: ignore[attr-defined]
+        self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock))
 
 
-class _BoundedConnectionMixin:
+class _BoundedConnection(HTTPConnection):
+    """A connection that knows when its request goes out, and whose answer is read within the exchange's time."""
+
     response_class = _BoundedResponse
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         # Connecting first makes it certain that what fails until here never reached the service.
-        if self.sock is None:  # type: ignore[has-type]
-            self.connect()  # type: ignore[attr-defined]
+        if self.sock is None:
+            self.connect()
         exchange = _current_exchange.get()
         exchange.remaining()
         exchange.sent = True
-        super().request(*args, **kwargs)  # type: ignore[misc]
+        super().request(*args, **kwargs)
 
 
-class _BoundedHTTPConnection(_BoundedConnectionMixin, HTTPConnection):
-    pass
-
-
-class _BoundedHTTPSConnection(_BoundedConnectionMixin, HTTPSConnection):
+class _BoundedTlsConnection(_BoundedConnection, HTTPSConnection):
     pass
 
 
 class _BoundedHTTPPool(HTTPConnectionPool):
-    ConnectionCls = _BoundedHTTPConnection
+    ConnectionCls = _BoundedConnection
 
 
 class _BoundedHTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _BoundedHTTPSConnection
+    ConnectionCls = _BoundedTlsConnection
 
 
 class _BoundedAdapter(HTTPAdapter):
@@ -263,7 +262,7 @@ class _BoundedAdapter(HTTPAdapter):
         super().init_poolmanager(*args, **kwargs)
         _bound(self.poolmanager)
 
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> urllib3.ProxyManager:
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         return _bound(super().proxy_manager_for(*args, **kwargs))
 
 
@@ -339,6 +338,7 @@ _BREAKAGES: tuple[tuple[tuple[type[BaseException], ...], Breakage], ...] = (
         (urllib3.exceptions.ProxyError, requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema),
         Breakage.PROXY,
     ),
+    ((urllib3.exceptions.NewConnectionError,), Breakage.UNREACHABLE),
     ((TimeoutError, urllib3.exceptions.TimeoutError), Breakage.TIMEOUT),
     ((ssl.SSLCertVerificationError,), Breakage.TLS),
 )

@@ -66,5 +66,6 @@ def breakage_error(call: Call[Any], breakage: Breakage, *, sent: bool) -> VoiceG
     :param breakage: How it broke.
     :param sent: Whether any of the request may have reached the service.
     """
+    error_class: type[VoiceGenieError]
     error_class, words = breakage.value
     return error_class(f"{call}: {words}.", may_have_taken_effect=sent and call.endpoint.has_effect)

@@ -117,11 +117,12 @@ def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
 
 
 def _split(url: str) -> SplitResult:
+    parts = None
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018  reading it checks it
     except ValueError:
-        parts = None  # type: ignore[assignment]
+        parts = None
     if parts is None:
         raise _FieldError("Host", "it is not a host or base URL. Enter a host name, or https://host/path.")
     return parts
@@ -142,15 +143,12 @@ def _refuse_odd_parts(parts: SplitResult) -> None:
 def _port(parts: SplitResult, port: object) -> int | None:
     if port in (None, ""):
         return parts.port
-    try:
-        number = int(port)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        number = 0
-    if not 1 <= number <= 65535:
+    text = str(port)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
         raise _FieldError("Port", "it is not a number from 1 to 65535. Correct it or leave it empty.")
-    if parts.port not in (None, number):
+    if parts.port not in (None, int(text)):
         raise _FieldError("Port", "the host names another port. Enter it in one place only.")
-    return number
+    return int(text)
 
 
 def _is_loopback(name: str) -> bool:

@@ -221,10 +221,10 @@ def create_app(sandbox: Sandbox) -> Starlette:
     service = [
         Route(path, _service_endpoint(sandbox, operation), methods=["GET"])
         for operation, path in (
-            ("start", "/startCampaign/{campaign_id}"),
-            ("pause", "/pauseTheCampaign/{campaign_id}"),
-            ("get", "/campaign/{campaign_id}"),
-            ("stats", "/getCampaignStats/{campaign_id}"),
+            ("start", "/startCampaign/{campaign_id:path}"),
+            ("pause", "/pauseTheCampaign/{campaign_id:path}"),
+            ("get", "/campaign/{campaign_id:path}"),
+            ("stats", "/getCampaignStats/{campaign_id:path}"),
             ("list", "/fetchCampaignData"),
         )
     ]
@@ -262,8 +262,11 @@ def _service_endpoint(sandbox: Sandbox, operation: str) -> Callable[[Request], A
 def _campaign_id(request: Request) -> str | None:
     if "campaign_id" not in request.path_params:
         return None
-    # The router works on the unescaped path; the last segment of the raw one tells "a%2Fb" from "a/b".
-    return unquote(request.scope["raw_path"].decode("ascii").rpartition("/")[2])
+    # The router works on the unescaped path; the raw one tells the id "a/b" from a path of one segment more.
+    _, _, *segments = request.scope["raw_path"].decode("ascii").split("/")
+    if len(segments) != 1:
+        raise HTTPException(404)
+    return unquote(segments[0])
 
 
 def _answer(sandbox: Sandbox, operation: str, campaign_id: str | None, act: Handler, request: Request) -> Response:

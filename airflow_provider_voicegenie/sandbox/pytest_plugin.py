@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The fixture ``voicegenie_sandbox``, for tests of DAGs that use this provider::
+The fixture ``voicegenie_sandbox``, for tests of DAGs that use this provider.
+
+One argument is all a test needs::
 
     def test_reminder(voicegenie_sandbox):
         campaign = voicegenie_sandbox.add_campaign(total_count=3)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Run the smallest example as a real DAG run in a real Airflow, against the sandbox, and say how it went.
+
+Airflow gets a throw-away home on SQLite, which is gone at the end. Nothing is left running.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from airflow_provider_voicegenie.sandbox.app import Sandbox
+from airflow_provider_voicegenie.sandbox.server import running
+from airflow_provider_voicegenie.sandbox.store import SandboxStore
+
+ROOT = Path(__file__).resolve().parent.parent
+DAG_ID = "voicegenie_smallest"
+CAMPAIGN_ID = "ready"
+RUN_DATE = "2026-01-01T00:00:00+00:00"
+
+
+def main() -> int:
+    """Run the demo; return the exit code."""
+    sandbox = Sandbox(SandboxStore(speed=60))
+    with tempfile.TemporaryDirectory(prefix="voicegenie-demo-") as home, running(sandbox) as url:
+        before = sandbox.store.find(CAMPAIGN_ID).status
+        environment = airflow_environment(Path(home), url, sandbox.api_key)
+        print(f"The sandbox stands in for VoiceGenie at {url}. Setting up Airflow's database ...", flush=True)
+        if not succeeds(["db", "migrate"], environment):
+            return 1
+        print(f"Running the DAG {DAG_ID} for campaign {CAMPAIGN_ID!r} ...", flush=True)
+        conf = json.dumps({"campaign_id": CAMPAIGN_ID})
+        if not succeeds(["dags", "test", DAG_ID, RUN_DATE, "--conf", conf], environment):
+            return 1
+        states = task_states(environment)
+        after = sandbox.store.find(CAMPAIGN_ID)
+    print("\nTask states:")
+    for task, state in states.items():
+        print(f"  {task:<8} {state}")
+    print(f"Campaign {CAMPAIGN_ID!r}: {before} before, {after.status} after, started {after.start_count} time(s).")
+    print("\nTo look further: README.md, the DAG in example_dags/voicegenie_smallest.py, and the sandbox on its own:")
+    print("  .venvs/airflow-3.3-demo/bin/voicegenie-sandbox --port 8642")
+    good = states == {"ready": "success", "start": "success"} and after.start_count == 1 and before == "scheduled"
+    if not good:
+        print("\nThis is not as it should be: both tasks should have succeeded, and the campaign started once.")
+    return 0 if good else 1
+
+
+def airflow_environment(home: Path, url: str, api_key: str) -> dict[str, str]:
+    """Return the environment of a throw-away Airflow that knows the sandbox."""
+    connection = {"conn_type": "voicegenie", "host": url, "password": api_key}
+    return {
+        **os.environ,
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "AIRFLOW_CONN_VOICEGENIE_DEFAULT": json.dumps(connection),
+    }
+
+
+def succeeds(arguments: list[str], environment: dict[str, str]) -> bool:
+    """Run an Airflow command quietly; where it fails, show what it said."""
+    result = airflow(arguments, environment)
+    if result.returncode:
+        print(f"`airflow {' '.join(arguments)}` ended with {result.returncode} and said:\n{result.stdout}")
+        print(result.stderr, file=sys.stderr)
+    return result.returncode == 0
+
+
+def task_states(environment: dict[str, str]) -> dict[str, str]:
+    """Return the states of the run's tasks."""
+    runs = json.loads(airflow(["dags", "list-runs", *_dag_argument(environment), "-o", "json"], environment).stdout)
+    rows = airflow(["tasks", "states-for-dag-run", DAG_ID, runs[0]["run_id"], "-o", "json"], environment).stdout
+    return {row["task_id"]: row["state"] for row in json.loads(rows)}
+
+
+def _dag_argument(environment: dict[str, str]) -> list[str]:
+    major = int(airflow(["version"], environment).stdout.strip().partition(".")[0])
+    return [DAG_ID] if major > 2 else ["-d", DAG_ID]
+
+
+def airflow(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run an Airflow command."""
+    command = [sys.executable, "-m", "airflow", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

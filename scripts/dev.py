@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""
+Set up and run what a developer needs: ``demo``, ``test`` and ``check``. Needs nothing but Python and pip.
+
+Each Airflow version gets a virtual environment of its own below ``.venvs``, made once and again whenever
+``pyproject.toml`` or the version's constraints change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NEWEST = "3.3"
+VERSIONS = sorted(
+    (path.stem.removeprefix("airflow-") for path in (ROOT / "constraints").glob("airflow-*.txt")),
+    key=lambda version: tuple(map(int, version.split("."))),
+)
+
+
+def main() -> int:
+    """Run one command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, purpose in (
+        ("demo", "run the smallest example in a real Airflow against the local sandbox"),
+        ("test", "run the tests; further arguments go to pytest"),
+        ("check", "lint, type-check, build the package and install it somewhere clean"),
+    ):
+        command = commands.add_parser(name, help=purpose)
+        command.add_argument("--airflow", choices=VERSIONS, default=NEWEST, help=f"Airflow version (default {NEWEST})")
+    options, rest = parser.parse_known_args()
+    if rest and options.command != "test":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if sys.version_info < (3, 11):
+        parser.error(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}")
+    python = environment(options.airflow, with_tests=options.command != "demo")
+    if options.command == "demo":
+        return run(python, ROOT / "scripts" / "demo.py")
+    if options.command == "test":
+        return run(python, "-m", "pytest", *rest)
+    return check(python)
+
+
+def environment(version: str, *, with_tests: bool) -> Path:
+    """Return the Python of an environment with this checkout and an Airflow version, made if need be."""
+    folder = ROOT / ".venvs" / f"airflow-{version}{'' if with_tests else '-demo'}"
+    constraints = ROOT / "constraints" / f"airflow-{version}.txt"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    wanted = hashlib.sha256(constraints.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    stamp = folder / "made-from"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    print(f"Setting up {folder.relative_to(ROOT)} (a minute or two, once) ...", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, with_pip=True)
+    extra = "sandbox,test" if with_tests else "sandbox"
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = subprocess.run([*command, "-c", constraints, "-e", f"{ROOT}[{extra}]"], check=False, cwd=ROOT)
+    if install.returncode:
+        sys.exit(f"Setting up failed (pip ended with {install.returncode}); its message stands above.")
+    stamp.write_text(wanted)
+    return python
+
+
+def check(python: Path) -> int:
+    """Lint, type-check, build, and install the wheel in a clean environment."""
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    steps = [
+        ("-m", "ruff", "check", "."),
+        ("-m", "ruff", "format", "--check", "."),
+        ("-m", "mypy"),
+        ("-m", "build", "--outdir", dist),
+    ]
+    for step in steps:
+        if code := run(python, *step):
+            return code
+    wheels = sorted(dist.glob("*.whl"))
+    return run(python, "-m", "twine", "check", "--strict", *sorted(dist.iterdir())) or check_wheel(wheels[0])
+
+
+def check_wheel(wheel: Path) -> int:
+    """Install a wheel beside Airflow in an environment that has nothing else, and ask Airflow for it."""
+    folder = ROOT / ".venvs" / "wheel"
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    constraints = ROOT / "constraints" / f"airflow-{NEWEST}.txt"
+    if code := run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints, wheel):
+        return code
+    listed = subprocess.run(
+        [folder / "bin" / "airflow", "providers", "list", "--output", "plain"],
+        env={**os.environ, "AIRFLOW_HOME": str(folder / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode or "airflow-provider-voicegenie" not in listed.stdout:
+        print(f"The wheel's provider is not listed by Airflow:\n{listed.stdout}{listed.stderr}")
+        return 1
+    print("The wheel installs, and `airflow providers list` shows it.")
+    return 0
+
+
+def run(python: Path, *arguments: object) -> int:
+    """Run Python with arguments, in the checkout."""
+    print("+", *(str(argument) for argument in arguments), flush=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    return subprocess.run([python, *map(str, arguments)], cwd=ROOT, check=False, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
