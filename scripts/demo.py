@@ -7,8 +7,10 @@ Airflow gets a throw-away home on SQLite, which is gone at the end. Nothing is l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -37,7 +39,7 @@ def main() -> int:
         conf = json.dumps({"campaign_id": CAMPAIGN_ID})
         if not succeeds(["dags", "test", DAG_ID, RUN_DATE, "--conf", conf], environment):
             return 1
-        states = task_states(environment)
+        states = task_states(Path(home))
         after = sandbox.store.find(CAMPAIGN_ID)
     print("\nTask states:")
     for task, state in states.items():
@@ -73,16 +75,11 @@ def succeeds(arguments: list[str], environment: dict[str, str]) -> bool:
     return result.returncode == 0
 
 
-def task_states(environment: dict[str, str]) -> dict[str, str]:
-    """Return the states of the run's tasks."""
-    runs = json.loads(airflow(["dags", "list-runs", *_dag_argument(environment), "-o", "json"], environment).stdout)
-    rows = airflow(["tasks", "states-for-dag-run", DAG_ID, runs[0]["run_id"], "-o", "json"], environment).stdout
-    return {row["task_id"]: row["state"] for row in json.loads(rows)}
-
-
-def _dag_argument(environment: dict[str, str]) -> list[str]:
-    major = int(airflow(["version"], environment).stdout.strip().partition(".")[0])
-    return [DAG_ID] if major > 2 else ["-d", DAG_ID]
+def task_states(home: Path) -> dict[str, str]:
+    """Return the states of the tasks that ran, as Airflow's database has them."""
+    with contextlib.closing(sqlite3.connect(home / "airflow.db")) as database:
+        rows = database.execute("SELECT task_id, state FROM task_instance WHERE dag_id = ? ORDER BY 1", [DAG_ID])
+        return dict(rows.fetchall())
 
 
 def airflow(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

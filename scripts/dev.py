@@ -40,7 +40,7 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     if rest and options.command != "test":
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  the one file that an older Python may meet
         parser.error(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}")
     python = environment(options.airflow, with_tests=options.command != "demo")
     if options.command == "demo":

@@ -301,7 +301,7 @@ class PausedCampaign:
 
 def read_time(value: object) -> datetime | None:
     """Read an ISO 8601 time; UTC where it names no zone, ``None`` where it cannot be read."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or value.strip()[10:11] not in ("T", "t", " "):
         return None
     try:
         moment = datetime.fromisoformat(value.strip())

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of answer, to every call: which error it becomes, and whether it leaves a start open."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_voicegenie.api import errors
+from airflow_provider_voicegenie.api.answers import MAX_ANSWER_BYTES, Answer, Secrets
+from airflow_provider_voicegenie.api.endpoints import GET, START, campaign_call
+from airflow_provider_voicegenie.decisions.outcomes import Condition
+
+KEY = "k3y/with+odd=chars"
+SECRETS = Secrets(KEY)
+
+
+def answer(status=200, document=None, *, body=None, **headers):
+    content = json.dumps(document).encode() if body is None else body
+    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, content)
+
+
+def refusal(code=None, message="no", **more):
+    return {"success": False, "message": message, **({"error": code} if code is not None else {}), **more}
+
+
+GOOD_START = {"success": True, "data": {"campaign_id": "c1", "status": "running", "started_at": "2024-01-16T10:30:00Z"}}
+
+
+def read_start(given_answer):
+    return campaign_call(START, "c1").read(given_answer, secrets=SECRETS, now=0)
+
+
+def error_of(given_answer, endpoint=START):
+    with pytest.raises(errors.VoiceGenieError) as caught:
+        campaign_call(endpoint, "c1").read(given_answer, secrets=SECRETS, now=0)
+    return caught.value
+
+
+def test_a_good_answer():
+    started = read_start(answer(200, GOOD_START))
+    assert started.campaign_id == "c1"
+    assert started.status.is_running
+
+
+@pytest.mark.parametrize(
+    ("given_answer", "kind", "may_have_taken_effect"),
+    [
+        (answer(400, refusal("CAMPAIGN_ALREADY_RUNNING")), "CAMPAIGN_ALREADY_RUNNING", False),
+        (answer(400, refusal({"code": "CAMPAIGN_ALREADY_RUNNING"})), "CAMPAIGN_ALREADY_RUNNING", False),
+        (answer(409, refusal("CAMPAIGN_ALREADY_RUNNING")), "CAMPAIGN_ALREADY_RUNNING", False),
+        (answer(400, refusal("CAMPAIGN_NOT_RUNNING")), "CAMPAIGN_NOT_RUNNING", False),
+        (answer(400, refusal()), "REFUSED", False),
+        (answer(400, refusal("BRAND_NEW")), "REFUSED", False),
+        (answer(404, refusal("NOT_FOUND")), "NOT_FOUND", False),
+        (answer(404, refusal("CAMPAIGN_NOT_FOUND")), "NOT_FOUND", False),
+        (answer(404, refusal()), "NOT_FOUND", False),
+        (answer(404, refusal("NO_SUCH_ENDPOINT")), "REFUSED", False),
+        (answer(404, body=b"<html>Not Found</html>"), "REFUSED", False),
+        (answer(404, {"detail": "Not Found"}), "REFUSED", False),
+        (answer(422, refusal("INVALID_CAMPAIGN_STATE")), "INVALID_CAMPAIGN_STATE", False),
+        (answer(422, refusal()), "INVALID_CAMPAIGN_STATE", False),
+        (answer(401, refusal("UNAUTHORIZED")), "UNAUTHORIZED", False),
+        (answer(401, refusal()), "UNAUTHORIZED", False),
+        (answer(401, body=b""), "UNAUTHORIZED", False),
+        (answer(403, refusal()), "FORBIDDEN", False),
+        (answer(418, refusal()), "REFUSED", False),
+        (answer(429, refusal("RATE_LIMIT_EXCEEDED")), "RATE_LIMIT_EXCEEDED", False),
+        (answer(429, body=b"slow down"), "RATE_LIMIT_EXCEEDED", False),
+        (answer(408, body=b""), "INTERNAL_SERVER_ERROR", True),
+        (answer(425, body=b""), "INTERNAL_SERVER_ERROR", False),
+        (answer(500, refusal("INTERNAL_SERVER_ERROR")), "INTERNAL_SERVER_ERROR", True),
+        (answer(500, refusal("NOT_FOUND")), "INTERNAL_SERVER_ERROR", True),
+        (answer(502, body=b"<html>Bad Gateway</html>"), "INTERNAL_SERVER_ERROR", True),
+        (answer(599, body=b""), "INTERNAL_SERVER_ERROR", True),
+        (answer(302, body=b"", location="https://elsewhere"), "REDIRECTED", True),
+        (answer(304, body=b""), "REDIRECTED", True),
+        (answer(200, refusal("CAMPAIGN_ALREADY_RUNNING")), "CAMPAIGN_ALREADY_RUNNING", False),
+        (answer(200, refusal("BRAND_NEW")), "INVALID_ANSWER", True),
+        (answer(200, refusal()), "INVALID_ANSWER", True),
+        (answer(400, {**GOOD_START, "error": "X"}), "REFUSED", True),
+        (answer(200, body=b""), "INVALID_ANSWER", True),
+        (answer(200, body=b"<html>"), "INVALID_ANSWER", True),
+        (answer(200, body=b"[1]"), "INVALID_ANSWER", True),
+        (answer(200, body=b"[" * 200_000), "INVALID_ANSWER", True),
+        (answer(200, body=b'{"success": true, "data"'), "INVALID_ANSWER", True),
+        (answer(200, {"success": "true", "data": {}}), "INVALID_ANSWER", True),
+        (answer(200, {"success": True}), "INVALID_ANSWER", True),
+        (answer(200, {"success": True, "data": {"campaign_id": "c1"}}), "INVALID_ANSWER", True),
+        (answer(200, {"success": True, "data": {"campaign_id": "other", "status": "running"}}), "INVALID_ANSWER", True),
+        (answer(200, {"success": True, "data": {"campaign_id": "c1", "status": "paused"}}), "INVALID_ANSWER", True),
+        (answer(200, body=b"not gzip", content_encoding="gzip"), "INVALID_ANSWER", True),
+        (answer(200, body=gzip.compress(b"{}")[:-9], content_encoding="gzip"), "INVALID_ANSWER", True),
+        (answer(200, body=b"{}", content_encoding="br"), "INVALID_ANSWER", True),
+    ],
+)
+def test_what_an_answer_to_a_start_becomes(given_answer, kind, may_have_taken_effect):
+    error = error_of(given_answer)
+    assert (error.kind, error.may_have_taken_effect) == (kind, may_have_taken_effect)
+    assert Condition(error.kind)
+    assert error_of(given_answer, GET).may_have_taken_effect is False
+
+
+def test_compressed_answers_are_read():
+    body = gzip.compress(json.dumps(GOOD_START).encode())
+    assert read_start(answer(200, body=body, content_encoding="gzip")).campaign_id == "c1"
+
+
+def test_a_gzip_bomb_is_not_unpacked():
+    bomb = gzip.compress(b"x" * (MAX_ANSWER_BYTES + 1))
+    assert len(bomb) < 100_000
+    assert "more than" in str(error_of(answer(200, body=bomb, content_encoding="gzip")))
+
+
+def test_an_invalid_state_says_what_is_missing():
+    error = error_of(answer(422, refusal("INVALID_CAMPAIGN_STATE", details={"missing": ["script_id", "contacts"]})))
+    assert "script_id, contacts" in str(error)
+    assert error.details == {"missing": ["script_id", "contacts"]}
+    assert (error.status, error.code) == (422, "INVALID_CAMPAIGN_STATE")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps(refusal("X", KEY)),
+        json.dumps(refusal(KEY)),
+        json.dumps(refusal("X", details={KEY: {"deep": [KEY]}})),
+        json.dumps(refusal("X", details={"missing": [KEY]})),
+        # An escaped slash and an escaped letter say the same text.
+        json.dumps(refusal("X", KEY)).replace("/", "\\/").replace("k3y", "\\u006b3y"),
+        f"<html>x-api-key: {KEY}</html>",
+        "<html>k3y%2Fwith%2Bodd%3Dchars</html>",
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400, 401, 404, 500])
+def test_no_echoed_key_gets_into_an_error(status, body):
+    error = error_of(answer(status, body=body.encode()))
+    shown = f"{error} {error!r} {error.code} {error.details} {vars(error)}"
+    assert "k3y" not in shown
+    assert "k3y" not in str(pickle.loads(pickle.dumps(error)).__dict__)
+
+
+def test_an_error_survives_pickling():
+    error = error_of(answer(429, refusal(), retry_after="7"))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.retry_after, copy.status) == (type(error), str(error), 7, 429)
+
+
+def test_an_excerpt_is_short_and_on_one_line():
+    text = str(error_of(answer(200, body=b"<html>\r\n\x1b[31m" + b"x" * 5000)))
+    assert len(text) < 400
+    assert text.isprintable()
+
+
+@given(st.integers(200, 599), st.binary(max_size=200), st.sampled_from(["", "gzip", "deflate"]))
+def test_any_bytes_are_an_error_of_the_family(status, body, encoding):
+    assert error_of(Answer(status, {"content-encoding": encoding}, body)).kind in Condition.__members__

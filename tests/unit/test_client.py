@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transport against real servers on loopback: what is sent, how often, for how long, and to whom."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import ssl
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import trustme
+
+from airflow_provider_voicegenie.api import errors
+from airflow_provider_voicegenie.api.client import VoiceGenieClient
+from airflow_provider_voicegenie.api.settings import ClientSettings
+
+KEY = "sk-marked-key"
+
+
+@pytest.fixture
+def client(voicegenie_sandbox):
+    voicegenie_sandbox.waits = waits = []
+    return VoiceGenieClient(
+        ClientSettings(voicegenie_sandbox.url, voicegenie_sandbox.api_key, timeout=2), sleep=waits.append
+    )
+
+
+@contextmanager
+def raw_server(handle, tls=None):
+    """Serve each connection with ``handle(connection, request)``; gives the port and the requests."""
+    requests = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                    with connection, tls.wrap_socket(connection, server_side=True) if tls else connection as stream:
+                        request = stream.recv(65536)
+                        requests.append(request)
+                        handle(stream, request)
+                except OSError:
+                    if listener.fileno() == -1:
+                        return
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1], requests
+        # Closing alone does not wake up the thread that accepts.
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(timeout=5)
+
+
+def client_for(port, scheme="http", host="127.0.0.1", **settings):
+    return VoiceGenieClient(
+        ClientSettings(f"{scheme}://{host}:{port}", KEY, **{"timeout": 1, "max_attempts": 1, **settings}),
+        sleep=lambda seconds: None,
+    )
+
+
+def chain_of(error):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def test_the_request():
+    def handle(stream, request):
+        stream.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    with raw_server(handle) as (port, requests), pytest.raises(errors.RefusedError):
+        client_for(port).get_campaign("c 1")
+    head = requests[0].decode().lower()
+    assert head.startswith("get /campaign/c%201 http/1.1\r\n")
+    assert f"x-api-key: {KEY}" in head
+    assert "connection: close" in head
+    assert "cache-control: no-store" in head
+    assert "user-agent: airflow-provider-voicegenie/" in head
+
+
+def test_reads_are_repeated_until_they_succeed(client, voicegenie_sandbox):
+    voicegenie_sandbox.inject("status", "get", status=503, times=2)
+    voicegenie_sandbox.inject("close", "get")
+    assert client.get_campaign("ready").campaign_id == "ready"
+    assert voicegenie_sandbox.request_count("get") == 4
+    assert len(voicegenie_sandbox.waits) == 3
+    assert voicegenie_sandbox.waits == sorted(voicegenie_sandbox.waits)
+
+
+def test_reads_are_repeated_within_the_bound(client, voicegenie_sandbox):
+    voicegenie_sandbox.inject("status", "get", status=500, times=None)
+    with pytest.raises(errors.ServerError):
+        client.get_campaign("ready")
+    assert voicegenie_sandbox.request_count("get") == 4
+
+
+def test_refusals_are_not_repeated(client, voicegenie_sandbox):
+    with pytest.raises(errors.NotFoundError):
+        client.get_campaign("nobody")
+    assert voicegenie_sandbox.request_count("get") == 1
+
+
+@pytest.mark.parametrize("kind", ["close", "status", "truncated", "not_json", "redirect", "oversized", "drip"])
+@pytest.mark.parametrize("operation", ["start", "pause"])
+def test_starts_and_pauses_are_sent_once(client, voicegenie_sandbox, kind, operation):
+    voicegenie_sandbox.inject(kind, operation, times=None)
+    campaign_id = "ready" if operation == "start" else "running"
+    with pytest.raises(errors.VoiceGenieError) as caught:
+        getattr(client, f"{operation}_campaign")(campaign_id)
+    assert caught.value.may_have_taken_effect
+    assert voicegenie_sandbox.request_count(operation) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "least", "most"),
+    [({"Retry-After": "7"}, 7, 7), ({"Retry-After": "86400"}, 60, 60), ({"Retry-After": "0"}, 0, 2)],
+)
+def test_the_server_says_when(client, voicegenie_sandbox, headers, least, most):
+    voicegenie_sandbox.inject("status", "get", status=429, headers=headers)
+    client.get_campaign("ready")
+    assert least <= voicegenie_sandbox.waits[0] <= most
+
+
+def test_a_used_up_window_is_waited_for_by_the_next_read_but_not_by_a_pause(voicegenie_sandbox):
+    waits = []
+    voicegenie_sandbox.sandbox.enforce_rate_limits = True
+    settings = ClientSettings(voicegenie_sandbox.url, voicegenie_sandbox.api_key, requests_per_minute=1000)
+    client = VoiceGenieClient(settings, sleep=waits.append)
+    for _ in range(60):
+        client.get_campaign("running")
+    with pytest.raises(errors.RateLimitError):
+        client.pause_campaign("running")
+    assert not waits
+    with pytest.raises(errors.RateLimitError) as caught:
+        client.get_campaign("running")
+    assert 50 <= caught.value.retry_after <= 61
+    assert 50 <= waits[0] <= 60
+
+
+def test_the_client_stays_within_its_budget(voicegenie_sandbox):
+    waits = []
+    settings = ClientSettings(voicegenie_sandbox.url, voicegenie_sandbox.api_key, requests_per_minute=3)
+    client = VoiceGenieClient(settings, sleep=waits.append)
+    for _ in range(4):
+        client.get_campaign("ready")
+    assert len(waits) == 1
+    assert 55 < waits[0] <= 60
+
+
+def test_all_pages_of_the_list_each_when_it_is_needed(client, voicegenie_sandbox):
+    campaigns = client.list_campaigns(page_size=4)
+    assert voicegenie_sandbox.request_count("list") == 0
+    next(campaigns)
+    assert voicegenie_sandbox.request_count("list") == 1
+    names = [campaign.campaign_id for campaign in campaigns]
+    assert len(names) == len(set(names)) == 10
+    assert voicegenie_sandbox.request_count("list") == 3
+
+
+@pytest.mark.parametrize("page_size", [0, 1001, -1, "5", True, 2.5])
+def test_a_wrong_page_size_is_refused_at_once(client, page_size):
+    with pytest.raises(ValueError, match="page_size"):
+        client.list_campaigns(page_size)
+
+
+@pytest.mark.parametrize("kind", ["drip-headers", "drip-body", "silence"])
+def test_an_exchange_has_an_end_however_slowly_it_drips(kind):
+    def handle(stream, request):
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+        text = {"drip-headers": head, "drip-body": b" " * 100, "silence": b""}[kind]
+        if kind == "drip-body":
+            stream.sendall(head)
+        for byte in text:
+            stream.sendall(bytes([byte]))
+            time.sleep(0.1)
+        time.sleep(3)
+
+    with raw_server(handle) as (port, _):
+        begun = time.monotonic()
+        with pytest.raises(errors.ExchangeTimeoutError) as caught:
+            client_for(port, timeout=0.5).start_campaign("c")
+        assert time.monotonic() - begun < 2
+    assert caught.value.may_have_taken_effect
+
+
+def test_an_endless_answer_is_not_read_to_its_end():
+    sent = 0
+
+    def handle(stream, request):
+        nonlocal sent
+        stream.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        for _ in range(2000):
+            sent += stream.send(b"x" * 65536)
+
+    with raw_server(handle) as (port, _), pytest.raises(errors.InvalidAnswerError, match="larger than"):
+        client_for(port, timeout=20).get_campaign("c")
+    assert sent < 40_000_000
+
+
+@pytest.mark.parametrize(
+    "location", ["http://127.0.0.1:{port}/x", "http://localhost:{port}/x", "file:///etc/passwd", "//x", ":"]
+)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed_and_its_body_not_swallowed(status, location):
+    def elsewhere(stream, request):
+        stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with raw_server(elsewhere) as (other, seen):
+
+        def handle(stream, request):
+            target = location.format(port=other).encode()
+            stream.sendall(b"HTTP/1.1 %d Moved\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % (status, target))
+
+        with raw_server(handle) as (port, requests):
+            for call in ("start_campaign", "get_campaign"):
+                with pytest.raises(errors.RedirectedError):
+                    getattr(client_for(port), call)("c")
+            assert len(requests) == 2
+    assert seen == []
+
+
+def test_a_refused_connection_reached_nobody():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(errors.ConnectionFailedError, match="no connection") as caught:
+        client_for(port).start_campaign("c")
+    assert not caught.value.may_have_taken_effect
+
+
+def test_an_unknown_host_is_said_to_be_one_but_not_quoted():
+    with pytest.raises(errors.ConnectionFailedError, match="name cannot be resolved") as caught:
+        client_for(1, host=f"{KEY}.invalid").start_campaign("c")
+    assert not caught.value.may_have_taken_effect
+    assert all(KEY not in f"{error} {error!r}" for error in chain_of(caught.value))
+
+
+@pytest.mark.parametrize("trouble", ["unknown authority", "another name"])
+def test_an_untrusted_certificate_stops_before_the_key_is_sent(trouble, tmp_path):
+    authority = trustme.CA()
+    name = "127.0.0.1" if trouble == "unknown authority" else "elsewhere.example.com"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    verify = True if trouble == "unknown authority" else str(bundle)
+    server = raw_server(lambda stream, request: None, tls=context)
+    with server as (port, requests), pytest.raises(errors.TlsFailedError) as caught:
+        client_for(port, "https", verify=verify).start_campaign("c")
+    assert not caught.value.may_have_taken_effect
+    assert not caught.value.temporary
+    assert requests == []
+
+
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+def test_a_trusted_certificate_is_spoken_to(tmp_path):
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+
+    def handle(stream, request):
+        stream.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+
+    with raw_server(handle, tls=context) as (port, requests):
+        for verify in (str(bundle), False):
+            with pytest.raises(errors.UnauthorizedError):
+                client_for(port, "https", verify=verify).get_campaign("c")
+    assert len(requests) == 2
+
+
+def test_a_proxy_of_the_environment_does_not_see_the_key_of_plain_http(monkeypatch, client):
+    with raw_server(lambda stream, request: None) as (port, requests):
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        client.get_campaign("ready")
+    assert requests == []
+
+
+def test_a_proxy_of_the_connection_is_used():
+    def handle(stream, request):
+        stream.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
+
+    with raw_server(handle) as (port, requests), pytest.raises(errors.UnauthorizedError):
+        client_for(1, host="far.example.com", proxies={"http": f"http://127.0.0.1:{port}"}).get_campaign("c")
+    assert requests[0].startswith(b"GET http://far.example.com:1/campaign/c ")
+
+
+def test_no_exception_below_ours_is_kept(client, voicegenie_sandbox):
+    voicegenie_sandbox.inject("close", "start")
+    with pytest.raises(errors.ConnectionFailedError) as caught:
+        client.start_campaign("ready")
+    assert list(chain_of(caught.value)) == [caught.value]
+
+
+def test_the_client_shows_no_key_and_cannot_be_pickled(client, voicegenie_sandbox):
+    assert voicegenie_sandbox.api_key not in repr(client)
+    with pytest.raises(TypeError, match="pickled"):
+        pickle.dumps(client)
+
+
+def test_the_service_clock_comes_from_its_answers(monkeypatch):
+    def handle(stream, request):
+        stream.sendall(b"HTTP/1.1 401 No\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n")
+
+    with raw_server(handle) as (port, _):
+        client = client_for(port)
+        with pytest.raises(errors.UnauthorizedError):
+            client.get_campaign("c")
+        assert abs(client.server_time() - 1767225600) < 5

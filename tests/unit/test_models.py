@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_voicegenie.api.models import (
+    Campaign,
+    CampaignPage,
+    CampaignStats,
+    CampaignStatus,
+    PausedCampaign,
+    ShapeError,
+    StartedCampaign,
+    read_time,
+    write_time,
+)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@pytest.mark.parametrize(
+    ("word", "status"),
+    [
+        ("running", CampaignStatus.RUNNING),
+        ("in_progress", CampaignStatus.RUNNING),
+        ("In-Progress", CampaignStatus.RUNNING),
+        ("not_yet_started", CampaignStatus.NOT_YET_STARTED),
+        (" paused ", CampaignStatus.PAUSED),
+        ("archived", CampaignStatus.UNKNOWN),
+        ("", CampaignStatus.UNKNOWN),
+    ],
+)
+def test_status_words(word, status):
+    assert CampaignStatus.read(word) is status
+
+
+def test_status_groups_do_not_overlap():
+    for status in CampaignStatus:
+        assert status.is_running + status.is_startable + status.has_ended <= 1
+    assert {status for status in CampaignStatus if status.is_startable} == {"paused", "scheduled"}
+    assert {status for status in CampaignStatus if status.has_ended} == {"completed", "stopped", "failed"}
+
+
+def test_campaign_counts_contacts_and_drops_their_ids():
+    campaign = Campaign.from_json({"id": "c", "campaign_status": "draft", "contact_ids": ["person-1", "person-2"]})
+    assert campaign.total_count == 2
+    assert "person-1" not in repr(campaign)
+    total = Campaign.from_json({"id": "c", "campaign_status": "x", "contact_ids": ["1"], "total_count": 150})
+    assert total.total_count == 150
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "3", None, [], float("nan")])
+def test_what_is_no_count_is_none(value):
+    assert Campaign.from_json({"id": "c", "campaign_status": "x", "completed_count": value}).completed_count is None
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"id": "c"}, {"id": 1, "campaign_status": "paused"}, {"id": "c", "campaign_status": None}]
+)
+def test_campaign_needs_id_and_status(data):
+    with pytest.raises(ShapeError):
+        Campaign.from_json(data)
+
+
+def test_page_skips_what_it_cannot_read_but_counts_it():
+    page = CampaignPage.from_json(
+        {"campaigns": [{"id": "a", "campaign_status": "paused"}, {"id": 5}, None], "pagination": {"total": 9}}
+    )
+    assert [campaign.campaign_id for campaign in page.campaigns] == ["a"]
+    assert (page.size, page.total) == (3, 9)
+
+
+@pytest.mark.parametrize("status", ["paused", "scheduled", "draft", "failed", "stopped"])
+def test_a_start_does_not_lead_to_these(status):
+    with pytest.raises(ShapeError):
+        StartedCampaign.from_json({"campaign_id": "c", "status": status})
+
+
+@pytest.mark.parametrize("status", ["running", "in_progress", "completed", "queued"])
+def test_a_start_may_lead_to_these(status):
+    assert StartedCampaign.from_json({"campaign_id": "c", "status": status}).status_text == status
+
+
+def test_a_pause_does_not_lead_to_running():
+    with pytest.raises(ShapeError):
+        PausedCampaign.from_json({"campaign_id": "c", "status": "in_progress"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-01-16T10:30:00Z", datetime(2024, 1, 16, 10, 30, tzinfo=UTC)),
+        ("2024-01-16T12:30:00+02:00", datetime(2024, 1, 16, 10, 30, tzinfo=UTC)),
+        ("2024-01-16T10:30:00", datetime(2024, 1, 16, 10, 30, tzinfo=UTC)),
+        ("2024-01-17:00:00Z", None),
+        ("0001-01-01T00:00:00+14:00", None),
+        (None, None),
+        (1700000000, None),
+    ],
+)
+def test_times(text, expected):
+    assert read_time(text) == expected
+
+
+def test_times_are_written_as_the_service_does():
+    assert write_time(datetime(2024, 1, 16, 10, 30, tzinfo=UTC)) == "2024-01-16T10:30:00Z"
+    assert write_time(None) is None
+
+
+FIELDS = [
+    "id",
+    "campaign_id",
+    "campaign_status",
+    "status",
+    "total_count",
+    "campaigns",
+    "pagination",
+    "created_at",
+    "call_status_breakdown",
+]
+MODELS = [Campaign, CampaignPage, CampaignStats, StartedCampaign, PausedCampaign]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), json_values))
+def test_any_json_is_read_or_refused(data):
+    for model in MODELS:
+        with contextlib.suppress(ShapeError):
+            model.from_json(data)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_voicegenie.api import errors
+from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def all_errors(cls=errors.VoiceGenieError):
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from all_errors(sub)
+
+
+def test_every_error_is_a_condition():
+    assert {error.kind for error in all_errors()} <= set(Condition)
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+def test_a_default_is_among_what_is_allowed(kind):
+    rules = OutcomeRules(kind)
+    for condition in Condition:
+        assert rules.outcome(condition) in rules.allowed(condition)
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+def test_the_readme_has_the_table(kind):
+    """The table in the README is the table of the code, line by line."""
+    column = {TaskKind.START: 1, TaskKind.PAUSE: 2, TaskKind.READY: 3}[kind]
+    rows = {}
+    for line in README.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and re.fullmatch(r"`[A-Z_]+`", cells[0]):
+            rows[cells[0].strip("`")] = cells[column]
+    rules = OutcomeRules(kind)
+    assert set(rows) == set(Condition)
+    for name, documented in rows.items():
+        if documented == "-":
+            with pytest.raises(ValueError, match="not a condition"):
+                OutcomeRules(kind, {name: "skip"})
+        else:
+            assert rules.outcome(Condition(name)) == documented, name
+
+
+def test_single_lines_change_by_text_or_enum():
+    rules = OutcomeRules(TaskKind.START, {"NOT_FOUND": "skip", Condition.UNAUTHORIZED: Outcome.RETRY})
+    assert rules.outcome(Condition.NOT_FOUND) is Outcome.SKIP
+    assert rules.outcome(Condition.UNAUTHORIZED) is Outcome.RETRY
+    assert rules.outcome(Condition.FORBIDDEN) is Outcome.FAIL
+    assert OutcomeRules(TaskKind.START).outcome(Condition.NOT_FOUND) is Outcome.FAIL
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        (TaskKind.START, {"NOT_FOUNT": "skip"}, ["NOT_FOUNT", "NOT_FOUND", "BACKFILL_RUN"]),
+        (TaskKind.START, {"not_found": "skip"}, ["not_found"]),
+        (TaskKind.START, {404: "skip"}, ["404"]),
+        (TaskKind.START, {"NOT_FOUND": "ignore"}, ["ignore", "skip, fail, retry"]),
+        (TaskKind.START, {"NOT_FOUND": "succeed"}, ["succeed", "skip, fail, retry"]),
+        (TaskKind.START, {"NOT_FOUND": None}, ["None"]),
+        (TaskKind.START, {"RATE_LIMIT_EXCEEDED": "wait"}, ["wait"]),
+        (TaskKind.READY, {"INVALID_CAMPAIGN_ID": "wait"}, ["wait"]),
+        (TaskKind.PAUSE, {"BACKFILL_RUN": "skip"}, ["BACKFILL_RUN"]),
+        (TaskKind.START, ["NOT_FOUND"], ["mapping", "list"]),
+        (TaskKind.START, "NOT_FOUND", ["mapping", "str"]),
+    ],
+)
+def test_a_wrong_change_is_refused_and_the_valid_ones_named(kind, changes, words):
+    with pytest.raises(ValueError, match="outcomes") as caught:
+        OutcomeRules(kind, changes)
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Airflow sees of the provider."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pickle
+import subprocess
+import sys
+
+import airflow
+import jsonschema
+import pytest
+
+from airflow_provider_voicegenie.get_provider_info import get_provider_info
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
+
+
+def test_the_description_is_one_that_airflow_accepts():
+    from importlib.resources import files
+
+    schema = json.loads((files(airflow) / "provider_info.schema.json").read_text())
+    jsonschema.validate(get_provider_info(), schema)
+
+
+def test_everything_named_exists():
+    info = get_provider_info()
+    for kind in ("operators", "sensors", "hooks"):
+        for entry in info[kind]:
+            for module in entry["python-modules"]:
+                importlib.import_module(module)
+    (connection_type,) = info["connection-types"]
+    assert connection_type["hook-class-name"] == f"{VoiceGenieHook.__module__}.{VoiceGenieHook.__name__}"
+    assert connection_type["connection-type"] == VoiceGenieHook.conn_type
+    assert connection_type["hook-name"] == VoiceGenieHook.hook_name
+
+
+def test_the_old_form_is_the_new_one():
+    behaviour = get_provider_info()["connection-types"][0]["ui-field-behaviour"]
+    old = VoiceGenieHook.get_ui_field_behaviour()
+    assert old == {name.replace("-", "_"): value for name, value in behaviour.items()}
+    try:
+        widgets = VoiceGenieHook.get_connection_form_widgets()
+    except ImportError:
+        pytest.skip("no form library beside this Airflow, which then does not ask for widgets")
+    assert list(widgets) == list(get_provider_info()["connection-types"][0]["conn-fields"])
+
+
+@pytest.mark.parametrize("cls", [StartCampaignOperator, PauseCampaignOperator, CampaignReadySensor])
+def test_only_what_may_be_decided_upstream_is_templated(cls):
+    assert tuple(cls.template_fields) == ("campaign_id", "voicegenie_conn_id")
+
+
+def test_the_hook_can_be_pickled_without_the_key(voicegenie_sandbox):
+    hook = VoiceGenieHook()
+    hook.get_campaign("ready")
+    data = pickle.dumps(hook)
+    assert voicegenie_sandbox.api_key.encode() not in data
+    assert pickle.loads(data).get_campaign("ready").campaign_id == "ready"
+
+
+def test_parsing_a_dag_loads_no_http_library_and_no_trigger():
+    """Only what Airflow's own base classes have not loaded already counts."""
+    code = """
+import sys
+from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator
+before = set(sys.modules)
+import airflow_provider_voicegenie.operators.campaign, airflow_provider_voicegenie.sensors.campaign
+print(*sorted(set(sys.modules) - before))
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = output.splitlines()[-1].split()
+    ours = [name for name in loaded if name.startswith("airflow_provider_voicegenie")]
+    assert not [name for name in ours if ".api" in name or ".hooks" in name or ".sandbox" in name]
+    heavy = ("requests", "httpx", "urllib3", "tenacity", "airflow.triggers", "aiohttp")
+    assert not [name for name in loaded if name.startswith(heavy)]
