@@ -14,9 +14,8 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -34,8 +33,8 @@ from airflow_provider_voicegenie.sandbox.store import RefusedCallError, SandboxC
 #: The key the sandbox accepts unless it is told another.
 DEFAULT_API_KEY = "sandbox-key"
 
-#: The transport of the connection a request came over; set by the server's protocol, see ``server``.
-current_transport: ContextVar[asyncio.Transport] = ContextVar("sandbox_transport")
+#: The open connections by the client's address, kept by the server's protocol, see ``server``.
+open_connections: dict[tuple[str, int], asyncio.Transport] = {}
 
 _PLAN_PER_MINUTE = 60
 _LIST_PER_MINUTE = 100
@@ -45,23 +44,23 @@ _STATS_CACHE_SECONDS = 30.0
 Handler = Callable[[Request, str | None], Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoggedRequest:
     """
-    One request the sandbox saw.
+    One request the sandbox saw, noted when it came and completed when it was answered.
 
     :param operation: ``start``, ``pause``, ``get``, ``list`` or ``stats``.
     :param campaign_id: The campaign it was about.
-    :param status: The status of the answer; ``None`` where a fault left it without one.
-    :param acted: Whether it changed the campaign.
     :param at: When it came.
+    :param status: The status of the answer; ``None`` where there is none, yet or at all.
+    :param acted: Whether it changed the campaign.
     """
 
     operation: str
     campaign_id: str | None
-    status: int | None
-    acted: bool
     at: datetime
+    status: int | None = None
+    acted: bool = False
 
 
 class Sandbox:
@@ -228,10 +227,13 @@ def create_app(sandbox: Sandbox) -> Starlette:
             ("list", "/fetchCampaignData"),
         )
     ]
-    return Starlette(
+    app = Starlette(
         routes=service + _control_routes(sandbox),
         exception_handlers={HTTPException: _no_such_endpoint},
     )
+    # The service is not known to redirect; what is not a path of its is answered as such.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _service_endpoint(sandbox: Sandbox, operation: str) -> Callable[[Request], Awaitable[Response]]:
@@ -240,20 +242,20 @@ def _service_endpoint(sandbox: Sandbox, operation: str) -> Callable[[Request], A
     async def endpoint(request: Request) -> Response:
         campaign_id = _campaign_id(request)
         fault = sandbox.faults.take(operation, campaign_id)
+        logged = LoggedRequest(operation, campaign_id, datetime.now(UTC))
+        sandbox.requests.append(logged)
         response: Response | None = None
-        acted = False
         if fault is None or fault.after_acting or fault.kind is FaultKind.DELAY:
             if fault is not None and fault.kind is FaultKind.DELAY and not fault.after_acting:
                 await asyncio.sleep(fault.seconds)
             response = await run_in_threadpool(_answer, sandbox, operation, campaign_id, act, request)
-            acted = operation in ("start", "pause") and response.status_code == 200
+            logged.acted = operation in ("start", "pause") and response.status_code == 200
         if fault is not None:
             response = await _spoil(fault, response)
-        status = None if response is None else response.status_code
-        sandbox.requests.append(LoggedRequest(operation, campaign_id, status, acted, datetime.now().astimezone()))
         if response is None:
-            current_transport.get().abort()
+            open_connections[request.scope["client"]].abort()
             return Response()
+        logged.status = response.status_code
         return response
 
     return endpoint

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -12,15 +13,19 @@ from collections.abc import Iterator
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from airflow_provider_voicegenie.sandbox.app import Sandbox, create_app, current_transport
+from airflow_provider_voicegenie.sandbox.app import Sandbox, create_app, open_connections
 
 
 class _SandboxProtocol(H11Protocol):
-    """Lets the application know its connection, so that it can close it without an answer."""
+    """Lets the application find a request's connection, so that it can close it without an answer."""
 
-    def data_received(self, data: bytes) -> None:
-        current_transport.set(self.transport)
-        super().data_received(data)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        open_connections[self.client] = transport  # type: ignore[index]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        open_connections.pop(self.client, None)  # type: ignore[arg-type]
+        super().connection_lost(exc)
 
 
 def listen(host: str, port: int) -> socket.socket:

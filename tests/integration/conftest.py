@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Airflow on SQLite, in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Airflow:
+    """
+    A throw-away Airflow.
+
+    :param home: Its home.
+    :param dags: Its DAG folder.
+    :param environment: Further environment variables.
+    """
+
+    home: Path
+    dags: Path = ROOT / "example_dags"
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def database(self) -> Path:
+        return self.home / "airflow.db"
+
+    def variables(self) -> dict[str, str]:
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}",
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+            **self.environment,
+        }
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "airflow", *arguments]
+        result = subprocess.run(command, env=self.variables(), capture_output=True, text=True, timeout=300, check=False)
+        with (self.home / "everything-printed.log").open("a") as log:
+            log.write(f"$ airflow {' '.join(arguments)}\n{result.stdout}{result.stderr}\n")
+        return result
+
+    def test_dag(self, dag_id: str, date: str = "2026-01-01T00:00:00+00:00", **conf: object) -> dict[str, str]:
+        """Run a DAG; return the states of its tasks, mapped ones with their index."""
+        result = self.run("dags", "test", dag_id, date, *(["--conf", json.dumps(conf)] if conf else []))
+        rows = self.query(
+            "SELECT task_id, map_index, task_instance.state FROM task_instance JOIN dag_run USING (dag_id, run_id) "
+            "WHERE dag_id = ? ORDER BY dag_run.id, task_id, map_index",
+            dag_id,
+        )
+        assert rows, result.stdout + result.stderr
+        return {task if index < 0 else f"{task}[{index}]": state for task, index, state in rows}
+
+    def returned(self, task_id: str) -> list[object]:
+        """Return what tasks of this name returned to XCom."""
+        rows = self.query("SELECT value FROM xcom WHERE task_id = ? AND key = 'return_value'", task_id)
+        return [json.loads(value) for (value,) in rows]
+
+    def query(self, sql: str, *arguments: str) -> list[tuple]:
+        with contextlib.closing(sqlite3.connect(self.database)) as database:
+            return database.execute(sql, arguments).fetchall()
+
+    def everything_kept(self) -> bytes:
+        """Return all that Airflow printed, logged and stored."""
+        return b"".join(path.read_bytes() for path in self.home.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory):
+    airflow = Airflow(tmp_path_factory.mktemp("airflow-template"))
+    result = airflow.run("db", "migrate")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return airflow.database.read_bytes()
+
+
+@pytest.fixture
+def airflow(tmp_path, migrated_database, voicegenie_sandbox):
+    airflow = Airflow(tmp_path)
+    airflow.database.write_bytes(migrated_database)
+    airflow.environment["AIRFLOW_CONN_VOICEGENIE_DEFAULT"] = voicegenie_sandbox.connection(timeout=5)
+    return airflow

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DAGs in a real Airflow, against the sandbox over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from textwrap import dedent
+from urllib.parse import quote
+
+import pytest
+
+pytestmark = pytest.mark.airflow
+
+MARKED_KEY = "sk-marked/key+1234567890"
+
+
+def write_dag(airflow, tmp_path, body):
+    airflow.dags = tmp_path / "dags"
+    airflow.dags.mkdir()
+    (airflow.dags / "dag.py").write_text(
+        dedent("""
+            from datetime import timedelta
+            from airflow.providers.common.compat.sdk import DAG
+            from airflow_provider_voicegenie.operators.campaign import *
+            from airflow_provider_voicegenie.sensors.campaign import *
+        """)
+        + dedent(body)
+    )
+
+
+def run_python(airflow, *arguments):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=airflow.variables(), capture_output=True, text=True, check=False)
+
+
+def test_the_smallest_example(airflow, voicegenie_sandbox):
+    assert airflow.test_dag("voicegenie_smallest", campaign_id="ready") == {"ready": "success", "start": "success"}
+    assert voicegenie_sandbox.start_count("ready") == 1
+    (started,) = airflow.returned("start")
+    assert started["status"] == "running"
+    (ready,) = airflow.returned("ready")
+    assert ready["total_count"] == 20
+
+
+def test_the_example_of_failure_rules(airflow, voicegenie_sandbox):
+    states = [
+        airflow.test_dag("voicegenie_failure_rules", f"2026-01-0{day}T00:00:00+00:00", campaign_id=campaign_id)
+        for day, campaign_id in enumerate(["ready", "running", "nobody"], 1)
+    ]
+    assert states == [{"start": "success"}, {"start": "success"}, {"start": "skipped"}]
+    assert voicegenie_sandbox.start_count("ready") == 1
+    assert voicegenie_sandbox.start_count("running") == 0
+
+
+def test_the_example_of_a_mapped_start(airflow, voicegenie_sandbox):
+    states = airflow.test_dag("voicegenie_mapped_start", campaign_ids=["ready", "running", "completed", "paused"])
+    assert states == {
+        "campaign_ids": "success",
+        "start[0]": "success",
+        "start[1]": "skipped",
+        "start[2]": "skipped",
+        "start[3]": "success",
+    }
+    assert voicegenie_sandbox.start_count("ready") == voicegenie_sandbox.start_count("paused") == 1
+
+
+def test_a_lost_answer_in_a_real_task(airflow, voicegenie_sandbox):
+    voicegenie_sandbox.inject("close", "start", after_acting=True)
+    assert airflow.test_dag("voicegenie_smallest", campaign_id="ready")["start"] == "success"
+    assert voicegenie_sandbox.start_count("ready") == 1
+
+
+def test_calling_hours_and_prerequisites_survive_mapping_and_parsing(airflow, voicegenie_sandbox, tmp_path):
+    write_dag(
+        airflow,
+        tmp_path,
+        """
+        with DAG("mapped", schedule=None):
+            hours = CallingHours("00:00", "23:59:59.999999", "Europe/Berlin")
+            ready = CampaignReadySensor.partial(
+                task_id="ready", prerequisites=[HasContacts(minimum=5), hours], poke_interval=1, timeout=5
+            ).expand(campaign_id=["ready"])
+            start = StartCampaignOperator.partial(
+                task_id="start",
+                calling_hours=hours,
+                max_lateness=timedelta(hours=1),
+                outcomes={Condition.NOT_FOUND: Outcome.SKIP},
+            ).expand(campaign_id=["ready", "nobody"])
+            ready >> start
+        """,
+    )
+    assert airflow.test_dag("mapped") == {"ready[0]": "success", "start[0]": "success", "start[1]": "skipped"}
+
+
+def test_a_wrong_outcome_is_an_error_of_the_dag_file_that_names_the_valid_ones(airflow, tmp_path):
+    write_dag(
+        airflow,
+        tmp_path,
+        """
+        with DAG("wrong", schedule=None):
+            StartCampaignOperator(task_id="start", campaign_id="x", outcomes={"NOT_FOUNT": "skip"})
+        """,
+    )
+    result = run_python(airflow, airflow.dags / "dag.py")
+    assert result.returncode
+    assert "ValueError: outcomes: 'NOT_FOUNT' is not a condition of this task. Valid: " in result.stderr
+    assert "BACKFILL_RUN" in result.stderr
+
+
+@pytest.mark.parametrize("form", ["json", "uri"])
+def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path, form):
+    """Every kind of ending, hostile ids included; then everything that Airflow kept is searched for the key."""
+    voicegenie_sandbox.sandbox.api_key = MARKED_KEY
+    host = voicegenie_sandbox.url.removeprefix("http://")
+    airflow.environment["AIRFLOW_CONN_VOICEGENIE_DEFAULT"] = {
+        "json": voicegenie_sandbox.connection(timeout=2, max_attempts=1),
+        "uri": f"voicegenie://:{quote(MARKED_KEY, safe='')}@{host}/http?timeout=2&max_attempts=1",
+    }[form]
+    airflow.environment["AIRFLOW_CONN_BAD"] = json.dumps(
+        {"conn_type": "voicegenie", "host": f"http://{MARKED_KEY}", "password": MARKED_KEY}
+    )
+    campaigns = {
+        "good": "ready",
+        "running": "running",
+        "path": "../pauseTheCampaign/running",
+        "query": "x?y=z",
+        "fragment": "x#y",
+        "dots": "%2e%2e",
+        "line_end": "a\r\nx-api-key: b",
+        "empty": "",
+        "long": "x" * 10_240,
+        "other_script": "кампания",
+    }
+    write_dag(
+        airflow,
+        tmp_path,
+        f"""
+        with DAG("all", schedule=None):
+            for task_id, campaign_id in {campaigns!r}.items():
+                StartCampaignOperator(task_id=task_id, campaign_id=campaign_id)
+            StartCampaignOperator(task_id="number", campaign_id=42)
+            StartCampaignOperator(task_id="bad", campaign_id="ready", voicegenie_conn_id="bad")
+            for kind in ("echo", "redirect", "close", "not_json"):
+                StartCampaignOperator(task_id=kind, campaign_id=kind)
+            succeed = {{"CAMPAIGN_ALREADY_RUNNING": "succeed"}}
+            CampaignReadySensor(task_id="sensor", campaign_id="ready", outcomes=succeed)
+        """,
+    )
+    for kind in ("echo", "redirect", "close", "not_json"):
+        voicegenie_sandbox.add_campaign(id=kind)
+    voicegenie_sandbox.inject("status", "start", campaign_id="echo", status=400, body=f"<p>{MARKED_KEY}</p>")
+    voicegenie_sandbox.inject("redirect", "start", campaign_id="redirect", location=f"http://127.0.0.1:1/{MARKED_KEY}")
+    voicegenie_sandbox.inject("close", "start", campaign_id="close")
+    voicegenie_sandbox.inject("not_json", "start", campaign_id="not_json")
+    states = airflow.test_dag("all")
+    assert states.pop("good") == "success"
+    assert states.pop("sensor") == "success"
+    assert states.pop("running") == "skipped"
+    assert set(states.values()) == {"failed"}, states
+    assert voicegenie_sandbox.start_count("ready") == 1
+    assert voicegenie_sandbox.status("running") == "running"
+    kept = airflow.everything_kept()
+    assert b"INVALID_CAMPAIGN_ID" in kept
+    for line in kept.split(b"\n"):
+        # Airflow 3.0 itself prints each value it is asked to mask, in a line of this form.
+        if b"MaskSecret(value=" not in line:
+            assert MARKED_KEY.encode() not in line, line[:2000]
+            assert quote(MARKED_KEY, safe="").encode() not in line, line[:2000]
+
+
+def test_the_command_line_shows_the_provider(airflow):
+    listed = airflow.run("providers", "list", "--output", "plain")
+    assert "airflow-provider-voicegenie" in listed.stdout
+    hooks = airflow.run("providers", "hooks", "--output", "plain")
+    assert "airflow_provider_voicegenie.hooks.voicegenie.VoiceGenieHook" in hooks.stdout.replace("\n", "")
+    details = airflow.run("providers", "get", "airflow-provider-voicegenie", "--full", "--output", "json")
+    assert "airflow_provider_voicegenie" in details.stdout
+    behaviours = airflow.run("providers", "behaviours", "--output", "json")
+    version = airflow.run("version").stdout.strip().split("\n")[-1]
+    if not version.startswith(("3.0.", "3.1.")):  # where this command finds no provider's form
+        assert "voicegenie" in behaviours.stdout
+    for result in (listed, hooks, details, behaviours):
+        assert result.returncode == 0
+        said = [line for line in (result.stdout + result.stderr).splitlines() if "voicegenie" in line.lower()]
+        assert not [line for line in said if "warning" in line.lower() or "error" in line.lower()]
+
+
+def test_the_connection_test_says_what_is_wrong(airflow, voicegenie_sandbox, tmp_path):
+    script = tmp_path / "ask.py"
+    script.write_text(
+        "from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook\n"
+        "import json, sys\n"
+        "print('ANSWER ' + json.dumps([VoiceGenieHook(name).test_connection() for name in sys.argv[1:]]))\n"
+    )
+    url = voicegenie_sandbox.url
+    connections = {
+        "good": {"host": url, "password": voicegenie_sandbox.api_key},
+        "wrong_key": {"host": url, "password": "wrong"},
+        "no_key": {"host": url},
+        "unknown_host": {"host": "https://voicegenie.invalid", "password": "k"},
+        "closed_port": {"host": "http://127.0.0.1:1", "password": "k"},
+        "not_tls": {"host": url.replace("http", "https"), "password": "k"},
+        "another_api": {"host": f"{url}/v2", "password": "k"},
+    }
+    for name, fields in connections.items():
+        airflow.environment[f"AIRFLOW_CONN_{name.upper()}"] = json.dumps(
+            {"conn_type": "voicegenie", "extra": {"timeout": 3, "max_attempts": 1}, **fields}
+        )
+    output = run_python(airflow, script, *connections).stdout
+    line = next(line for line in output.splitlines() if line.startswith("ANSWER "))
+    answers = dict(zip(connections, json.loads(line.removeprefix("ANSWER ")), strict=True))
+    assert answers["good"] == [True, "The VoiceGenie service accepts the API key."]
+    assert {name for name, (good, _) in answers.items() if good} == {"good"}
+    for name, words in {
+        "wrong_key": "enter it again",
+        "no_key": "Password (API key): it is empty",
+        "unknown_host": "cannot be resolved",
+        "closed_port": "Check host, port",
+        "not_tls": "no trusted TLS connection",
+        "another_api": "not as VoiceGenie does",
+    }.items():
+        assert words in answers[name][1], answers[name]
