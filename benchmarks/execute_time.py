@@ -62,9 +62,9 @@ def measure(url: str, rounds: int) -> None:
     logging.disable(logging.CRITICAL)
     context = {"dag_run": SimpleNamespace(run_type="manual", run_after=datetime.now(UTC))}
     sides: dict[str, Callable[[str], object]] = {
-        "StartCampaignOperator": lambda campaign: StartCampaignOperator(
-            task_id="start", campaign_id=campaign
-        ).execute(context),
+        "StartCampaignOperator": lambda campaign: StartCampaignOperator(task_id="start", campaign_id=campaign).execute(
+            context
+        ),
         "HttpOperator": lambda campaign: HttpOperator(
             task_id="start", method="GET", endpoint=f"startCampaign/{campaign}"
         ).execute(context),
