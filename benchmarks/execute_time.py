@@ -2,7 +2,8 @@
 """
 How long ``execute`` takes against the sandbox, ours against ``HttpOperator``.
 
-Our operator applies its guards and reads the campaign first; ``HttpOperator`` sends the bare ``GET``. Both run in turn, each with a new operator and hook, as in a task; the sandbox is a process of its own. Medians count::
+Our operator applies its guards and reads the campaign first; ``HttpOperator`` sends the bare ``GET``. Both run in turn,
+each with a new operator and hook, as in a task; the sandbox is a process of its own. Medians count::
 
     pip install apache-airflow-providers-http
     python benchmarks/execute_time.py
