@@ -38,6 +38,8 @@ class Airflow:
     def variables(self) -> dict[str, str]:
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
+            # Airflow 2 starts its tasks by the name `airflow`.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
