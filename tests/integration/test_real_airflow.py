@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from textwrap import dedent
 from urllib.parse import quote
 
@@ -107,6 +108,15 @@ def test_a_wrong_outcome_is_an_error_of_the_dag_file_that_names_the_valid_ones(a
     assert result.returncode
     assert "ValueError: outcomes: 'NOT_FOUNT' is not a condition of this task. Valid: " in result.stderr
     assert "BACKFILL_RUN" in result.stderr
+
+
+def test_the_dag_of_the_readme_is_one(airflow, tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = tmp_path / "readme_dag.py"
+    example.write_text(readme.partition("```python\n")[2].partition("```")[0])
+    result = run_python(airflow, "-W", "error::DeprecationWarning:readme_dag", example)
+    assert result.returncode == 0, result.stderr
+    assert "StartCampaignOperator(" in example.read_text()
 
 
 @pytest.mark.parametrize("form", ["json", "uri"])

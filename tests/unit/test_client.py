@@ -222,6 +222,20 @@ def test_no_redirect_is_followed_and_its_body_not_swallowed(status, location):
     assert seen == []
 
 
+def test_the_body_of_a_redirect_is_bounded_too():
+    sent = 0
+
+    def handle(stream, request):
+        nonlocal sent
+        stream.sendall(b"HTTP/1.1 302 Found\r\nLocation: /x\r\nConnection: close\r\n\r\n")
+        for _ in range(2000):
+            sent += stream.send(b"x" * 65536)
+
+    with raw_server(handle) as (port, _), pytest.raises(errors.InvalidAnswerError, match="larger than"):
+        client_for(port, timeout=20).start_campaign("c")
+    assert sent < 40_000_000
+
+
 def test_a_refused_connection_reached_nobody():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -151,6 +151,14 @@ def test_someone_else_starting_it_in_between_is_not_our_start(sandbox):
         start()
 
 
+@pytest.mark.parametrize("status", [401, 404, 418, 422, 429])
+def test_a_refused_start_is_not_looked_into(sandbox, status):
+    sandbox.inject("status", "start", status=status)
+    with pytest.raises((AirflowFailException, VoiceGenieRetryException)):
+        start()
+    assert [request.operation for request in sandbox.sandbox.requests] == ["get", "start"]
+
+
 def test_guards_that_need_no_service_ask_nothing_of_it(sandbox):
     with pytest.raises(AirflowSkipException):
         start(run=context("backfill"))
