@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -63,7 +63,7 @@ class Secrets:
 @dataclass(frozen=True)
 class Answer:
     """
-    What came back from one exchange.
+    What came back from one exchange. Its ``repr``, which a traceback may show, holds only the status.
 
     :param status: HTTP status.
     :param headers: Header fields, names in lower case.
@@ -71,8 +71,8 @@ class Answer:
     """
 
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 def read_data(answer: Answer, *, call: str, has_effect: bool, secrets: Secrets, now: float) -> Mapping[str, Any]:
@@ -95,9 +95,9 @@ def read_data(answer: Answer, *, call: str, has_effect: bool, secrets: Secrets, 
         )
     text, document = _read_document(answer, secrets)
     if not 200 <= answer.status < 300:
-        raise _refusal(answer, document, text, call=call, has_effect=has_effect, secrets=secrets, now=now)
+        raise _refusal(answer, document, text, call=call, has_effect=has_effect, now=now)
     if document is None:
-        problem = f"is not a JSON object ({_excerpt(text, secrets)})"
+        problem = f"is not a JSON object ({_excerpt(text)})"
     elif document.get("success") is not True:
         code = _error_code(document)
         if chosen := error_class_of_code(code):
@@ -108,7 +108,7 @@ def read_data(answer: Answer, *, call: str, has_effect: bool, secrets: Secrets, 
                 details=_details(document),
                 retry_after=seconds_to_wait(answer.headers, now),
             )
-        problem = f"does not say success ({_excerpt(text, secrets)})"
+        problem = f"does not say success ({_excerpt(text)})"
     elif not isinstance(document.get("data"), dict):
         problem = "has no object `data`"
     else:
@@ -122,19 +122,24 @@ def read_data(answer: Answer, *, call: str, has_effect: bool, secrets: Secrets, 
 
 
 def _read_document(answer: Answer, secrets: Secrets) -> tuple[str, dict[str, Any] | None]:
-    """Return the body as text, and as a JSON object where it is one."""
+    """
+    Return the body as text, and as a JSON object where it is one.
+
+    Both are redacted: a traceback may show the local variables of whoever raises about them.
+    """
     try:
         body = _decompress(answer.body, answer.headers.get("content-encoding", "").strip().lower())
     except (zlib.error, ValueError) as error:
         return f"unreadable: {error}", None
     text = body.decode("utf-8", errors="replace")
+    shown = secrets.redact(text)
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        return text, None
+        return shown, None
     if not isinstance(document, dict):
-        return text, None
-    return text, secrets.redact_json(document) if secrets.may_be_in(text) else document
+        return shown, None
+    return shown, secrets.redact_json(document) if secrets.may_be_in(text) else document
 
 
 def _decompress(body: bytes, encoding: str) -> bytes:
@@ -158,14 +163,13 @@ def _refusal(
     *,
     call: str,
     has_effect: bool,
-    secrets: Secrets,
     now: float,
 ) -> VoiceGenieError:
     code = _error_code(document or {})
     said = _message(document or {})
     chosen = error_class(answer.status, code, in_envelope=document is not None and bool(code or said))
     details = _details(document or {})
-    words = said or code or _excerpt(text, secrets)
+    words = said or code or _excerpt(text)
     if missing := details.get("missing"):
         words = f"{words} Missing: {', '.join(map(str, missing)) if isinstance(missing, list) else missing}"
     # A refusal that says success contradicts itself; a failing server may have acted before it failed.
@@ -198,9 +202,8 @@ def _details(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return details if isinstance(details, dict) else {}
 
 
-def _excerpt(text: str, secrets: Secrets) -> str:
-    # Redacted before it is cut, so that the cut cannot leave half a secret behind.
-    return _shorten(secrets.redact(text)) or "empty"
+def _excerpt(text: str) -> str:
+    return _shorten(text) or "empty"
 
 
 def _shorten(text: str) -> str:

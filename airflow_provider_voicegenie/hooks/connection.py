@@ -50,19 +50,25 @@ def client_settings(connection: ConnectionFields) -> ClientSettings:
     :param connection: An Airflow connection of type ``voicegenie``.
     :raises InvalidConnectionError: A field is missing or wrong.
     """
-    wrong: _FieldError | None = None
+    conn_id = connection.conn_id
+    checked = _check(connection)
+    # A traceback may show local variables, and the connection's own `repr` has the password.
+    del connection
+    if isinstance(checked, _FieldError):
+        raise InvalidConnectionError(f"Connection {conn_id!r}, field {checked.field}: {checked.problem}")
+    return checked
+
+
+def _check(connection: ConnectionFields) -> ClientSettings | _FieldError:
     try:
         extra = _read_extra(connection.extra)
-        settings = ClientSettings(
+        return ClientSettings(
             base_url=_base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False)),
             api_key=_api_key(connection.password),
             **extra,
         )
     except _FieldError as error:
-        wrong = error
-    else:
-        return settings
-    raise InvalidConnectionError(f"Connection {connection.conn_id!r}, field {wrong.field}: {wrong.problem}")
+        return error
 
 
 def _api_key(password: object) -> str:

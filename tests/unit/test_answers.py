@@ -139,7 +139,12 @@ def test_an_invalid_state_says_what_is_missing():
 )
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 500])
 def test_no_echoed_key_gets_into_an_error(status, body):
-    error = error_of(answer(status, body=body.encode()))
+    with pytest.raises(errors.VoiceGenieError) as caught:
+        read_start(answer(status, body=body.encode(), location=KEY))
+    error = caught.value
+    # What a traceback with local variables would show.
+    for frame in caught.traceback[2:]:
+        assert "k3y" not in repr(frame.frame.f_locals)
     shown = f"{error} {error!r} {error.code} {error.details} {vars(error)}"
     assert "k3y" not in shown
     assert "k3y" not in str(pickle.loads(pickle.dumps(error)).__dict__)

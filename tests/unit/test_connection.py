@@ -98,6 +98,9 @@ def test_wrong_values_are_named_and_not_quoted(fields, named):
     message = str(caught.value)
     assert message.startswith("Connection 'vg', field ")
     assert named in message.partition(":")[0] + message.partition(": ")[2].partition(":")[0]
+    # What a traceback with local variables would show.
+    for frame in caught.traceback[1:]:
+        assert "secret" not in repr(frame.frame.f_locals)
     chain = caught.value
     while chain is not None:
         assert "secret" not in f"{chain} {chain!r}"
