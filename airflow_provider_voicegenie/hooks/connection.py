@@ -23,6 +23,9 @@ from airflow_provider_voicegenie.api.settings import DOCUMENTED_BASE_URL, Client
 log = logging.getLogger(__name__)
 
 
+_NO_HOST = "it is not a host or base URL. Enter a host name, or https://host/path."
+
+
 class ConnectionFields(Protocol):
     """The part of an Airflow connection that counts here."""
 
@@ -109,7 +112,7 @@ def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
         raise _FieldError("Schema", "it names another scheme than the host does. Leave it empty.")
     name = parts.hostname or ""
     if not name or any(c.isspace() or not c.isprintable() for c in host):
-        raise _FieldError("Host", "it is not a host or base URL. Enter a host name, or https://host/path.")
+        raise _FieldError("Host", _NO_HOST)
     if parts.scheme == "http" and not _is_loopback(name) and not insecure_allowed:
         raise _FieldError(
             "Host",
@@ -123,14 +126,11 @@ def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
 
 
 def _split(url: str) -> SplitResult:
-    parts = None
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018  reading it checks it
     except ValueError:
-        parts = None
-    if parts is None:
-        raise _FieldError("Host", "it is not a host or base URL. Enter a host name, or https://host/path.")
+        raise _FieldError("Host", _NO_HOST) from None
     return parts
 
 
@@ -150,7 +150,7 @@ def _port(parts: SplitResult, port: object) -> int | None:
     if port in (None, ""):
         return parts.port
     text = str(port)
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
         raise _FieldError("Port", "it is not a number from 1 to 65535. Correct it or leave it empty.")
     if parts.port not in (None, int(text)):
         raise _FieldError("Port", "the host names another port. Enter it in one place only.")

@@ -186,12 +186,13 @@ def test_an_exchange_has_an_end_however_slowly_it_drips(kind):
     assert caught.value.may_have_taken_effect
 
 
-def test_an_endless_answer_is_not_read_to_its_end():
+@pytest.mark.parametrize("first", [b"200 OK", b"302 Found\r\nLocation: /x", b"500 No"])
+def test_an_endless_answer_is_not_read_to_its_end(first):
     sent = 0
 
     def handle(stream, request):
         nonlocal sent
-        stream.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        stream.sendall(b"HTTP/1.1 %s\r\nConnection: close\r\n\r\n" % first)
         for _ in range(2000):
             sent += stream.send(b"x" * 65536)
 
@@ -220,20 +221,6 @@ def test_no_redirect_is_followed_and_its_body_not_swallowed(status, location):
                     getattr(client_for(port), call)("c")
             assert len(requests) == 2
     assert seen == []
-
-
-def test_the_body_of_a_redirect_is_bounded_too():
-    sent = 0
-
-    def handle(stream, request):
-        nonlocal sent
-        stream.sendall(b"HTTP/1.1 302 Found\r\nLocation: /x\r\nConnection: close\r\n\r\n")
-        for _ in range(2000):
-            sent += stream.send(b"x" * 65536)
-
-    with raw_server(handle) as (port, _), pytest.raises(errors.InvalidAnswerError, match="larger than"):
-        client_for(port, timeout=20).start_campaign("c")
-    assert sent < 40_000_000
 
 
 def test_a_refused_connection_reached_nobody():

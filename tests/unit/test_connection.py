@@ -70,6 +70,7 @@ def test_base_url(fields, base_url):
         ({"host": "https://api.example.com", "schema": "http"}, "Schema"),
         ({"port": 0}, "Port"),
         ({"port": 65536}, "Port"),
+        ({"port": "0000012345678"}, "Port"),
         ({"port": "sk-secret"}, "Port"),
         ({"host": "api.example.com:1", "port": 2}, "Port"),
         ({"timeout": 0}, "timeout"),
