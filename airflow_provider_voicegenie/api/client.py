@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import io
-import logging
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -18,25 +16,24 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
-from tenacity import RetryCallState, Retrying
+from tenacity import Retrying
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from airflow_provider_voicegenie.api import endpoints
-from airflow_provider_voicegenie.api.answers import MAX_ANSWER_BYTES, Answer, Secrets
+from airflow_provider_voicegenie.api.answers import MAX_ANSWER_BYTES, Answer
 from airflow_provider_voicegenie.api.endpoints import Call, campaign_call, list_call
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, PausedCampaign, StartedCampaign
-from airflow_provider_voicegenie.api.pacing import RequestBudget
-from airflow_provider_voicegenie.api.retries import MAX_WAIT, rate_limit_reset, retry_arguments, server_time
 from airflow_provider_voicegenie.api.settings import ClientSettings
 from airflow_provider_voicegenie.api.transport import (
     API_KEY_HEADER,
     REQUEST_HEADERS,
     Breakage,
-    breakage_error,
+    BreakageTable,
+    Broken,
+    Dialogue,
+    breakage_of,
 )
-
-log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -45,8 +42,9 @@ class VoiceGenieClient:
     """
     Speaks to the service, one exchange at a time.
 
-    Reads are repeated while trouble looks temporary, at most ``max_attempts`` times in all. Starts and pauses go
-    out once. All methods raise :class:`~airflow_provider_voicegenie.api.errors.VoiceGenieError`.
+    Reads are repeated while trouble looks temporary, at most ``max_attempts`` times in all: the settings' number,
+    unless a call gives its own. Starts and pauses go out once. All methods raise
+    :class:`~airflow_provider_voicegenie.api.errors.VoiceGenieError`.
 
     :param settings: Where the service is, and how to speak to it.
     :param sleep: Waits so many seconds; for tests.
@@ -54,11 +52,9 @@ class VoiceGenieClient:
 
     def __init__(self, settings: ClientSettings, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._settings = settings
-        self._secrets = Secrets(settings.api_key)
-        self._budget = RequestBudget(settings.requests_per_minute)
+        self._dialogue = Dialogue(settings)
         self._sleep = sleep
         self._session = _session(settings)
-        self._clock_offset = 0.0
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A VoiceGenie client holds the API key and cannot be pickled; pass the connection id.")
@@ -71,13 +67,13 @@ class VoiceGenieClient:
         """Pause a campaign: calls in progress run to their end, none begins. See the Pause Campaign page."""
         return self._call(campaign_call(endpoints.PAUSE, campaign_id))
 
-    def get_campaign(self, campaign_id: str) -> Campaign:
+    def get_campaign(self, campaign_id: str, *, max_attempts: int | None = None) -> Campaign:
         """Read one campaign. See the Get Campaign page."""
-        return self._call(campaign_call(endpoints.GET, campaign_id))
+        return self._call(campaign_call(endpoints.GET, campaign_id), max_attempts)
 
-    def get_campaign_stats(self, campaign_id: str) -> CampaignStats:
+    def get_campaign_stats(self, campaign_id: str, *, max_attempts: int | None = None) -> CampaignStats:
         """Read one campaign's counters, which may be 30 seconds old. See the Campaign Stats page."""
-        return self._call(campaign_call(endpoints.STATS, campaign_id))
+        return self._call(campaign_call(endpoints.STATS, campaign_id), max_attempts)
 
     def list_campaigns(self, page_size: int = endpoints.MAX_PAGE_SIZE) -> Iterator[Campaign]:
         """
@@ -100,7 +96,7 @@ class VoiceGenieClient:
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last answer showed it; ours before any answer."""
-        return time.time() + self._clock_offset
+        return self._dialogue.server_time()
 
     def _all_pages(self, page_size: int) -> Iterator[Campaign]:
         seen: set[str] = set()
@@ -115,48 +111,26 @@ class VoiceGenieClient:
             if page.size == 0 or offset >= page.total:
                 return
 
-    def _call(self, call: Call[Result]) -> Result:
+    def _call(self, call: Call[Result], max_attempts: int | None = None) -> Result:
         if call.endpoint.has_effect:
             return self._attempt(call)
-
-        def announce(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
-            wait = state.next_action.sleep if state.next_action else 0.0
-            log.warning(
-                "%s Trying again in %.1f s (attempt %d of %d failed).",
-                error,
-                wait,
-                state.attempt_number,
-                self._settings.max_attempts,
-            )
-
-        retrying = Retrying(sleep=self._sleep, **retry_arguments(self._settings.max_attempts, announce))
+        retrying = Retrying(sleep=self._sleep, **self._dialogue.retry_arguments(max_attempts))
         result: Result = retrying(self._paced_attempt, call)
         return result
 
     def _paced_attempt(self, call: Call[Result]) -> Result:
         # Only reads wait for the budget: a start must not slip past its calling hours, nor a pause come late.
-        if (delay := self._budget.delay(time.monotonic())) > 0:
-            log.info("%s: waiting %.1f s to stay within the rate limit.", call, delay)
+        if (delay := self._dialogue.delay(call)) > 0:
             self._sleep(delay)
         return self._attempt(call)
 
     def _attempt(self, call: Call[Result]) -> Result:
-        self._budget.spend(time.monotonic())
-        answer, broken = self._exchange(call)
-        if broken is not None or answer is None:
-            # Raised here and not where it was caught: the exceptions of `requests` hold the request with its
-            # headers, and must not hang on to ours.
-            breakage, sent = broken or (Breakage.BROKEN, True)
-            raise breakage_error(call, breakage, sent=sent)
-        now = time.time()
-        self._clock_offset = server_time(answer.headers, now) - now
-        if (reset := rate_limit_reset(answer.headers, now)) is not None:
-            self._budget.close(min(reset, MAX_WAIT), time.monotonic())
-        return call.read(answer, secrets=self._secrets, now=now)
+        self._dialogue.note_request()
+        # What broke is raised there and not where it was caught: the exceptions of `requests` hold the request with
+        # its headers, and must not hang on to ours.
+        return self._dialogue.read(call, self._exchange(call))
 
-    def _exchange(self, call: Call[Any]) -> tuple[Answer | None, tuple[Breakage, bool] | None]:
-        """Exchange one request for one answer, or for how it broke and whether the request had gone out."""
+    def _exchange(self, call: Call[Any]) -> Answer | Broken:
         exchange = _Exchange(self._settings.timeout)
         token = _current_exchange.set(exchange)
         try:
@@ -171,11 +145,11 @@ class VoiceGenieClient:
             with response:
                 body = _read_body(response)
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status_code, headers, body), None
+                return Answer(response.status_code, headers, body)
         except _TooLargeError:
-            return None, (Breakage.TOO_LARGE, True)
+            return Broken(Breakage.TOO_LARGE, sent=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            return None, (_breakage(error, exchange), exchange.sent)
+            return Broken(breakage_of(error, _BREAKAGES, sent=exchange.sent), exchange.sent)
         finally:
             _current_exchange.reset(token)
 
@@ -322,15 +296,12 @@ def _read_body(response: requests.Response) -> bytes:
     return bytes(body)
 
 
-#: The first match counts, over an exception and all it was made from.
-_BREAKAGES: tuple[tuple[tuple[type[BaseException], ...], Breakage], ...] = (
+_BREAKAGES: BreakageTable = (
     (
         (
             urllib3.exceptions.NameResolutionError,
             urllib3.exceptions.LocationParseError,
             requests.exceptions.InvalidURL,
-            socket.gaierror,
-            UnicodeError,
         ),
         Breakage.UNKNOWN_HOST,
     ),
@@ -339,31 +310,5 @@ _BREAKAGES: tuple[tuple[tuple[type[BaseException], ...], Breakage], ...] = (
         Breakage.PROXY,
     ),
     ((urllib3.exceptions.NewConnectionError,), Breakage.UNREACHABLE),
-    ((TimeoutError, urllib3.exceptions.TimeoutError), Breakage.TIMEOUT),
-    ((ssl.SSLCertVerificationError,), Breakage.TLS),
+    ((urllib3.exceptions.TimeoutError,), Breakage.TIMEOUT),
 )
-
-
-def _breakage(error: BaseException, exchange: _Exchange) -> Breakage:
-    causes = list(_causes(error))
-    for kinds, breakage in _BREAKAGES:
-        if any(isinstance(cause, kinds) for cause in causes):
-            return breakage
-    if exchange.sent:
-        return Breakage.BROKEN
-    closed = any(isinstance(cause, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError) for cause in causes)
-    if not closed and any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return Breakage.TLS
-    return Breakage.UNREACHABLE
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Give an exception and those it was made from, in whichever way its library keeps them."""
-    pending: list[object] = [error]
-    seen: set[int] = set()
-    while pending:
-        candidate = pending.pop()
-        if isinstance(candidate, BaseException) and id(candidate) not in seen:
-            seen.add(id(candidate))
-            yield candidate
-            pending += [candidate.__cause__, candidate.__context__, getattr(candidate, "reason", None), *candidate.args]

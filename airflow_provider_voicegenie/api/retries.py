@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -15,6 +16,9 @@ from airflow_provider_voicegenie.api.errors import VoiceGenieError
 
 #: The longest we wait between two attempts, whatever the server asks for: seconds.
 MAX_WAIT = 60.0
+
+#: The longest a poll is put off because the ones before it failed: seconds. Recovery is noticed within it.
+MAX_POLL_BACKOFF = 30.0
 
 _BACKOFF = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
 
@@ -40,6 +44,23 @@ def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, VoiceGenieError) and error.retry_after is not None else 0.0
     return min(max(_BACKOFF(state), asked), MAX_WAIT)
+
+
+def poll_delay(interval: float, failures: int, retry_after: float | None = None) -> float:
+    """
+    Return the seconds until the next poll of something that is waited for.
+
+    Failures put it off, but never for longer than :data:`MAX_POLL_BACKOFF`, and bring it forward where the interval
+    is longer than that: a long outage costs few requests, and its end is noticed soon.
+
+    :param interval: Seconds between polls while all is well.
+    :param failures: How many polls failed in a row.
+    :param retry_after: Seconds the server asked to wait.
+    """
+    if failures == 0:
+        return interval
+    backoff = min(2.0 ** min(failures - 1, 10), MAX_POLL_BACKOFF) * random.uniform(0.8, 1.0)  # noqa: S311
+    return max(backoff, min(interval, MAX_POLL_BACKOFF), min(retry_after or 0.0, MAX_WAIT))
 
 
 def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:

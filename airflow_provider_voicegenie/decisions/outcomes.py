@@ -8,6 +8,7 @@ campaign runs already ends a start, and is what a pause needs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -23,7 +24,7 @@ class Outcome(StrEnum):
     RETRY = "retry"
     #: The task succeeds: what it was meant to bring about is already so.
     SUCCEED = "succeed"
-    #: The wait goes on (sensors only).
+    #: The wait goes on (waits only).
     WAIT = "wait"
 
 
@@ -49,6 +50,12 @@ class Condition(StrEnum):
     CAMPAIGN_COMPLETED = "CAMPAIGN_COMPLETED"
     CAMPAIGN_ALREADY_PAUSED = "CAMPAIGN_ALREADY_PAUSED"
     START_UNCONFIRMED = "START_UNCONFIRMED"
+    COMPLETION_TIMEOUT = "COMPLETION_TIMEOUT"
+    CAMPAIGN_FAILED = "CAMPAIGN_FAILED"
+    CAMPAIGN_STOPPED = "CAMPAIGN_STOPPED"
+    CAMPAIGN_PAUSED = "CAMPAIGN_PAUSED"
+    CAMPAIGN_STALLED = "CAMPAIGN_STALLED"
+    SUCCESS_RATE_TOO_LOW = "SUCCESS_RATE_TOO_LOW"
     BACKFILL_RUN = "BACKFILL_RUN"
     RUN_TOO_LATE = "RUN_TOO_LATE"
     OUTSIDE_CALLING_HOURS = "OUTSIDE_CALLING_HOURS"
@@ -63,46 +70,77 @@ class TaskKind(StrEnum):
     START = "start"
     PAUSE = "pause"
     READY = "ready"
+    COMPLETED = "completed"
 
 
 _C = Condition
 _SKIP, _FAIL, _RETRY, _SUCCEED, _WAIT = Outcome.SKIP, Outcome.FAIL, Outcome.RETRY, Outcome.SUCCEED, Outcome.WAIT
 
-#: Condition -> default outcome for a start, a pause, and a wait for readiness; ``None`` where it cannot come up.
-_DEFAULTS: Mapping[Condition, tuple[Outcome | None, Outcome | None, Outcome | None]] = {
-    _C.CAMPAIGN_ALREADY_RUNNING: (_SKIP, None, _SKIP),
-    _C.CAMPAIGN_NOT_RUNNING: (None, _FAIL, None),
-    _C.CAMPAIGN_ALREADY_PAUSED: (None, _SUCCEED, None),
-    _C.CAMPAIGN_COMPLETED: (_FAIL, _FAIL, _FAIL),
-    _C.INVALID_CAMPAIGN_STATE: (_FAIL, _FAIL, None),
-    _C.NOT_FOUND: (_FAIL, _FAIL, _FAIL),
-    _C.UNAUTHORIZED: (_FAIL, _FAIL, _FAIL),
-    _C.FORBIDDEN: (_FAIL, _FAIL, _FAIL),
-    _C.REFUSED: (_FAIL, _FAIL, _FAIL),
-    _C.RATE_LIMIT_EXCEEDED: (_RETRY, _RETRY, _WAIT),
-    _C.INTERNAL_SERVER_ERROR: (_RETRY, _RETRY, _WAIT),
-    _C.CONNECTION_FAILED: (_RETRY, _RETRY, _WAIT),
-    _C.TLS_FAILED: (_FAIL, _FAIL, _FAIL),
-    _C.REDIRECTED: (_FAIL, _FAIL, _FAIL),
-    _C.INVALID_ANSWER: (_RETRY, _RETRY, _WAIT),
-    _C.START_UNCONFIRMED: (_FAIL, None, None),
-    _C.BACKFILL_RUN: (_SKIP, None, None),
-    _C.RUN_TOO_LATE: (_SKIP, None, None),
-    _C.OUTSIDE_CALLING_HOURS: (_FAIL, None, None),
-    _C.PREREQUISITE_IMPOSSIBLE: (None, None, _FAIL),
-    _C.INVALID_CAMPAIGN_ID: (_FAIL, _FAIL, _FAIL),
-    _C.INVALID_CONNECTION: (_FAIL, _FAIL, _FAIL),
+#: Condition -> default outcome for a start, a pause, a wait for readiness and one for completion; ``None`` where it
+#: cannot come up.
+_DEFAULTS: Mapping[Condition, tuple[Outcome | None, Outcome | None, Outcome | None, Outcome | None]] = {
+    _C.CAMPAIGN_ALREADY_RUNNING: (_SKIP, None, _SKIP, None),
+    _C.CAMPAIGN_NOT_RUNNING: (None, _FAIL, None, None),
+    _C.CAMPAIGN_ALREADY_PAUSED: (None, _SUCCEED, None, None),
+    _C.CAMPAIGN_COMPLETED: (_FAIL, _FAIL, _FAIL, None),
+    _C.INVALID_CAMPAIGN_STATE: (_FAIL, _FAIL, None, None),
+    _C.NOT_FOUND: (_FAIL, _FAIL, _FAIL, _FAIL),
+    _C.UNAUTHORIZED: (_FAIL, _FAIL, _FAIL, _FAIL),
+    _C.FORBIDDEN: (_FAIL, _FAIL, _FAIL, _FAIL),
+    _C.REFUSED: (_FAIL, _FAIL, _FAIL, _FAIL),
+    _C.RATE_LIMIT_EXCEEDED: (_RETRY, _RETRY, _WAIT, _WAIT),
+    _C.INTERNAL_SERVER_ERROR: (_RETRY, _RETRY, _WAIT, _WAIT),
+    _C.CONNECTION_FAILED: (_RETRY, _RETRY, _WAIT, _WAIT),
+    _C.TLS_FAILED: (_FAIL, _FAIL, _FAIL, _FAIL),
+    _C.REDIRECTED: (_FAIL, _FAIL, _FAIL, _FAIL),
+    _C.INVALID_ANSWER: (_RETRY, _RETRY, _WAIT, _WAIT),
+    _C.START_UNCONFIRMED: (_FAIL, None, None, None),
+    _C.COMPLETION_TIMEOUT: (_FAIL, None, None, None),
+    _C.CAMPAIGN_FAILED: (_FAIL, None, None, _FAIL),
+    _C.CAMPAIGN_STOPPED: (_FAIL, None, None, _FAIL),
+    _C.CAMPAIGN_PAUSED: (_WAIT, None, None, _WAIT),
+    _C.CAMPAIGN_STALLED: (_FAIL, None, None, _FAIL),
+    _C.SUCCESS_RATE_TOO_LOW: (_FAIL, None, None, _FAIL),
+    _C.BACKFILL_RUN: (_SKIP, None, None, None),
+    _C.RUN_TOO_LATE: (_SKIP, None, None, None),
+    _C.OUTSIDE_CALLING_HOURS: (_FAIL, None, None, None),
+    _C.PREREQUISITE_IMPOSSIBLE: (None, None, _FAIL, None),
+    _C.INVALID_CAMPAIGN_ID: (_FAIL, _FAIL, _FAIL, _FAIL),
+    _C.INVALID_CONNECTION: (_FAIL, _FAIL, _FAIL, _FAIL),
 }
 
-#: Where "it is already so" can count as success.
+#: What may come up in a wait for completion and leaves something to go on with.
+_ENDS_OF_A_WAIT = frozenset(
+    {
+        _C.COMPLETION_TIMEOUT,
+        _C.CAMPAIGN_FAILED,
+        _C.CAMPAIGN_STOPPED,
+        _C.CAMPAIGN_PAUSED,
+        _C.CAMPAIGN_STALLED,
+        _C.SUCCESS_RATE_TOO_LOW,
+    }
+)
+
+#: Where the author may call it a success: what was wanted is already so, or is good enough.
 _MAY_SUCCEED: Mapping[TaskKind, frozenset[Condition]] = {
-    TaskKind.START: frozenset({_C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED}),
+    TaskKind.START: _ENDS_OF_A_WAIT | {_C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED},
     TaskKind.PAUSE: frozenset({_C.CAMPAIGN_ALREADY_PAUSED, _C.CAMPAIGN_NOT_RUNNING, _C.CAMPAIGN_COMPLETED}),
     TaskKind.READY: frozenset({_C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED}),
+    TaskKind.COMPLETED: _ENDS_OF_A_WAIT,
 }
 
-#: What no waiting changes: the task's own arguments.
-_NEVER_WAITS = frozenset({_C.INVALID_CAMPAIGN_ID, _C.PREREQUISITE_IMPOSSIBLE})
+#: What no waiting changes.
+_NEVER_WAITS = frozenset({_C.INVALID_CAMPAIGN_ID, _C.PREREQUISITE_IMPOSSIBLE, _C.SUCCESS_RATE_TOO_LOW})
+
+_MAY_WAIT: Mapping[TaskKind, frozenset[Condition]] = {
+    TaskKind.START: frozenset({_C.CAMPAIGN_PAUSED, _C.CAMPAIGN_STALLED}),
+    TaskKind.PAUSE: frozenset(),
+    TaskKind.READY: frozenset(Condition) - _NEVER_WAITS,
+    TaskKind.COMPLETED: frozenset(Condition) - _NEVER_WAITS,
+}
+
+#: Trouble that passes. It never ends the wait of a start, whatever it does to the start itself.
+_TEMPORARY = (_C.RATE_LIMIT_EXCEEDED, _C.INTERNAL_SERVER_ERROR, _C.CONNECTION_FAILED, _C.INVALID_ANSWER)
 
 
 class OutcomeRules:
@@ -116,7 +154,9 @@ class OutcomeRules:
     """
 
     def __init__(self, kind: TaskKind, changes: Mapping[Condition | str, Outcome | str] | None = None) -> None:
-        self._kind = kind
+        self.kind = kind
+        #: The author's changes, as plain text.
+        self.changes: dict[str, str] = {}
         column = list(TaskKind).index(kind)
         self._outcomes = {condition: row[column] for condition, row in _DEFAULTS.items()}
         if changes is None:
@@ -127,7 +167,16 @@ class OutcomeRules:
             )
         for name, outcome in changes.items():
             condition = self._condition(name)
-            self._outcomes[condition] = self._checked(condition, outcome)
+            checked = self._outcomes[condition] = self._checked(condition, outcome)
+            self.changes[condition.value] = checked.value
+
+    def while_waiting(self) -> OutcomeRules:
+        """Return the rules for waiting: once started, temporary trouble is waited out, whatever it does to a start."""
+        if self.kind is not TaskKind.START:
+            return self
+        rules = copy.copy(self)
+        rules._outcomes = self._outcomes | dict.fromkeys(_TEMPORARY, Outcome.WAIT)
+        return rules
 
     def outcome(self, condition: Condition) -> Outcome:
         """Return what a condition does to the task; one that this kind of task should not meet fails it."""
@@ -136,9 +185,9 @@ class OutcomeRules:
     def allowed(self, condition: Condition) -> tuple[Outcome, ...]:
         """Return the outcomes that an author may choose for a condition."""
         allowed = [Outcome.SKIP, Outcome.FAIL, Outcome.RETRY]
-        if condition in _MAY_SUCCEED[self._kind]:
+        if condition in _MAY_SUCCEED[self.kind]:
             allowed.append(Outcome.SUCCEED)
-        if self._kind is TaskKind.READY and condition not in _NEVER_WAITS:
+        if condition in _MAY_WAIT[self.kind]:
             allowed.append(Outcome.WAIT)
         return tuple(allowed)
 

@@ -17,12 +17,14 @@ one, subclass :class:`Prerequisite` in a module that workers can import::
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_voicegenie.decisions.outcomes import Condition
 
@@ -103,8 +105,11 @@ class Prerequisite(ABC):
         """
         cls = type(self)
         path = f"{cls.__module__}.{cls.__qualname__}"
-        if "<locals>" in path:
-            raise ValueError(f"prerequisites: {path} is defined inside a function. Define it in a module.")
+        if "." in cls.__qualname__:
+            raise ValueError(
+                f"prerequisites: {path} is defined inside a function or a class. Define it at the top level of a "
+                "module."
+            )
         problem = None
         arguments: dict[str, Any] = {}
         try:
@@ -119,6 +124,47 @@ class Prerequisite(ABC):
                 "argument in an attribute of the same name, or override keyword_arguments()."
             )
         return path, arguments
+
+
+class Readiness(NamedTuple):
+    """
+    What all prerequisites of a wait come to.
+
+    :param missing: What is waited for; empty where nothing is.
+    :param condition: The condition that ends the wait, where one can never hold.
+    :param why: What was seen of that condition.
+    """
+
+    missing: tuple[str, ...]
+    condition: Condition | None = None
+    why: str = ""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all of them hold."""
+        return self.condition is None and not self.missing
+
+    def describe(self) -> str:
+        """Say it in words."""
+        if self.condition is not None:
+            return self.why
+        return f"not ready: {'; '.join(self.missing)}" if self.missing else "ready"
+
+
+def check_readiness(prerequisites: Iterable[Prerequisite], campaign: Campaign, now: datetime) -> Readiness:
+    """
+    Check every prerequisite.
+
+    :param prerequisites: What must hold.
+    :param campaign: The campaign as it was just read.
+    :param now: The time, with time zone.
+    """
+    checks = [prerequisite.check(campaign, now) for prerequisite in prerequisites]
+    missing = tuple(check.why for check in checks if check.verdict is Verdict.WAITING)
+    for check in checks:
+        if check.verdict is Verdict.IMPOSSIBLE:
+            return Readiness(missing, check.condition or Condition.PREREQUISITE_IMPOSSIBLE, check.why)
+    return Readiness(missing)
 
 
 class HasScript(Prerequisite):
@@ -162,6 +208,42 @@ class IsStartable(Prerequisite):
         if status.has_ended:
             return Check.impossible(f"the campaign is over ({status.value})", Condition.CAMPAIGN_COMPLETED)
         return Check.waiting(f"status {campaign.status_text!r:.40} (paused or scheduled is needed)")
+
+
+def load_prerequisite(path: str, arguments: dict[str, Any]) -> Prerequisite:
+    """
+    Make a prerequisite again from what :meth:`Prerequisite.serialize` returned.
+
+    :param path: Class path.
+    :param arguments: Keyword arguments.
+    :raises ValueError: The path does not lead to a subclass of :class:`Prerequisite`.
+    """
+    module, _, name = path.rpartition(".")
+    found: object = None
+    if module and all(part.isidentifier() and not part.startswith("__") for part in path.split(".")):
+        with contextlib.suppress(ImportError):
+            found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, Prerequisite)):
+        raise ValueError(
+            f"prerequisites: {path!r:.200} is no Prerequisite that can be imported here. Define it at the top level "
+            "of a module that the triggerer can import too."
+        )
+    return found(**arguments)
+
+
+def check_importable(prerequisites: Iterable[Prerequisite]) -> None:
+    """
+    Refuse prerequisites that the triggerer cannot import.
+
+    :raises ValueError: One of them is defined in a DAG file, which Airflow loads under a name of its own.
+    """
+    for prerequisite in prerequisites:
+        cls = type(prerequisite)
+        if cls.__module__.startswith("unusual_prefix_"):
+            raise ValueError(
+                f"prerequisites: {cls.__name__} is defined in a DAG file, and the triggerer cannot import it from "
+                "there. Define it in a module that both can import, or use deferrable=False."
+            )
 
 
 def effective_prerequisites(wanted: Iterable[Prerequisite] | None) -> list[Prerequisite]:

@@ -62,6 +62,14 @@ def client_settings(connection: ConnectionFields) -> ClientSettings:
     return checked
 
 
+def no_such_connection(conn_id: str) -> InvalidConnectionError:
+    """Return the error for a connection that Airflow does not know."""
+    return InvalidConnectionError(
+        f"Connection {conn_id!r} is not defined. Add one of type VoiceGenie under Admin, Connections, or correct "
+        "voicegenie_conn_id."
+    )
+
+
 def _check(connection: ConnectionFields) -> ClientSettings | _FieldError:
     try:
         extra = _read_extra(connection.extra)

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
 from airflow_provider_voicegenie.api.errors import (
+    ConnectionFailedError,
     ForbiddenError,
     InvalidAnswerError,
     NotFoundError,
@@ -20,10 +23,18 @@ from airflow_provider_voicegenie.api.errors import (
     VoiceGenieError,
 )
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
-from airflow_provider_voicegenie.hooks.connection import client_settings
+from airflow_provider_voicegenie.hooks.connection import client_settings, no_such_connection
 
 if TYPE_CHECKING:
-    from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, PausedCampaign, StartedCampaign
+    from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
+    from airflow_provider_voicegenie.api.models import (
+        Campaign,
+        CampaignPage,
+        CampaignStats,
+        PausedCampaign,
+        StartedCampaign,
+    )
+    from airflow_provider_voicegenie.api.settings import ClientSettings
 
 
 class VoiceGenieHook(BaseHook):
@@ -75,13 +86,14 @@ class VoiceGenieHook(BaseHook):
         """
         return self._client.pause_campaign(campaign_id)
 
-    def get_campaign(self, campaign_id: str) -> Campaign:
+    def get_campaign(self, campaign_id: str, *, max_attempts: int | None = None) -> Campaign:
         """
         Read a campaign (``GET /campaign/{id}``).
 
         :param campaign_id: Id of the campaign.
+        :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
         """
-        return self._client.get_campaign(campaign_id)
+        return self._client.get_campaign(campaign_id, max_attempts=max_attempts)
 
     def list_campaigns(self, page_size: int = 1000) -> Iterator[Campaign]:
         """
@@ -91,13 +103,14 @@ class VoiceGenieHook(BaseHook):
         """
         return self._client.list_campaigns(page_size)
 
-    def get_campaign_stats(self, campaign_id: str) -> CampaignStats:
+    def get_campaign_stats(self, campaign_id: str, *, max_attempts: int | None = None) -> CampaignStats:
         """
         Read a campaign's counters (``GET /getCampaignStats/{id}``); they may be 30 seconds old.
 
         :param campaign_id: Id of the campaign.
+        :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
         """
-        return self._client.get_campaign_stats(campaign_id)
+        return self._client.get_campaign_stats(campaign_id, max_attempts=max_attempts)
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last answer showed it."""
@@ -114,7 +127,12 @@ class VoiceGenieHook(BaseHook):
 
     @cached_property
     def _client(self) -> VoiceGenieClient:
-        return VoiceGenieClient(client_settings(self.get_connection(self.voicegenie_conn_id)))
+        connection = None
+        with contextlib.suppress(AirflowNotFoundException):
+            connection = self.get_connection(self.voicegenie_conn_id)
+        if connection is None:
+            raise no_such_connection(self.voicegenie_conn_id)
+        return VoiceGenieClient(client_settings(connection))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_client"}
@@ -140,6 +158,101 @@ class VoiceGenieHook(BaseHook):
                 field["label"], description=field["description"], validators=[Optional()], **style
             )
         return widgets
+
+
+class VoiceGenieAsyncHook(BaseHook):
+    """
+    Speaks to the VoiceGenie campaign service from an event loop, with the API key of an Airflow connection.
+
+    By the same rules as :class:`VoiceGenieHook`, and with the same results and errors. Starts are left to workers. The
+    client is made when the first call needs it.
+
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    """
+
+    conn_name_attr = VoiceGenieHook.conn_name_attr
+    default_conn_name = VoiceGenieHook.default_conn_name
+
+    def __init__(self, voicegenie_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.voicegenie_conn_id = voicegenie_conn_id
+        self._client: AsyncVoiceGenieClient | None = None
+
+    async def get_conn(self) -> AsyncVoiceGenieClient:
+        """
+        Return the client that speaks to the service.
+
+        :raises InvalidConnectionError: The connection has a missing or wrong value, or is not there.
+        :raises ConnectionFailedError: Airflow could not be asked for the connection.
+        """
+        from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
+
+        if self._client is None:
+            self._client = await AsyncVoiceGenieClient.open(await self._settings())
+        return self._client
+
+    async def reread_connection(self) -> None:
+        """Read the Airflow connection again; if it has changed, the next call uses a new client."""
+        settings = await self._settings()
+        if self._client is not None and settings != self._client.settings:
+            self._client = None
+
+    async def pause_campaign(self, campaign_id: str) -> PausedCampaign:
+        """
+        Pause a campaign (``GET /pauseTheCampaign/{id}``): no call begins, those in progress run to their end.
+
+        :param campaign_id: Id of the campaign.
+        """
+        return await (await self.get_conn()).pause_campaign(campaign_id)
+
+    async def get_campaign(self, campaign_id: str, *, max_attempts: int | None = None) -> Campaign:
+        """
+        Read a campaign (``GET /campaign/{id}``).
+
+        :param campaign_id: Id of the campaign.
+        :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
+        """
+        return await (await self.get_conn()).get_campaign(campaign_id, max_attempts=max_attempts)
+
+    async def get_campaign_stats(self, campaign_id: str, *, max_attempts: int | None = None) -> CampaignStats:
+        """
+        Read a campaign's counters (``GET /getCampaignStats/{id}``); they may be 30 seconds old.
+
+        :param campaign_id: Id of the campaign.
+        :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
+        """
+        return await (await self.get_conn()).get_campaign_stats(campaign_id, max_attempts=max_attempts)
+
+    async def list_page(self, *, limit: int, offset: int, max_attempts: int | None = None) -> CampaignPage:
+        """
+        Read one page of all campaigns of the key (``GET /fetchCampaignData``).
+
+        :param limit: Campaigns on the page, 1 to 1000.
+        :param offset: Campaigns to skip.
+        :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
+        """
+        return await (await self.get_conn()).list_page(limit=limit, offset=offset, max_attempts=max_attempts)
+
+    async def _settings(self) -> ClientSettings:
+        # From here, as its own import loads what a worker does not need.
+        from airflow.providers.common.compat.connection import get_async_connection
+
+        problem: VoiceGenieError
+        try:
+            # Checking a connection may look at files, so it is left to a thread.
+            return await asyncio.to_thread(client_settings, await get_async_connection(self.voicegenie_conn_id))
+        except AirflowNotFoundException:
+            problem = no_such_connection(self.voicegenie_conn_id)
+        except VoiceGenieError as error:
+            problem = error
+        except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
+            problem = ConnectionFailedError(
+                f"Connection {self.voicegenie_conn_id!r} could not be read from Airflow ({type(error).__name__})."
+            )
+        raise problem
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None}
 
 
 _TEST_REMEDIES: tuple[tuple[type[VoiceGenieError], str], ...] = (

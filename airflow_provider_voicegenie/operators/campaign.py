@@ -3,58 +3,60 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.sdk import BaseOperator, get_current_context
 
 from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
-from airflow_provider_voicegenie.decisions.durations import read_seconds
-from airflow_provider_voicegenie.decisions.guards import (
-    RunFacts,
-    check_calling_hours,
-    check_campaign,
-    check_run,
-)
 from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
+from airflow_provider_voicegenie.decisions.parameters import (
+    check_flags,
+    read_interval,
+    read_optional_seconds,
+    read_percent,
+)
 from airflow_provider_voicegenie.task_end import settle_error, settle_task
+from airflow_provider_voicegenie.waits import default_deferrable, was_ended_by_airflow
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
     from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
-    from airflow_provider_voicegenie.decisions.guards import Finding
-    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+    from airflow_provider_voicegenie.operators.start_task import StartTask
 
 __all__ = ["CallingHours", "Condition", "Outcome", "PauseCampaignOperator", "StartCampaignOperator"]
-
-#: Seconds before each look at a campaign whose start was left without an answer: a gateway may give up on a
-#: request that the service behind it still carries out.
-_LOOK_DELAYS = (0.0, 1.0, 2.0, 4.0)
 
 
 class StartCampaignOperator(BaseOperator):
     """
-    Start a VoiceGenie campaign: people are phoned at once.
+    Start a VoiceGenie campaign: people are phoned at once. Optionally, follow it to its end.
 
     The task checks the DAG run, reads the campaign, checks it and the time, and then sends one start
     (``GET /startCampaign/{id}``, the service's Start Campaign page). A start is never repeated blindly. Where its
-    answer is lost, the task looks at the campaign and succeeds if the start took effect.
+    answer is lost, the task looks at the campaign and succeeds if the start took effect. A later try of the task takes
+    over the start of an earlier one, and starts nothing.
 
     Whatever stands in the way is a condition, and each condition has an outcome: *skip*, *fail* (at once, without
-    retry), *retry* (Airflow's ``retries`` decide) or *succeed*. The defaults stand in the README's table;
-    ``outcomes`` changes single lines.
+    retry), *retry* (Airflow's ``retries`` decide), *succeed*, or *wait*. The defaults stand in the README's table;
+    ``outcomes`` changes single lines. While the task waits for completion, temporary trouble never ends the wait.
 
     Returns to XCom, as plain JSON:
 
     - ``campaign_id``: the id.
-    - ``status``: the campaign's status after the start, ``running`` as a rule.
+    - ``status``: the campaign's status after the start, ``running`` as a rule; at the end, where the task waited.
     - ``started_at``: when the service says it was started, ISO 8601 in UTC; null where it did not say.
     - ``started_by_task``: false where the campaign was running or over already, and the outcome for that is
       *succeed*.
+
+    and with ``wait_for_completion`` also
+
+    - ``completed_at``: when the service says it was completed, ISO 8601 in UTC; null where it did not say.
+    - ``statistics``: ``total_contacts``, ``calls_completed``, ``calls_failed``, ``call_status_breakdown`` (calls by
+      outcome), ``success_rate`` (per cent of the ended calls), ``average_call_duration`` and ``total_call_duration``
+      (seconds); from ``GET /getCampaignStats/{id}``. Null where the service refuses them, or the wait ended otherwise.
 
     :param campaign_id: Id of the campaign. (templated)
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
@@ -64,11 +66,29 @@ class StartCampaignOperator(BaseOperator):
     :param start_in_backfill: Whether backfill runs start the campaign too. They do not by default.
     :param max_lateness: How late a scheduled run may come after it was due, catch-up included, as a ``timedelta``
         or a number of seconds. Any lateness by default. Manual and asset-triggered runs are never late.
+    :param wait_for_completion: Whether to wait until the campaign is completed.
+    :param deferrable: Whether to wait in the triggerer, which takes no worker slot. Airflow's
+        ``[operators] default_deferrable`` by default.
+    :param poll_interval: Time between two looks at the campaign, at most, as a ``timedelta`` or a number of seconds.
+    :param completion_timeout: How long to wait, as a ``timedelta`` or a number of seconds; then the condition
+        ``COMPLETION_TIMEOUT`` holds, and the campaign goes on. For ever by default. Airflow's ``execution_timeout``
+        counts the whole task, and pauses the campaign.
+    :param pause_on_kill: Whether to pause the campaign when the task is ended from outside: marked or cleared by a
+        user, or by its ``execution_timeout``. Only a campaign that this task started is paused, and none because a
+        worker, a triggerer or a scheduler goes down. While the task is deferred, Airflow tells of marking and clearing
+        from 3.3 on.
+    :param stall_timeout: How long the campaign may run without progress in any counter before the condition
+        ``CAMPAIGN_STALLED`` holds, as a ``timedelta`` or a number of seconds. For ever by default.
+    :param min_success_rate: Per cent of the ended calls that must have ended well for a completed campaign not to be
+        the condition ``SUCCESS_RATE_TOO_LOW``.
     :raises ValueError: An argument is wrong; raised when the DAG is parsed.
     """
 
     template_fields: Sequence[str] = ("campaign_id", "voicegenie_conn_id")
     ui_color = "#d9f2e6"
+
+    #: Set while the task runs in this process.
+    _running: StartTask | None = None
 
     def __init__(
         self,
@@ -79,6 +99,13 @@ class StartCampaignOperator(BaseOperator):
         calling_hours: CallingHours | None = None,
         start_in_backfill: bool = False,
         max_lateness: timedelta | float | None = None,
+        wait_for_completion: bool = False,
+        deferrable: bool | None = None,
+        poll_interval: timedelta | float = 60,
+        completion_timeout: timedelta | float | None = None,
+        pause_on_kill: bool = True,
+        stall_timeout: timedelta | float | None = None,
+        min_success_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -86,120 +113,54 @@ class StartCampaignOperator(BaseOperator):
             raise ValueError(
                 f"calling_hours must be CallingHours(start, end, timezone, days), not {calling_hours!r:.80}."
             )
-        if not isinstance(start_in_backfill, bool):
-            raise ValueError(f"start_in_backfill must be True or False, not {start_in_backfill!r:.80}.")
+        deferrable = default_deferrable() if deferrable is None else deferrable
+        check_flags(
+            start_in_backfill=start_in_backfill,
+            wait_for_completion=wait_for_completion,
+            deferrable=deferrable,
+            pause_on_kill=pause_on_kill,
+        )
         self.campaign_id = campaign_id
         self.voicegenie_conn_id = voicegenie_conn_id
         self.outcome_rules = OutcomeRules(TaskKind.START, outcomes)
         self.calling_hours = calling_hours
         self.start_in_backfill = start_in_backfill
-        self.max_lateness = None if max_lateness is None else read_seconds("max_lateness", max_lateness)
+        self.max_lateness = read_optional_seconds("max_lateness", max_lateness)
+        self.wait_for_completion = wait_for_completion
+        self.deferrable = deferrable
+        self.poll_interval = read_interval("poll_interval", poll_interval)
+        self.completion_timeout = read_optional_seconds("completion_timeout", completion_timeout)
+        self.pause_on_kill = pause_on_kill
+        self.stall_timeout = read_optional_seconds("stall_timeout", stall_timeout)
+        self.min_success_rate = read_percent("min_success_rate", min_success_rate)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Start the campaign, and return what is documented above."""
-        from airflow_provider_voicegenie.api.errors import VoiceGenieError
-        from airflow_provider_voicegenie.api.models import CampaignStatus
-        from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+        """Start the campaign, wait for it if asked to, and return what is documented above."""
+        return self._begin(context).execute()
 
-        finding = check_run(
-            RunFacts.of(context),
-            datetime.now(UTC),
-            start_in_backfill=self.start_in_backfill,
-            max_lateness=self.max_lateness,
-        )
-        if finding is not None:
-            return self._not_started(finding, CampaignStatus.UNKNOWN)
-        try:
-            return self._start(VoiceGenieHook(self.voicegenie_conn_id))
-        except VoiceGenieError as error:
-            # Only "already running" can come back from here: someone else's start came between.
-            settle_error(self.outcome_rules, error, self.campaign_id)
-            return self._result(CampaignStatus.RUNNING, None, started_by_task=False)
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on after the wait in the triggerer."""
+        return self._begin(context).resume(event)
 
-    def _start(self, hook: VoiceGenieHook) -> dict[str, Any]:
-        from airflow_provider_voicegenie.api.errors import VoiceGenieError
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
+        if was_ended_by_airflow(next_method, next_kwargs):
+            return self._begin(context).resume_late()
+        return super().resume_execution(next_method, next_kwargs, context)
 
-        before = hook.get_campaign(self.campaign_id)
-        finding = check_campaign(before) or check_calling_hours(self.calling_hours, datetime.now(UTC))
-        if finding is not None:
-            return self._not_started(finding, before.status)
-        sent_at = datetime.fromtimestamp(hook.server_time(), UTC)
-        unanswered: VoiceGenieError
-        try:
-            started = hook.start_campaign(self.campaign_id)
-        except VoiceGenieError as error:
-            if not error.may_have_taken_effect:
-                raise
-            unanswered = error
+    def on_kill(self) -> None:
+        """Stop the calls, as ``pause_on_kill`` says, when Airflow ends the task."""
+        if self._running is not None:
+            self._running.kill()
         else:
-            if not started.status.is_running:
-                self.log.warning(
-                    "Campaign %r: the service accepted the start, but calls its status %.40r, not running.",
-                    self.campaign_id,
-                    started.status_text,
-                )
-            self.log.info("Campaign %r was started: status %s.", self.campaign_id, started.status.value)
-            return self._result(started.status, started.started_at, started_by_task=True)
-        return self._find_out(hook, before, unanswered, sent_at)
+            # Airflow 2 ends a deferred task whose execution_timeout is over before it resumes it.
+            self._begin(get_current_context()).end_before_resuming()
 
-    def _find_out(
-        self, hook: VoiceGenieHook, before: Campaign, error: VoiceGenieError, sent_at: datetime
-    ) -> dict[str, Any]:
-        """Find out what became of a start that got no valid answer."""
-        from airflow_provider_voicegenie.api.errors import VoiceGenieError
-        from airflow_provider_voicegenie.decisions.settlement import Settlement, settle_by_stats, settle_by_status
+    def _begin(self, context: Context) -> StartTask:
+        from airflow_provider_voicegenie.operators.start_task import StartTask
 
-        self.log.warning("%s The start may have taken effect; looking at the campaign before anything else.", error)
-        settlement = Settlement.UNKNOWN
-        started_at = None
-        looks: list[Campaign] = []
-        for delay in _LOOK_DELAYS:
-            time.sleep(delay)
-            try:
-                looks.append(hook.get_campaign(self.campaign_id))
-            except VoiceGenieError as problem:
-                self.log.warning("%s", problem)
-                continue
-            settlement = settle_by_status(before, looks)
-            if settlement is Settlement.STARTED:
-                break
-        if looks and settlement is not Settlement.STARTED:
-            try:
-                stats = hook.get_campaign_stats(self.campaign_id)
-            except VoiceGenieError as problem:
-                self.log.warning("%s", problem)
-            else:
-                settlement = settle_by_stats(settlement, stats, sent_at)
-                started_at = stats.started_at if settlement is Settlement.STARTED else None
-        seen = f"status {before.status.value} before" + (f", {looks[-1].status.value} since" if looks else "")
-        self.log.info("Campaign %r: %s (%s).", self.campaign_id, settlement.value, seen)
-        if settlement is Settlement.STARTED:
-            return self._result(looks[-1].status, started_at, started_by_task=True)
-        if settlement is Settlement.NOT_STARTED:
-            raise error
-        settle_task(
-            self.outcome_rules,
-            Condition.START_UNCONFIRMED,
-            self.campaign_id,
-            f"the start was sent but not answered, and {settlement.value} ({seen}). Look at the campaign in the "
-            "VoiceGenie dashboard: if it was not started, clear this task to start it; if it was, mark the task as "
-            f"success. What went wrong was: {error.message}",
-        )
-        raise AssertionError("START_UNCONFIRMED always ends the task")
-
-    def _not_started(self, finding: Finding, status: CampaignStatus) -> dict[str, Any]:
-        settle_task(self.outcome_rules, finding.condition, self.campaign_id, finding.message)
-        return self._result(status, None, started_by_task=False)
-
-    def _result(self, status: CampaignStatus, started_at: datetime | None, *, started_by_task: bool) -> dict[str, Any]:
-        from airflow_provider_voicegenie.api.models import write_time
-
-        return {
-            "campaign_id": self.campaign_id,
-            "status": status.value,
-            "started_at": write_time(started_at),
-            "started_by_task": started_by_task,
-        }
+        self._running = StartTask(self, context)
+        return self._running
 
 
 class PauseCampaignOperator(BaseOperator):

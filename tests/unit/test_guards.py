@@ -8,9 +8,9 @@ import pytest
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats
 from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
-from airflow_provider_voicegenie.decisions.durations import read_seconds
 from airflow_provider_voicegenie.decisions.guards import RunFacts, check_calling_hours, check_campaign, check_run
 from airflow_provider_voicegenie.decisions.outcomes import Condition
+from airflow_provider_voicegenie.decisions.parameters import read_seconds
 from airflow_provider_voicegenie.decisions.settlement import Settlement, settle_by_stats, settle_by_status
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

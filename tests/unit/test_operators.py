@@ -11,7 +11,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome
-from airflow_provider_voicegenie.operators import campaign as operators
+from airflow_provider_voicegenie.operators import start_task
 from airflow_provider_voicegenie.operators.campaign import (
     CallingHours,
     PauseCampaignOperator,
@@ -26,7 +26,7 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
-    monkeypatch.setattr(operators, "_LOOK_DELAYS", (0.0, 0.05))
+    monkeypatch.setattr(start_task, "_LOOK_DELAYS", (0.0, 0.05))
     connection = voicegenie_sandbox.connection(max_attempts=1, timeout=1, requests_per_minute=10_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     return voicegenie_sandbox
@@ -238,14 +238,14 @@ def test_a_campaign_that_ran_to_its_end_meanwhile_is_not_started_again(sandbox, 
 def test_where_nobody_can_tell_the_task_fails_and_says_how_to_decide(sandbox):
     sandbox.inject("close", "start", after_acting=True)
     operator = StartCampaignOperator(task_id="start", campaign_id="ready")
-    original = operators.time.sleep
+    original = start_task.time.sleep
 
     def outage(seconds):
         sandbox.inject("close", "*", times=None)
         original(seconds)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operators.time, "sleep", outage)
+        patch.setattr(start_task.time, "sleep", outage)
         with pytest.raises(AirflowFailException, match="START_UNCONFIRMED") as caught:
             operator.execute(context())
     assert "clear this task" in str(caught.value)
@@ -361,15 +361,13 @@ def test_ready(sandbox, campaign_id):
         ("ready", [closed_hours()], "outside the calling hours"),
     ],
 )
-def test_not_ready_is_said_once_in_words(sandbox, monkeypatch, campaign_id, prerequisites, missing):
-    lines = []
-    log = SimpleNamespace(info=lambda words, *values: lines.append(words % values))
-    monkeypatch.setattr(CampaignReadySensor, "log", log)
+def test_not_ready_is_said_once_in_words(sandbox, caplog, campaign_id, prerequisites, missing):
+    caplog.set_level("INFO", "airflow_provider_voicegenie.waits")
     sensor = CampaignReadySensor(task_id="ready", campaign_id=campaign_id, prerequisites=prerequisites)
     assert not sensor.poke(context()).is_done
     assert not sensor.poke(context()).is_done
-    assert len(lines) == 1
-    assert missing in lines[0]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "airflow_provider_voicegenie.waits"]
+    assert missing in line
     sandbox.sandbox.store.change(campaign_id, total_count=200, script_id="s", status="scheduled")
     if missing != "outside the calling hours":
         assert sensor.poke(context()).is_done

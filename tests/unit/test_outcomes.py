@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -32,11 +33,11 @@ def test_a_default_is_among_what_is_allowed(kind):
 @pytest.mark.parametrize("kind", TaskKind)
 def test_the_readme_has_the_table(kind):
     """The table in the README is the table of the code, line by line."""
-    column = {TaskKind.START: 1, TaskKind.PAUSE: 2, TaskKind.READY: 3}[kind]
+    column = 1 + list(TaskKind).index(kind)
     rows = {}
     for line in README.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 5 and re.fullmatch(r"`[A-Z_]+`", cells[0]):
+        if len(cells) == 6 and re.fullmatch(r"`[A-Z_]+`", cells[0]):
             rows[cells[0].strip("`")] = cells[column]
     rules = OutcomeRules(kind)
     assert set(rows) == set(Condition)
@@ -46,6 +47,25 @@ def test_the_readme_has_the_table(kind):
                 OutcomeRules(kind, {name: "skip"})
         else:
             assert rules.outcome(Condition(name)) == documented, name
+
+
+def test_temporary_trouble_never_ends_the_wait_of_a_start():
+    rules = OutcomeRules(TaskKind.START, {"CONNECTION_FAILED": "fail", "NOT_FOUND": "skip"})
+    waiting = rules.while_waiting()
+    for name in ("RATE_LIMIT_EXCEEDED", "INTERNAL_SERVER_ERROR", "CONNECTION_FAILED", "INVALID_ANSWER"):
+        assert waiting.outcome(Condition(name)) is Outcome.WAIT
+    assert waiting.outcome(Condition.NOT_FOUND) is Outcome.SKIP
+    assert rules.outcome(Condition.CONNECTION_FAILED) is Outcome.FAIL
+    sensor = OutcomeRules(TaskKind.COMPLETED, {"CONNECTION_FAILED": "fail"})
+    assert sensor.while_waiting().outcome(Condition.CONNECTION_FAILED) is Outcome.FAIL
+
+
+def test_the_changes_are_plain_text_from_which_equal_rules_can_be_made():
+    changes = {"NOT_FOUND": "skip", Condition.CAMPAIGN_PAUSED: Outcome.FAIL}
+    rules = OutcomeRules(TaskKind.COMPLETED, changes)
+    assert json.loads(json.dumps(rules.changes)) == {"NOT_FOUND": "skip", "CAMPAIGN_PAUSED": "fail"}
+    again = OutcomeRules(TaskKind.COMPLETED, rules.changes)
+    assert all(again.outcome(condition) is rules.outcome(condition) for condition in Condition)
 
 
 def test_single_lines_change_by_text_or_enum():
@@ -67,6 +87,9 @@ def test_single_lines_change_by_text_or_enum():
         (TaskKind.START, {"NOT_FOUND": None}, ["None"]),
         (TaskKind.START, {"RATE_LIMIT_EXCEEDED": "wait"}, ["wait"]),
         (TaskKind.READY, {"INVALID_CAMPAIGN_ID": "wait"}, ["wait"]),
+        (TaskKind.START, {"CAMPAIGN_FAILED": "wait"}, ["wait"]),
+        (TaskKind.COMPLETED, {"SUCCESS_RATE_TOO_LOW": "wait"}, ["wait"]),
+        (TaskKind.COMPLETED, {"COMPLETION_TIMEOUT": "skip"}, ["COMPLETION_TIMEOUT"]),
         (TaskKind.PAUSE, {"BACKFILL_RUN": "skip"}, ["BACKFILL_RUN"]),
         (TaskKind.START, ["NOT_FOUND"], ["mapping", "list"]),
         (TaskKind.START, "NOT_FOUND", ["mapping", "str"]),

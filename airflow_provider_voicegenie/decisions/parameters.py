@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters as DAG authors write them. Whatever is wrong is refused when the DAG is parsed."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+
+
+def read_seconds(name: str, value: object) -> float:
+    """
+    Return a duration in seconds.
+
+    :param name: The parameter's name, for the message.
+    :param value: A ``timedelta``, or a number of seconds.
+    :raises ValueError: It is something else, negative, or not finite.
+    """
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        raise ValueError(f"{name} must be a timedelta or a number of seconds, not {value!r}.")
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(f"{name} must not be negative, and finite, but is {value!r}.")
+    return seconds
+
+
+def read_optional_seconds(name: str, value: object) -> float | None:
+    """Return a duration in seconds, or ``None`` where none is given; like :func:`read_seconds`."""
+    return None if value is None else read_seconds(name, value)
+
+
+def read_interval(name: str, value: object) -> float:
+    """Return a duration above zero in seconds; like :func:`read_seconds`."""
+    seconds = read_seconds(name, value)
+    if seconds == 0:
+        raise ValueError(f"{name} must be above 0, or the service would be asked without a pause.")
+    return seconds
+
+
+def read_percent(name: str, value: object) -> float | None:
+    """
+    Return a number from 0 to 100, or ``None`` where none is given.
+
+    :param name: The parameter's name, for the message.
+    :param value: The number.
+    :raises ValueError: It is something else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise ValueError(f"{name} must be a number of per cent from 0 to 100, not {value!r}.")
+    return float(value)
+
+
+def check_flags(**flags: object) -> None:
+    """
+    Check parameters that are true or false.
+
+    :raises ValueError: One of them is something else.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, not {value!r:.80}.")

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wait for a campaign's prerequisites: all its rules, and no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_provider_voicegenie.api.models import Campaign, write_time
+from airflow_provider_voicegenie.decisions.outcomes import OutcomeRules
+from airflow_provider_voicegenie.decisions.prerequisites import Readiness
+from airflow_provider_voicegenie.decisions.waiting import NOTHING, End, EndReason, Step, Watch
+
+
+class ReadinessWatch(Watch):
+    """
+    One wait for a campaign to be ready.
+
+    :param campaign_id: The campaign.
+    :param rules: What each condition does to the wait.
+    """
+
+    __slots__ = ("_campaign", "_last")
+
+    def __init__(self, campaign_id: str, rules: OutcomeRules) -> None:
+        super().__init__(campaign_id, rules)
+        self._campaign: Campaign | None = None
+        self._last: Readiness | None = None
+
+    def see_campaign(self, campaign: Campaign, readiness: Readiness) -> Step:
+        """
+        Take note of the campaign.
+
+        :param campaign: As it was just read.
+        :param readiness: What its prerequisites came to.
+        """
+        before, self._campaign, self._last = self._last, campaign, readiness
+        notes = self._recovered()
+        if readiness.condition is not None:
+            return self._meet(readiness.condition, readiness.why, notes)
+        self._announced = None
+        if readiness != before:
+            notes = (*notes, self._info(readiness.describe()))
+        if readiness.is_ready:
+            return Step(notes, end=End(EndReason.DONE, "it is ready", result=self._result()))
+        return Step(notes) if notes else NOTHING
+
+    def last_seen(self, now: float) -> str:
+        """Say what was last seen of the campaign."""
+        seen = "never seen" if self._last is None else f"last seen: {self._last.describe()}"
+        return f"{seen}{self._since_then()}"
+
+    def _result(self) -> Mapping[str, Any] | None:
+        """Return what goes to XCom: no name, no contact."""
+        campaign = self._campaign
+        if campaign is None:
+            return None
+        return {
+            "campaign_id": campaign.campaign_id,
+            "status": campaign.status.value,
+            "total_count": campaign.total_count,
+            "completed_count": campaign.completed_count,
+            "failed_count": campaign.failed_count,
+            "updated_at": write_time(campaign.updated_at),
+        }

@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One run of a ``StartCampaignOperator`` in a worker: from the guards to the end of the wait.
+
+Apart from the operator, whose module every parse of a DAG file loads.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
+
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time
+from airflow_provider_voicegenie.decisions.completion import CompletionWatch
+from airflow_provider_voicegenie.decisions.earlier_start import Start, StartPhase, was_started_in_run
+from airflow_provider_voicegenie.decisions.guards import (
+    Finding,
+    RunFacts,
+    check_calling_hours,
+    check_campaign,
+    check_run,
+)
+from airflow_provider_voicegenie.decisions.outcomes import Condition
+from airflow_provider_voicegenie.decisions.settlement import Settlement, settle_by_stats, settle_by_status
+from airflow_provider_voicegenie.decisions.waiting import End, EndReason
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.operators.killing import (
+    KillSwitch,
+    TaskKilled,
+    pause_campaign_of_killed_task,
+    was_taken_away,
+)
+from airflow_provider_voicegenie.operators.start_memory import StartMemory
+from airflow_provider_voicegenie.task_end import VoiceGenieRetryException, settle_error, settle_task
+from airflow_provider_voicegenie.waits import (
+    deferral_timeout,
+    execution_deadline,
+    has_read_statistics,
+    read_final_statistics,
+    wait_for_completion,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
+
+log = logging.getLogger(__name__)
+
+#: Seconds before each look at a campaign whose start was left without an answer: a gateway may give up on a
+#: request that the service behind it still carries out.
+_LOOK_DELAYS = (0.0, 1.0, 2.0, 4.0)
+
+#: The XCom under which a deferred task keeps its start, for when Airflow drops what the trigger knows.
+_START_KEY = "start"
+
+#: Statuses in which there is an end to wait for.
+_TO_BE_FOLLOWED = (CampaignStatus.RUNNING, CampaignStatus.PAUSED, CampaignStatus.COMPLETED, CampaignStatus.UNKNOWN)
+
+
+class StartTask:
+    """
+    One run of the task in this process.
+
+    :param operator: The task.
+    :param context: Its context.
+    """
+
+    def __init__(self, operator: StartCampaignOperator, context: Context) -> None:
+        self._operator = operator
+        self._context = context
+        self._campaign_id = operator.campaign_id
+        self._hook = VoiceGenieHook(operator.voicegenie_conn_id)
+        self._memory = StartMemory(context, operator.campaign_id)
+        self._kill = KillSwitch()
+        #: Whether a start of this task is in effect, or may be.
+        self._calling = False
+
+    def execute(self) -> dict[str, Any]:
+        """Start the campaign, and wait for it if asked to."""
+        return self._guarded(self._execute)
+
+    def resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on after the wait in the triggerer."""
+        return self._guarded(lambda: self._resume(event))
+
+    def resume_late(self) -> dict[str, Any]:
+        """Go on after Airflow ended the deferral, as no triggerer did in time."""
+        return self._guarded(self._resume_late)
+
+    def kill(self) -> None:
+        """Take note, in a signal handler too, that Airflow ends the task."""
+        self._kill.pull()
+
+    def end_before_resuming(self) -> None:
+        """Stop the calls of a deferred task whose ``execution_timeout`` was over before it could be resumed."""
+        if getattr(self._context["ti"], "next_method", None):
+            self._calling = self._start_before_deferral().started_by_task
+            self._stop_calls(StartPhase.TIMED_OUT)
+
+    # The start.
+
+    def _execute(self) -> dict[str, Any]:
+        try:
+            start = self._take_over() or self._start()
+        except VoiceGenieError as error:
+            # Only "already running" can come back from here: someone else's start came between.
+            settle_error(self._operator.outcome_rules, error, self._campaign_id)
+            start = Start(CampaignStatus.RUNNING.value)
+        self._stop_if_killed()
+        if self._operator.wait_for_completion and CampaignStatus(start.status) in _TO_BE_FOLLOWED:
+            return self._wait(start)
+        self._memory.note(StartPhase.CLOSED)
+        return self._result(start, {})
+
+    def _start(self) -> Start:
+        finding = check_run(
+            RunFacts.of(self._context),
+            datetime.now(UTC),
+            start_in_backfill=self._operator.start_in_backfill,
+            max_lateness=self._operator.max_lateness,
+        )
+        if finding is not None:
+            return self._not_started(finding, CampaignStatus.UNKNOWN)
+        before = self._hook.get_campaign(self._campaign_id)
+        finding = check_campaign(before) or check_calling_hours(self._operator.calling_hours, datetime.now(UTC))
+        if finding is not None:
+            return self._not_started(finding, before.status)
+        sent_at = datetime.fromtimestamp(self._hook.server_time(), UTC)
+        self._memory.note_sending(before, sent_at)
+        self._stop_if_killed()
+        self._calling = True
+        unanswered: VoiceGenieError
+        try:
+            started = self._hook.start_campaign(self._campaign_id)
+        except VoiceGenieError as error:
+            if not error.may_have_taken_effect:
+                self._did_not_start()
+                raise
+            unanswered = error
+        else:
+            self._memory.note(StartPhase.STARTED, started.started_at)
+            if not started.status.is_running:
+                log.warning(
+                    "Campaign %r: the service accepted the start, but calls its status %.40r, not running.",
+                    self._campaign_id,
+                    started.status_text,
+                )
+            log.info("Campaign %r was started: status %s.", self._campaign_id, started.status.value)
+            seen = {"at": time.time(), "completed": before.completed_count, "failed": before.failed_count}
+            return Start.by_task(started.status, started.started_at, seen)
+        log.warning("%s The start may have taken effect; looking at the campaign before anything else.", unanswered)
+        start = self._find_out(before, sent_at, f" What went wrong was: {unanswered.message}")
+        if start is None:
+            raise unanswered
+        return start
+
+    def _find_out(self, before: Campaign, sent_at: datetime, problem: str = "") -> Start | None:
+        """Find out what became of a start that got no valid answer; ``None`` where it did not take effect."""
+        settlement = Settlement.UNKNOWN
+        started_at = None
+        looks: list[Campaign] = []
+        for delay in _LOOK_DELAYS:
+            time.sleep(delay)
+            try:
+                looks.append(self._hook.get_campaign(self._campaign_id))
+            except VoiceGenieError as error:
+                log.warning("%s", error)
+                continue
+            settlement = settle_by_status(before, looks)
+            if settlement is Settlement.STARTED:
+                break
+        if looks and settlement is not Settlement.STARTED:
+            try:
+                stats = self._hook.get_campaign_stats(self._campaign_id)
+            except VoiceGenieError as error:
+                log.warning("%s", error)
+            else:
+                settlement = settle_by_stats(settlement, stats, sent_at)
+                started_at = stats.started_at if settlement is Settlement.STARTED else None
+        seen = f"status {before.status.value} before" + (f", {looks[-1].status.value} since" if looks else "")
+        log.info("Campaign %r: %s (%s).", self._campaign_id, settlement.value, seen)
+        if settlement is Settlement.STARTED:
+            self._memory.note(StartPhase.STARTED, started_at)
+            return Start.by_task(looks[-1].status, started_at)
+        if settlement is Settlement.NOT_STARTED:
+            self._did_not_start()
+            return None
+        settle_task(
+            self._operator.outcome_rules,
+            Condition.START_UNCONFIRMED,
+            self._campaign_id,
+            f"the start was sent but not answered, and {settlement.value} ({seen}). Look at the campaign in the "
+            "VoiceGenie dashboard: if it was not started, clear this task to start it; if it was, mark the task as "
+            f"success.{problem}",
+        )
+        raise AssertionError("START_UNCONFIRMED always ends the task")
+
+    def _did_not_start(self) -> None:
+        self._calling = False
+        self._memory.note(StartPhase.CLOSED)
+
+    def _not_started(self, finding: Finding, status: CampaignStatus) -> Start:
+        settle_task(self._operator.outcome_rules, finding.condition, self._campaign_id, finding.message)
+        return Start(status.value)
+
+    # The start of an earlier try.
+
+    def _take_over(self) -> Start | None:
+        """Return the start that an earlier try of this task made, if one did."""
+        record = self._memory.recall()
+        if record is None:
+            if self._memory.is_kept or self._memory.is_first_try:
+                return None
+            return self._take_over_by_evidence()
+        if record.phase is StartPhase.TIMED_OUT:
+            raise AirflowFailException(
+                f"Campaign {self._campaign_id!r}: an earlier try of this task started it, and paused it when its "
+                "execution_timeout was over. A retry does not start it again. To let it go on, clear this task; to "
+                "give up waiting without a pause, use completion_timeout."
+            )
+        self._calling = True
+        if record.phase is StartPhase.SENT:
+            log.warning(
+                "Campaign %r: an earlier try of this task was ended while it sent the start. Looking at the campaign.",
+                self._campaign_id,
+            )
+            return self._find_out(record.campaign_before(), read_time(record.sent_at) or datetime.now(UTC))
+        return self._taken_over(read_time(record.started_at))
+
+    def _take_over_by_evidence(self) -> Start | None:
+        """Ask the service whether an earlier try started the campaign: this Airflow keeps nothing across tries."""
+        began = getattr(self._context["dag_run"], "start_date", None)
+        campaign = self._hook.get_campaign(self._campaign_id)
+        if began is None or campaign.status not in _TO_BE_FOLLOWED:
+            return None
+        statistics = self._hook.get_campaign_stats(self._campaign_id)
+        if not was_started_in_run(statistics, began):
+            return None
+        self._calling = True
+        return self._taken_over(statistics.started_at)
+
+    def _taken_over(self, started_at: datetime | None) -> Start:
+        status = CampaignStatus.UNKNOWN
+        try:
+            status = self._hook.get_campaign(self._campaign_id).status
+        except VoiceGenieError as error:
+            log.warning("%s", error)
+        log.info(
+            "Campaign %r: an earlier try of this task started it, so it is not started again; its status is %s.",
+            self._campaign_id,
+            status.value,
+        )
+        return Start.by_task(status, started_at)
+
+    # The wait.
+
+    def _wait(self, start: Start) -> dict[str, Any]:
+        timeout = self._operator.completion_timeout
+        deadline = None if timeout is None else time.time() + timeout
+        if self._operator.deferrable:
+            self._defer(start, deadline, with_statistics=False)
+        # Beforehand, as it asks Airflow for the connection.
+        self._hook.get_conn()
+        with self._kill.interruptible():
+            end = wait_for_completion(
+                self._hook,
+                self._watch(start),
+                self._campaign_id,
+                poll_interval=self._operator.poll_interval,
+                deadline=deadline,
+            )
+        return self._end(start, end)
+
+    def _watch(self, start: Start) -> CompletionWatch:
+        seen = start.seen or {}
+        return CompletionWatch(
+            self._campaign_id,
+            self._operator.outcome_rules.while_waiting(),
+            seen.get("at", time.time()),
+            stall_timeout=self._operator.stall_timeout,
+            min_success_rate=self._operator.min_success_rate,
+            with_statistics=True,
+            completed=seen.get("completed"),
+            failed=seen.get("failed"),
+        )
+
+    def _defer(self, start: Start, deadline: float | None, *, with_statistics: bool) -> NoReturn:
+        from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
+
+        operator = self._operator
+        execution_ends = execution_deadline(self._context, operator.execution_timeout)
+        if (task_instance := self._context.get("ti")) is not None:
+            task_instance.xcom_push(key=_START_KEY, value=start.to_json())
+        operator.defer(
+            trigger=CampaignCompletedTrigger(
+                campaign_id=self._campaign_id,
+                voicegenie_conn_id=operator.voicegenie_conn_id,
+                kind=operator.outcome_rules.kind.value,
+                outcomes=operator.outcome_rules.changes,
+                poll_interval=operator.poll_interval,
+                deadline=deadline,
+                execution_deadline=execution_ends,
+                stall_timeout=operator.stall_timeout,
+                min_success_rate=operator.min_success_rate,
+                with_statistics=with_statistics,
+                seen=None if start.seen is None else dict(start.seen),
+                pause_on_kill=operator.pause_on_kill and start.started_by_task,
+                start=start.to_json(),
+            ),
+            method_name="execute_complete",
+            timeout=deferral_timeout(deadline, execution_ends),
+        )
+        raise AssertionError("a deferral ends the execution")
+
+    def _resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        deferred = event["deferred"]
+        start = Start(**deferred["start"])
+        self._calling = start.started_by_task
+        end = End.from_json(event)
+        if end.is_done and not has_read_statistics(deferred):
+            finished = read_final_statistics(self._hook, self._watch(start), self._campaign_id, end)
+            if finished is None:
+                # Not to be had now: the triggerer tries for as long as it takes.
+                self._defer(start, deferred["deadline"], with_statistics=True)
+            end = finished
+        return self._end(start, end)
+
+    def _resume_late(self) -> dict[str, Any]:
+        start = self._start_before_deferral()
+        self._calling = start.started_by_task
+        end = wait_for_completion(
+            self._hook,
+            self._watch(start),
+            self._campaign_id,
+            poll_interval=self._operator.poll_interval,
+            deadline=time.time() + 1,
+        )
+        execution_ends = execution_deadline(self._context, self._operator.execution_timeout)
+        if end.reason is EndReason.TIMEOUT and execution_ends is not None and time.time() >= execution_ends:
+            end = end._replace(reason=EndReason.EXECUTION_TIMEOUT)
+        return self._end(start, end)
+
+    def _start_before_deferral(self) -> Start:
+        task_instance = self._context["ti"]
+        kept = task_instance.xcom_pull(
+            task_ids=task_instance.task_id, key=_START_KEY, map_indexes=task_instance.map_index
+        )
+        return Start(**kept)
+
+    def _end(self, start: Start, end: End) -> dict[str, Any]:
+        if end.reason is EndReason.EXECUTION_TIMEOUT:
+            raise AirflowTaskTimeout(f"Campaign {self._campaign_id!r}: execution_timeout: {end.message}.")
+        condition = Condition.COMPLETION_TIMEOUT if end.reason is EndReason.TIMEOUT else end.condition
+        if condition is None:
+            log.info("Campaign %r is completed.", self._campaign_id)
+        else:
+            rules = self._operator.outcome_rules.while_waiting()
+            settle_task(rules, condition, self._campaign_id, end.message, retry_after=end.retry_after)
+        self._memory.note(StartPhase.CLOSED)
+        return self._result(start, end.result or {})
+
+    def _result(self, start: Start, end: Mapping[str, Any]) -> dict[str, Any]:
+        result = {
+            "campaign_id": self._campaign_id,
+            "status": start.status,
+            "started_at": start.started_at,
+            "started_by_task": start.started_by_task,
+        }
+        if self._operator.wait_for_completion:
+            result |= {"completed_at": None, "statistics": None, **end}
+        return result
+
+    # The end from outside.
+
+    def _guarded(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do the task's work; where it is ended from outside, stop the calls as the DAG wants it."""
+        try:
+            return work()
+        except (AirflowFailException, AirflowSkipException):
+            self._memory.note(StartPhase.CLOSED)
+            raise
+        except AirflowTaskTimeout:
+            self._stop_calls(StartPhase.TIMED_OUT)
+            raise
+        except BaseException as error:
+            if not self._kill.pulled:
+                raise
+            if was_taken_away(self._context):
+                self._stop_calls(StartPhase.CLOSED)
+            elif self._calling:
+                log.warning(
+                    "Campaign %r: this worker is being stopped. The campaign goes on; the next try of this task, if it "
+                    "has one left, follows it.",
+                    self._campaign_id,
+                )
+            if not isinstance(error, TaskKilled):
+                raise
+        raise VoiceGenieRetryException(f"Campaign {self._campaign_id!r}: the task was ended from outside.")
+
+    def _stop_if_killed(self) -> None:
+        if self._kill.pulled:
+            raise TaskKilled
+
+    def _stop_calls(self, phase: StartPhase) -> None:
+        if not (self._calling and self._operator.pause_on_kill):
+            return
+        self._calling = False
+        pause_campaign_of_killed_task(self._hook, self._campaign_id)
+        self._memory.note(phase)

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Triggers that wait for a campaign.
+
+Their arguments are plain JSON without a secret. All waits of a triggerer on one connection share one poll, see
+:mod:`airflow_provider_voicegenie.triggers.feed`; what ends a wait is decided by
+:mod:`airflow_provider_voicegenie.decisions`, as it is in a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.models import Campaign
+from airflow_provider_voicegenie.api.retries import poll_delay
+from airflow_provider_voicegenie.decisions.completion import STATISTICS_DELAY, CompletionWatch
+from airflow_provider_voicegenie.decisions.killing import PAUSE_DELAYS, after_pause, gave_up
+from airflow_provider_voicegenie.decisions.outcomes import OutcomeRules, TaskKind
+from airflow_provider_voicegenie.decisions.prerequisites import Prerequisite, check_readiness, load_prerequisite
+from airflow_provider_voicegenie.decisions.readiness import ReadinessWatch
+from airflow_provider_voicegenie.decisions.waiting import End, EndReason, Need, Note, Step, Watch
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieAsyncHook
+from airflow_provider_voicegenie.triggers.feed import Subscription, subscribe
+
+
+class _CampaignTrigger(BaseTrigger):
+    """
+    What the waits have in common: one event, with an :class:`~airflow_provider_voicegenie.decisions.waiting.End`.
+
+    :param arguments: The keyword arguments of the class, plain JSON.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._arguments = dict(arguments)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return class path and keyword arguments."""
+        return f"{type(self).__module__}.{type(self).__name__}", dict(self._arguments)
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield the one event."""
+        deadline, reason = _earliest(self._arguments["deadline"], self._arguments["execution_deadline"])
+        watch = self._watch()
+        end: End | None = None
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.time())) as limit:
+                end = await self._wait(watch)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        if end is None:
+            end = watch.time_is_up(time.time(), reason)
+        payload = {**end.to_json(), "deferred": self._arguments}
+        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
+
+    @abstractmethod
+    def _watch(self) -> Watch:
+        """Return the decisions of this wait."""
+
+    @abstractmethod
+    async def _wait(self, watch: Any) -> End:
+        """Wait for as long as it takes."""
+
+    def _rules(self, kind: TaskKind) -> OutcomeRules:
+        return _rules(kind, tuple(self._arguments["outcomes"].items()))
+
+    def _write(self, notes: Sequence[Note]) -> None:
+        for note in notes:
+            self.log.log(note.level, "%s", note.text)
+
+
+class CampaignCompletedTrigger(_CampaignTrigger):
+    """
+    Waits until a campaign is completed.
+
+    :param campaign_id: Id of the campaign.
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :param kind: The kind of task whose outcome rules apply.
+    :param outcomes: The author's changes to them.
+    :param poll_interval: Seconds between reads of the campaign, at most.
+    :param deadline: When the wait ends in any case, Unix seconds.
+    :param execution_deadline: When the task's ``execution_timeout`` is over, Unix seconds.
+    :param stall_timeout: Seconds without progress that are too many.
+    :param min_success_rate: Per cent of the ended calls that must have ended well.
+    :param with_statistics: Whether the event must bring the statistics, even where no rule needs them.
+    :param seen: What was last known of the campaign: ``at`` (Unix seconds), ``completed`` and ``failed`` (calls).
+    :param pause_on_kill: Whether to pause the campaign when a user ends the task.
+    :param start: What the task knows of the start, handed through to its event.
+    """
+
+    def __init__(
+        self,
+        *,
+        campaign_id: str,
+        voicegenie_conn_id: str,
+        kind: str,
+        outcomes: dict[str, str],
+        poll_interval: float,
+        deadline: float | None = None,
+        execution_deadline: float | None = None,
+        stall_timeout: float | None = None,
+        min_success_rate: float | None = None,
+        with_statistics: bool = False,
+        seen: dict[str, Any] | None = None,
+        pause_on_kill: bool = False,
+        start: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            {
+                "campaign_id": campaign_id,
+                "voicegenie_conn_id": voicegenie_conn_id,
+                "kind": kind,
+                "outcomes": outcomes,
+                "poll_interval": poll_interval,
+                "deadline": deadline,
+                "execution_deadline": execution_deadline,
+                "stall_timeout": stall_timeout,
+                "min_success_rate": min_success_rate,
+                "with_statistics": with_statistics,
+                "seen": seen,
+                "pause_on_kill": pause_on_kill,
+                "start": start,
+            }
+        )
+
+    async def on_kill(self) -> None:
+        """Pause the campaign, as a user ended the deferred task. Called by Airflow 3.3 and later."""
+        if not self._arguments["pause_on_kill"]:
+            return
+        campaign_id = self._arguments["campaign_id"]
+        hook = VoiceGenieAsyncHook(self._arguments["voicegenie_conn_id"])
+        for delay in PAUSE_DELAYS:
+            await asyncio.sleep(delay)
+            try:
+                note = after_pause(campaign_id, await hook.pause_campaign(campaign_id))
+            except VoiceGenieError as error:
+                note = after_pause(campaign_id, error)
+            self.log.log(note.level, "%s", note.text)
+            if not note.again:
+                return
+        self.log.error("%s", gave_up(campaign_id))
+
+    def _watch(self) -> CompletionWatch:
+        given = self._arguments
+        seen = given["seen"] or {}
+        return CompletionWatch(
+            given["campaign_id"],
+            self._rules(TaskKind(given["kind"])),
+            seen.get("at", time.time()),
+            stall_timeout=given["stall_timeout"],
+            min_success_rate=given["min_success_rate"],
+            with_statistics=given["with_statistics"],
+            completed=seen.get("completed"),
+            failed=seen.get("failed"),
+        )
+
+    async def _wait(self, watch: CompletionWatch) -> End:
+        def notice(sighting: Campaign | VoiceGenieError, in_full: bool, now: float) -> Step | None:
+            if isinstance(sighting, VoiceGenieError):
+                step = watch.see_error(sighting)
+            else:
+                step = watch.see_campaign(sighting, now, in_full=in_full)
+            return step if any(step) else None
+
+        given = self._arguments
+        subscription = subscribe(given["voicegenie_conn_id"], given["campaign_id"], given["poll_interval"], notice)
+        try:
+            while True:
+                step = await subscription.news()
+                self._write(step.notes)
+                if step.need is Need.STATISTICS:
+                    return await self._statistics(watch, subscription)
+                if step.need is Need.CAMPAIGN:
+                    subscription.read_alone()
+                if step.end is not None:
+                    end: End = step.end
+                    return end
+        finally:
+            subscription.close()
+
+    async def _statistics(self, watch: CompletionWatch, subscription: Subscription) -> End:
+        failures = 0
+        while True:
+            retry_after = None
+            try:
+                step = watch.see_statistics(await subscription.read_statistics(), time.time())
+                failures = 0
+            except VoiceGenieError as error:
+                step = watch.see_statistics_error(error)
+                retry_after = error.retry_after
+                failures += 1
+            self._write(step.notes)
+            if step.end is not None:
+                return step.end
+            await asyncio.sleep(poll_delay(STATISTICS_DELAY, failures, retry_after))
+
+
+class CampaignReadyTrigger(_CampaignTrigger):
+    """
+    Waits until a campaign meets its prerequisites.
+
+    :param campaign_id: Id of the campaign.
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :param prerequisites: Class path and keyword arguments of each prerequisite.
+    :param outcomes: The author's changes to the outcome rules.
+    :param poll_interval: Seconds between reads of the campaign, at most.
+    :param deadline: When the wait ends in any case, Unix seconds.
+    :param execution_deadline: When the task's ``execution_timeout`` is over, Unix seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        campaign_id: str,
+        voicegenie_conn_id: str,
+        prerequisites: list[list[Any]],
+        outcomes: dict[str, str],
+        poll_interval: float,
+        deadline: float | None = None,
+        execution_deadline: float | None = None,
+    ) -> None:
+        super().__init__(
+            {
+                "campaign_id": campaign_id,
+                "voicegenie_conn_id": voicegenie_conn_id,
+                "prerequisites": prerequisites,
+                "outcomes": outcomes,
+                "poll_interval": poll_interval,
+                "deadline": deadline,
+                "execution_deadline": execution_deadline,
+            }
+        )
+
+    def _watch(self) -> ReadinessWatch:
+        return ReadinessWatch(self._arguments["campaign_id"], self._rules(TaskKind.READY))
+
+    async def _wait(self, watch: ReadinessWatch) -> End:
+        given = self._arguments
+        # In a thread, as is the checking: a module or a check of the author's own may take its time.
+        prerequisites = await asyncio.to_thread(_load, given["prerequisites"])
+        # Alone, as the list tells nothing of scripts.
+        subscription = subscribe(
+            given["voicegenie_conn_id"], given["campaign_id"], given["poll_interval"], _as_it_is, alone=True
+        )
+        try:
+            while True:
+                sighting = await subscription.news()
+                if isinstance(sighting, VoiceGenieError):
+                    step = watch.see_error(sighting)
+                else:
+                    found = await asyncio.to_thread(check_readiness, prerequisites, sighting, datetime.now(UTC))
+                    step = watch.see_campaign(sighting, found)
+                self._write(step.notes)
+                if step.end is not None:
+                    return step.end
+        finally:
+            subscription.close()
+
+
+def _as_it_is(sighting: Campaign | VoiceGenieError, in_full: bool, now: float) -> Campaign | VoiceGenieError:
+    return sighting
+
+
+def _load(prerequisites: list[list[Any]]) -> list[Prerequisite]:
+    return [load_prerequisite(path, arguments) for path, arguments in prerequisites]
+
+
+@lru_cache(maxsize=1000)
+def _rules(kind: TaskKind, outcomes: tuple[tuple[str, str], ...]) -> OutcomeRules:
+    """Return outcome rules; ten thousand waits share the few there are."""
+    return OutcomeRules(kind, dict(outcomes)).while_waiting()
+
+
+def _earliest(deadline: float | None, execution_deadline: float | None) -> tuple[float | None, EndReason]:
+    if deadline is not None and (execution_deadline is None or deadline <= execution_deadline):
+        return deadline, EndReason.TIMEOUT
+    return execution_deadline, EndReason.EXECUTION_TIMEOUT
