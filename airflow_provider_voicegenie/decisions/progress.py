@@ -39,7 +39,8 @@ class ProgressLog:
         elif campaign.status_text == self._logged_status and not self._is_due(done, campaign.total_count, now):
             return None
         self._logged_at, self._logged_done, self._logged_status = now, done, campaign.status_text
-        return f"{describe(campaign, failed)}{self._forecast(done, campaign.total_count, now)}"
+        forecast = self._forecast(done, campaign.total_count, now) if campaign.status.is_running else ""
+        return f"{describe(campaign, failed)}{forecast}"
 
     def _is_due(self, done: int, total: int | None, now: float) -> bool:
         change = abs(done - self._logged_done)
@@ -68,9 +69,10 @@ def describe(campaign: Campaign, failed: int | None) -> str:
     words = f"status {campaign.status_text[:40]!r}"
     if campaign.completed_count is None:
         return words
-    done = campaign.completed_count + (failed or 0)
+    # Where the failed calls are not known, those that were completed are not all that are done.
+    done, verb = campaign.completed_count + (failed or 0), "completed" if failed is None else "done"
     if campaign.total_count:
-        words += f", {done} of {campaign.total_count} calls done ({100 * done / campaign.total_count:.0f} %)"
+        words += f", {done} of {campaign.total_count} calls {verb} ({100 * done / campaign.total_count:.0f} %)"
     else:
-        words += f", {done} calls done"
+        words += f", {done} calls {verb}"
     return words if failed is None else f"{words}, {failed} failed"

@@ -210,8 +210,10 @@ class CampaignFeed:
             at = max(self._next_request, now if statistics else due)
             if at > now or self._under_way >= self._allowed():
                 self._wake.clear()
+                # Not `wait_for`, which before Python 3.12 can swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), min(at - now, 60.0) if at > now else None)
+                    async with asyncio.timeout(min(at - now, 60.0) if at > now else None):
+                        await self._wake.wait()
                 continue
             self._next_request = now + self._spacing
             polled_last = not statistics

@@ -6,12 +6,11 @@ from __future__ import annotations
 import pickle
 import socket
 import ssl
-import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 import trustme
+from raw_server import chain_of, raw_server
 
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
@@ -28,43 +27,11 @@ def client(voicegenie_sandbox):
     )
 
 
-@contextmanager
-def raw_server(handle, tls=None):
-    """Serve each connection with ``handle(connection, request)``; gives the port and the requests."""
-    requests = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve():
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                    with connection, tls.wrap_socket(connection, server_side=True) if tls else connection as stream:
-                        request = stream.recv(65536)
-                        requests.append(request)
-                        handle(stream, request)
-                except OSError:
-                    if listener.fileno() == -1:
-                        return
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1], requests
-        # Closing alone does not wake up the thread that accepts.
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join(timeout=5)
-
-
 def client_for(port, scheme="http", host="127.0.0.1", **settings):
     return VoiceGenieClient(
         ClientSettings(f"{scheme}://{host}:{port}", KEY, **{"timeout": 1, "max_attempts": 1, **settings}),
         sleep=lambda seconds: None,
     )
-
-
-def chain_of(error):
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def test_the_request():

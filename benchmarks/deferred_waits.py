@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What thousands of deferred waits cost, ours against ``HttpSensorTrigger`` on the same service and interval.
+
+Each side runs N triggers as tasks of one event loop, as a triggerer does, in a process of its own. Its campaigns run
+for a warm-up and a measured round, and then end one by one over a round. ``HttpSensorTrigger`` fires when a URL stops
+being a 404, so its campaigns do not exist until they "end". Memory is compared with a bare ``TimeDeltaTrigger``. The
+sandbox runs in the parent process::
+
+    pip install apache-airflow-providers-http
+    python benchmarks/deferred_waits.py --waits 100 1000 10000
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+#: The columns; the last two are how long the event loop was blocked.
+ROW = "{:>6} {:10} {:>9} {:>8} {:>9} {:>15} {:>15} {:>8} {:>8}"
+
+SIDES = ("ours", "http", "timedelta")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--waits", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--poll-interval", type=float, default=60.0, help="seconds")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        asyncio.run(wait_for_all(options.child, options.waits[0], options.poll_interval))
+        return
+    print("per round of one poll interval; memory is the peak; delay from the end of a campaign to the event")
+    print(ROW.format(*["waits", "side", "requests", "CPU/s", "KiB/wait", "median/s", "worst/s", "p99/ms", "worst/ms"]))
+    for waits in options.waits:
+        for side in options.sides:
+            measure(side, waits, options.poll_interval)
+
+
+def measure(side: str, waits: int, interval: float) -> None:
+    """Run one side in a child process, with a sandbox of its own, and print a line."""
+    from airflow_provider_voicegenie.sandbox.app import Sandbox
+    from airflow_provider_voicegenie.sandbox.server import running
+    from airflow_provider_voicegenie.sandbox.store import SandboxCampaign, SandboxStore
+
+    sandbox = Sandbox(SandboxStore(seeds=[]))
+    if side == "ours":
+        for number in range(waits):
+            sandbox.store.put(SandboxCampaign(id=f"c{number}", status="running", total_count=10**7))
+    with running(sandbox) as url, tempfile.TemporaryDirectory() as home:
+        environment = {
+            **os.environ,
+            "AIRFLOW_HOME": home,
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "CRITICAL",
+            "AIRFLOW_CONN_VOICEGENIE_DEFAULT": connection("voicegenie", url, sandbox.api_key),
+            "AIRFLOW_CONN_HTTP_DEFAULT": connection("http", url, sandbox.api_key),
+        }
+        command = [sys.executable, __file__, "--child", side, "--waits", str(waits), "--poll-interval", str(interval)]
+        child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            line(child, "waiting")
+            time.sleep(interval)
+            # Watching the loop costs as much as some of what is measured, so it stops meanwhile.
+            tell(child, "unwatched")
+            before = (len(sandbox.requests), cpu_seconds(child.pid))
+            time.sleep(interval)
+            after = (len(sandbox.requests), cpu_seconds(child.pid))
+            tell(child, "watched")
+            ended = end_one_by_one(sandbox, side, waits, interval)
+            result = line(child, "result")
+        finally:
+            child.kill()
+            child.wait()
+    requests, cpu = after[0] - before[0], after[1] - before[1]
+    # Where a side cannot keep up with its interval, a round takes longer: count by what was polled.
+    rounds = max(requests / waits, 1e-9) if side == "http" else 1.0
+    delays = [result["events"][name] - moment for name, moment in ended.items() if name in result["events"]]
+    missing = waits - len(delays) if side != "timedelta" else 0
+    values = (statistics.median(delays), max(delays)) if delays else ()
+    in_time = [f"{value:.1f} ({value / interval:.2f})" for value in values] or ["-", "-"]
+    print(
+        ROW.format(
+            waits,
+            side,
+            f"{requests / rounds:.1f}",
+            f"{cpu / rounds:.3f}",
+            f"{result['memory'] / waits / 1024:.2f}",
+            *in_time,
+            f"{result['blocked_p99']:.1f}",
+            f"{result['blocked_worst']:.1f}",
+        )
+        + (f"  {missing} without an event" if missing else ""),
+        flush=True,
+    )
+
+
+def connection(kind: str, url: str, key: str) -> str:
+    """Return an Airflow connection to the sandbox."""
+    extra = {"requests_per_minute": 1_000_000} if kind == "voicegenie" else {"x-api-key": key}
+    return json.dumps({"conn_type": kind, "host": url, "password": key, "extra": extra})
+
+
+def end_one_by_one(sandbox: Any, side: str, waits: int, interval: float) -> dict[str, float]:
+    """End the campaigns in a random order, evenly over a round; return when each ended."""
+    from airflow_provider_voicegenie.sandbox.store import SandboxCampaign
+
+    ended = {}
+    names = [f"c{number}" for number in range(waits)]
+    random.shuffle(names)
+    began = time.monotonic()
+    for number, name in enumerate(names):
+        time.sleep(max(0.0, began + interval * number / waits - time.monotonic()))
+        if side == "ours":
+            sandbox.store.change(name, status="completed")
+        elif side == "http":
+            sandbox.store.put(SandboxCampaign(id=name, status="completed"))
+        ended[name] = time.time()
+    return ended
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process and its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def line(child: subprocess.Popen[str], name: str) -> Any:
+    """Read the child's next message."""
+    assert child.stdout is not None  # noqa: S101
+    for text in child.stdout:
+        if text.startswith(f"{name} "):
+            return json.loads(text.removeprefix(f"{name} "))
+    raise SystemExit("the child process ended early")
+
+
+def tell(child: subprocess.Popen[str], text: str) -> None:
+    """Send the child a message."""
+    assert child.stdin is not None  # noqa: S101
+    child.stdin.write(f"{text}\n")
+    child.stdin.flush()
+
+
+# In the child process.
+
+
+async def wait_for_all(side: str, waits: int, interval: float) -> None:
+    """Run the triggers, and report."""
+    make = makers()[side]
+    make("warm-up", interval)
+    events: dict[str, float] = {}
+
+    async def wait(name: str) -> None:
+        async for _ in make(name, interval).run():
+            events[name] = time.time()
+            return
+
+    gc.collect()
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    tasks = []
+    for number in range(waits):
+        tasks.append(asyncio.create_task(wait(f"c{number}")))
+        if number % 50 == 0:
+            await asyncio.sleep(0)
+    blocked: list[float] = []
+    monitor = asyncio.create_task(watch_loop(blocked))
+    await asyncio.sleep(1)
+    print("waiting {}", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    monitor.cancel()
+    await asyncio.to_thread(sys.stdin.readline)
+    monitor = asyncio.create_task(watch_loop(blocked))
+    peak = memory("VmHWM") - before
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1 if side == "timedelta" else 4 * interval):
+            await asyncio.gather(*tasks)
+    monitor.cancel()
+    blocked.sort()
+    result = {
+        "events": events,
+        "memory": peak,
+        "blocked_p99": 1000 * blocked[int(len(blocked) * 0.99)],
+        "blocked_worst": 1000 * blocked[-1],
+    }
+    print(f"result {json.dumps(result)}", flush=True)
+
+
+async def watch_loop(blocked: list[float]) -> None:
+    """Note how much longer than asked for the event loop lets a short sleep take."""
+    while True:
+        began = time.perf_counter()
+        await asyncio.sleep(0.005)
+        blocked.append(time.perf_counter() - began - 0.005)
+
+
+def memory(field: str) -> int:
+    """Return a figure of this process in bytes."""
+    for text in Path("/proc/self/status").read_text().splitlines():
+        if text.startswith(f"{field}:"):
+            return int(text.split()[1]) * 1024
+    raise SystemExit(f"no {field}")
+
+
+def makers() -> dict[str, Any]:
+    """Return what makes a trigger of each side."""
+    from airflow.providers.http.triggers.http import HttpSensorTrigger
+    from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+
+    from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
+
+    return {
+        "ours": lambda name, interval: CampaignCompletedTrigger(
+            campaign_id=name,
+            voicegenie_conn_id="voicegenie_default",
+            kind="start",
+            outcomes={},
+            poll_interval=interval,
+        ),
+        "http": lambda name, interval: HttpSensorTrigger(
+            endpoint=f"campaign/{name}", http_conn_id="http_default", poke_interval=interval
+        ),
+        "timedelta": lambda name, interval: TimeDeltaTrigger(timedelta(hours=12)),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a shared poll sends, and when, in simulated time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_provider_voicegenie.triggers.polling import Entry, PageRead, PollingPlan
+
+
+class Service:
+    """Answers what a plan asks for, in no time."""
+
+    def __init__(self, listed, order=None):
+        self.listed = listed
+        self.order = order or (lambda at: self.listed)
+        self.sent = []
+        self.list_fails = self.single_fails = False
+
+    def run(self, plan, begin, end):
+        now = begin
+        while (due := plan.due_at()) <= end:
+            now = max(now, due)
+            request = plan.take()
+            is_page = isinstance(request, PageRead)
+            self.sent.append((now, "list" if is_page else request.campaign_id))
+            if is_page and self.list_fails:
+                plan.page_failed(now, retry_after=None)
+            elif is_page:
+                names = self.order(now)
+                page = names[request.offset : request.offset + 1000]
+                plan.page_was_read(page, len(page), len(names), now, now)
+            elif self.single_fails:
+                plan.campaign_failed(request, now, retry_after=None)
+            else:
+                plan.campaign_was_read(request, now)
+        return self.sent
+
+    def counts(self, begin, end):
+        return Counter("list" if what == "list" else "single" for at, what in self.sent if begin <= at < end)
+
+
+def member(interval=60.0, alone=False):
+    return SimpleNamespace(interval=interval, alone=alone)
+
+
+def plan_for(waits, interval=60.0):
+    plan = PollingPlan()
+    for number in range(waits):
+        plan.add(f"c{number}", member(interval), 0.0)
+    return plan
+
+
+def names(count):
+    return [f"c{number}" for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("waits", "account", "kind", "most"),
+    [
+        (1, 1, "single", 1.2),
+        (1, 50_000, "single", 1.2),
+        (2, 2, "list", 1.2),
+        (2, 1500, "single", 2.4),
+        (10, 100, "list", 1.2),
+        (10_000, 10_000, "list", 12),
+        (30, 50_000, "single", 36),
+        (60, 50_000, "list", 60),
+        (5, 6000, "single", 6),
+        (10, 6000, "list", 7.2),
+    ],
+)
+def test_whichever_takes_fewer_requests_is_chosen(waits, account, kind, most):
+    service = Service(names(account))
+    service.run(plan_for(waits), 0, 3060)
+    counts = service.counts(60, 3060)
+    assert counts[kind] == counts.total()
+    assert counts.total() / 50 <= most
+    assert counts.total() / 50 >= most / 1.35
+
+
+@pytest.mark.parametrize(("waits", "account"), [(1, 1), (7, 7), (2500, 2500), (30, 50_000), (100, 70_000)])
+def test_each_campaign_is_read_within_each_interval(waits, account):
+    plan = plan_for(waits)
+    service = Service(names(account))
+    stale = 0.0
+    for now in range(1200):
+        service.run(plan, now, now + 1)
+        if now >= 60:
+            stale = max(stale, max(now + 1 - entry.seen_at for entry in plan.entries.values()))
+    assert stale <= 61
+
+
+@pytest.mark.parametrize(("waits", "account"), [(10_000, 10_000), (40, 50_000)])
+def test_requests_are_spread_over_the_interval(waits, account):
+    service = Service(names(account))
+    service.run(plan_for(waits), 0, 600)
+    seconds = Counter(int(at) for at, _ in service.sent if at > 60)
+    assert max(seconds.values()) <= 6
+    assert len(seconds) >= 60
+
+
+def test_pages_that_shift_while_they_are_read_hide_no_campaign():
+    def shifting(at):
+        listed = names(5000)
+        random.Random(int(at)).shuffle(listed)
+        return listed
+
+    plan = plan_for(500)
+    service = Service([], order=shifting)
+    for now in range(1200):
+        service.run(plan, now, now + 1)
+        if now >= 180:
+            assert all(now + 1 - entry.seen_at <= 130 for entry in plan.entries.values())
+
+
+def test_a_campaign_that_is_not_listed_is_asked_for_by_itself_and_so_from_then_on():
+    plan = plan_for(10)
+    service = Service(names(9))
+    service.run(plan, 0, 600)
+    singles = [at for at, what in service.sent if what == "c9"]
+    assert 9 <= len(singles) <= 12
+    assert {what for _, what in service.sent} == {"list", "c9"}
+
+
+def test_a_campaign_that_turns_up_in_the_list_again_costs_no_request_of_its_own():
+    plan = plan_for(10)
+    service = Service(names(9))
+    service.run(plan, 0, 300)
+    service.listed = names(10)
+    service.sent.clear()
+    service.run(plan, 300, 900)
+    assert [what for at, what in service.sent if at > 420] == ["list"] * service.counts(421, 900)["list"]
+
+
+def test_a_member_that_needs_more_than_the_list_gets_single_reads():
+    plan = plan_for(10)
+    plan.add("ready", member(alone=True), 0.0)
+    service = Service([*names(10), "ready"])
+    service.run(plan, 0, 600)
+    assert {what for _, what in service.sent} == {"list", "ready"}
+    assert 9 <= sum(what == "ready" for _, what in service.sent) <= 12
+
+
+def test_the_shortest_interval_counts():
+    plan = plan_for(3, interval=600)
+    plan.add("c0", member(10), 0.0)
+    service = Service(names(3))
+    service.run(plan, 0, 600)
+    assert 55 <= service.counts(0, 600)["list"] <= 75
+
+
+def test_members_come_and_go():
+    plan = PollingPlan()
+    both = [(plan.add("c0", one, 0.0), one) for one in (member(), member(5))]
+    assert len(plan.entries) == 1
+    for entry, one in both:
+        plan.remove(entry, one, 1.0)
+    assert plan.entries == {}
+    assert plan.due_at() == math.inf
+    rejoined = plan.add("c0", member(), 2.0)
+    assert plan.due_at() < math.inf
+    assert plan.take() is rejoined
+
+
+def test_a_hurried_campaign_is_read_at_once_and_the_list_goes_on():
+    plan = plan_for(10)
+    service = Service(names(10))
+    service.run(plan, 0, 100)
+    entry = plan.entries["c3"]
+    plan.hurry(entry, 100.0)
+    assert plan.due_at() == 100.0
+    assert plan.take() is entry
+    plan.campaign_was_read(entry, 100.1)
+    service.sent.clear()
+    service.run(plan, 101, 400)
+    assert {what for _, what in service.sent} == {"list"}
+
+
+def test_an_outage_costs_few_requests_and_its_end_is_noticed_soon():
+    plan = plan_for(10_000)
+    service = Service(names(10_000))
+    service.run(plan, 0, 300)
+    service.list_fails = service.single_fails = True
+    service.sent.clear()
+    service.run(plan, 300, 900)
+    assert len(service.sent) <= 60
+    service.list_fails = service.single_fails = False
+    service.sent.clear()
+    service.run(plan, 900, 1000)
+    assert service.sent[0][0] <= 931
+    assert service.counts(900, 1000)["list"] >= 8
+    assert service.counts(900, 1000)["single"] <= 2
+
+
+def test_where_only_the_list_fails_single_reads_take_over_for_a_while():
+    plan = plan_for(10)
+    service = Service(names(10))
+    service.list_fails = True
+    service.run(plan, 0, 600)
+    assert service.counts(200, 600)["list"] == 0
+    assert service.counts(200, 600)["single"] >= 50
+    service.list_fails = False
+    service.run(plan, 600, 1400)
+    assert service.counts(1000, 1400)["single"] == 0
+
+
+def test_a_refused_list_is_left_alone_for_a_while():
+    plan = plan_for(10)
+    assert isinstance(plan.take() if plan.due_at() <= 2 else None, PageRead)
+    plan.block_list(1.0)
+    service = Service(names(10))
+    service.run(plan, 1, 500)
+    assert service.counts(0, 500)["list"] == 0
+    assert service.counts(0, 500)["single"] >= 70
+
+
+def test_single_reads_that_fail_are_repeated_with_growing_pauses():
+    plan = plan_for(1, interval=1)
+    service = Service(names(1))
+    service.single_fails = True
+    service.run(plan, 0, 300)
+    times = [at for at, _ in service.sent]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert max(gaps) <= 30
+    assert gaps[0] < 2
+    assert min(gaps[6:]) > 20
+    assert isinstance(plan.entries["c0"], Entry)

@@ -1,0 +1,566 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triggers and the poll they share, in a real event loop against the sandbox, over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import json
+import logging
+import threading
+import time
+from datetime import UTC, datetime
+from typing import ClassVar
+
+import pytest
+
+from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
+from airflow_provider_voicegenie.decisions.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
+from airflow_provider_voicegenie.triggers import feed as feeds
+from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger, CampaignReadyTrigger
+
+LOGGER = "airflow_provider_voicegenie.triggers.campaign"
+
+
+@pytest.fixture
+def sandbox(voicegenie_sandbox, monkeypatch):
+    connection = voicegenie_sandbox.connection(timeout=2, requests_per_minute=60_000)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+    monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
+    # Airflow 3 gives triggers a logger that no handler of the standard library sees.
+    for cls in (CampaignCompletedTrigger, CampaignReadyTrigger):
+        monkeypatch.setattr(cls, "log", logging.getLogger(LOGGER))
+    return voicegenie_sandbox
+
+
+def trigger(campaign_id, **arguments):
+    return CampaignCompletedTrigger(
+        **{
+            "campaign_id": campaign_id,
+            "voicegenie_conn_id": "voicegenie_default",
+            "kind": "start",
+            "outcomes": {},
+            "poll_interval": 0.2,
+            **arguments,
+        }
+    )
+
+
+async def first_event(waiting):
+    async for event in waiting.run():
+        return event.payload
+    return None
+
+
+def run(work, patience=15):
+    async def bounded():
+        async with asyncio.timeout(patience):
+            return await work()
+
+    return asyncio.run(bounded())
+
+
+def wait_for(*triggers, meanwhile=None):
+    async def work():
+        tasks = [asyncio.create_task(first_event(each)) for each in triggers]
+        if meanwhile is not None:
+            await meanwhile()
+        return await asyncio.gather(*tasks)
+
+    return run(work)
+
+
+async def eventually(condition, patience=8):
+    async with asyncio.timeout(patience):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("waits", [1, 3])
+@pytest.mark.parametrize(
+    ("status", "reason", "condition"),
+    [
+        ("completed", "done", None),
+        ("failed", "condition", "CAMPAIGN_FAILED"),
+        ("stopped", "condition", "CAMPAIGN_STOPPED"),
+    ],
+)
+def test_the_end_of_a_campaign(sandbox, waits, status, reason, condition):
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
+
+    async def meanwhile():
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 2)
+        for name in names:
+            sandbox.sandbox.store.change(name, status=status)
+
+    for payload in wait_for(*(trigger(name) for name in names), meanwhile=meanwhile):
+        assert json.loads(json.dumps(payload)) == payload
+        assert (payload["reason"], payload["condition"]) == (reason, condition)
+        assert payload["result"]["status"] == status
+
+
+def test_waits_on_one_connection_share_the_list(sandbox):
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(40)]
+
+    async def meanwhile():
+        await asyncio.sleep(2)
+        for name in names:
+            sandbox.sandbox.store.change(name, status="completed")
+
+    wait_for(*(trigger(name) for name in names), meanwhile=meanwhile)
+    assert sandbox.request_count("get") == 0
+    assert 8 <= sandbox.request_count("list") <= 14
+
+
+def test_two_waits_for_one_campaign_share_its_reads(sandbox):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+
+    async def meanwhile():
+        await asyncio.sleep(1)
+        sandbox.sandbox.store.change(campaign.id, status="completed")
+
+    assert len(wait_for(trigger(campaign.id), trigger(campaign.id), meanwhile=meanwhile)) == 2
+    assert sandbox.request_count("get") + sandbox.request_count("list") <= 8
+
+
+def test_the_feed_ends_with_its_last_subscriber_and_leaves_nothing(sandbox):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+
+    async def work():
+        before = asyncio.all_tasks()
+        tasks = [asyncio.create_task(first_event(trigger(campaign.id))) for _ in range(3)]
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 3)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        assert asyncio.all_tasks() == before
+        assert not any(feeds._feeds.get(asyncio.get_running_loop(), {}).values())
+        sent = len(sandbox.sandbox.requests)
+        await asyncio.sleep(0.6)
+        assert len(sandbox.sandbox.requests) == sent
+
+    run(work)
+
+
+def test_cancellation_and_errors_of_one_wait_disturb_no_other(sandbox):
+    good, bad, gone = (sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(3))
+
+    async def work():
+        tasks = {name: asyncio.create_task(first_event(trigger(name))) for name in (good, bad, gone)}
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 2)
+        subscription = next(iter(feeds._feeds[asyncio.get_running_loop()].values()))._plan.entries[bad].members[0]
+        subscription.notice = lambda *sighting: 1 / 0
+        tasks[gone].cancel()
+        sandbox.sandbox.store.remove(gone)
+        with pytest.raises(ZeroDivisionError):
+            await tasks[bad]
+        sandbox.sandbox.store.change(good, status="completed")
+        assert (await tasks[good])["reason"] == "done"
+
+    run(work)
+
+
+def test_an_error_of_the_feed_itself_reaches_those_who_wait(sandbox, monkeypatch):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    monkeypatch.setattr(feeds.CampaignFeed, "_show", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        wait_for(trigger(campaign.id))
+
+
+def test_a_late_joiner_is_not_shown_what_was_read_before_it_came(sandbox):
+    first, second = (sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(2))
+    late = sandbox.add_campaign(status="completed").id
+
+    async def work():
+        tasks = [asyncio.create_task(first_event(trigger(name))) for name in (first, second)]
+        await eventually(lambda: sandbox.request_count("list") >= 2)
+        # The next page is answered with the old state, after the third has joined.
+        before = sandbox.request_count("list")
+        sandbox.inject("delay", "list", seconds=0.8, after_acting=True)
+        await eventually(lambda: sandbox.request_count("list") > before)
+        await asyncio.sleep(0.3)
+        sandbox.sandbox.store.change(late, status="running", total_count=10_000)
+        joined = asyncio.create_task(first_event(trigger(late)))
+        await asyncio.sleep(1.5)
+        assert not joined.done()
+        for task in (*tasks, joined):
+            task.cancel()
+        await asyncio.gather(*tasks, joined, return_exceptions=True)
+
+    run(work)
+
+
+def test_one_campaign_that_hangs_holds_up_no_other(sandbox):
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(4)]
+    for kind in ("list", names[0]):
+        sandbox.inject(
+            "status" if kind == "list" else "delay",
+            "list" if kind == "list" else "get",
+            times=None,
+            status=403,
+            seconds=1.5,
+            campaign_id=None if kind == "list" else kind,
+        )
+
+    async def work():
+        tasks = [asyncio.create_task(first_event(trigger(name))) for name in names]
+        await eventually(lambda: sandbox.request_count("get", names[0]) >= 1)
+        for name in names[1:]:
+            sandbox.sandbox.store.change(name, status="completed")
+        begun = time.monotonic()
+        await asyncio.gather(*tasks[1:])
+        assert time.monotonic() - begun < 1.4
+        tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(work)
+
+
+# Trouble.
+
+
+def outage(sandbox, kind, **fields):
+    sandbox.inject(kind, "*", times=None, **fields)
+
+
+@pytest.mark.parametrize(
+    ("waits", "kind", "fields"),
+    [
+        (1, "close", {}),
+        (3, "close", {}),
+        (1, "status", {"status": 500}),
+        (3, "status", {"status": 503, "body": "<html>"}),
+        (1, "status", {"status": 429}),
+        (3, "not_json", {}),
+    ],
+)
+def test_temporary_trouble_is_waited_out(sandbox, caplog, waits, kind, fields):
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
+    caplog.set_level(logging.INFO)
+
+    async def meanwhile():
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 2)
+        outage(sandbox, kind, **fields)
+        before = len(sandbox.sandbox.requests)
+        await asyncio.sleep(1.8)
+        # Without slowing down, there would be nine of one wait.
+        assert 1 <= len(sandbox.sandbox.requests) - before <= 5
+        for name in names:
+            sandbox.sandbox.store.change(name, status="completed")
+        sandbox.sandbox.faults.clear()
+
+    payloads = wait_for(*(trigger(name, outcomes={"CONNECTION_FAILED": "fail"}) for name in names), meanwhile=meanwhile)
+    assert {payload["reason"] for payload in payloads} == {"done"}
+    said = [record.getMessage() for record in caplog.records if "the wait goes on" in record.getMessage()]
+    assert len(said) == waits
+
+
+@pytest.mark.parametrize("waits", [1, 3])
+def test_a_campaign_that_is_gone(sandbox, waits):
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
+
+    async def meanwhile():
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 2)
+        for name in names[1:]:
+            sandbox.sandbox.store.change(name, status="completed")
+        sandbox.sandbox.store.remove(names[0])
+
+    gone, *others = wait_for(*(trigger(name) for name in names), meanwhile=meanwhile)
+    assert (gone["reason"], gone["condition"]) == ("condition", "NOT_FOUND")
+    assert {other["reason"] for other in others} <= {"done"}
+    # A list may miss one: it is asked for by itself before it is believed gone.
+    assert sandbox.request_count("get", names[0]) >= 1
+
+
+@pytest.mark.parametrize("waits", [1, 3])
+def test_a_revoked_key(sandbox, waits):
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
+
+    async def meanwhile():
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 2)
+        sandbox.sandbox.api_key = "another"
+
+    payloads = wait_for(*(trigger(name) for name in names), meanwhile=meanwhile)
+    assert {payload["condition"] for payload in payloads} == {"UNAUTHORIZED"}
+
+
+@pytest.mark.parametrize("waits", [1, 3])
+def test_a_key_that_is_changed_in_the_connection_too_ends_no_wait(sandbox, monkeypatch, waits):
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
+
+    async def meanwhile():
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 2)
+        sandbox.sandbox.api_key = "another"
+        connection = sandbox.connection(timeout=2, requests_per_minute=60_000)
+        monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+        await asyncio.sleep(0.8)
+        for name in names:
+            sandbox.sandbox.store.change(name, status="completed")
+
+    payloads = wait_for(*(trigger(name) for name in names), meanwhile=meanwhile)
+    assert {payload["reason"] for payload in payloads} == {"done"}
+
+
+def test_a_connection_that_is_not_there(sandbox):
+    (payload,) = wait_for(trigger("ready", voicegenie_conn_id="nowhere"))
+    assert payload["condition"] == "INVALID_CONNECTION"
+    assert "'nowhere'" in payload["message"]
+
+
+def test_a_list_that_is_refused_is_done_without(sandbox):
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(3)]
+    sandbox.inject("status", "list", times=None, status=403)
+
+    async def meanwhile():
+        await eventually(lambda: sandbox.request_count("get") >= 6)
+        for name in names:
+            sandbox.sandbox.store.change(name, status="completed")
+
+    payloads = wait_for(*(trigger(name) for name in names), meanwhile=meanwhile)
+    assert {payload["reason"] for payload in payloads} == {"done"}
+    assert sandbox.request_count("list") == 1
+
+
+def test_the_rate_limit_of_the_connection_is_kept(sandbox, monkeypatch):
+    connection = sandbox.connection(timeout=2, requests_per_minute=300)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+    sandbox.inject("status", "list", times=None, status=403)
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(60)]
+
+    async def work():
+        tasks = [asyncio.create_task(first_event(trigger(name))) for name in names]
+        await eventually(lambda: sandbox.request_count("get") >= 1)
+        before, begun = len(sandbox.sandbox.requests), time.monotonic()
+        await asyncio.sleep(3)
+        sent, seconds = len(sandbox.sandbox.requests) - before, time.monotonic() - begun
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert 0.5 * 4 * seconds <= sent <= 4 * seconds + 2
+
+    run(work)
+
+
+# Time.
+
+
+@pytest.mark.parametrize(
+    ("deadline", "execution_deadline", "reason"),
+    [(0.6, None, "timeout"), (None, 0.6, "execution_timeout"), (0.6, 50, "timeout"), (50, 0.6, "execution_timeout")],
+)
+def test_every_wait_has_its_end(sandbox, deadline, execution_deadline, reason):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    now = time.time()
+    limits = {"deadline": deadline, "execution_deadline": execution_deadline}
+    (payload,) = wait_for(trigger(campaign.id, **{k: v and now + v for k, v in limits.items()}))
+    assert payload["reason"] == reason
+    assert 0.5 < time.time() - now < 3
+    assert "last seen" in payload["message"]
+    assert "'running'" in payload["message"]
+
+
+def test_a_deadline_that_has_passed_ends_the_wait_at_once(sandbox):
+    (payload,) = wait_for(trigger("running", deadline=time.time() - 100))
+    assert payload["reason"] == "timeout"
+
+
+# Statistics, stalls.
+
+
+@pytest.mark.parametrize(("wanted", "condition"), [(50, None), (95, "SUCCESS_RATE_TOO_LOW")])
+def test_the_success_rate_is_judged_in_the_triggerer(sandbox, wanted, condition):
+    campaign = sandbox.add_campaign(status="completed", completed_count=8, failed_count=2, ended_at=datetime.now(UTC))
+    (payload,) = wait_for(trigger(campaign.id, min_success_rate=wanted))
+    assert payload["condition"] == condition
+    assert payload["result"]["statistics"]["calls_completed"] == 8
+
+
+def test_statistics_that_cannot_be_read_now_are_read_later(sandbox, monkeypatch):
+    monkeypatch.setattr("airflow_provider_voicegenie.triggers.campaign.STATISTICS_DELAY", 0.1)
+    campaign = sandbox.add_campaign(status="completed", completed_count=8, ended_at=datetime.now(UTC))
+    sandbox.inject("status", "stats", status=503, times=2)
+    (payload,) = wait_for(trigger(campaign.id, with_statistics=True))
+    assert payload["result"]["statistics"]["calls_completed"] == 8
+    assert sandbox.request_count("stats") == 3
+
+
+@pytest.mark.parametrize("waits", [1, 2])
+def test_a_stall(sandbox, waits):
+    names = [
+        sandbox.add_campaign(status="running", total_count=10_000, completed_count=5, failed_count=1).id
+        for _ in range(waits)
+    ]
+    seen = {"at": time.time(), "completed": 5, "failed": 1}
+    for payload in wait_for(*(trigger(name, stall_timeout=1, seen=seen) for name in names)):
+        assert payload["condition"] == "CAMPAIGN_STALLED"
+
+
+# Readiness.
+
+
+class NeedsTime(Prerequisite):
+    """Takes its time, and notes where."""
+
+    threads: ClassVar[list] = []
+
+    def check(self, campaign, now):
+        NeedsTime.threads.append(threading.current_thread())
+        time.sleep(0.3)
+        return Check.met() if len(NeedsTime.threads) > 2 else Check.waiting("not looked often enough")
+
+
+def ready(campaign_id, *prerequisites, **arguments):
+    return CampaignReadyTrigger(
+        **{
+            "campaign_id": campaign_id,
+            "voicegenie_conn_id": "voicegenie_default",
+            "prerequisites": [list(each.serialize()) for each in prerequisites],
+            "outcomes": {},
+            "poll_interval": 0.2,
+            **arguments,
+        }
+    )
+
+
+def test_readiness_with_prerequisites_of_every_kind(sandbox):
+    campaign = sandbox.add_campaign(script_id=None, total_count=3)
+    other = sandbox.add_campaign(status="running", total_count=10_000)
+    hours = CallingHours("00:00", "23:59:59.999999", "UTC")
+
+    async def meanwhile():
+        await eventually(lambda: sandbox.request_count("get", campaign.id) >= 2)
+        sandbox.sandbox.store.change(campaign.id, script_id="s", total_count=5)
+        sandbox.sandbox.store.change(other.id, status="completed")
+
+    waiting = ready(campaign.id, IsStartable(), HasScript(), HasContacts(5), hours, NeedsTime())
+    payload, _, _ = wait_for(waiting, trigger(other.id), trigger(other.id), meanwhile=meanwhile)
+    assert payload["reason"] == "done"
+    assert payload["result"]["total_count"] == 5
+    assert threading.main_thread() not in NeedsTime.threads
+
+
+@pytest.mark.parametrize(
+    ("campaign_id", "condition"),
+    [("running", "CAMPAIGN_ALREADY_RUNNING"), ("completed", "CAMPAIGN_COMPLETED"), ("nobody", "NOT_FOUND")],
+)
+def test_readiness_that_can_never_come(sandbox, campaign_id, condition):
+    (payload,) = wait_for(ready(campaign_id, IsStartable()))
+    assert (payload["reason"], payload["condition"]) == ("condition", condition)
+
+
+def test_readiness_has_its_end_too(sandbox):
+    (payload,) = wait_for(ready("no-script", HasScript(), deadline=time.time() + 0.5))
+    assert payload["reason"] == "timeout"
+    assert "no script" in payload["message"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["os.system", "no.such.module.Thing", "Thing", "builtins.dict", "", "airflow_provider_voicegenie.__doc__", "a b.c"],
+)
+def test_only_prerequisites_are_loaded(sandbox, path):
+    with pytest.raises(ValueError, match="no Prerequisite"):
+        wait_for(ready("ready", prerequisites=[[path, {}]]))
+
+
+# What is stored and logged.
+
+
+@pytest.mark.parametrize("waiting", [trigger("c"), ready("c", HasContacts(3))])
+def test_the_stored_arguments_are_plain_json_from_which_an_equal_trigger_is_made(waiting):
+    path, arguments = waiting.serialize()
+    module, _, name = path.rpartition(".")
+    assert module == LOGGER
+    assert json.loads(json.dumps(arguments)) == arguments
+    again = type(waiting)(**arguments)
+    assert name == type(again).__name__
+    assert again.serialize() == (path, arguments)
+    assert "sandbox-key" not in repr(waiting)
+
+
+def test_what_is_logged_belongs_to_the_trigger_it_is_about(sandbox, caplog):
+    """Airflow's triggerer finds the task of a log line by context variables; the feed must not mix them up."""
+    whose = contextvars.ContextVar("whose", default="nobody")
+    lines = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            lines.append((whose.get(), record.getMessage()))
+
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(3)]
+    handler = Handler()
+    logger = logging.getLogger(LOGGER.split(".")[0])
+    caplog.set_level(logging.INFO)
+
+    async def work():
+        async def one(name):
+            whose.set(name)
+            return await first_event(trigger(name))
+
+        tasks = [asyncio.create_task(one(name)) for name in names]
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 3)
+        for name in names:
+            sandbox.sandbox.store.change(name, status="completed")
+        await asyncio.gather(*tasks)
+
+    logger.addHandler(handler)
+    try:
+        run(work)
+    finally:
+        logger.removeHandler(handler)
+    about = [(owner, text) for owner, text in lines if text.startswith("Campaign ")]
+    assert {owner for owner, _ in about} == set(names)
+    assert all(repr(owner) in text for owner, text in about)
+
+
+# Being killed.
+
+
+@pytest.mark.parametrize(
+    ("status", "pause_on_kill", "pauses", "after"),
+    [("running", True, 1, "paused"), ("running", False, 0, "running"), ("completed", True, 1, "completed")],
+)
+def test_a_user_who_ends_the_task_pauses_the_campaign(sandbox, status, pause_on_kill, pauses, after):
+    campaign = sandbox.add_campaign(status=status, total_count=10_000)
+    run(trigger(campaign.id, pause_on_kill=pause_on_kill).on_kill)
+    assert sandbox.request_count("pause") == pauses
+    assert sandbox.status(campaign.id) == after
+
+
+@pytest.mark.parametrize("after_acting", [True, False])
+def test_the_pause_of_a_killed_task_is_repeated_while_that_may_help(sandbox, caplog, after_acting):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    sandbox.inject("close", "pause", after_acting=after_acting)
+    caplog.set_level(logging.INFO)
+    run(trigger(campaign.id, pause_on_kill=True).on_kill)
+    assert sandbox.status(campaign.id) == "paused"
+    assert sandbox.request_count("pause") == 2
+
+
+def test_a_campaign_that_cannot_be_paused_is_shouted_about(sandbox, caplog):
+    sandbox.inject("status", "pause", status=403, times=None)
+    run(trigger("running", pause_on_kill=True).on_kill)
+    assert "IT MAY GO ON CALLING" in caplog.text
+    caplog.clear()
+    sandbox.sandbox.faults.clear()
+    outage(sandbox, "close")
+    run(trigger("running", pause_on_kill=True).on_kill)
+    assert "could not be paused in 4 attempts" in caplog.text
+
+
+def test_ending_the_triggerer_pauses_nothing(sandbox):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+
+    async def work():
+        waiting = trigger(campaign.id, pause_on_kill=True)
+        task = asyncio.create_task(first_event(waiting))
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 1)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await waiting.cleanup()
+
+    run(work)
+    assert sandbox.request_count("pause") == 0
