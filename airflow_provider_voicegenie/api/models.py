@@ -70,7 +70,7 @@ _STATUS_WORDS: Mapping[str, CampaignStatus] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Campaign:
     """
     One campaign, from ``GET /campaign/{id}`` or an item of ``GET /fetchCampaignData``.

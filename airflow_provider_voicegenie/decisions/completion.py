@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, write_time
@@ -49,9 +50,9 @@ class CompletionWatch(Watch):
     """
 
     __slots__ = (
-        "_campaign",
         "_completed",
         "_completed_since",
+        "_ended_at",
         "_failed",
         "_known_in_full",
         "_min_success_rate",
@@ -59,6 +60,9 @@ class CompletionWatch(Watch):
         "_progress",
         "_seen_at",
         "_stall_timeout",
+        "_status",
+        "_status_text",
+        "_total",
         "_with_statistics",
     )
 
@@ -83,9 +87,28 @@ class CompletionWatch(Watch):
         self._known_in_full = completed is not None and failed is not None
         self._moved_at = now
         self._seen_at = now
-        self._campaign: Campaign | None = None
+        # Of the campaign only what is needed: there may be ten thousand waits.
+        self._status: CampaignStatus | None = None
+        self._status_text = ""
+        self._total: int | None = None
+        self._ended_at: datetime | None = None
         self._completed_since: float | None = None
         self._progress = ProgressLog()
+
+    def see(self, sighting: Campaign | VoiceGenieError, in_full: bool, now: float) -> Step | None:
+        """
+        Take note of a reading, whatever came of it.
+
+        :param sighting: The campaign, or why it could not be read.
+        :param in_full: Whether it was read by itself.
+        :param now: Unix seconds.
+        :returns: What follows; ``None`` where nothing does.
+        """
+        if isinstance(sighting, Campaign):
+            step = self.see_campaign(sighting, now, in_full=in_full)
+        else:
+            step = self.see_error(sighting)
+        return None if step == NOTHING else step
 
     def see_campaign(self, campaign: Campaign, now: float, *, in_full: bool) -> Step:
         """
@@ -95,11 +118,12 @@ class CompletionWatch(Watch):
         :param now: Unix seconds.
         :param in_full: Whether it was read by itself, and not in a list, which does not tell all counters.
         """
-        before, self._campaign = self._campaign, campaign
+        status = campaign.status
+        before, self._status = self._status, status
+        self._status_text, self._total, self._ended_at = campaign.status_text, campaign.total_count, campaign.ended_at
         self._seen_at = now
         notes = self._recovered()
-        status = campaign.status
-        if before is None or before.status is not status:
+        if before is not status:
             self._announced = None
             self._moved_at = now if before is not None else self._moved_at
             if status is CampaignStatus.UNKNOWN:
@@ -156,22 +180,22 @@ class CompletionWatch(Watch):
 
     def last_seen(self, now: float) -> str:
         """Say what was last seen of the campaign."""
-        if self._campaign is None:
+        if self._status is None:
             return f"never seen{self._since_then()}"
         age = now - self._seen_at
         ago = "" if age < 1 else f" {age:.0f} s ago"
-        return f"last seen{ago}: {describe(self._campaign, self._failed)}{self._since_then()}"
+        words = describe(self._status_text, self._completed, self._failed, self._total)
+        return f"last seen{ago}: {words}{self._since_then()}"
 
     def _result(self) -> Mapping[str, Any]:
         return self._result_with(None)
 
     def _result_with(self, statistics: CampaignStats | None) -> Mapping[str, Any]:
-        campaign = self._campaign
         ended_at = statistics.completed_at if statistics is not None else None
-        if ended_at is None and campaign is not None and campaign.status is CampaignStatus.COMPLETED:
-            ended_at = campaign.ended_at
+        if ended_at is None and self._status is CampaignStatus.COMPLETED:
+            ended_at = self._ended_at
         return {
-            "status": (CampaignStatus.UNKNOWN if campaign is None else campaign.status).value,
+            "status": (self._status or CampaignStatus.UNKNOWN).value,
             "completed_at": write_time(ended_at),
             "statistics": None if statistics is None else statistics_json(statistics),
         }

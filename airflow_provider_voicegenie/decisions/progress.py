@@ -40,7 +40,7 @@ class ProgressLog:
             return None
         self._logged_at, self._logged_done, self._logged_status = now, done, campaign.status_text
         forecast = self._forecast(done, campaign.total_count, now) if campaign.status.is_running else ""
-        return f"{describe(campaign, failed)}{forecast}"
+        return describe(campaign.status_text, campaign.completed_count, failed, campaign.total_count) + forecast
 
     def _is_due(self, done: int, total: int | None, now: float) -> bool:
         change = abs(done - self._logged_done)
@@ -64,15 +64,15 @@ class ProgressLog:
         return words
 
 
-def describe(campaign: Campaign, failed: int | None) -> str:
+def describe(status_text: str, completed: int | None, failed: int | None, total: int | None) -> str:
     """Say in a few words how far a campaign has come."""
-    words = f"status {campaign.status_text[:40]!r}"
-    if campaign.completed_count is None:
+    words = f"status {status_text[:40]!r}"
+    if completed is None:
         return words
     # Where the failed calls are not known, those that were completed are not all that are done.
-    done, verb = campaign.completed_count + (failed or 0), "completed" if failed is None else "done"
-    if campaign.total_count:
-        words += f", {done} of {campaign.total_count} calls {verb} ({100 * done / campaign.total_count:.0f} %)"
+    done, verb = completed + (failed or 0), "completed" if failed is None else "done"
+    if total:
+        words += f", {done} of {total} calls {verb} ({100 * done / total:.0f} %)"
     else:
         words += f", {done} calls {verb}"
     return words if failed is None else f"{words}, {failed} failed"

@@ -10,12 +10,13 @@ Their arguments are plain JSON without a secret. All waits of a triggerer on one
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -36,32 +37,40 @@ class _CampaignTrigger(BaseTrigger):
     """
     What the waits have in common: one event, with an :class:`~airflow_provider_voicegenie.decisions.waiting.End`.
 
-    :param arguments: The keyword arguments of the class, plain JSON.
+    Each argument is kept as the attribute of its name, as it was given.
     """
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._arguments = dict(arguments)
+    #: The names of the arguments.
+    _arguments: ClassVar[tuple[str, ...]]
+
+    deadline: float | None
+    execution_deadline: float | None
+    outcomes: dict[str, str]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._arguments = tuple(inspect.signature(cls).parameters)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and keyword arguments."""
-        return f"{type(self).__module__}.{type(self).__name__}", dict(self._arguments)
+        return f"{type(self).__module__}.{type(self).__name__}", {name: getattr(self, name) for name in self._arguments}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield the one event."""
-        deadline, reason = _earliest(self._arguments["deadline"], self._arguments["execution_deadline"])
+        deadline, reason = _earliest(self.deadline, self.execution_deadline)
         watch = self._watch()
-        end: End | None = None
+        end = await (self._wait(watch) if deadline is None else self._wait_until(deadline, reason, watch))
+        payload = {**end.to_json(), "deferred": self.serialize()[1]}
+        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
+
+    async def _wait_until(self, deadline: float, reason: EndReason, watch: Watch) -> End:
         try:
-            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.time())) as limit:
-                end = await self._wait(watch)
+            async with asyncio.timeout(max(0.0, deadline - time.time())) as limit:
+                return await self._wait(watch)
         except TimeoutError:
             if not limit.expired():
                 raise
-        if end is None:
-            end = watch.time_is_up(time.time(), reason)
-        payload = {**end.to_json(), "deferred": self._arguments}
-        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
+        return watch.time_is_up(time.time(), reason)
 
     @abstractmethod
     def _watch(self) -> Watch:
@@ -72,7 +81,7 @@ class _CampaignTrigger(BaseTrigger):
         """Wait for as long as it takes."""
 
     def _rules(self, kind: TaskKind) -> OutcomeRules:
-        return _rules(kind, tuple(self._arguments["outcomes"].items()))
+        return _rules(kind, tuple(self.outcomes.items()))
 
     def _write(self, notes: Sequence[Note]) -> None:
         for note in notes:
@@ -115,78 +124,68 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         pause_on_kill: bool = False,
         start: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            {
-                "campaign_id": campaign_id,
-                "voicegenie_conn_id": voicegenie_conn_id,
-                "kind": kind,
-                "outcomes": outcomes,
-                "poll_interval": poll_interval,
-                "deadline": deadline,
-                "execution_deadline": execution_deadline,
-                "stall_timeout": stall_timeout,
-                "min_success_rate": min_success_rate,
-                "with_statistics": with_statistics,
-                "seen": seen,
-                "pause_on_kill": pause_on_kill,
-                "start": start,
-            }
-        )
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.campaign_id = campaign_id
+        self.voicegenie_conn_id = voicegenie_conn_id
+        self.kind = kind
+        self.outcomes = outcomes
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+        self.execution_deadline = execution_deadline
+        self.stall_timeout = stall_timeout
+        self.min_success_rate = min_success_rate
+        self.with_statistics = with_statistics
+        self.seen = seen
+        self.pause_on_kill = pause_on_kill
+        self.start = start
 
     async def on_kill(self) -> None:
         """Pause the campaign, as a user ended the deferred task. Called by Airflow 3.3 and later."""
-        if not self._arguments["pause_on_kill"]:
+        if not self.pause_on_kill:
             return
-        campaign_id = self._arguments["campaign_id"]
-        hook = VoiceGenieAsyncHook(self._arguments["voicegenie_conn_id"])
+        hook = VoiceGenieAsyncHook(self.voicegenie_conn_id)
         for delay in PAUSE_DELAYS:
             await asyncio.sleep(delay)
             try:
-                note = after_pause(campaign_id, await hook.pause_campaign(campaign_id))
+                note = after_pause(self.campaign_id, await hook.pause_campaign(self.campaign_id))
             except VoiceGenieError as error:
-                note = after_pause(campaign_id, error)
+                note = after_pause(self.campaign_id, error)
             self.log.log(note.level, "%s", note.text)
             if not note.again:
                 return
-        self.log.error("%s", gave_up(campaign_id))
+        self.log.error("%s", gave_up(self.campaign_id))
 
     def _watch(self) -> CompletionWatch:
-        given = self._arguments
-        seen = given["seen"] or {}
+        seen = self.seen or {}
         return CompletionWatch(
-            given["campaign_id"],
-            self._rules(TaskKind(given["kind"])),
+            self.campaign_id,
+            self._rules(TaskKind(self.kind)),
             seen.get("at", time.time()),
-            stall_timeout=given["stall_timeout"],
-            min_success_rate=given["min_success_rate"],
-            with_statistics=given["with_statistics"],
+            stall_timeout=self.stall_timeout,
+            min_success_rate=self.min_success_rate,
+            with_statistics=self.with_statistics,
             completed=seen.get("completed"),
             failed=seen.get("failed"),
         )
 
     async def _wait(self, watch: CompletionWatch) -> End:
-        def notice(sighting: Campaign | VoiceGenieError, in_full: bool, now: float) -> Step | None:
-            if isinstance(sighting, VoiceGenieError):
-                step = watch.see_error(sighting)
-            else:
-                step = watch.see_campaign(sighting, now, in_full=in_full)
-            return step if any(step) else None
-
-        given = self._arguments
-        subscription = subscribe(given["voicegenie_conn_id"], given["campaign_id"], given["poll_interval"], notice)
+        subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, watch.see)
         try:
-            while True:
-                step = await subscription.news()
-                self._write(step.notes)
-                if step.need is Need.STATISTICS:
-                    return await self._statistics(watch, subscription)
-                if step.need is Need.CAMPAIGN:
-                    subscription.read_alone()
-                if step.end is not None:
-                    end: End = step.end
-                    return end
+            end: End | None = None
+            while end is None:
+                end = await self._follow(watch, subscription, await subscription.news())
+            return end
         finally:
             subscription.close()
+
+    async def _follow(self, watch: CompletionWatch, subscription: Subscription, step: Step) -> End | None:
+        """Do what a step asks for; return how the wait ended, if it did."""
+        self._write(step.notes)
+        if step.need is Need.STATISTICS:
+            return await self._statistics(watch, subscription)
+        if step.need is Need.CAMPAIGN:
+            subscription.read_alone()
+        return step.end
 
     async def _statistics(self, watch: CompletionWatch, subscription: Subscription) -> End:
         failures = 0
@@ -229,29 +228,23 @@ class CampaignReadyTrigger(_CampaignTrigger):
         deadline: float | None = None,
         execution_deadline: float | None = None,
     ) -> None:
-        super().__init__(
-            {
-                "campaign_id": campaign_id,
-                "voicegenie_conn_id": voicegenie_conn_id,
-                "prerequisites": prerequisites,
-                "outcomes": outcomes,
-                "poll_interval": poll_interval,
-                "deadline": deadline,
-                "execution_deadline": execution_deadline,
-            }
-        )
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.campaign_id = campaign_id
+        self.voicegenie_conn_id = voicegenie_conn_id
+        self.prerequisites = prerequisites
+        self.outcomes = outcomes
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+        self.execution_deadline = execution_deadline
 
     def _watch(self) -> ReadinessWatch:
-        return ReadinessWatch(self._arguments["campaign_id"], self._rules(TaskKind.READY))
+        return ReadinessWatch(self.campaign_id, self._rules(TaskKind.READY))
 
     async def _wait(self, watch: ReadinessWatch) -> End:
-        given = self._arguments
         # In a thread, as is the checking: a module or a check of the author's own may take its time.
-        prerequisites = await asyncio.to_thread(_load, given["prerequisites"])
+        prerequisites = await asyncio.to_thread(_load, self.prerequisites)
         # Alone, as the list tells nothing of scripts.
-        subscription = subscribe(
-            given["voicegenie_conn_id"], given["campaign_id"], given["poll_interval"], _as_it_is, alone=True
-        )
+        subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, _as_it_is, alone=True)
         try:
             while True:
                 sighting = await subscription.news()

@@ -182,6 +182,8 @@ class PollingPlan(Generic[AnyMember]):
             entry = self.entries.get(campaign_id)
             if entry is not None:
                 entry.seen_at = now
+                if self._serves(entry):
+                    entry._due = None
                 if entry.alone and not any(member.alone for member in entry.members):
                     self._unlist(entry)
                     entry.alone = False
@@ -278,15 +280,18 @@ class PollingPlan(Generic[AnyMember]):
         """Choose between list and single reads, by the requests they take."""
         used, self._uses_list = self._uses_list, self._list_is_cheaper(now)
         if self._uses_list and not used:
+            # Single reads that are due stay so until the list has told their campaigns.
             self._offset = 0
             self._page_due = now + min(_GATHERING, min(self._listable) / 10)
-            for entry in self.entries.values():
-                if self._serves(entry):
-                    entry._due = None
         elif used and not self._uses_list:
             for entry in self.entries.values():
                 if entry._due is None and not entry.reading:
-                    self._schedule(entry, now + entry.interval * random.uniform(0.0, _LONGEST_ROUND))  # noqa: S311
+                    self._schedule(entry, self._next_single(entry, now))
+
+    def _next_single(self, entry: Entry[AnyMember], now: float) -> float:
+        """Return when to read a campaign by itself that the list has told so far: in time, but not all at once."""
+        left = max(entry.seen_at, entry.joined_at) + entry.interval * _LONGEST_ROUND - now
+        return now + max(0.0, left) * random.random()  # noqa: S311
 
     def _list_is_cheaper(self, now: float) -> bool:
         if now < self._list_blocked_until or self._listable.total() < 2:

@@ -1,0 +1,651 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that wait for the end of a campaign, in a worker and deferred, by one table and over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
+from waiting import WAYS, Store, context, deferred, in_worker, meanwhile, resume
+
+from airflow_provider_voicegenie import waits
+from airflow_provider_voicegenie.operators import start_task
+from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
+from airflow_provider_voicegenie.sensors import campaign as sensors
+from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor, HasContacts
+from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
+from airflow_provider_voicegenie.triggers import feed as feeds
+
+ENDS = {"skip": AirflowSkipException, "fail": AirflowFailException, "retry": VoiceGenieRetryException}
+
+
+@pytest.fixture
+def sandbox(voicegenie_sandbox, monkeypatch):
+    monkeypatch.setattr(start_task, "_LOOK_DELAYS", (0.0, 0.05))
+    monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
+    connection = voicegenie_sandbox.connection(max_attempts=1, timeout=1, requests_per_minute=60_000)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+    voicegenie_sandbox.add_campaign(id="long", total_count=10_000)
+    voicegenie_sandbox.add_campaign(id="followed", status="running", total_count=10_000)
+    return voicegenie_sandbox
+
+
+class Starting:
+    """A task that starts a campaign and follows it."""
+
+    campaign_id = "long"
+
+    def __init__(self, **arguments):
+        self.arguments = arguments
+
+    def __call__(self, *, deferrable):
+        return StartCampaignOperator(
+            **{
+                "task_id": "task",
+                "campaign_id": self.campaign_id,
+                "wait_for_completion": True,
+                "poll_interval": 0.1,
+                "deferrable": deferrable,
+                **self.arguments,
+            }
+        )
+
+
+class Following:
+    """A sensor that follows a campaign started elsewhere."""
+
+    campaign_id = "followed"
+
+    def __init__(self, **arguments):
+        self.arguments = arguments
+
+    def __call__(self, *, deferrable):
+        return CampaignCompletedSensor(
+            **{
+                "task_id": "task",
+                "campaign_id": self.campaign_id,
+                "poke_interval": 0.1,
+                "deferrable": deferrable,
+                **self.arguments,
+            }
+        )
+
+
+TASKS = {"start": Starting, "sensor": Following}
+both_ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+both_tasks = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+
+
+def is_waiting(sandbox, campaign_id):
+    """Return a condition: the campaign runs, and the wait for its end has begun."""
+
+    def check():
+        return sandbox.status(campaign_id) == "running" and sandbox.request_count("get", campaign_id) >= 2
+
+    return check
+
+
+def change(sandbox, campaign_id, **changes):
+    return lambda: sandbox.sandbox.store.change(campaign_id, **changes)
+
+
+def complete(sandbox, campaign_id, **changes):
+    return change(sandbox, campaign_id, status="completed", ended_at=datetime.now(UTC), **changes)
+
+
+def after_requests(sandbox, number):
+    """Wait until so many requests more have come."""
+    wanted = len(sandbox.sandbox.requests) + number
+    while len(sandbox.sandbox.requests) < wanted:
+        time.sleep(0.01)
+
+
+@both_ways
+@both_tasks
+def test_a_campaign_that_completes(sandbox, way, task):
+    run = context()
+    with meanwhile(
+        is_waiting(sandbox, task.campaign_id),
+        complete(sandbox, task.campaign_id, total_count=100, completed_count=80, failed_count=20),
+    ):
+        result = way(task(), run)
+    assert json.loads(json.dumps(result)) == result
+    assert (result["campaign_id"], result["status"]) == (task.campaign_id, "completed")
+    assert datetime.fromisoformat(result["completed_at"]).tzinfo
+    assert set(result["statistics"]) == {
+        "total_contacts",
+        "calls_completed",
+        "calls_failed",
+        "call_status_breakdown",
+        "success_rate",
+        "average_call_duration",
+        "total_call_duration",
+    }
+    numbers = result["statistics"]
+    assert (numbers["total_contacts"], numbers["calls_completed"], numbers["calls_failed"]) == (100, 80, 20)
+    if task is Starting:
+        assert result["started_by_task"] is True
+        assert result["started_at"].endswith("Z")
+        assert sandbox.start_count("long") == 1
+    assert sandbox.request_count("pause") == 0
+
+
+#: Condition -> what happens to the campaign, and what the task is given.
+CONDITIONS = {
+    "CAMPAIGN_FAILED": ({"status": "failed"}, {}),
+    "CAMPAIGN_STOPPED": ({"status": "stopped"}, {}),
+    "CAMPAIGN_PAUSED": ({"status": "paused"}, {}),
+    # No call of the sandbox ends in its first half minute.
+    "CAMPAIGN_STALLED": ({}, {"stall_timeout": 0.3}),
+    "SUCCESS_RATE_TOO_LOW": (
+        {"status": "completed", "total_count": 10, "completed_count": 3, "failed_count": 7},
+        {"min_success_rate": 30.1},
+    ),
+    "NOT_FOUND": (None, {}),
+    "UNAUTHORIZED": (None, {}),
+    "FORBIDDEN": (None, {}),
+}
+
+
+@both_ways
+@both_tasks
+@pytest.mark.parametrize("outcome", [None, "skip", "retry"])
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_each_condition_of_a_wait_has_its_outcome(sandbox, way, task, outcome, condition):
+    changes, arguments = CONDITIONS[condition]
+    if condition == "CAMPAIGN_PAUSED" and outcome is None:
+        outcome = "fail"
+    outcomes = {condition: outcome} if outcome else {}
+
+    def act():
+        store = sandbox.sandbox.store
+        if condition == "NOT_FOUND":
+            store.remove(task.campaign_id)
+        elif condition == "UNAUTHORIZED":
+            sandbox.sandbox.api_key = "another"
+        elif condition == "FORBIDDEN":
+            sandbox.inject("status", "get", status=403, times=None)
+            sandbox.inject("status", "list", status=403, times=None)
+        else:
+            store.change(task.campaign_id, **changes)
+
+    with (
+        meanwhile(is_waiting(sandbox, task.campaign_id), act),
+        pytest.raises(ENDS[outcome or "fail"]) as caught,
+    ):
+        way(task(outcomes=outcomes, **arguments), context())
+    assert f"[{condition}:" in str(caught.value)
+    assert repr(task.campaign_id) in str(caught.value)
+    assert sandbox.request_count("pause") == 0
+
+
+@both_ways
+@both_tasks
+@pytest.mark.parametrize("condition", ["CAMPAIGN_STOPPED", "CAMPAIGN_PAUSED", "SUCCESS_RATE_TOO_LOW"])
+def test_a_condition_of_a_wait_may_count_as_success(sandbox, way, task, condition):
+    changes, arguments = CONDITIONS[condition]
+    with meanwhile(is_waiting(sandbox, task.campaign_id), change(sandbox, task.campaign_id, **changes)):
+        result = way(task(outcomes={condition: "succeed"}, **arguments), context())
+    assert result["status"] == changes["status"]
+    assert (result["statistics"] is not None) is (condition == "SUCCESS_RATE_TOO_LOW")
+
+
+@both_ways
+@both_tasks
+def test_a_pause_by_someone_is_waited_out_and_said_once(sandbox, way, task, caplog):
+    caplog.set_level(logging.INFO)
+
+    def act():
+        sandbox.sandbox.store.change(task.campaign_id, status="paused")
+        after_requests(sandbox, 4)
+        complete(sandbox, task.campaign_id)()
+
+    with meanwhile(is_waiting(sandbox, task.campaign_id), act):
+        assert way(task(), context())["status"] == "completed"
+    if way is in_worker:  # what a trigger logs does not come by here
+        said = [record for record in caplog.records if "CAMPAIGN_PAUSED: the wait goes on" in record.getMessage()]
+        assert len(said) == 1
+
+
+@both_ways
+@both_tasks
+@pytest.mark.parametrize("kind", ["close", "status", "not_json", "truncated"])
+def test_temporary_trouble_does_not_end_a_wait(sandbox, way, task, kind):
+    def act():
+        sandbox.inject(kind, "*", times=None, **({"status": 503} if kind == "status" else {}))
+        after_requests(sandbox, 2)
+        complete(sandbox, task.campaign_id)()
+        sandbox.sandbox.faults.clear()
+
+    # What an author says of the start's own trouble is nothing to the wait.
+    outcomes = {"CONNECTION_FAILED": "fail"} if task is Starting else {}
+    with meanwhile(is_waiting(sandbox, task.campaign_id), act):
+        assert way(task(outcomes=outcomes), context())["status"] == "completed"
+
+
+@both_ways
+def test_the_completion_timeout(sandbox, way):
+    for outcome in ("fail", "skip", "retry", "succeed"):
+        sandbox.add_campaign(id="long", total_count=10_000)
+        task = Starting(completion_timeout=timedelta(seconds=0.3), outcomes={"COMPLETION_TIMEOUT": outcome})
+        if outcome == "succeed":
+            result = way(task, context())
+            assert (result["status"], result["completed_at"], result["statistics"]) == ("running", None, None)
+        else:
+            with pytest.raises(ENDS[outcome], match="COMPLETION_TIMEOUT") as caught:
+                way(task, context())
+            assert "status 'running', 0 of 10000 calls done" in str(caught.value)
+        assert sandbox.status("long") == "running"
+    assert sandbox.request_count("pause") == 0
+
+
+def test_the_completion_timeout_counts_from_before_the_deferral(sandbox):
+    """A triggerer that comes back late finds the time over, and does not begin it anew."""
+    run = context()
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting(completion_timeout=60)(deferrable=True).execute(run)
+    arguments = deferral.value.trigger.serialize()[1]
+    late = type(deferral.value.trigger)(**{**arguments, "deadline": arguments["deadline"] - 60})
+    deferral.value.trigger = late
+    with pytest.raises(AirflowFailException, match="COMPLETION_TIMEOUT"):
+        resume(Starting(completion_timeout=60), run, deferral.value)
+    assert 60 < deferral.value.timeout.total_seconds() <= 120
+
+
+@both_tasks
+def test_the_statistics_are_read_in_the_triggerer_where_the_worker_cannot(sandbox, task):
+    sandbox.inject("status", "stats", status=503, times=2)
+    with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
+        result = deferred(task(), context())
+    assert result["statistics"]["total_contacts"] == 10_000
+    assert sandbox.request_count("stats") == 3
+
+
+@both_ways
+@both_tasks
+def test_refused_statistics_do_not_hide_a_completion(sandbox, way, task):
+    sandbox.inject("status", "stats", status=403, times=None)
+    with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
+        result = way(task(), context())
+    assert (result["status"], result["statistics"]) == ("completed", None)
+
+
+@both_ways
+def test_a_start_that_is_over_at_once_is_followed_too(sandbox, way):
+    sandbox.inject("close", "start", after_acting=True)
+    with meanwhile(lambda: sandbox.status("long") == "running", complete(sandbox, "long")):
+        result = way(Starting(), context())
+    assert (result["status"], result["started_by_task"]) == ("completed", True)
+    assert sandbox.start_count("long") == 1
+
+
+@both_ways
+def test_a_campaign_that_runs_already_can_be_followed(sandbox, way):
+    task = Starting(campaign_id="followed", outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})
+    with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed")):
+        result = way(task, context())
+    assert (result["status"], result["started_by_task"]) == ("completed", False)
+    assert sandbox.request_count("start") == 0
+
+
+def test_a_task_that_is_skipped_does_not_wait(sandbox):
+    with pytest.raises(AirflowSkipException):
+        Starting(campaign_id="followed")(deferrable=True).execute(context())
+
+
+def test_without_waiting_nothing_is_deferred(sandbox):
+    result = Starting(wait_for_completion=False)(deferrable=True).execute(context())
+    assert "statistics" not in result
+
+
+# Sensors.
+
+
+@both_ways
+def test_a_campaign_that_is_completed_already_needs_no_deferral(sandbox, way):
+    result = Following(campaign_id="completed")(deferrable=way is deferred).execute(context())
+    assert result["status"] == "completed"
+    assert result["statistics"]["total_contacts"] > 0
+
+
+@both_ways
+@pytest.mark.parametrize("soft_fail", [False, True])
+@pytest.mark.parametrize("sensor", [CampaignCompletedSensor, CampaignReadySensor])
+def test_the_timeout_of_a_sensor(sandbox, way, soft_fail, sensor):
+    def make(*, deferrable):
+        campaign_id = "followed" if sensor is CampaignCompletedSensor else "no-script"
+        return sensor(
+            task_id="task",
+            campaign_id=campaign_id,
+            timeout=0.3,
+            poke_interval=0.1,
+            soft_fail=soft_fail,
+            deferrable=deferrable,
+        )
+
+    with pytest.raises(AirflowSkipException if soft_fail else AirflowSensorTimeout):
+        way(make, context())
+
+
+@both_ways
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_soft_fail_skips_what_would_fail(sandbox, way, soft_fail):
+    with (
+        meanwhile(is_waiting(sandbox, "followed"), change(sandbox, "followed", status="stopped")),
+        pytest.raises(AirflowSkipException if soft_fail else AirflowFailException),
+    ):
+        way(Following(soft_fail=soft_fail), context())
+
+
+@both_ways
+def test_readiness(sandbox, way):
+    campaign = sandbox.add_campaign(script_id=None, total_count=3)
+
+    def make(*, deferrable):
+        return CampaignReadySensor(
+            task_id="task",
+            campaign_id=campaign.id,
+            poke_interval=0.1,
+            prerequisites=[HasContacts(5)],
+            deferrable=deferrable,
+        )
+
+    ready = change(sandbox, campaign.id, script_id="s", total_count=5)
+    with meanwhile(lambda: sandbox.request_count("get", campaign.id) >= 3, ready):
+        result = way(make, context())
+    assert (result["campaign_id"], result["total_count"]) == (campaign.id, 5)
+
+
+def reschedule(make, run):
+    """Poke with a new sensor each time, as Airflow does in this mode."""
+    while not (outcome := make(deferrable=False).poke(run)).is_done:
+        time.sleep(0.05)
+    return outcome.xcom_value
+
+
+@pytest.mark.parametrize("keeps_state", [True, False])
+def test_a_stall_in_reschedule_mode(sandbox, monkeypatch, keeps_state):
+    monkeypatch.setattr(sensors, "_KEEPS_TASK_STATE", keeps_state)
+    task = Following(mode="reschedule", stall_timeout=0.3)
+    if not keeps_state:
+        with pytest.raises(ValueError, match="stall_timeout"):
+            task(deferrable=False)
+        assert task(deferrable=True)
+        return
+    store = Store()
+    with pytest.raises(AirflowFailException, match="CAMPAIGN_STALLED"):
+        reschedule(task, context(store))
+    assert "sandbox-key" not in json.dumps(store)
+    with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed")):
+        assert reschedule(task, context())["status"] == "completed"
+
+
+# The end of the task from outside.
+
+
+@both_ways
+@pytest.mark.parametrize("pause_on_kill", [True, False])
+@pytest.mark.parametrize("campaign_id", ["long", "followed"])
+def test_the_execution_timeout_pauses_what_the_task_started(sandbox, way, pause_on_kill, campaign_id):
+    def make(*, deferrable):
+        task = Starting(
+            campaign_id=campaign_id,
+            outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"},
+            execution_timeout=timedelta(seconds=0.6),
+            pause_on_kill=pause_on_kill,
+        )
+        return task(deferrable=deferrable)
+
+    run = context()
+    if way is in_worker:
+        # Airflow raises this in the waiting task.
+        with pytest.MonkeyPatch.context() as patch:
+            in_wait(patch, is_waiting(sandbox, campaign_id), AirflowTaskTimeout("Timeout"))
+            with pytest.raises(AirflowTaskTimeout):
+                way(make, run)
+    else:
+        with pytest.raises(AirflowTaskTimeout, match=r"execution_timeout.*'running'"):
+            way(make, run)
+    paused = pause_on_kill and campaign_id == "long"
+    assert sandbox.status(campaign_id) == ("paused" if paused else "running")
+    assert sandbox.request_count("pause") == int(paused)
+
+
+def in_wait(patch, when, act):
+    """Raise an error, or do something, in the sleep of the wait in the worker, once ``when()`` is so."""
+    original = waits.time.sleep
+
+    def sleep(seconds):
+        original(seconds)
+        if when():
+            patch.setattr(waits.time, "sleep", original)
+            if isinstance(act, BaseException):
+                raise act
+            act()
+
+    patch.setattr(waits.time, "sleep", sleep)
+
+
+def test_a_retry_after_the_execution_timeout_does_not_start_again(sandbox):
+    store = Store()
+    make = Starting(execution_timeout=timedelta(seconds=0.3))
+    with pytest.raises(AirflowTaskTimeout):
+        deferred(make, context(store))
+    with pytest.raises(AirflowFailException, match="clear this task"):
+        deferred(make, context(store, try_number=2))
+    assert sandbox.start_count("long") == 1
+    # Cleared by a user, it starts.
+    with pytest.raises(AirflowTaskTimeout):
+        deferred(make, context(store, try_number=3, max_tries=4))
+    assert sandbox.start_count("long") == 2
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("pause_on_kill", [True, False])
+def test_a_worker_that_goes_down_pauses_nothing_but_a_user_who_ends_the_task_does(sandbox, running, pause_on_kill):
+    run = context(Store())
+    operator = Starting(pause_on_kill=pause_on_kill)(deferrable=False)
+
+    def kill():
+        run["ti"].running = running
+        operator.on_kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, is_waiting(sandbox, "long"), kill)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    paused = pause_on_kill and not running
+    assert sandbox.status("long") == ("paused" if paused else "running")
+
+
+@both_ways
+def test_a_kill_before_the_start_starts_nothing(sandbox, way):
+    operator = Starting()(deferrable=way is deferred)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start_task.StartMemory, "note_sending", lambda *_: operator.on_kill())
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(context())
+    assert sandbox.request_count("start") == 0
+
+
+def test_a_kill_during_the_start_lets_it_be_answered_first(sandbox):
+    run = context(running=False)
+    operator = Starting()(deferrable=False)
+    sandbox.inject("delay", "start", seconds=0.4, after_acting=True)
+    with (
+        meanwhile(lambda: sandbox.status("long") == "running", operator.on_kill),
+        pytest.raises(VoiceGenieRetryException),
+    ):
+        operator.execute(run)
+    assert sandbox.status("long") == "paused"
+
+
+# Tries.
+
+
+@both_ways
+def test_a_later_try_follows_the_start_of_an_earlier_one(sandbox, way):
+    store = Store()
+    operator = Starting()(deferrable=False)
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, lambda: True, RuntimeError("the worker is gone"))
+        with pytest.raises(RuntimeError):
+            operator.execute(context(store))
+    assert sandbox.start_count("long") == 1
+    reads = sandbox.request_count("get")
+    with meanwhile(lambda: sandbox.request_count("get") >= reads + 3, complete(sandbox, "long")):
+        result = way(Starting(), context(store, try_number=2))
+    assert (result["status"], result["started_by_task"]) == ("completed", True)
+    assert result["started_at"].endswith("Z")
+    assert sandbox.start_count("long") == 1
+    assert "sandbox-key" not in json.dumps(store)
+
+
+@pytest.mark.parametrize("took_effect", [True, False])
+def test_a_later_try_finds_out_what_became_of_a_start_that_was_cut_off(sandbox, took_effect):
+    store = Store()
+    sandbox.inject("close", "start", after_acting=took_effect)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start_task.StartTask, "_find_out", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    assert store["voicegenie_start"]["phase"] == "sent"
+    result = Starting(wait_for_completion=False)(deferrable=False).execute(context(store, try_number=2))
+    assert result["started_by_task"] is True
+    assert sandbox.start_count("long") == 1
+
+
+@pytest.mark.parametrize("status", ["running", "completed", "paused"])
+def test_without_a_store_the_statistics_tell_of_a_start_in_this_run(sandbox, status):
+    Starting(wait_for_completion=False)(deferrable=False).execute(context())
+    sandbox.sandbox.store.change("long", status=status)
+    result = Starting(wait_for_completion=False)(deferrable=False).execute(context(try_number=2))
+    assert (result["status"], result["started_by_task"]) == (status, True)
+    assert sandbox.start_count("long") == 1
+
+
+def test_a_start_from_before_this_run_is_not_taken_for_ours(sandbox):
+    sandbox.sandbox.store.change("followed", started_at=datetime.now(UTC) - timedelta(hours=1))
+    with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
+        Starting(campaign_id="followed")(deferrable=False).execute(context(try_number=2))
+
+
+def test_a_task_that_a_user_cleared_may_start_again(sandbox):
+    store = Store()
+    make = Starting(wait_for_completion=False)
+    make(deferrable=False).execute(context(store))
+    sandbox.sandbox.store.change("long", status="paused")
+    make(deferrable=False).execute(context(store, try_number=2, max_tries=3))
+    assert sandbox.start_count("long") == 2
+
+
+def test_a_start_that_cannot_be_noted_is_not_sent(sandbox):
+    class Broken(Store):
+        def set(self, key, value):
+            raise OSError("no database")
+
+    with pytest.raises(OSError, match="no database"):
+        Starting()(deferrable=False).execute(context(Broken()))
+    assert sandbox.request_count("start") == 0
+
+
+# When Airflow itself ends a deferral.
+
+
+@pytest.mark.parametrize("text", ["Trigger/execution timeout", "Trigger timeout"])
+def test_a_deferral_that_no_triggerer_ended_in_time(sandbox, text):
+    run = context()
+    make = Starting(completion_timeout=60)
+    with pytest.raises(TaskDeferred):
+        make(deferrable=True).execute(run)
+    with pytest.raises(AirflowFailException, match="COMPLETION_TIMEOUT"):
+        make(deferrable=True).resume_execution("__fail__", {"error": text}, run)
+    assert sandbox.status("long") == "running"
+    sandbox.sandbox.store.change("long", status="completed")
+    result = make(deferrable=True).resume_execution("__fail__", {"error": text}, run)
+    assert (result["status"], result["started_by_task"]) == ("completed", True)
+
+
+def test_a_deferral_that_no_triggerer_ended_before_the_execution_timeout(sandbox):
+    run = context()
+    make = Starting(execution_timeout=timedelta(seconds=5))
+    with pytest.raises(TaskDeferred):
+        make(deferrable=True).execute(run)
+    run["ti"].start_date -= timedelta(seconds=10)
+    with pytest.raises(AirflowTaskTimeout):
+        make(deferrable=True).resume_execution("__fail__", {"error": "Trigger timeout"}, run)
+    assert sandbox.status("long") == "paused"
+
+
+def test_a_trigger_that_broke_fails_the_task(sandbox):
+    run = context()
+    with pytest.raises(TaskDeferred):
+        Starting()(deferrable=True).execute(run)
+    with pytest.raises(Exception, match="Trigger failure"):
+        Starting()(deferrable=True).resume_execution("__fail__", {"error": "Trigger failure"}, run)
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_a_sensor_whose_deferral_no_triggerer_ended_in_time(sandbox, is_over):
+    if is_over:
+        sandbox.sandbox.store.change("followed", status="completed")
+        result = Following()(deferrable=True).resume_execution("__fail__", {"error": "Trigger timeout"}, context())
+        assert result["status"] == "completed"
+    else:
+        with pytest.raises(AirflowSensorTimeout):
+            Following()(deferrable=True).resume_execution("__fail__", {"error": "Trigger timeout"}, context())
+
+
+# What is stored, and arguments.
+
+
+@pytest.mark.parametrize("make", [Starting(), Following()])
+def test_no_secret_is_stored(sandbox, make):
+    run = context()
+    with pytest.raises(TaskDeferred) as deferral:
+        make(deferrable=True).execute(run)
+    kept = json.dumps([deferral.value.trigger.serialize(), deferral.value.kwargs, run["ti"].xcom])
+    assert sandbox.api_key not in kept
+    assert sandbox.url not in kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"poll_interval": 0}, "poll_interval"),
+        ({"poll_interval": "60"}, "poll_interval"),
+        ({"completion_timeout": -1}, "completion_timeout"),
+        ({"stall_timeout": float("nan")}, "stall_timeout"),
+        ({"min_success_rate": 101}, "min_success_rate"),
+        ({"min_success_rate": True}, "min_success_rate"),
+        ({"wait_for_completion": "yes"}, "wait_for_completion"),
+        ({"deferrable": 1}, "deferrable"),
+        ({"pause_on_kill": None}, "pause_on_kill"),
+        ({"outcomes": {"COMPLETION_TIMEOUT": "wait"}}, "COMPLETION_TIMEOUT"),
+        ({"outcomes": {"SUCCESS_RATE_TOO_LOW": "wait"}}, "SUCCESS_RATE_TOO_LOW"),
+    ],
+)
+def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        StartCampaignOperator(**{"task_id": "t", "campaign_id": "c", **arguments})
+    if named in ("stall_timeout", "min_success_rate", "deferrable", "SUCCESS_RATE_TOO_LOW"):
+        with pytest.raises(ValueError, match=named):
+            CampaignCompletedSensor(**{"task_id": "t", "campaign_id": "c", **arguments})
+
+
+@pytest.mark.parametrize("default", [True, False])
+@pytest.mark.parametrize("cls", [StartCampaignOperator, CampaignCompletedSensor, CampaignReadySensor])
+def test_airflows_default_decides_whether_to_defer(monkeypatch, cls, default):
+    monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", str(default))
+    assert cls(task_id="t", campaign_id="c").deferrable is default
+    assert cls(task_id="t", campaign_id="c", deferrable=not default).deferrable is not default
