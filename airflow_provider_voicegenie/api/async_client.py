@@ -12,6 +12,7 @@ import ssl
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import anyio
 import httpx
 from requests import Session
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
@@ -60,8 +61,7 @@ class AsyncVoiceGenieClient:
 
         :param settings: Where the service is, and how to speak to it.
         """
-        # Loading certificates takes tens of milliseconds.
-        return cls(settings, await asyncio.to_thread(_transport, settings))
+        return cls(settings, await asyncio.to_thread(_prepared_transport, settings))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A VoiceGenie client holds the API key and cannot be pickled; pass the connection id.")
@@ -133,6 +133,12 @@ def _request(settings: ClientSettings, call: Call[Any], trace: object) -> httpx.
         headers={**REQUEST_HEADERS, API_KEY_HEADER: settings.api_key},
         extensions={"timeout": httpx.Timeout(settings.timeout).as_dict(), "trace": trace},
     )
+
+
+def _prepared_transport(settings: ClientSettings) -> httpx.AsyncHTTPTransport:
+    """Make a transport and do in this thread what would hold up an event loop: certificates and modules to load."""
+    anyio.run(anyio.sleep, 0)
+    return _transport(settings)
 
 
 def _transport(settings: ClientSettings) -> httpx.AsyncHTTPTransport:

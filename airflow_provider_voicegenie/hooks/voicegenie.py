@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_provider_voicegenie.api.client import VoiceGenieClient
 from airflow_provider_voicegenie.api.errors import (
     ConnectionFailedError,
     ForbiddenError,
@@ -27,6 +26,7 @@ from airflow_provider_voicegenie.hooks.connection import client_settings, no_suc
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
+    from airflow_provider_voicegenie.api.client import VoiceGenieClient
     from airflow_provider_voicegenie.api.models import (
         Campaign,
         CampaignPage,
@@ -127,6 +127,8 @@ class VoiceGenieHook(BaseHook):
 
     @cached_property
     def _client(self) -> VoiceGenieClient:
+        from airflow_provider_voicegenie.api.client import VoiceGenieClient
+
         connection = None
         with contextlib.suppress(AirflowNotFoundException):
             connection = self.get_connection(self.voicegenie_conn_id)
@@ -185,10 +187,9 @@ class VoiceGenieAsyncHook(BaseHook):
         :raises InvalidConnectionError: The connection has a missing or wrong value, or is not there.
         :raises ConnectionFailedError: Airflow could not be asked for the connection.
         """
-        from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
-
         if self._client is None:
-            self._client = await AsyncVoiceGenieClient.open(await self._settings())
+            client_class = await asyncio.to_thread(_load_async_client)
+            self._client = await client_class.open(await self._settings())
         return self._client
 
     async def reread_connection(self) -> None:
@@ -253,6 +254,13 @@ class VoiceGenieAsyncHook(BaseHook):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}
+
+
+def _load_async_client() -> type[AsyncVoiceGenieClient]:
+    """Load what takes an event loop too long to load."""
+    from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
+
+    return AsyncVoiceGenieClient
 
 
 _TEST_REMEDIES: tuple[tuple[type[VoiceGenieError], str], ...] = (

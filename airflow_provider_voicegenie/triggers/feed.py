@@ -15,10 +15,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
 from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE
 from airflow_provider_voicegenie.api.errors import (
     ConnectionFailedError,
@@ -34,6 +33,9 @@ from airflow_provider_voicegenie.api.models import Campaign, CampaignStats
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieAsyncHook
 from airflow_provider_voicegenie.triggers.polling import Entry, PageRead, PollingPlan
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
 
 log = logging.getLogger(__name__)
 
@@ -251,6 +253,7 @@ class CampaignFeed:
         try:
             client = await self._hook.get_conn()
             self._spacing = 60.0 / (_SHARE_OF_LIMIT * client.settings.requests_per_minute)
+            self._wake.set()
             if isinstance(request, PageRead):
                 page = await client.list_page(limit=MAX_PAGE_SIZE, offset=request.offset, max_attempts=1)
                 self._failures = 0

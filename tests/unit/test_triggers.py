@@ -109,7 +109,8 @@ def test_waits_on_one_connection_share_the_list(sandbox):
             sandbox.sandbox.store.change(name, status="completed")
 
     wait_for(*(trigger(name) for name in names), meanwhile=meanwhile)
-    assert sandbox.request_count("get") == 0
+    # The first one does not wait for company.
+    assert sandbox.request_count("get") <= 1
     assert 8 <= sandbox.request_count("list") <= 14
 
 
