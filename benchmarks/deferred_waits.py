@@ -185,6 +185,9 @@ async def wait_for_all(side: str, waits: int, interval: float) -> None:
     """Run the triggers, and report."""
     from airflow.providers.common.compat.sdk import BaseHook
 
+    # Modules are no wait's memory; this one is loaded with the first client.
+    import airflow_provider_voicegenie.api.async_client  # noqa: F401
+
     make = makers()[side]
     make("warm-up", interval)
     # What reads connections is long loaded in a triggerer.

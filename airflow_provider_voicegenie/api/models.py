@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -121,7 +122,8 @@ class Campaign:
         return cls(
             campaign_id=_required_text(data, "id"),
             status=CampaignStatus.read(status_text),
-            status_text=status_text,
+            # Ten thousand campaigns have few different ones.
+            status_text=sys.intern(status_text),
             name=_text(data.get("name")),
             script_id=_text(data.get("script_id")),
             total_count=total_count,

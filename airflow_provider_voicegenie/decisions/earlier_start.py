@@ -137,6 +137,13 @@ def earlier_start(record: StartRecord | None, campaign_id: str, life: int) -> St
     return record if (record.campaign_id, record.life) == (campaign_id, life) else None
 
 
+def was_cleared(record: StartRecord | None, campaign_id: str, life: int) -> bool:
+    """Tell whether a user cleared the task while a start that it had made was in effect; like :func:`earlier_start`."""
+    if record is None or record.phase not in (StartPhase.SENT, StartPhase.STARTED):
+        return False
+    return record.campaign_id == campaign_id and record.life != life
+
+
 def was_started_in_run(statistics: CampaignStats, run_began: datetime) -> bool:
     """
     Tell whether a campaign was started since a DAG run began: the evidence where nothing is kept across tries.

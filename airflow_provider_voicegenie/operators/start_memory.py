@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from airflow_provider_voicegenie.api.models import Campaign
-from airflow_provider_voicegenie.decisions.earlier_start import StartPhase, StartRecord, earlier_start
+from airflow_provider_voicegenie.decisions.earlier_start import StartPhase, StartRecord, earlier_start, was_cleared
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ class StartMemory:
         self._campaign_id = campaign_id
         self._task_instance = context.get("ti")
         self._record: StartRecord | None = None
+        #: Whether a user cleared the task while the start that it had made was in effect; known after :meth:`recall`.
+        self.was_cleared = False
 
     @property
     def is_kept(self) -> bool:
@@ -53,6 +55,7 @@ class StartMemory:
             return None
         record = StartRecord.from_json(self._store.get(_KEY))
         self._record = earlier_start(record, self._campaign_id, self._life)
+        self.was_cleared = was_cleared(record, self._campaign_id, self._life)
         return self._record
 
     def note_sending(self, before: Campaign, sent_at: datetime) -> None:

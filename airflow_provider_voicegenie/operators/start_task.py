@@ -57,6 +57,10 @@ log = logging.getLogger(__name__)
 #: request that the service behind it still carries out.
 _LOOK_DELAYS = (0.0, 1.0, 2.0, 4.0)
 
+#: Seconds for which a cleared task leaves the triggerer the time to pause the campaign that it followed; Airflow gives
+#: the triggerer no more either.
+_PATIENCE_FOR_PAUSE = 30.0
+
 #: The XCom under which a deferred task keeps its start, for when Airflow drops what the trigger knows.
 _START_KEY = "start"
 
@@ -128,7 +132,7 @@ class StartTask:
         )
         if finding is not None:
             return self._not_started(finding, CampaignStatus.UNKNOWN)
-        before = self._hook.get_campaign(self._campaign_id)
+        before = self._campaign_before()
         finding = check_campaign(before) or check_calling_hours(self._operator.calling_hours, datetime.now(UTC))
         if finding is not None:
             return self._not_started(finding, before.status)
@@ -160,6 +164,18 @@ class StartTask:
         if start is None:
             raise unanswered
         return start
+
+    def _campaign_before(self) -> Campaign:
+        """Read the campaign; where a user has cleared this task, once the triggerer has paused it."""
+        campaign = self._hook.get_campaign(self._campaign_id)
+        if not (self._memory.was_cleared and self._operator.pause_on_kill and campaign.status.is_running):
+            return campaign
+        log.info("Campaign %r: this task was cleared while it ran; waiting for its pause.", self._campaign_id)
+        deadline = time.monotonic() + _PATIENCE_FOR_PAUSE
+        while campaign.status.is_running and time.monotonic() < deadline:
+            time.sleep(1)
+            campaign = self._hook.get_campaign(self._campaign_id)
+        return campaign
 
     def _find_out(self, before: Campaign, sent_at: datetime, problem: str = "") -> Start | None:
         """Find out what became of a start that got no valid answer; ``None`` where it did not take effect."""

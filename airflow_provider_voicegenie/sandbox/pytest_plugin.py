@@ -52,6 +52,15 @@ class SandboxForTests:
             {"conn_type": "voicegenie", "host": self.url, "password": self.api_key, "extra": json.dumps(extra)}
         )
 
+    @property
+    def speed(self) -> float:
+        """Simulated seconds in one real second. Set it before a campaign runs, for tests that wait for its end."""
+        return self.sandbox.store.speed
+
+    @speed.setter
+    def speed(self, speed: float) -> None:
+        self.sandbox.store.speed = speed
+
     def add_campaign(self, **fields: Any) -> SandboxCampaign:
         """
         Add a campaign; one that can be started unless the fields say otherwise.

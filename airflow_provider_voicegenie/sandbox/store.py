@@ -103,7 +103,7 @@ class SandboxStore:
     ) -> None:
         if not speed > 0:
             raise ValueError(f"speed must be above 0, not {speed!r}.")
-        self._speed = speed
+        self.speed = speed
         self._clock = clock
         self._lock = threading.RLock()
         self._campaigns: dict[str, SandboxCampaign] = {}
@@ -203,7 +203,7 @@ class SandboxStore:
         with self._lock:
             now = self._clock()
             begun = self._calls_begun(campaign, now)
-            ended = self._calls_begun(campaign, now - CALL_SECONDS / self._speed)
+            ended = self._calls_begun(campaign, now - CALL_SECONDS / self.speed)
             results = {
                 result: ended // len(_CALL_RESULTS) * _CALL_RESULTS.count(result)
                 + _CALL_RESULTS[: ended % len(_CALL_RESULTS)].count(result)
@@ -222,7 +222,7 @@ class SandboxStore:
 
     def _calls_begun(self, campaign: SandboxCampaign, until: float) -> int:
         seconds = sum(max(0.0, min(until, until if end is None else end) - begin) for begin, end in campaign.running)
-        return min(campaign.contacts_to_call, int(seconds * self._speed * CALLS_PER_SECOND))
+        return min(campaign.contacts_to_call, int(seconds * self.speed * CALLS_PER_SECOND))
 
     def _let_time_pass(self, campaign: SandboxCampaign) -> None:
         if not _is_running(campaign):

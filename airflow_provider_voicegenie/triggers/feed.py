@@ -327,7 +327,7 @@ class CampaignFeed:
         self, entry: Entry[Subscription], sighting: Campaign | VoiceGenieError, sent_at: float, *, in_full: bool
     ) -> None:
         now = time.time()
-        for subscription in tuple(entry.members):
+        for subscription in entry.members:
             # One that joined after the request was sent is owed a fresher answer.
             if subscription.joined_at <= sent_at and (in_full or not subscription.alone):
                 subscription._show(sighting, in_full, now)

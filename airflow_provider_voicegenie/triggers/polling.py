@@ -63,7 +63,7 @@ class Entry(Generic[AnyMember]):
     def __init__(self, campaign_id: str, now: float) -> None:
         self.campaign_id = campaign_id
         self.joined_at = now
-        self.members: list[AnyMember] = []
+        self.members: tuple[AnyMember, ...] = ()
         #: Whether it must be read by itself: a member asks for what the list does not tell, or it is not listed.
         self.alone = False
         self.seen_at = -math.inf
@@ -117,7 +117,7 @@ class PollingPlan(Generic[AnyMember]):
             entry = self.entries[campaign_id] = Entry(campaign_id, now)
         else:
             self._unlist(entry)
-        entry.members.append(member)
+        entry.members = (*entry.members, member)
         entry.alone = entry.alone or member.alone
         self._list(entry)
         self._choose(now)
@@ -128,7 +128,7 @@ class PollingPlan(Generic[AnyMember]):
     def remove(self, entry: Entry[AnyMember], member: AnyMember, now: float) -> None:
         """Stop polling for a member."""
         self._unlist(entry)
-        entry.members.remove(member)
+        entry.members = tuple(each for each in entry.members if each is not member)
         if entry.members:
             self._list(entry)
         else:

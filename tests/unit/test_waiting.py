@@ -549,6 +549,30 @@ def test_a_task_that_a_user_cleared_may_start_again(sandbox):
     assert sandbox.start_count("long") == 2
 
 
+def test_a_task_that_a_user_cleared_waits_for_the_pause_that_follows(sandbox):
+    store = Store()
+    with pytest.raises(TaskDeferred):
+        Starting()(deferrable=True).execute(context(store))
+    reads = sandbox.request_count("get")
+    with (
+        meanwhile(lambda: sandbox.request_count("get") >= reads + 2, change(sandbox, "long", status="paused")),
+        pytest.raises(TaskDeferred),
+    ):
+        Starting()(deferrable=True).execute(context(store, try_number=2, max_tries=3))
+    assert sandbox.start_count("long") == 2
+
+
+def test_a_cleared_task_does_not_wait_for_a_pause_for_ever(sandbox, monkeypatch):
+    monkeypatch.setattr(start_task, "_PATIENCE_FOR_PAUSE", 0.1)
+    store = Store()
+    make = Starting()
+    with pytest.raises(TaskDeferred):
+        make(deferrable=True).execute(context(store))
+    with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
+        make(deferrable=True).execute(context(store, try_number=2, max_tries=3))
+    assert sandbox.start_count("long") == 1
+
+
 def test_a_start_that_cannot_be_noted_is_not_sent(sandbox):
     class Broken(Store):
         def set(self, key, value):

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Airflow's services as real processes, which a test may kill one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import airflow as installed_airflow
+import pytest
+
+IS_AIRFLOW_2 = installed_airflow.__version__.startswith("2.")
+PATIENCE = 150
+
+
+class Services:
+    """
+    The services of one Airflow. A context: whatever still runs at its end is ended.
+
+    :param airflow: The Airflow.
+    """
+
+    def __init__(self, airflow):
+        self._airflow = airflow
+        self._processes = {}
+        self._port = free_port()
+        airflow.environment |= {
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor" if IS_AIRFLOW_2 else "LocalExecutor",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self._port}/execution/",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__API_AUTH__JWT_SECRET": "for this test only, and long enough for the algorithm in use",
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
+            # What is killed is missed soon.
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
+            "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "10",
+            "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+            "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
+        }
+
+    def __enter__(self):
+        if not IS_AIRFLOW_2:
+            self.start("api-server", "--port", str(self._port), "--workers", "1")
+            self.start("dag-processor")
+        return self
+
+    def __exit__(self, *error):
+        for process in self._processes.values():
+            process.terminate()
+        for name in list(self._processes):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._processes[name].wait(timeout=10)
+            self.kill(name)
+
+    def start(self, name, *arguments):
+        with (self._airflow.home / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "airflow", name, *arguments],
+                env=self._airflow.variables(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def kill(self, name):
+        """End a service and its children at once, as a machine that crashes does."""
+        process = self._processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop(self, name):
+        """End a service the way an administrator does."""
+        self._processes[name].terminate()
+        self._processes[name].wait(timeout=60)
+        self.kill(name)
+
+    def request(self, method, path, **body):
+        """Ask Airflow's REST API."""
+        base = f"http://127.0.0.1:{self._port}"
+        with urllib.request.urlopen(f"{base}/auth/token", timeout=10) as answer:
+            token = json.load(answer)["access_token"]
+        request = urllib.request.Request(
+            f"{base}/api/v2/{path}",
+            method=method,
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def wait_for(what, condition):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.3)
+    return pytest.fail(f"waited {PATIENCE} s in vain for {what}")

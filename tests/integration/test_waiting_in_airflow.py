@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waits in a real Airflow, whose processes are killed and restarted meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+from textwrap import dedent
+
+import airflow as installed_airflow
+import pytest
+from services import IS_AIRFLOW_2, Services, wait_for
+
+pytestmark = pytest.mark.airflow
+
+TELLS_TRIGGERS_OF_KILLS = tuple(map(int, installed_airflow.__version__.split(".")[:2])) >= (3, 3)
+
+HEADER = """
+from datetime import datetime, timedelta, timezone
+from airflow.providers.common.compat.sdk import DAG
+from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
+from airflow_provider_voicegenie.sensors.campaign import (
+    CampaignCompletedSensor,
+    CampaignReadySensor,
+    Check,
+    HasContacts,
+    Prerequisite,
+)
+
+wait = dict(wait_for_completion=True, poll_interval=0.5, retries=2, retry_delay=timedelta(seconds=1))
+once = dict(schedule="@once", start_date=datetime(2026, 1, 1, tzinfo=timezone.utc), max_active_tasks=50)
+"""
+
+
+def write_dags(airflow, tmp_path, body):
+    airflow.dags = tmp_path / "dags"
+    airflow.dags.mkdir()
+    (airflow.dags / "dags.py").write_text(HEADER + dedent(body))
+
+
+def rows(airflow, task_id):
+    return airflow.query("SELECT state, try_number, pid FROM task_instance WHERE task_id = ?", task_id)
+
+
+def state(airflow, task_id):
+    return next((state for state, _, _ in rows(airflow, task_id)), None)
+
+
+def runs_again(airflow, task_id, least_try):
+    """Return a condition: the task runs, in this try or a later one."""
+
+    def check():
+        ((now, tries, _),) = rows(airflow, task_id)
+        return now == "running" and tries >= least_try
+
+    return check
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_dag_that_waits(airflow, voicegenie_sandbox, tmp_path, deferrable):
+    write_dags(
+        airflow,
+        tmp_path,
+        f"""
+        class Named(Prerequisite):
+            def __init__(self, name):
+                self.name = name
+
+            def check(self, campaign, now):
+                return Check.met() if campaign.name == self.name else Check.waiting("another name")
+
+        deferrable = {deferrable}
+        with DAG("waits", schedule=None):
+            ready = CampaignReadySensor(
+                task_id="ready",
+                campaign_id="ready",
+                prerequisites=[HasContacts(minimum=5)],
+                deferrable=deferrable,
+                poke_interval=1,
+            )
+            start = StartCampaignOperator(
+                task_id="start", campaign_id="ready", wait_for_completion=True, deferrable=deferrable, poll_interval=0.5
+            )
+            mapped = StartCampaignOperator.partial(
+                task_id="mapped",
+                wait_for_completion=True,
+                deferrable=deferrable,
+                poll_interval=0.5,
+                min_success_rate=100,
+                outcomes={{"SUCCESS_RATE_TOO_LOW": "skip"}},
+            ).expand(campaign_id=["paused"])
+            sensor = CampaignCompletedSensor(
+                task_id="sensor", campaign_id="followed", deferrable=deferrable, poke_interval=0.5
+            )
+            late = CampaignCompletedSensor(
+                task_id="late",
+                campaign_id="endless",
+                deferrable=deferrable,
+                poke_interval=0.5,
+                timeout=2,
+                soft_fail=True,
+            )
+            ready >> start >> sensor >> [mapped, late]
+        """,
+    )
+    voicegenie_sandbox.add_campaign(id="endless", status="running", total_count=10**8)
+    voicegenie_sandbox.add_campaign(id="followed", status="running", total_count=40)
+    voicegenie_sandbox.speed = 30
+    assert airflow.test_dag("waits") == {
+        "ready": "success",
+        "start": "success",
+        "mapped[0]": "skipped",
+        "sensor": "success",
+        "late": "skipped",
+    }
+    (started,) = airflow.returned("start")
+    assert (started["status"], started["started_by_task"]) == ("completed", True)
+    assert started["statistics"]["total_contacts"] == 20
+    assert started["completed_at"]
+    (seen,) = airflow.returned("sensor")
+    assert seen["statistics"]["total_contacts"] == 40
+    assert voicegenie_sandbox.start_count("ready") == 1
+    assert voicegenie_sandbox.request_count("pause") == 0
+    kept = airflow.everything_kept()
+    assert b"calls done" in kept
+
+
+def test_killed_processes_pause_nothing_and_lose_no_wait(airflow, voicegenie_sandbox, tmp_path):
+    tasks = ["deferred", "timed"] if IS_AIRFLOW_2 else ["deferred", "timed", "worker"]
+    for task in (*tasks, "sensor"):
+        voicegenie_sandbox.add_campaign(id=task, total_count=10**6, status="running" if task == "sensor" else "paused")
+    write_dags(
+        airflow,
+        tmp_path,
+        f"""
+        with DAG("waits", **once):
+            for task_id in {tasks}:
+                StartCampaignOperator(
+                    task_id=task_id,
+                    campaign_id=task_id,
+                    deferrable=task_id != "worker",
+                    completion_timeout=40 if task_id == "timed" else None,
+                    **wait,
+                )
+            CampaignCompletedSensor(
+                task_id="sensor", campaign_id="sensor", deferrable=True, poke_interval=0.5, retries=2
+            )
+        """,
+    )
+
+    def polled(task, more=3):
+        already = voicegenie_sandbox.request_count("get", task) + voicegenie_sandbox.request_count("list")
+        return lambda: (
+            voicegenie_sandbox.request_count("get", task) + voicegenie_sandbox.request_count("list") >= already + more
+        )
+
+    with Services(airflow) as services:
+        services.start("scheduler")
+        services.start("triggerer")
+        for task in tasks:
+            wait_for(f"start of {task}", lambda task=task: voicegenie_sandbox.status(task) == "running")
+        for task in ("deferred", "timed", "sensor"):
+            wait_for(f"deferral of {task}", lambda task=task: state(airflow, task) == "deferred")
+        wait_for("polls", polled("deferred"))
+
+        services.kill("triggerer")
+        services.start("triggerer")
+        wait_for("polls after a killed triggerer", polled("deferred"))
+        services.stop("triggerer")
+        services.start("triggerer")
+        wait_for("polls after a restarted triggerer", polled("deferred"))
+
+        if "worker" in tasks:
+            ((_, tries, pid),) = rows(airflow, "worker")
+            os.kill(pid, signal.SIGTERM)
+            wait_for(
+                "a new try", lambda: rows(airflow, "worker")[0][1] > tries and state(airflow, "worker") == "running"
+            )
+            wait_for("polls of the new try", polled("worker"))
+        services.kill("scheduler")
+        services.start("scheduler")
+        wait_for("the completion timeout", lambda: state(airflow, "timed") == "failed")
+        if "worker" in tasks:
+            # Killed with the scheduler; missed for want of a heartbeat.
+            ((_, tries, _),) = rows(airflow, "worker")
+            wait_for(
+                "a third try", lambda: rows(airflow, "worker")[0][1] >= 3 and state(airflow, "worker") == "running"
+            )
+        for task in ("deferred", "sensor", "worker"):
+            if task != "worker" or "worker" in tasks:
+                voicegenie_sandbox.sandbox.store.change(task, status="completed")
+                wait_for(f"success of {task}", lambda task=task: state(airflow, task) == "success")
+    assert {task: voicegenie_sandbox.start_count(task) for task in tasks} == dict.fromkeys(tasks, 1)
+    assert voicegenie_sandbox.request_count("pause") == 0
+    assert voicegenie_sandbox.status("timed") == "running"
+    for task in ("deferred", "sensor"):
+        (result,) = airflow.returned(task)
+        assert result["statistics"]["total_contacts"] == 10**6
+    logs = [path for path in airflow.home.rglob("*.trigger.*.log") if "task_id=deferred" in str(path)]
+    assert any("of 1000000 calls" in path.read_text() for path in logs)
+    kept = airflow.everything_kept()
+    assert b"COMPLETION_TIMEOUT" in kept
+    assert voicegenie_sandbox.api_key.encode() not in kept
+
+
+def test_who_ends_a_waiting_task_pauses_its_campaign(airflow, voicegenie_sandbox, tmp_path):
+    ended = ["out_of_time", *([] if IS_AIRFLOW_2 else ["marked_in_worker"])]
+    ended += ["marked", "cleared"] if TELLS_TRIGGERS_OF_KILLS else []
+    for task in (*ended, "left", "not_ours"):
+        voicegenie_sandbox.add_campaign(
+            id=task, total_count=10**6, status="running" if task == "not_ours" else "scheduled"
+        )
+    write_dags(
+        airflow,
+        tmp_path,
+        f"""
+        wait["retries"] = 0
+        with DAG("waits", **once):
+            for task_id in {[*ended, "left", "not_ours"]}:
+                StartCampaignOperator(
+                    task_id=task_id,
+                    campaign_id=task_id,
+                    deferrable=task_id != "marked_in_worker",
+                    execution_timeout=timedelta(seconds=20) if task_id == "out_of_time" else None,
+                    pause_on_kill=task_id != "left",
+                    outcomes={{"CAMPAIGN_ALREADY_RUNNING": "succeed"}},
+                    **wait,
+                )
+        """,
+    )
+    paused = lambda task: voicegenie_sandbox.request_count("pause", task) >= 1  # noqa: E731
+    with Services(airflow) as services:
+        services.start("scheduler")
+        services.start("triggerer")
+        for task in (*ended, "left", "not_ours"):
+            wait_for(f"start of {task}", lambda task=task: voicegenie_sandbox.status(task) == "running")
+            if task not in ("marked_in_worker", "out_of_time"):
+                wait_for(f"deferral of {task}", lambda task=task: state(airflow, task) == "deferred")
+        if not IS_AIRFLOW_2:
+            ((run_id,),) = airflow.query("SELECT run_id FROM dag_run WHERE dag_id = 'waits'")
+            marked = [task for task in (*ended, "left", "not_ours") if task not in ("cleared", "out_of_time")]
+            for task in marked:
+                wait_for(f"polls of {task}", lambda task=task: voicegenie_sandbox.request_count("list") > 2)
+                services.request("PATCH", f"dags/waits/dagRuns/{run_id}/taskInstances/{task}", new_state="failed")
+        if "cleared" in ended:
+            services.request(
+                "POST",
+                "dags/waits/clearTaskInstances",
+                dry_run=False,
+                only_failed=False,
+                dag_run_id=run_id,
+                task_ids=["cleared"],
+            )
+        for task in ended:
+            wait_for(f"pause of {task}", lambda task=task: paused(task))
+        if "cleared" in ended:
+            wait_for("a new start", lambda: voicegenie_sandbox.start_count("cleared") == 2)
+            wait_for("another deferral", lambda: state(airflow, "cleared") == "deferred")
+            assert voicegenie_sandbox.status("cleared") == "running"
+        wait_for("the end of time", lambda: state(airflow, "out_of_time") == "failed")
+    for task in ended:
+        if task != "cleared":
+            assert (task, state(airflow, task), voicegenie_sandbox.status(task)) == (task, "failed", "paused")
+            assert voicegenie_sandbox.start_count(task) == 1
+    assert voicegenie_sandbox.request_count("pause", "left") == 0
+    assert voicegenie_sandbox.request_count("pause", "not_ours") == 0
+    assert b"the task was killed, so the campaign was paused" in airflow.everything_kept()
