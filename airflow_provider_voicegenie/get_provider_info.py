@@ -63,6 +63,7 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [{"integration-name": _INTEGRATION, "tags": ["service"]}],
         "operators": [_modules("operators.campaign")],
         "sensors": [_modules("sensors.campaign")],
+        "triggers": [_modules("triggers.campaign")],
         "hooks": [_modules("hooks.voicegenie")],
         "connection-types": [
             {

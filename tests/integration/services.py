@@ -15,6 +15,7 @@ import urllib.request
 
 import airflow as installed_airflow
 import pytest
+from cryptography.fernet import Fernet
 
 IS_AIRFLOW_2 = installed_airflow.__version__.startswith("2.")
 PATIENCE = 150
@@ -35,6 +36,8 @@ class Services:
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor" if IS_AIRFLOW_2 else "LocalExecutor",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self._port}/execution/",
+            # Processes that begin at the same time would each make one up.
+            "AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode(),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "AIRFLOW__API_AUTH__JWT_SECRET": "for this test only, and long enough for the algorithm in use",
             "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",

@@ -68,6 +68,14 @@ def test_the_example_of_a_mapped_start(airflow, voicegenie_sandbox):
     assert voicegenie_sandbox.start_count("ready") == voicegenie_sandbox.start_count("paused") == 1
 
 
+def test_the_example_that_follows_a_campaign(airflow, voicegenie_sandbox):
+    voicegenie_sandbox.speed = 30
+    states = airflow.test_dag("voicegenie_follow", campaign_id="ready")
+    assert states == {"call": "success", "report": "success"}
+    (report,) = airflow.returned("report")
+    assert report == "16 of 20 calls ended well."
+
+
 def test_a_lost_answer_in_a_real_task(airflow, voicegenie_sandbox):
     voicegenie_sandbox.inject("close", "start", after_acting=True)
     assert airflow.test_dag("voicegenie_smallest", campaign_id="ready")["start"] == "success"
