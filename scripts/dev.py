@@ -46,7 +46,7 @@ def main() -> int:
     if options.command == "demo":
         return run(python, ROOT / "scripts" / "demo.py")
     if options.command == "test":
-        return run(python, "-m", "pytest", *rest)
+        return test(python, rest)
     return check(python)
 
 
@@ -69,6 +69,16 @@ def environment(version: str, *, with_tests: bool) -> Path:
         sys.exit(f"Setting up failed (pip ended with {install.returncode}); its message stands above.")
     stamp.write_text(wanted)
     return python
+
+
+def test(python: Path, arguments: list[str]) -> int:
+    """Run all tests, or those that are asked for."""
+    if arguments:
+        return run(python, "-m", "pytest", *arguments)
+    # The first wait most of the time; of the others, each keeps processors busy with an Airflow of its own.
+    return run(python, "-m", "pytest", "-n", "4", "tests/unit", "tests/contract") or run(
+        python, "-m", "pytest", "-n", "2", "tests/integration"
+    )
 
 
 def check(python: Path) -> int:

@@ -281,7 +281,8 @@ class StartTask:
         timeout = self._operator.completion_timeout
         deadline = None if timeout is None else time.time() + timeout
         if self._operator.deferrable:
-            self._defer(start, deadline, with_statistics=False)
+            execution_ends = execution_deadline(self._context, self._operator.execution_timeout)
+            self._defer(start, deadline, execution_ends, with_statistics=False)
         # Beforehand, as it asks Airflow for the connection.
         self._hook.get_conn()
         with self._kill.interruptible():
@@ -307,11 +308,12 @@ class StartTask:
             failed=seen.get("failed"),
         )
 
-    def _defer(self, start: Start, deadline: float | None, *, with_statistics: bool) -> NoReturn:
+    def _defer(
+        self, start: Start, deadline: float | None, execution_ends: float | None, *, with_statistics: bool
+    ) -> NoReturn:
         from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
 
         operator = self._operator
-        execution_ends = execution_deadline(self._context, operator.execution_timeout)
         if (task_instance := self._context.get("ti")) is not None:
             task_instance.xcom_push(key=_START_KEY, value=start.to_json())
         operator.defer(
@@ -344,7 +346,7 @@ class StartTask:
             finished = read_final_statistics(self._hook, self._watch(start), self._campaign_id, end)
             if finished is None:
                 # Not to be had now: the triggerer tries for as long as it takes.
-                self._defer(start, deferred["deadline"], with_statistics=True)
+                self._defer(start, deferred["deadline"], deferred["execution_deadline"], with_statistics=True)
             end = finished
         return self._end(start, end)
 

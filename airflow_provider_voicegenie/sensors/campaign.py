@@ -104,17 +104,19 @@ class _CampaignSensor(BaseSensorOperator):
         if step.end is not None:
             return PokeReturnValue(True, self._settle(step.end))
         if self.deferrable:
-            self._defer(context, time.time() + self.timeout, with_statistics=step.need is not None)
+            deadline, execution_ends = time.time() + self.timeout, execution_deadline(context, self.execution_timeout)
+            self._defer(deadline, execution_ends, with_statistics=step.need is not None)
         return PokeReturnValue(is_done=False)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after the wait in the triggerer."""
         from airflow_provider_voicegenie.decisions.waiting import End
 
-        end = self._complete(End.from_json(event), event["deferred"])
+        deferred = event["deferred"]
+        end = self._complete(End.from_json(event), deferred)
         if end is None:
             # Its statistics are not to be had now: the triggerer tries for as long as it takes.
-            return self._defer(context, event["deferred"]["deadline"], with_statistics=True)
+            return self._defer(deferred["deadline"], deferred["execution_deadline"], with_statistics=True)
         return self._settle(end)
 
     def execute_late(self, context: Context) -> Any:
@@ -150,8 +152,7 @@ class _CampaignSensor(BaseSensorOperator):
             settle_task(self.outcome_rules, end.condition, self.campaign_id, end.message, retry_after=end.retry_after)
         return self._xcom(end)
 
-    def _defer(self, context: Context, deadline: float, *, with_statistics: bool = False) -> None:
-        execution_ends = execution_deadline(context, self.execution_timeout)
+    def _defer(self, deadline: float, execution_ends: float | None, *, with_statistics: bool) -> None:
         shared = {
             "campaign_id": self.campaign_id,
             "voicegenie_conn_id": self.voicegenie_conn_id,

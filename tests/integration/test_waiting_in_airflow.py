@@ -22,9 +22,7 @@ from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.sensors.campaign import (
     CampaignCompletedSensor,
     CampaignReadySensor,
-    Check,
     HasContacts,
-    Prerequisite,
 )
 
 wait = dict(wait_for_completion=True, poll_interval=0.5, retries=2, retry_delay=timedelta(seconds=1))
@@ -56,25 +54,37 @@ def runs_again(airflow, task_id, least_try):
     return check
 
 
+OWN_CHECKS = """
+from airflow_provider_voicegenie.sensors.campaign import Check, Prerequisite
+
+
+class Named(Prerequisite):
+    def __init__(self, name):
+        self.name = name
+
+    def check(self, campaign, now):
+        return Check.met() if campaign.name == self.name else Check.waiting("another name")
+"""
+
+
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_a_dag_that_waits(airflow, voicegenie_sandbox, tmp_path, deferrable):
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "own_checks.py").write_text(OWN_CHECKS)
+    airflow.environment["PYTHONPATH"] = str(modules)
     write_dags(
         airflow,
         tmp_path,
         f"""
-        class Named(Prerequisite):
-            def __init__(self, name):
-                self.name = name
-
-            def check(self, campaign, now):
-                return Check.met() if campaign.name == self.name else Check.waiting("another name")
+        from own_checks import Named
 
         deferrable = {deferrable}
         with DAG("waits", schedule=None):
             ready = CampaignReadySensor(
                 task_id="ready",
                 campaign_id="ready",
-                prerequisites=[HasContacts(minimum=5)],
+                prerequisites=[HasContacts(minimum=5), Named("Spring reminder")],
                 deferrable=deferrable,
                 poke_interval=1,
             )
