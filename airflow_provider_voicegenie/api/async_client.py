@@ -1,21 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-The transport on ``httpx``, for event loops: moves bytes, within a time and a size, and decides nothing else.
-
-It uses the transport of ``httpx`` and not its client: that has no redirects, no cookies and no log of its own.
-"""
+"""The transport for event loops: moves bytes, within a time and a size, and decides nothing else."""
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import anyio
-import httpx
-from requests import Session
-from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
+import httpcore
 from tenacity import AsyncRetrying
 
 from airflow_provider_voicegenie.api import endpoints
@@ -23,14 +15,14 @@ from airflow_provider_voicegenie.api.answers import MAX_ANSWER_BYTES, Answer
 from airflow_provider_voicegenie.api.endpoints import Call, campaign_call, list_call
 from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, CampaignStats, PausedCampaign
 from airflow_provider_voicegenie.api.settings import ClientSettings
-from airflow_provider_voicegenie.api.transport import (
-    API_KEY_HEADER,
-    REQUEST_HEADERS,
-    Breakage,
-    BreakageTable,
-    Broken,
-    Dialogue,
-    breakage_of,
+from airflow_provider_voicegenie.api.transport import Breakage, Broken, Dialogue, breakage_of
+from airflow_provider_voicegenie.api.wire import (
+    BREAKAGES,
+    EXCHANGE_ERRORS,
+    Route,
+    answer_of,
+    goes_out,
+    request_for,
 )
 
 Result = TypeVar("Result")
@@ -49,10 +41,10 @@ class AsyncVoiceGenieClient:
     no connection outlives its exchange.
     """
 
-    def __init__(self, settings: ClientSettings, transport: httpx.AsyncBaseTransport) -> None:
+    def __init__(self, settings: ClientSettings, route: Route) -> None:
         self.settings = settings
         self._dialogue = Dialogue(settings)
-        self._transport = transport
+        self._route = route
 
     @classmethod
     async def open(cls, settings: ClientSettings) -> AsyncVoiceGenieClient:
@@ -61,7 +53,7 @@ class AsyncVoiceGenieClient:
 
         :param settings: Where the service is, and how to speak to it.
         """
-        return cls(settings, await asyncio.to_thread(_prepared_transport, settings))
+        return cls(settings, await asyncio.to_thread(_prepared_route, settings))
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A VoiceGenie client holds the API key and cannot be pickled; pass the connection id.")
@@ -103,75 +95,30 @@ class AsyncVoiceGenieClient:
     async def _exchange(self, call: Call[Any]) -> Answer | Broken:
         sent = False
 
-        async def trace(event: str, details: object) -> None:
+        async def trace(event: str, details: dict[str, Any]) -> None:
             nonlocal sent
-            sent = sent or event.endswith("send_request_headers.started")
+            sent = sent or goes_out(event, details)
 
         try:
-            async with asyncio.timeout(self.settings.timeout):
-                response = await self._transport.handle_async_request(_request(self.settings, call, trace))
-                try:
-                    body = bytearray()
-                    # As it came over the wire: decompressing is not the transport's business.
-                    async for chunk in response.aiter_raw():
-                        body += chunk
-                        if len(body) > MAX_ANSWER_BYTES:
-                            return Broken(Breakage.TOO_LARGE, sent=True)
-                finally:
-                    await response.aclose()
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            return Answer(response.status_code, headers, bytes(body))
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
-            return Broken(breakage_of(error, _BREAKAGES, sent=sent), sent)
+            async with (
+                asyncio.timeout(self.settings.timeout),
+                self._route.pool(
+                    httpcore.AsyncConnectionPool, httpcore.AsyncHTTPProxy, httpcore.AnyIOBackend()
+                ) as pool,
+            ):
+                response = await pool.handle_async_request(request_for(self.settings, call, trace))
+                body = bytearray()
+                # As it came over the wire: decompressing is not the transport's business.
+                async for chunk in response.aiter_stream():
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        return Broken(Breakage.TOO_LARGE, sent=True)
+                return answer_of(response, body)
+        except EXCHANGE_ERRORS as error:
+            return Broken(breakage_of(error, BREAKAGES, sent=sent), sent)
 
 
-def _request(settings: ClientSettings, call: Call[Any], trace: object) -> httpx.Request:
-    """Build a request; the only place that the key is put on one."""
-    return httpx.Request(
-        "GET",
-        settings.base_url + call.target,
-        headers={**REQUEST_HEADERS, API_KEY_HEADER: settings.api_key},
-        extensions={"timeout": httpx.Timeout(settings.timeout).as_dict(), "trace": trace},
-    )
-
-
-def _prepared_transport(settings: ClientSettings) -> httpx.AsyncHTTPTransport:
-    """Make a transport and do in this thread what would hold up an event loop: certificates and modules to load."""
+def _prepared_route(settings: ClientSettings) -> Route:
+    """Find the way and do in this thread what would hold up an event loop: certificates and modules to load."""
     anyio.run(anyio.sleep, 0)
-    return _transport(settings)
-
-
-def _transport(settings: ClientSettings) -> httpx.AsyncHTTPTransport:
-    """Make a transport that goes through the same proxy, and trusts the same certificates, as ``requests`` would."""
-    with Session() as session:
-        # A proxy of the environment sees only ciphertext of https; of http it would see the key.
-        session.trust_env = settings.is_encrypted
-        found = session.merge_environment_settings(
-            settings.base_url, dict(settings.proxies), stream=None, verify=settings.verify, cert=None
-        )
-    proxy = select_proxy(settings.base_url, found["proxies"])
-    return httpx.AsyncHTTPTransport(
-        verify=_ssl_context(found["verify"]),
-        trust_env=False,
-        proxy=proxy or None,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-    )
-
-
-def _ssl_context(verify: bool | str | None) -> ssl.SSLContext:
-    if verify is False:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-    bundle = Path(DEFAULT_CA_BUNDLE_PATH if verify is True or verify is None else verify)
-    if bundle.is_dir():
-        return ssl.create_default_context(capath=bundle)
-    return ssl.create_default_context(cafile=bundle)
-
-
-_BREAKAGES: BreakageTable = (
-    ((httpx.InvalidURL,), Breakage.UNKNOWN_HOST),
-    ((httpx.ProxyError, httpx.UnsupportedProtocol), Breakage.PROXY),
-    ((httpx.TimeoutException,), Breakage.TIMEOUT),
-)
+    return Route.of(settings)

@@ -1,38 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transport on ``requests``: moves bytes, within a time and a size, and decides nothing else."""
+"""The transport for workers: moves bytes, within a time and a size, and decides nothing else."""
 
 from __future__ import annotations
 
-import io
-import socket
+import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
-from http.client import HTTPResponse
-from http.cookiejar import DefaultCookiePolicy
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
+import httpcore
 from tenacity import Retrying
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from airflow_provider_voicegenie.api import endpoints
 from airflow_provider_voicegenie.api.answers import MAX_ANSWER_BYTES, Answer
 from airflow_provider_voicegenie.api.endpoints import Call, campaign_call, list_call
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, PausedCampaign, StartedCampaign
 from airflow_provider_voicegenie.api.settings import ClientSettings
-from airflow_provider_voicegenie.api.transport import (
-    API_KEY_HEADER,
-    REQUEST_HEADERS,
-    Breakage,
-    BreakageTable,
-    Broken,
-    Dialogue,
-    breakage_of,
+from airflow_provider_voicegenie.api.transport import Breakage, Broken, Dialogue, breakage_of
+from airflow_provider_voicegenie.api.wire import (
+    BREAKAGES,
+    EXCHANGE_ERRORS,
+    Route,
+    answer_of,
+    goes_out,
+    request_for,
 )
 
 Result = TypeVar("Result")
@@ -54,7 +45,7 @@ class VoiceGenieClient:
         self._settings = settings
         self._dialogue = Dialogue(settings)
         self._sleep = sleep
-        self._session = _session(settings)
+        self._route = Route.of(settings)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A VoiceGenie client holds the API key and cannot be pickled; pass the connection id.")
@@ -126,40 +117,36 @@ class VoiceGenieClient:
 
     def _attempt(self, call: Call[Result]) -> Result:
         self._dialogue.note_request()
-        # What broke is raised there and not where it was caught: the exceptions of `requests` hold the request with
-        # its headers, and must not hang on to ours.
+        # What broke is raised there and not where it was caught: exceptions of the library must not hang on to ours.
         return self._dialogue.read(call, self._exchange(call))
 
     def _exchange(self, call: Call[Any]) -> Answer | Broken:
-        exchange = _Exchange(self._settings.timeout)
-        token = _current_exchange.set(exchange)
+        sent = False
+
+        def trace(event: str, details: dict[str, Any]) -> None:
+            nonlocal sent
+            sent = sent or goes_out(event, details)
+
         try:
-            response = self._session.get(
-                self._settings.base_url + call.target,
-                headers=dict(REQUEST_HEADERS),
-                allow_redirects=False,
-                stream=True,
-                timeout=self._settings.timeout,
-                verify=self._settings.verify,
-            )
-            with response:
-                body = _read_body(response)
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status_code, headers, body)
-        except _TooLargeError:
-            return Broken(Breakage.TOO_LARGE, sent=True)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            return Broken(breakage_of(error, _BREAKAGES, sent=exchange.sent), exchange.sent)
-        finally:
-            _current_exchange.reset(token)
+            network = _BoundedNetwork(_Deadline(self._settings.timeout))
+            with self._route.pool(httpcore.ConnectionPool, httpcore.HTTPProxy, network) as pool:
+                response = pool.handle_request(request_for(self._settings, call, trace))
+                body = bytearray()
+                # As it came over the wire: decompressing is not the transport's business.
+                for chunk in response.iter_stream():
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        return Broken(Breakage.TOO_LARGE, sent=True)
+                return answer_of(response, body)
+        except EXCHANGE_ERRORS as error:
+            return Broken(breakage_of(error, BREAKAGES, sent=sent), sent)
 
 
-class _Exchange:
-    """One exchange: how long it may go on, and whether its request has gone out."""
+class _Deadline:
+    """When an exchange has to be over."""
 
     def __init__(self, timeout: float) -> None:
-        self._deadline = time.monotonic() + timeout
-        self.sent = False
+        self._end = time.monotonic() + timeout
 
     def remaining(self) -> float:
         """
@@ -167,148 +154,48 @@ class _Exchange:
 
         :raises TimeoutError: None are left.
         """
-        seconds = self._deadline - time.monotonic()
+        seconds = self._end - time.monotonic()
         if seconds <= 0:
             raise TimeoutError("the exchange took too long")
         return seconds
 
 
-_current_exchange: ContextVar[_Exchange] = ContextVar("voicegenie_exchange")
+class _BoundedNetwork(httpcore.NetworkBackend):
+    """The library bounds each step of an exchange; this bounds the whole, however slowly the bytes drip."""
+
+    def __init__(self, deadline: _Deadline) -> None:
+        self._network = httpcore.SyncBackend()
+        self._deadline = deadline
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        remaining = self._deadline.remaining()
+        stream = self._network.connect_tcp(host, port, remaining, local_address, socket_options)
+        return _BoundedStream(stream, self._deadline)
 
 
-class _BoundedReader(io.RawIOBase):
-    """Reads from a socket until the exchange's time is over, however slowly the bytes drip."""
+class _BoundedStream(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream, deadline: _Deadline) -> None:
+        self._stream = stream
+        self._deadline = deadline
 
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
-        self._raw = raw
-        self._sock = sock
-        self._exchange = _current_exchange.get()
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._deadline.remaining())
 
-    def readable(self) -> bool:
-        return True
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._deadline.remaining())
 
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(self._exchange.remaining())
-        return self._raw.readinto(buffer)
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        stream = self._stream.start_tls(ssl_context, server_hostname, self._deadline.remaining())
+        return _BoundedStream(stream, self._deadline)
 
     def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _BoundedResponse(HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock))
-
-
-class _BoundedConnection(HTTPConnection):
-    """A connection that knows when its request goes out, and whose answer is read within the exchange's time."""
-
-    response_class = _BoundedResponse
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        # Connecting first makes it certain that what fails until here never reached the service.
-        if self.sock is None:
-            self.connect()
-        exchange = _current_exchange.get()
-        exchange.remaining()
-        exchange.sent = True
-        super().request(*args, **kwargs)
-
-
-class _BoundedTlsConnection(_BoundedConnection, HTTPSConnection):
-    pass
-
-
-class _BoundedHTTPPool(HTTPConnectionPool):
-    ConnectionCls = _BoundedConnection
-
-
-class _BoundedHTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _BoundedTlsConnection
-
-
-class _BoundedAdapter(HTTPAdapter):
-    """An adapter whose connections know the exchange they serve. It repeats nothing, which is its default."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        _bound(self.poolmanager)
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        return _bound(super().proxy_manager_for(*args, **kwargs))
-
-
-Manager = TypeVar("Manager", bound=urllib3.PoolManager)
-
-
-def _bound(manager: Manager) -> Manager:
-    manager.pool_classes_by_scheme = {"http": _BoundedHTTPPool, "https": _BoundedHTTPSPool}
-    return manager
-
-
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: Any) -> None:
-        """Find no redirect in any answer: even one that is not followed would have its body read unbounded."""
-
-
-class _ApiKey(AuthBase):
-    """
-    Puts the API key on a request.
-
-    An ``auth`` object rather than a header of the session: the key then stands in no argument and no local
-    variable that a traceback could show, and ``requests`` looks into no ``.netrc``.
-    """
-
-    def __init__(self, settings: ClientSettings) -> None:
-        self._settings = settings
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers[API_KEY_HEADER] = self._settings.api_key
-        return request
-
-
-def _session(settings: ClientSettings) -> requests.Session:
-    session = _Session()
-    session.auth = _ApiKey(settings)
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    session.proxies.update(settings.proxies)
-    # A proxy of the environment sees only ciphertext of https; of http it would see the key.
-    session.trust_env = settings.is_encrypted
-    adapter = _BoundedAdapter()
-    session.mount("https://", adapter)
-    session.mount("http://", adapter)
-    return session
-
-
-class _TooLargeError(Exception):
-    """The body went past the limit."""
-
-
-def _read_body(response: requests.Response) -> bytes:
-    body = bytearray()
-    # As it came over the wire: decompressing, within a limit of its own, is not the transport's business.
-    for chunk in response.raw.stream(64 * 1024, decode_content=False):
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            raise _TooLargeError
-    return bytes(body)
-
-
-_BREAKAGES: BreakageTable = (
-    (
-        (
-            urllib3.exceptions.NameResolutionError,
-            urllib3.exceptions.LocationParseError,
-            requests.exceptions.InvalidURL,
-        ),
-        Breakage.UNKNOWN_HOST,
-    ),
-    (
-        (urllib3.exceptions.ProxyError, requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema),
-        Breakage.PROXY,
-    ),
-    ((urllib3.exceptions.NewConnectionError,), Breakage.UNREACHABLE),
-    ((urllib3.exceptions.TimeoutError,), Breakage.TIMEOUT),
-)
+        self._stream.close()

@@ -239,7 +239,10 @@ def _read_proxies(value: Any) -> Mapping[str, str]:
     if not isinstance(proxies, Mapping):
         raise ValueError
     for scheme, url in proxies.items():
-        if scheme.partition("://")[0] not in ("http", "https", "all") or not urlsplit(url).hostname:
+        proxy = urlsplit(url)
+        if scheme.partition("://")[0] not in ("http", "https", "all") or not proxy.hostname:
+            raise ValueError
+        if proxy.scheme not in ("http", "https"):
             raise ValueError
     return dict(proxies)
 

@@ -18,6 +18,7 @@ from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
 from airflow_provider_voicegenie.api.settings import ClientSettings
+from airflow_provider_voicegenie.api.wire import Route
 
 KEY = "sk-marked-key"
 
@@ -37,12 +38,15 @@ def outcome(action):
     return type(caught), text, caught.status, caught.code, caught.may_have_taken_effect, retry_after
 
 
-def by_requests(settings, method, *arguments):
-    client = VoiceGenieClient(settings, sleep=lambda seconds: None)
-    return outcome(lambda: getattr(client, method)(*arguments))
+def in_worker(settings, method, *arguments):
+    def call():
+        client = VoiceGenieClient(settings, sleep=lambda seconds: None)
+        return getattr(client, method)(*arguments)
+
+    return outcome(call)
 
 
-def by_httpx(settings, method, *arguments):
+def in_event_loop(settings, method, *arguments):
     async def call():
         client = await AsyncVoiceGenieClient.open(settings)
         return await getattr(client, method)(*arguments)
@@ -50,7 +54,7 @@ def by_httpx(settings, method, *arguments):
     return outcome(lambda: asyncio.run(call()))
 
 
-TRANSPORTS = {"requests": by_requests, "httpx": by_httpx}
+TRANSPORTS = {"worker": in_worker, "event loop": in_event_loop}
 
 
 def on_both(settings, method, *arguments, before=lambda: None):
@@ -78,7 +82,7 @@ def test_pauses(voicegenie_sandbox):
         campaign = voicegenie_sandbox.add_campaign(status=status)
         assert on_both(settings_for(voicegenie_sandbox), "pause_campaign", campaign.id)[0] is kind
     campaign = voicegenie_sandbox.add_campaign(status="running")
-    assert by_httpx(settings_for(voicegenie_sandbox), "pause_campaign", campaign.id).status == "paused"
+    assert in_event_loop(settings_for(voicegenie_sandbox), "pause_campaign", campaign.id).status == "paused"
     assert voicegenie_sandbox.status(campaign.id) == "paused"
 
 
@@ -155,7 +159,6 @@ def test_nobody_there(host):
     assert result[4] is False
 
 
-@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 @pytest.mark.parametrize("trouble", ["unknown authority", "another name", None, "unchecked", "no tls"])
 def test_certificates(trouble, tmp_path):
     authority = trustme.CA()
@@ -193,7 +196,7 @@ def test_an_exchange_has_an_end_however_slowly_it_drips(kind):
     with raw_server(handle) as (port, _):
         settings = ClientSettings(f"http://127.0.0.1:{port}", KEY, timeout=0.5, max_attempts=1)
         begun = time.monotonic()
-        result = by_httpx(settings, "pause_campaign", "c")
+        result = in_event_loop(settings, "pause_campaign", "c")
         assert time.monotonic() - begun < 2
     assert result[0] is errors.ExchangeTimeoutError
     assert result[4] is True
@@ -226,10 +229,42 @@ def test_an_encrypted_request_goes_through_the_proxy_of_the_environment(monkeypa
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)
         settings = ClientSettings("https://far.example.com", KEY, timeout=2, max_attempts=1)
-        result = on_both(settings, "get_campaign", "c")
+        result = on_both(settings, "pause_campaign", "c")
     assert "proxy" in result[1]
+    assert result[4] is False
     assert [request.split(b" HTTP/")[0] for request in at_proxy] == [b"CONNECT far.example.com:443"] * 2
     assert all(KEY.encode() not in request for request in at_proxy)
+
+
+@pytest.mark.parametrize(
+    ("environment", "asked"),
+    [
+        ({"https_proxy": "{proxy}"}, True),
+        ({"all_proxy": "{proxy}"}, True),
+        ({"HTTPS_PROXY": "{proxy}", "no_proxy": "example.com"}, False),
+        ({"https_proxy": "{proxy}", "NO_PROXY": "*"}, False),
+    ],
+)
+def test_hosts_that_the_environment_takes_from_its_proxy(monkeypatch, environment, asked):
+    for name in ("https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value.format(proxy="proxy.example.com:3128"))
+    proxy = Route.of(ClientSettings("https://far.example.com", KEY)).proxy
+    assert (proxy is not None) is asked
+    assert proxy is None or proxy.url == "http://proxy.example.com:3128"
+
+
+@pytest.mark.parametrize("name", ["https_proxy", "REQUESTS_CA_BUNDLE"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_an_environment_that_cannot_be_used_is_named(monkeypatch, transport, name):
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, {"https_proxy": "socks5://proxy.example.com"}.get(name, "/no/such/bundle"))
+    result = TRANSPORTS[transport](ClientSettings("https://far.example.com", KEY), "get_campaign", "c")
+    assert result[0] is errors.InvalidConnectionError
+    assert name.upper() in result[1]
 
 
 def test_pages(voicegenie_sandbox):

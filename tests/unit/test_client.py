@@ -222,7 +222,6 @@ def test_an_untrusted_certificate_stops_before_the_key_is_sent(trouble, tmp_path
     assert requests == []
 
 
-@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_a_trusted_certificate_is_spoken_to(tmp_path):
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -90,6 +90,7 @@ def test_base_url(fields, base_url):
         ({"proxies": {"https": 5}}, "proxies"),
         ({"proxies": {"gopher": "http://sk-secret"}}, "proxies"),
         ({"proxies": {"https": "sk-secret"}}, "proxies"),
+        ({"proxies": {"https": "socks5://sk-secret:1080"}}, "proxies"),
         ({"allow_insecure_http": "perhaps"}, "allow_insecure_http"),
     ],
 )
