@@ -29,7 +29,7 @@ class StartPhase(StrEnum):
     STARTED = "started"
     #: It took effect, and the campaign was paused when the task's ``execution_timeout`` was over.
     TIMED_OUT = "timed_out"
-    #: The task has ended, or a user has ended it: if it runs again, that is a user's wish.
+    #: It did not take effect, or a user has ended it by marking or clearing the task: the next try may start anew.
     CLOSED = "closed"
 
 

@@ -120,7 +120,6 @@ class StartTask:
         self._stop_if_killed()
         if self._operator.wait_for_completion and CampaignStatus(start.status) in _TO_BE_FOLLOWED:
             return self._wait(start)
-        self._memory.note(StartPhase.CLOSED)
         return self._result(start, {})
 
     def _start(self) -> Start:
@@ -168,7 +167,9 @@ class StartTask:
     def _campaign_before(self) -> Campaign:
         """Read the campaign; where a user has cleared this task, once the triggerer has paused it."""
         campaign = self._hook.get_campaign(self._campaign_id)
-        if not (self._memory.was_cleared and self._operator.pause_on_kill and campaign.status.is_running):
+        operator = self._operator
+        was_followed = operator.wait_for_completion and operator.deferrable and operator.pause_on_kill
+        if not (was_followed and self._memory.was_cleared and campaign.status.is_running):
             return campaign
         log.info("Campaign %r: this task was cleared while it ran; waiting for its pause.", self._campaign_id)
         deadline = time.monotonic() + _PATIENCE_FOR_PAUSE
@@ -381,7 +382,6 @@ class StartTask:
         else:
             rules = self._operator.outcome_rules.while_waiting()
             settle_task(rules, condition, self._campaign_id, end.message, retry_after=end.retry_after)
-        self._memory.note(StartPhase.CLOSED)
         return self._result(start, end.result or {})
 
     def _result(self, start: Start, end: Mapping[str, Any]) -> dict[str, Any]:
@@ -402,7 +402,6 @@ class StartTask:
         try:
             return work()
         except (AirflowFailException, AirflowSkipException):
-            self._memory.note(StartPhase.CLOSED)
             raise
         except AirflowTaskTimeout:
             self._stop_calls(StartPhase.TIMED_OUT)

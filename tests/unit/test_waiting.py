@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -538,6 +539,19 @@ def test_a_start_from_before_this_run_is_not_taken_for_ours(sandbox):
     sandbox.sandbox.store.change("followed", started_at=datetime.now(UTC) - timedelta(hours=1))
     with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
         Starting(campaign_id="followed")(deferrable=False).execute(context(try_number=2))
+
+
+@pytest.mark.parametrize("status", ["running", "paused", "completed"])
+@pytest.mark.parametrize("arguments", [{"wait_for_completion": False}, {"completion_timeout": 0.3}], ids=str)
+def test_a_task_that_died_before_airflow_knew_of_its_end_does_not_start_again(sandbox, status, arguments):
+    store = Store()
+    make = Starting(**arguments)
+    with contextlib.suppress(AirflowFailException):
+        make(deferrable=False).execute(context(store))
+    change(sandbox, "long", status=status)()
+    with contextlib.suppress(AirflowFailException):
+        assert make(deferrable=False).execute(context(store, try_number=2))["started_by_task"]
+    assert sandbox.request_count("start") == 1
 
 
 def test_a_task_that_a_user_cleared_may_start_again(sandbox):
