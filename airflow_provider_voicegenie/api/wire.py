@@ -53,11 +53,11 @@ class Route:
     """
     The way to the host: trusted certificates, and the proxy if there is one.
 
-    :param ssl_context: Which certificates are trusted, where there is TLS.
+    :param ssl_context: Which certificates are trusted; none where there is no TLS.
     :param proxy: The proxy to go through.
     """
 
-    ssl_context: ssl.SSLContext | None
+    ssl_context: ssl.SSLContext
     proxy: httpx.Proxy | None
 
     @classmethod
@@ -68,7 +68,11 @@ class Route:
         :raises InvalidConnectionError: The CA bundle or the proxy is not usable.
         """
         try:
-            return cls(_ssl_context(settings), _proxy(settings))
+            proxy = _proxy(settings)
+            if settings.is_encrypted or (proxy is not None and proxy.url.scheme == "https"):
+                return cls(_ssl_context(settings), proxy)
+            # Trusts nobody, and is asked by nobody.
+            return cls(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), proxy)
         except OSError:
             problem = "the CA bundle cannot be read. Correct `verify` in the connection's extra, or REQUESTS_CA_BUNDLE"
         except (ValueError, httpx.InvalidURL):
