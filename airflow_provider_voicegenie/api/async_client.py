@@ -22,6 +22,7 @@ from airflow_provider_voicegenie.api.wire import (
     Route,
     answer_of,
     goes_out,
+    quiet_library,
     request_for,
 )
 
@@ -99,21 +100,18 @@ class AsyncVoiceGenieClient:
             nonlocal sent
             sent = sent or goes_out(event, details)
 
+        pool = self._route.pool(httpcore.AsyncConnectionPool, httpcore.AsyncHTTPProxy, httpcore.AnyIOBackend())
         try:
-            async with (
-                asyncio.timeout(self.settings.timeout),
-                self._route.pool(
-                    httpcore.AsyncConnectionPool, httpcore.AsyncHTTPProxy, httpcore.AnyIOBackend()
-                ) as pool,
-            ):
-                response = await pool.handle_async_request(request_for(self.settings, call, trace))
-                body = bytearray()
-                # As it came over the wire: decompressing is not the transport's business.
-                async for chunk in response.aiter_stream():
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        return Broken(Breakage.TOO_LARGE, sent=True)
-                return answer_of(response, body)
+            with quiet_library():
+                async with asyncio.timeout(self.settings.timeout), pool:
+                    response = await pool.handle_async_request(request_for(self.settings, call, trace))
+                    body = bytearray()
+                    # As it came over the wire: decompressing is not the transport's business.
+                    async for chunk in response.aiter_stream():
+                        body += chunk
+                        if len(body) > MAX_ANSWER_BYTES:
+                            return Broken(Breakage.TOO_LARGE, sent=True)
+                    return answer_of(response, body)
         except EXCHANGE_ERRORS as error:
             return Broken(breakage_of(error, BREAKAGES, sent=sent), sent)
 

@@ -23,6 +23,7 @@ from airflow_provider_voicegenie.api.wire import (
     Route,
     answer_of,
     goes_out,
+    quiet_library,
     request_for,
 )
 
@@ -129,7 +130,7 @@ class VoiceGenieClient:
 
         try:
             network = _BoundedNetwork(_Deadline(self._settings.timeout))
-            with self._route.pool(httpcore.ConnectionPool, httpcore.HTTPProxy, network) as pool:
+            with quiet_library(), self._route.pool(httpcore.ConnectionPool, httpcore.HTTPProxy, network) as pool:
                 response = pool.handle_request(request_for(self._settings, call, trace))
                 body = bytearray()
                 # As it came over the wire: decompressing is not the transport's business.

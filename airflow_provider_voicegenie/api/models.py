@@ -64,6 +64,11 @@ class CampaignStatus(StrEnum):
         """Whether the campaign is over, well (``completed``) or not (``stopped``, ``failed``)."""
         return self in (CampaignStatus.COMPLETED, CampaignStatus.STOPPED, CampaignStatus.FAILED)
 
+    @property
+    def may_have_been_started(self) -> bool:
+        """Whether the status, seen alone, is one that a campaign can have after it was started."""
+        return self not in (CampaignStatus.SCHEDULED, CampaignStatus.DRAFT, CampaignStatus.NOT_YET_STARTED)
+
 
 _STATUS_WORDS: Mapping[str, CampaignStatus] = {
     **{status.value: status for status in CampaignStatus},

@@ -7,9 +7,12 @@ They use ``httpcore`` under ``httpx``, as it follows no redirect, keeps no cooki
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -46,6 +49,26 @@ BREAKAGES: BreakageTable = (
     ((httpcore.ProxyError, httpcore.UnsupportedProtocol), Breakage.PROXY),
     ((httpcore.TimeoutException,), Breakage.TIMEOUT),
 )
+
+_is_quiet: ContextVar[bool] = ContextVar("voicegenie_exchange_is_quiet", default=False)
+
+
+def _is_loud(record: logging.LogRecord) -> bool:
+    return not _is_quiet.get()
+
+
+for _name in ("connection", "http11", "proxy"):
+    logging.getLogger(f"httpcore.{_name}").addFilter(_is_loud)
+
+
+@contextmanager
+def quiet_library() -> Iterator[None]:
+    """Keep the library from logging, at level DEBUG, the headers of answers: a server may put the key into one."""
+    token = _is_quiet.set(True)
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class StartPhase(StrEnum):
     STARTED = "started"
     #: It took effect, and the campaign was paused when the task's ``execution_timeout`` was over.
     TIMED_OUT = "timed_out"
-    #: It did not take effect, or a user has ended it by marking or clearing the task: the next try may start anew.
+    #: It was refused, or a user has ended it by marking or clearing the task: the next try may start anew.
     CLOSED = "closed"
 
 
@@ -144,11 +144,13 @@ def was_cleared(record: StartRecord | None, campaign_id: str, life: int) -> bool
     return record.campaign_id == campaign_id and record.life != life
 
 
-def was_started_in_run(statistics: CampaignStats, run_began: datetime) -> bool:
+def was_started_in_run(statistics: CampaignStats, run_began: datetime | None) -> bool:
     """
     Tell whether a campaign was started since a DAG run began: the evidence where nothing is kept across tries.
 
     :param statistics: The campaign's statistics.
-    :param run_began: When the run began, by Airflow's clock.
+    :param run_began: When the run began, by the service's clock; ``None`` where that is not known.
     """
-    return statistics.started_at is not None and statistics.started_at >= run_began - _CLOCK_TOLERANCE
+    if statistics.started_at is None or run_began is None:
+        return False
+    return statistics.started_at >= run_began - _CLOCK_TOLERANCE

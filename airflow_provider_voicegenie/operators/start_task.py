@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
@@ -57,6 +57,9 @@ log = logging.getLogger(__name__)
 #: request that the service behind it still carries out.
 _LOOK_DELAYS = (0.0, 1.0, 2.0, 4.0)
 
+#: How long after a moment the statistics are sure to be of a later one: they may come from a cache of 30 seconds.
+_STATISTICS_LAG = timedelta(seconds=32)
+
 #: Seconds for which a cleared task leaves the triggerer the time to pause the campaign that it followed; Airflow gives
 #: the triggerer no more either.
 _PATIENCE_FOR_PAUSE = 30.0
@@ -64,7 +67,7 @@ _PATIENCE_FOR_PAUSE = 30.0
 #: The XCom under which a deferred task keeps its start, for when Airflow drops what the trigger knows.
 _START_KEY = "start"
 
-#: Statuses in which there is an end to wait for.
+#: Statuses in which there is an end to wait for, whoever started the campaign.
 _TO_BE_FOLLOWED = (CampaignStatus.RUNNING, CampaignStatus.PAUSED, CampaignStatus.COMPLETED, CampaignStatus.UNKNOWN)
 
 
@@ -118,7 +121,8 @@ class StartTask:
             settle_error(self._operator.outcome_rules, error, self._campaign_id)
             start = Start(CampaignStatus.RUNNING.value)
         self._stop_if_killed()
-        if self._operator.wait_for_completion and CampaignStatus(start.status) in _TO_BE_FOLLOWED:
+        is_followed = start.started_by_task or CampaignStatus(start.status) in _TO_BE_FOLLOWED
+        if self._operator.wait_for_completion and is_followed:
             return self._wait(start)
         return self._result(start, {})
 
@@ -144,7 +148,8 @@ class StartTask:
             started = self._hook.start_campaign(self._campaign_id)
         except VoiceGenieError as error:
             if not error.may_have_taken_effect:
-                self._did_not_start()
+                self._calling = False
+                self._memory.note(StartPhase.CLOSED)
                 raise
             unanswered = error
         else:
@@ -194,6 +199,9 @@ class StartTask:
             if settlement is Settlement.STARTED:
                 break
         if looks and settlement is not Settlement.STARTED:
+            if before.status is CampaignStatus.PAUSED:
+                # Only the statistics can tell a start that someone has paused again from none.
+                self._await_statistics_from_after(sent_at)
             try:
                 stats = self._hook.get_campaign_stats(self._campaign_id)
             except VoiceGenieError as error:
@@ -207,21 +215,27 @@ class StartTask:
             self._memory.note(StartPhase.STARTED, started_at)
             return Start.by_task(looks[-1].status, started_at)
         if settlement is Settlement.NOT_STARTED:
-            self._did_not_start()
+            # It stays on record as sent: should it take effect after all, the next try finds it.
+            self._calling = False
             return None
+        return self._unconfirmed(f"the start was sent but not answered, and {settlement.value} ({seen})", problem)
+
+    def _unconfirmed(self, what: str, problem: str = "") -> NoReturn:
         settle_task(
             self._operator.outcome_rules,
             Condition.START_UNCONFIRMED,
             self._campaign_id,
-            f"the start was sent but not answered, and {settlement.value} ({seen}). Look at the campaign in the "
-            "VoiceGenie dashboard: if it was not started, clear this task to start it; if it was, mark the task as "
-            f"success.{problem}",
+            f"{what}. Look at the campaign in the VoiceGenie dashboard: if it was not started, clear this task to "
+            f"start it; if it was, mark the task as success.{problem}",
         )
         raise AssertionError("START_UNCONFIRMED always ends the task")
 
-    def _did_not_start(self) -> None:
-        self._calling = False
-        self._memory.note(StartPhase.CLOSED)
+    def _await_statistics_from_after(self, moment: datetime) -> None:
+        """Wait until the statistics are sure to be of a time after a moment of the service's clock."""
+        seconds = (moment + _STATISTICS_LAG).timestamp() - self._hook.server_time()
+        if seconds > 0:
+            log.info("Campaign %r: its statistics may be old; reading them in %.0f s.", self._campaign_id, seconds)
+            time.sleep(seconds)
 
     def _not_started(self, finding: Finding, status: CampaignStatus) -> Start:
         settle_task(self._operator.outcome_rules, finding.condition, self._campaign_id, finding.message)
@@ -253,15 +267,28 @@ class StartTask:
 
     def _take_over_by_evidence(self) -> Start | None:
         """Ask the service whether an earlier try started the campaign: this Airflow keeps nothing across tries."""
-        began = getattr(self._context["dag_run"], "start_date", None)
         campaign = self._hook.get_campaign(self._campaign_id)
-        if began is None or campaign.status not in _TO_BE_FOLLOWED:
+        if not campaign.status.may_have_been_started:
             return None
+        now = datetime.fromtimestamp(self._hook.server_time(), UTC)
+        began = getattr(self._context["dag_run"], "start_date", None)
+        if began is not None:
+            # As the service's clock showed it.
+            began += now - datetime.now(UTC)
         statistics = self._hook.get_campaign_stats(self._campaign_id)
         if not was_started_in_run(statistics, began):
-            return None
-        self._calling = True
-        return self._taken_over(statistics.started_at)
+            # The earlier try may have ended just now.
+            self._await_statistics_from_after(now)
+            statistics = self._hook.get_campaign_stats(self._campaign_id)
+        if was_started_in_run(statistics, began):
+            self._calling = True
+            return self._taken_over(statistics.started_at)
+        if began is None or (statistics.started_at is None and campaign.status is not CampaignStatus.PAUSED):
+            seen = f"status {campaign.status.value}, but no time of its start"
+            self._unconfirmed(
+                f"an earlier try of this task may have started it, and nothing shows whether it did ({seen})"
+            )
+        return None
 
     def _taken_over(self, started_at: datetime | None) -> Start:
         status = CampaignStatus.UNKNOWN

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import re
 import socket
@@ -147,6 +148,21 @@ def test_the_request_on_the_wire():
         assert b"cookie" not in requests[1].lower()
     assert heads[0] == heads[1]
     assert f"x-api-key: {KEY}" in heads[0]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_an_answer_echoes_is_not_logged(caplog, transport):
+    def handle(stream, request):
+        stream.sendall(b"HTTP/1.1 302 %s\r\nLocation: /%s\r\nContent-Length: 0\r\n\r\n" % (2 * (KEY.encode(),)))
+
+    caplog.set_level("DEBUG")
+    with raw_server(handle) as (port, _):
+        settings = ClientSettings(f"http://127.0.0.1:{port}", KEY, timeout=2, max_attempts=1)
+        assert TRANSPORTS[transport](settings, "get_campaign", "c")[0] is errors.RedirectedError
+    assert KEY not in caplog.text
+    # Others' exchanges are theirs to log.
+    logging.getLogger("httpcore.http11").debug("another's exchange")
+    assert "another's exchange" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["unknown.invalid", "127.0.0.1"])

@@ -27,6 +27,7 @@ NOW = datetime.now(UTC)
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
     monkeypatch.setattr(start_task, "_LOOK_DELAYS", (0.0, 0.05))
+    monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
     connection = voicegenie_sandbox.connection(max_attempts=1, timeout=1, requests_per_minute=10_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     return voicegenie_sandbox

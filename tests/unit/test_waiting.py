@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import (
 from waiting import WAYS, Store, context, deferred, in_worker, meanwhile, resume
 
 from airflow_provider_voicegenie import waits
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators import start_task
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.sensors import campaign as sensors
@@ -33,6 +34,7 @@ ENDS = {"skip": AirflowSkipException, "fail": AirflowFailException, "retry": Voi
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
     monkeypatch.setattr(start_task, "_LOOK_DELAYS", (0.0, 0.05))
+    monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     connection = voicegenie_sandbox.connection(max_attempts=1, timeout=1, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
@@ -533,6 +535,93 @@ def test_without_a_store_the_statistics_tell_of_a_start_in_this_run(sandbox, sta
     result = Starting(wait_for_completion=False)(deferrable=False).execute(context(try_number=2))
     assert (result["status"], result["started_by_task"]) == (status, True)
     assert sandbox.start_count("long") == 1
+
+
+@pytest.mark.parametrize("status", ["running", "paused", "completed", "failed"])
+def test_without_a_store_old_statistics_are_read_again(sandbox, monkeypatch, status):
+    sandbox.sandbox.cache_stats = True
+    hook = VoiceGenieHook()
+    assert hook.get_campaign_stats("long").started_at is None
+    Starting(wait_for_completion=False)(deferrable=False).execute(context())
+    change(sandbox, "long", status=status)()
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        sandbox.sandbox.cache_stats = False
+
+    monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(start_task.time, "sleep", sleep)
+    result = Starting(wait_for_completion=False)(deferrable=False).execute(context(try_number=2))
+    assert (result["status"], result["started_by_task"]) == (status, True)
+    assert 30 < waits[0] < 33
+    assert sandbox.start_count("long") == 1
+
+
+@pytest.mark.parametrize("status", ["running", "completed", "stopped"])
+def test_without_a_store_and_without_evidence_nothing_is_started(sandbox, status):
+    change(sandbox, "long", status=status, started_at=None)()
+    sandbox.sandbox.store.find("long").started_at = None
+    with pytest.raises(AirflowFailException, match=r"clear this task to start it.*START_UNCONFIRMED"):
+        Starting()(deferrable=False).execute(context(try_number=2))
+    assert sandbox.request_count("start") == 0
+
+
+def test_without_a_store_a_campaign_that_was_never_started_is_started_by_a_later_try(sandbox):
+    for campaign_id in ("ready", "paused"):
+        make = Starting(campaign_id=campaign_id, wait_for_completion=False)
+        assert make(deferrable=False).execute(context(try_number=2))["started_by_task"]
+        assert sandbox.start_count(campaign_id) == 1
+
+
+def test_a_paused_campaigns_lost_start_waits_for_statistics_from_after_it(sandbox, monkeypatch):
+    sandbox.sandbox.cache_stats = True
+    VoiceGenieHook().get_campaign_stats("paused")
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if seconds > 10:
+            sandbox.sandbox.cache_stats = False
+
+    store, original = sandbox.sandbox.store, sandbox.sandbox.store.start
+
+    def start_and_pause(campaign_id):
+        campaign = original(campaign_id)
+        touched = campaign.updated_at
+        store.change(campaign_id, status="paused")
+        campaign.updated_at = touched
+        return campaign
+
+    monkeypatch.setattr(store, "start", start_and_pause)
+    monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(start_task.time, "sleep", sleep)
+    sandbox.inject("close", "start", after_acting=True)
+    result = Starting(campaign_id="paused", wait_for_completion=False)(deferrable=False).execute(context(Store()))
+    assert (result["status"], result["started_by_task"]) == ("paused", True)
+    assert 25 < max(waits) < 33
+    assert sandbox.start_count("paused") == 1
+
+
+@both_ways
+@pytest.mark.parametrize(("status", "condition"), [("failed", "CAMPAIGN_FAILED"), ("stopped", "CAMPAIGN_STOPPED")])
+def test_a_later_try_does_not_call_an_end_a_success_that_is_none(sandbox, way, status, condition):
+    store = Store()
+    Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    change(sandbox, "long", status=status)()
+    with pytest.raises(AirflowFailException, match=condition):
+        way(Starting(), context(store, try_number=2))
+
+
+def test_a_start_that_takes_effect_after_its_try_gave_up_is_found_by_the_next(sandbox):
+    store = Store()
+    make = Starting(wait_for_completion=False)
+    sandbox.inject("close", "start")
+    with pytest.raises(VoiceGenieRetryException):
+        make(deferrable=False).execute(context(store))
+    sandbox.sandbox.store.start("long")
+    assert make(deferrable=False).execute(context(store, try_number=2))["started_by_task"]
+    assert sandbox.request_count("start") == 1
 
 
 def test_a_start_from_before_this_run_is_not_taken_for_ours(sandbox):
