@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-Set up and run what a developer needs: ``demo``, ``test`` and ``check``. Needs nothing but Python and pip.
+Set up and run what a developer needs: ``demo``, ``test``, ``check``, and ``setup`` alone. Needs nothing but Python and pip.
 
 Each Airflow version gets a virtual environment of its own below ``.venvs``, made once and again whenever
 ``pyproject.toml`` or the version's constraints change.
@@ -34,6 +34,7 @@ def main() -> int:
         ("demo", "run the smallest example in a real Airflow against the local sandbox"),
         ("test", "run the tests; further arguments go to pytest"),
         ("check", "lint, type-check, build the package and install it somewhere clean"),
+        ("setup", "make the environment of an Airflow version for its tests, and no more"),
     ):
         command = commands.add_parser(name, help=purpose)
         command.add_argument("--airflow", choices=VERSIONS, default=NEWEST, help=f"Airflow version (default {NEWEST})")
@@ -47,6 +48,8 @@ def main() -> int:
         return run(python, ROOT / "scripts" / "demo.py")
     if options.command == "test":
         return test(python, rest)
+    if options.command == "setup":
+        return 0
     return check(python)
 
 
