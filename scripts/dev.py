@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-Set up and run what a developer needs: ``demo``, ``test``, ``check``, and ``setup`` alone. Needs nothing but Python and pip.
+Set up and run what a developer needs: ``demo``, ``test``, ``check``, and ``setup`` alone. Needs only Python and pip.
 
 Each Airflow version gets a virtual environment of its own below ``.venvs``, made once and again whenever
 ``pyproject.toml`` or the version's constraints change.
