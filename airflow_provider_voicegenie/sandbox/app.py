@@ -8,6 +8,7 @@ The service's paths hold no segment that begins with an underscore, so the two c
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import math
 import threading
@@ -304,6 +305,9 @@ async def _spoil(fault: Fault, response: Response | None) -> Response | None:
             return HTMLResponse("<html><body>Welcome to the network.</body></html>")
         case FaultKind.OVERSIZED:
             return StreamingResponse(_oversized(fault.size), media_type="application/json")
+        case FaultKind.GZIP_BOMB:
+            bomb = gzip.compress(b'{"success": true, "data": {"filler": "' + b"x" * fault.size + b'"}}')
+            return Response(bomb, headers={"content-encoding": "gzip"}, media_type="application/json")
         case FaultKind.DRIP:
             return StreamingResponse(_drip(fault.seconds), media_type="application/json")
         case FaultKind.REDIRECT:

@@ -25,6 +25,8 @@ class FaultKind(StrEnum):
     NOT_JSON = "not_json"
     #: ``size`` bytes.
     OVERSIZED = "oversized"
+    #: A small body that is ``size`` bytes when decompressed.
+    GZIP_BOMB = "gzip_bomb"
     #: One byte at a time, ``seconds`` apart.
     DRIP = "drip"
     #: A redirect to ``location``.
@@ -45,7 +47,7 @@ class Fault:
     :param headers: Header fields, for ``status``.
     :param body: The body, for ``status``; the service's error object where it is ``None``.
     :param seconds: For ``delay`` and ``drip``.
-    :param size: Bytes, for ``oversized``.
+    :param size: Bytes, for ``oversized`` and ``gzip_bomb``.
     :param location: For ``redirect``.
     """
 

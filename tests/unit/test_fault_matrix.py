@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every fault at every call, over real HTTP and TLS; ``fault_matrix.md`` says what each comes to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from faults import ANSWERS, CONNECTIONS, Front
+from waiting import WAYS, context
+
+from airflow_provider_voicegenie.decisions import completion
+from airflow_provider_voicegenie.decisions.outcomes import Condition, OutcomeRules, TaskKind
+from airflow_provider_voicegenie.operators import start_task
+from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
+from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
+from airflow_provider_voicegenie.triggers import campaign as triggers
+from airflow_provider_voicegenie.triggers import feed as feeds
+from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
+
+ENDS = {AirflowSkipException: "skip", AirflowFailException: "fail", VoiceGenieRetryException: "retry"}
+
+
+def read_table():
+    lines = (Path(__file__).parent / "fault_matrix.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return rows[0][1:], {row[0]: row[1:] for row in rows[2:]}
+
+
+COLUMNS, TABLE = read_table()
+CELLS = [
+    pytest.param(fault, column, expected, id=f"{fault} @ {column}")
+    for fault, row in TABLE.items()
+    for column, expected in zip(COLUMNS, row, strict=True)
+    if expected != "-"
+]
+
+
+def ended(work):
+    """Say how a task ended, the way the table does."""
+    try:
+        result = work()
+    except tuple(ENDS) as error:
+        (condition,) = re.findall(r"\[([A-Z_]+): ", str(error))
+        return f"{ENDS[type(error)]} {condition}"
+    if "statistics" in result and result["statistics"] is None:
+        return "success without statistics"
+    return "success"
+
+
+def start(sandbox):
+    ending = ended(lambda: StartCampaignOperator(task_id="start", campaign_id="ready").execute(context()))
+    assert sandbox.start_count("ready") == (ending == "success")
+    assert sandbox.request_count("start") <= 1
+    return ending
+
+
+def pause(sandbox):
+    ending = ended(lambda: PauseCampaignOperator(task_id="pause", campaign_id="running").execute(context()))
+    assert sandbox.status("running") == ("paused" if ending == "success" else "running")
+    assert sandbox.request_count("pause") <= 1
+    return ending
+
+
+def in_both_ways(sensor, **arguments):
+    def run(sandbox):
+        def make(*, deferrable):
+            return sensor(task_id="task", poke_interval=0.1, timeout=20, deferrable=deferrable, **arguments)
+
+        endings = []
+        for way in WAYS.values():
+            sandbox.fault()
+            endings.append(ended(lambda way=way: way(make, context()) or {}))
+            sandbox.sandbox.faults.clear()
+        assert len(set(endings)) == 1, endings
+        return endings[0]
+
+    return run
+
+
+def waits_that_share_the_list(sandbox):
+    names = [sandbox.add_campaign(status="completed").id for _ in range(3)]
+
+    async def first_event(name):
+        trigger = CampaignCompletedTrigger(
+            campaign_id=name, voicegenie_conn_id="voicegenie_default", kind="start", outcomes={}, poll_interval=0.2
+        )
+        async with asyncio.timeout(20), contextlib.aclosing(trigger.run()) as events:
+            return (await anext(events)).payload
+
+    async def all_events():
+        return await asyncio.gather(*map(first_event, names))
+
+    conditions = {payload["condition"] for payload in asyncio.run(all_events())}
+    assert len(conditions) == 1, conditions
+    (condition,) = conditions
+    if condition is None:
+        return "success"
+    return f"{OutcomeRules(TaskKind.COMPLETED).outcome(Condition(condition))} {condition}"
+
+
+def forever(number):
+    return True
+
+
+#: Column -> the call that goes wrong, whether it was carried out, how often, on which connections, and the task.
+TASKS = {
+    "start: look before": ("get", False, None, forever, start),
+    "start": ("start", False, 1, lambda number: number == 1, start),
+    "start, carried out": ("start", True, 1, None, start),
+    "pause": ("pause", False, 1, lambda number: number == 0, pause),
+    "pause, carried out": ("pause", True, 1, None, pause),
+    "ready": ("get", False, 2, lambda number: number < 2, in_both_ways(CampaignReadySensor, campaign_id="ready")),
+    "wait": (
+        "get",
+        False,
+        2,
+        lambda number: number < 2,
+        in_both_ways(CampaignCompletedSensor, campaign_id="completed"),
+    ),
+    "wait: list": ("list", False, 2, lambda number: number < 2, waits_that_share_the_list),
+    "wait: statistics": (
+        "stats",
+        False,
+        2,
+        lambda number: number in (1, 2),
+        in_both_ways(CampaignCompletedSensor, campaign_id="completed"),
+    ),
+}
+
+
+@pytest.fixture
+def sandbox(voicegenie_sandbox, monkeypatch):
+    monkeypatch.setattr(start_task, "_LOOK_DELAYS", (0.0, 0.05))
+    monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
+    monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
+    for module in (completion, triggers):
+        monkeypatch.setattr(module, "STATISTICS_DELAY", 0.1)
+    return voicegenie_sandbox
+
+
+@pytest.mark.parametrize(("fault", "column", "expected"), CELLS)
+def test_each_fault_at_each_call(sandbox, monkeypatch, tmp_path, fault, column, expected):
+    operation, after_acting, times, which, task = TASKS[column]
+    if task is waits_that_share_the_list and expected != "success":
+        operation, times, which = "*", None, forever  # lest the waits come to different ends
+    extra = {"timeout": 0.5, "max_attempts": 1, "requests_per_minute": 60_000}
+    with contextlib.ExitStack() as stack:
+        sandbox.fault = lambda: None
+        if fault in ANSWERS:
+            kind, fields = ANSWERS[fault]
+            sandbox.fault = lambda: sandbox.inject(kind, operation, after_acting=after_acting, times=times, **fields)
+            if task in (start, pause, waits_that_share_the_list):
+                sandbox.fault()
+            url = sandbox.url
+        else:
+            front = stack.enter_context(Front(sandbox.url, fault, which, tmp_path))
+            sandbox.fault = front.begin
+            url, extra["verify"] = f"https://localhost:{front.port}", front.bundle
+        connection = {"conn_type": "voicegenie", "host": url, "password": sandbox.api_key, "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps(connection))
+        assert task(sandbox) == expected
+
+
+def test_the_table_is_complete():
+    assert list(TABLE) == [*ANSWERS, *CONNECTIONS]
+    assert list(TASKS) == COLUMNS
