@@ -17,8 +17,6 @@ one, subclass :class:`Prerequisite` in a module that workers can import::
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
 import json
 from abc import ABC, abstractmethod
@@ -208,27 +206,6 @@ class IsStartable(Prerequisite):
         if status.has_ended:
             return Check.impossible(f"the campaign is over ({status.value})", Condition.CAMPAIGN_COMPLETED)
         return Check.waiting(f"status {campaign.status_text!r:.40} (paused or scheduled is needed)")
-
-
-def load_prerequisite(path: str, arguments: dict[str, Any]) -> Prerequisite:
-    """
-    Make a prerequisite again from what :meth:`Prerequisite.serialize` returned.
-
-    :param path: Class path.
-    :param arguments: Keyword arguments.
-    :raises ValueError: The path does not lead to a subclass of :class:`Prerequisite`.
-    """
-    module, _, name = path.rpartition(".")
-    found: object = None
-    if module and all(part.isidentifier() and not part.startswith("__") for part in path.split(".")):
-        with contextlib.suppress(ImportError):
-            found = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, Prerequisite)):
-        raise ValueError(
-            f"prerequisites: {path!r:.200} is no Prerequisite that can be imported here. Define it at the top level "
-            "of a module that the triggerer can import too."
-        )
-    return found(**arguments)
 
 
 def check_importable(prerequisites: Iterable[Prerequisite]) -> None:

@@ -26,11 +26,12 @@ from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.decisions.completion import STATISTICS_DELAY, CompletionWatch
 from airflow_provider_voicegenie.decisions.killing import PAUSE_DELAYS, after_pause, gave_up
 from airflow_provider_voicegenie.decisions.outcomes import OutcomeRules, TaskKind
-from airflow_provider_voicegenie.decisions.prerequisites import Prerequisite, check_readiness, load_prerequisite
+from airflow_provider_voicegenie.decisions.prerequisites import Prerequisite, check_readiness
 from airflow_provider_voicegenie.decisions.readiness import ReadinessWatch
 from airflow_provider_voicegenie.decisions.waiting import End, EndReason, Need, Note, Step, Watch
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieAsyncHook
 from airflow_provider_voicegenie.triggers.feed import Subscription, subscribe
+from airflow_provider_voicegenie.triggers.loading import load_prerequisite
 
 
 class _CampaignTrigger(BaseTrigger):

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the trigger table may make the triggerer load, and that the rest is not even imported."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from airflow_provider_voicegenie.decisions.prerequisites import HasContacts
+from airflow_provider_voicegenie.triggers.loading import load_prerequisite
+
+MODULE = """
+import builtins
+builtins.voicegenie_loaded = getattr(builtins, "voicegenie_loaded", []) + [__name__]
+from airflow_provider_voicegenie.sensors.campaign import Check, Prerequisite
+
+class Named(Prerequisite):
+    def __init__(self, name="x"):
+        self.name = name
+
+    def check(self, campaign, now):
+        return Check.met()
+
+class Other:
+    pass
+
+made_elsewhere = type("Dynamic", (Prerequisite,), {"check": Named.check})
+"""
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    package = tmp_path / "own_package" / "inner"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").write_text(MODULE.partition("from airflow")[0])
+    (package / "checks.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded = []
+    monkeypatch.setattr("builtins.voicegenie_loaded", loaded, raising=False)
+    yield lambda: __import__("builtins").voicegenie_loaded
+    for name in [name for name in sys.modules if name.partition(".")[0] == "own_package"]:
+        del sys.modules[name]
+
+
+def test_what_an_author_wrote_is_loaded(modules):
+    prerequisite = load_prerequisite("own_package.inner.checks.Named", {"name": "y"})
+    assert (type(prerequisite).__name__, prerequisite.name) == ("Named", "y")
+    assert modules() == ["own_package", "own_package.inner", "own_package.inner.checks"]
+
+
+def test_ours_are_loaded():
+    assert load_prerequisite(*HasContacts(3).serialize()).minimum == 3
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "own_package.inner.checks.Missing",
+        "own_package.inner.checks.made_elsewhere",
+        "own_package.inner.Named",
+        "own_package.inner.checks.Named.check",
+        "own_package.missing.Named",
+        "own_package.inner.checks.deeper.Named",
+        "no_such_package.Named",
+        "antigravity.Named",
+        "antigravity.webbrowser",
+        "this.Named",
+        "Named",
+        "",
+        ".",
+        "own_package..checks.Named",
+        "own_package.inner.checks.__class__",
+        "own_package/inner.checks.Named",
+    ],
+)
+def test_nothing_else_is_even_imported(modules, path):
+    before = set(sys.modules)
+    with pytest.raises(ValueError, match="is no Prerequisite that can be imported here"):
+        load_prerequisite(path, {})
+    assert modules() == []
+    assert set(sys.modules) == before
+
+
+@pytest.mark.parametrize("path", ["own_package.inner.checks.Other", "subprocess.Popen", "os.system", "builtins.eval"])
+def test_a_class_of_another_kind_is_not_made(modules, path):
+    with pytest.raises(ValueError, match="is no Prerequisite"):
+        load_prerequisite(path, {})
