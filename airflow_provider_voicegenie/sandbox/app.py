@@ -252,9 +252,10 @@ def _service_endpoint(sandbox: Sandbox, operation: str) -> Callable[[Request], A
             response = await run_in_threadpool(_answer, sandbox, operation, campaign_id, act, request)
             logged.acted = operation in ("start", "pause") and response.status_code == 200
         if fault is not None:
-            response = await _spoil(fault, response)
+            response = await _spoil(fault, response, request)
         if response is None:
-            open_connections[request.scope["client"]].abort()
+            if (connection := open_connections.get(request.scope["client"])) is not None:
+                connection.abort()
             return Response()
         logged.status = response.status_code
         return response
@@ -285,10 +286,14 @@ def _answer(sandbox: Sandbox, operation: str, campaign_id: str | None, act: Hand
     return JSONResponse({"success": True, "data": data, "message": "OK"}, headers=headers)
 
 
-async def _spoil(fault: Fault, response: Response | None) -> Response | None:
+async def _spoil(fault: Fault, response: Response | None, request: Request) -> Response | None:
     """Return the answer a fault leaves; ``None`` for none at all."""
     match fault.kind:
         case FaultKind.CLOSE:
+            return None
+        case FaultKind.HOLD:
+            while not await request.is_disconnected():
+                await asyncio.sleep(0.05)
             return None
         case FaultKind.DELAY:
             if fault.after_acting:

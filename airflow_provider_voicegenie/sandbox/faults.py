@@ -15,6 +15,8 @@ class FaultKind(StrEnum):
 
     #: The connection is closed without an answer.
     CLOSE = "close"
+    #: No answer until the caller is gone.
+    HOLD = "hold"
     #: The answer comes late: ``seconds``.
     DELAY = "delay"
     #: Another status, with ``headers`` and ``body``.
