@@ -79,7 +79,7 @@ def test(python: Path, arguments: list[str]) -> int:
     if arguments:
         return run(python, "-m", "pytest", *arguments)
     # The first wait most of the time; of the others, each keeps processors busy with an Airflow of its own.
-    return run(python, "-m", "pytest", "-n", "4", "tests/unit", "tests/contract") or run(
+    return run(python, "-m", "pytest", "-n", "6", "tests/unit", "tests/contract") or run(
         python, "-m", "pytest", "-n", "2", "tests/integration"
     )
 

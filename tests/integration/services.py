@@ -14,6 +14,7 @@ import time
 import urllib.request
 
 import airflow as installed_airflow
+import psutil
 import pytest
 from cryptography.fernet import Fernet
 
@@ -31,6 +32,7 @@ class Services:
     def __init__(self, airflow):
         self._airflow = airflow
         self._processes = {}
+        self._children = {}
         self._port = free_port()
         airflow.environment |= {
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
@@ -57,7 +59,8 @@ class Services:
         return self
 
     def __exit__(self, *error):
-        for process in self._processes.values():
+        for name, process in self._processes.items():
+            self._children[name] = descendants(process.pid)
             process.terminate()
         for name in list(self._processes):
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -77,12 +80,18 @@ class Services:
     def kill(self, name):
         """End a service and its children at once, as a machine that crashes does."""
         process = self._processes.pop(name)
+        # Some put themselves into a group of their own.
+        children = descendants(process.pid) | self._children.pop(name, set())
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         process.wait()
 
     def stop(self, name):
         """End a service the way an administrator does."""
+        self._children[name] = descendants(self._processes[name].pid)
         self._processes[name].terminate()
         self._processes[name].wait(timeout=60)
         self.kill(name)
@@ -100,6 +109,13 @@ class Services:
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
+
+
+def descendants(pid):
+    try:
+        return set(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
 
 
 def free_port():
