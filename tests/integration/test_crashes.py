@@ -8,7 +8,7 @@ import signal
 from textwrap import dedent
 
 import pytest
-from services import Services, wait_for
+from services import IS_AIRFLOW_2, Services, wait_for
 
 pytestmark = pytest.mark.airflow
 
@@ -124,3 +124,6 @@ def test_a_task_that_is_killed_at_any_step_starts_its_campaign_once(airflow, voi
     assert results["completed_since"]["status"] == "completed"
     assert results["waiting"]["statistics"]["total_contacts"] == 10**6
     assert voicegenie_sandbox.request_count("pause") == 0
+    kept = airflow.everything_kept()
+    assert b"voicegenie_start" in kept or IS_AIRFLOW_2
+    assert voicegenie_sandbox.api_key.encode() not in kept

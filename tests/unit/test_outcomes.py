@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
@@ -100,3 +103,29 @@ def test_a_wrong_change_is_refused_and_the_valid_ones_named(kind, changes, words
         OutcomeRules(kind, changes)
     for word in words:
         assert word in str(caught.value)
+
+
+@given(
+    kind=st.sampled_from(TaskKind),
+    changes=st.dictionaries(
+        st.sampled_from(Condition) | st.sampled_from(Condition).map(str) | st.text(max_size=5),
+        st.sampled_from(Outcome) | st.sampled_from(Outcome).map(str) | st.text(max_size=5) | st.none(),
+        max_size=4,
+    ),
+)
+def test_any_changes_are_taken_whole_or_refused(kind, changes):
+    default = OutcomeRules(kind)
+    rules = None
+    with contextlib.suppress(ValueError):
+        rules = OutcomeRules(kind, changes)
+    if rules is None:
+        with pytest.raises(ValueError, match=r"^outcomes.*Valid: "):
+            OutcomeRules(kind, changes)
+        return
+    for condition in Condition:
+        wanted = changes.get(condition, default.outcome(condition))
+        assert rules.outcome(condition) == wanted
+        assert rules.outcome(condition) in rules.allowed(condition)
+    # What a trigger keeps makes the same rules again.
+    again = OutcomeRules(TaskKind(kind.value), json.loads(json.dumps(rules.changes)))
+    assert [again.outcome(condition) for condition in Condition] == [rules.outcome(each) for each in Condition]

@@ -558,6 +558,29 @@ def test_without_a_store_old_statistics_are_read_again(sandbox, monkeypatch, sta
     assert sandbox.start_count("long") == 1
 
 
+@pytest.mark.parametrize("hours", [-5, 5])
+@pytest.mark.parametrize("minutes", [-30, -1, 1])
+def test_without_a_store_the_clocks_may_differ(sandbox, monkeypatch, hours, minutes):
+    difference = timedelta(hours=hours)
+    monkeypatch.setattr(VoiceGenieHook, "server_time", lambda self: time.time() + difference.total_seconds())
+    run = context(try_number=2)
+    started_at = run["dag_run"].start_date + timedelta(minutes=minutes) + difference
+    change(sandbox, "long", status="paused", started_at=started_at)()
+    result = Starting(wait_for_completion=False)(deferrable=False).execute(run)
+    # Half an hour before the run is too long ago to be its start; a minute may be the clocks'.
+    was_ours = minutes > -30
+    assert (result["status"], sandbox.request_count("start")) == (("paused", 0) if was_ours else ("running", 1))
+
+
+def test_without_a_store_and_without_the_runs_begin_nothing_is_started(sandbox):
+    run = context(try_number=2)
+    run["dag_run"].start_date = None
+    change(sandbox, "long", status="paused", started_at=datetime.now(UTC))()
+    with pytest.raises(AirflowFailException, match="START_UNCONFIRMED"):
+        Starting()(deferrable=False).execute(run)
+    assert sandbox.request_count("start") == 0
+
+
 @pytest.mark.parametrize("status", ["running", "completed", "stopped"])
 def test_without_a_store_and_without_evidence_nothing_is_started(sandbox, status):
     change(sandbox, "long", status=status, started_at=None)()

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a later try makes of the record of a start."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
+from airflow_provider_voicegenie.decisions.earlier_start import StartPhase, StartRecord, earlier_start, was_cleared
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+def test_a_record_of_a_start_keeps_what_is_known():
+    before = Campaign("c", CampaignStatus.PAUSED, "paused", completed_count=1, failed_count=2, updated_at=NOW)
+    record = StartRecord.of(before, "c", 3, NOW)
+    assert (record.phase, record.sent_at, record.started_at) == (StartPhase.SENT, write_time(NOW), None)
+    started = record.in_phase(StartPhase.STARTED, NOW)
+    assert started.in_phase(StartPhase.TIMED_OUT).started_at == started.started_at == write_time(NOW)
+    again = StartRecord.from_json(json.loads(json.dumps(started.to_json())))
+    assert again == started
+    assert again.campaign_before() == before
+
+
+@pytest.mark.parametrize(
+    ("phase", "campaign_id", "life", "found", "cleared"),
+    [
+        (StartPhase.SENT, "c", 3, True, False),
+        (StartPhase.STARTED, "c", 3, True, False),
+        (StartPhase.TIMED_OUT, "c", 3, True, False),
+        (StartPhase.CLOSED, "c", 3, False, False),
+        (StartPhase.SENT, "c", 4, False, True),
+        (StartPhase.STARTED, "c", 4, False, True),
+        (StartPhase.TIMED_OUT, "c", 4, False, False),
+        (StartPhase.CLOSED, "c", 4, False, False),
+        (StartPhase.STARTED, "d", 3, False, False),
+        (StartPhase.STARTED, "d", 4, False, False),
+    ],
+)
+def test_which_record_counts_for_a_try(phase, campaign_id, life, found, cleared):
+    before = Campaign("c", CampaignStatus.PAUSED, "paused")
+    record = StartRecord.of(before, "c", 3, NOW).in_phase(phase)
+    assert (earlier_start(record, campaign_id, life) is record) is found
+    assert was_cleared(record, campaign_id, life) is cleared
+
+
+@pytest.mark.parametrize("data", [None, {}, [], "x", {"campaign_id": "c"}, {"phase": "sent"}])
+def test_what_is_no_record_is_none(data):
+    assert StartRecord.from_json(data) is None
+    assert earlier_start(None, "c", 3) is None
+    assert not was_cleared(None, "c", 3)
