@@ -10,3 +10,25 @@ _HOME = tempfile.TemporaryDirectory(prefix="voicegenie-tests-")
 os.environ["AIRFLOW_HOME"] = _HOME.name
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
+
+import pytest  # noqa: E402  Airflow's home comes first
+from leaks import MARKED_KEY, leak_in  # noqa: E402
+
+
+@pytest.fixture
+def voicegenie_sandbox(voicegenie_sandbox, monkeypatch):
+    """The provider's own fixture, with a key that can be told from everything else."""
+    voicegenie_sandbox.sandbox.api_key = MARKED_KEY
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", voicegenie_sandbox.connection())
+    return voicegenie_sandbox
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Fail each test in which the key was printed or logged, at whatever level."""
+    report = yield
+    leak = leak_in(report.capstdout + report.capstderr + report.caplog)
+    if report.passed and leak is not None:
+        report.outcome = "failed"
+        report.longrepr = f"The API key was printed or logged:\n{leak}"
+    return report

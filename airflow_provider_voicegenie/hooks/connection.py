@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from airflow_provider_voicegenie.api.errors import InvalidConnectionError
 from airflow_provider_voicegenie.api.settings import DOCUMENTED_BASE_URL, ClientSettings
@@ -23,6 +23,7 @@ from airflow_provider_voicegenie.api.settings import DOCUMENTED_BASE_URL, Client
 log = logging.getLogger(__name__)
 
 
+_SHORTEST_KEY = 8
 _NO_HOST = "it is not a host or base URL. Enter a host name, or https://host/path."
 
 
@@ -73,11 +74,10 @@ def no_such_connection(conn_id: str) -> InvalidConnectionError:
 def _check(connection: ConnectionFields) -> ClientSettings | _FieldError:
     try:
         extra = _read_extra(connection.extra)
-        return ClientSettings(
-            base_url=_base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False)),
-            api_key=_api_key(connection.password),
-            **extra,
-        )
+        base_url = _base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False))
+        api_key = _api_key(connection.password)
+        _refuse_key_in(base_url, api_key)
+        return ClientSettings(base_url, api_key, **extra)
     except _FieldError as error:
         return error
 
@@ -96,6 +96,16 @@ def _api_key(password: object) -> str:
             "anything before or after it.",
         )
     return password
+
+
+def _refuse_key_in(base_url: str, api_key: str) -> None:
+    # What is shorter is no key of a service, and may well be part of a name.
+    if len(api_key) >= _SHORTEST_KEY and api_key in (base_url + unquote(base_url)):
+        raise _FieldError(
+            "Host",
+            "it holds the API key, which would end up in the logs of every server on the way. Remove it; the API key "
+            "belongs in Password.",
+        )
 
 
 def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:

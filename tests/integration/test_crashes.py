@@ -126,4 +126,3 @@ def test_a_task_that_is_killed_at_any_step_starts_its_campaign_once(airflow, voi
     assert voicegenie_sandbox.request_count("pause") == 0
     kept = airflow.everything_kept()
     assert b"voicegenie_start" in kept or IS_AIRFLOW_2
-    assert voicegenie_sandbox.api_key.encode() not in kept

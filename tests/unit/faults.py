@@ -31,7 +31,26 @@ def refusal(number, code):
     return status(number, json.dumps({"success": False, "message": "No", "error": code}))
 
 
-#: What is answered in place of the service: a fault of the sandbox, and its fields.
+def about(**changed):
+    """Return what makes an answer to any call about some campaigns, the first being the one that is asked for."""
+
+    def make(names, elsewhere):
+        def data(name):
+            times = dict.fromkeys(("created_at", "updated_at", "started_at", "completed_at", "paused_at"))
+            return {"id": name, "campaign_id": name, **times, **changed}
+
+        pagination = {"total": len(names), "limit": 1000, "offset": 0}
+        return answer({**data(names[0]), "campaigns": list(map(data, names)), "pagination": pagination})
+
+    return make
+
+
+def redirect_elsewhere(names, elsewhere):
+    return "redirect", {"location": elsewhere, "status": 301}
+
+
+#: What is answered in place of the service: a fault of the sandbox, and its fields, or what makes them from the
+#: campaigns that it is about and the URL of another server.
 ANSWERS = {
     "no answer, connection reset": ("close", {}),
     "no answer in time": ("delay", {"seconds": 3.0}),
@@ -54,6 +73,10 @@ ANSWERS = {
     "about another campaign": answer(
         {"id": "other", "campaign_id": "other", "campaign_status": "running", "status": "running"}
     ),
+    "unknown status": about(campaign_status="verifying", status="verifying"),
+    "malformed times": about(
+        campaign_status="scheduled", status="running", updated_at="yesterday", started_at=17, completed_at="2026-13-45"
+    ),
     "400": refusal(400, "BAD_REQUEST"),
     "401": refusal(401, "UNAUTHORIZED"),
     "403": refusal(403, "FORBIDDEN"),
@@ -67,6 +90,7 @@ ANSWERS = {
     "429, Retry-After: seconds": status(429, Retry_After="1"),
     "429, Retry-After: date": status(429, Retry_After=formatdate(time.time() + 1, usegmt=True)),
     "429, Retry-After: past date": status(429, Retry_After="Thu, 01 Jan 1970 00:00:00 GMT"),
+    "429, Retry-After: absurd": status(429, Retry_After="99999999999"),
     "429, Retry-After: garbage": status(429, Retry_After="soon; or later"),
     "429, Retry-After: negative": status(429, Retry_After="-5"),
     "500": refusal(500, "INTERNAL_SERVER_ERROR"),
@@ -74,7 +98,7 @@ ANSWERS = {
     "503, Retry-After": status(503, Retry_After="1"),
     "504": status(504, ""),
     "302 to the same host": ("redirect", {"location": "/campaign/ready"}),
-    "301 to another host": ("redirect", {"location": "http://elsewhere.invalid/", "status": 301}),
+    "301 to another host": redirect_elsewhere,
     "307 to a file": ("redirect", {"location": "file:///etc/passwd", "status": 307}),
     "308 without a place": ("redirect", {"location": "", "status": 308}),
 }

@@ -66,6 +66,8 @@ def test_base_url(fields, base_url):
         ({"host": "https://api.example.com/../sk-secret"}, "Host"),
         ({"host": "https://api.example.com:sk-secret"}, "Host"),
         ({"host": "https://[sk-secret"}, "Host"),
+        ({"host": "https://api.example.com/sk%2Dsecret%21", "password": "sk-secret!"}, "Host"),
+        ({"schema": "sk-secret!", "password": "sk-secret!"}, "Host"),
         ({"host": "sk secret"}, "Host"),
         ({"host": "https://api.example.com", "schema": "http"}, "Schema"),
         ({"port": 0}, "Port"),
@@ -109,6 +111,10 @@ def test_wrong_values_are_named_and_not_quoted(fields, named):
         chain = chain.__cause__ or chain.__context__
 
 
+def test_a_short_password_may_be_in_the_host():
+    assert client_settings(connection(host="https://kiosk.example.com", password="k"))
+
+
 @pytest.mark.parametrize("extra", ["{", "[1]", '"sk-secret"', "sk-secret"])
 def test_an_extra_that_is_no_object(extra):
     broken = connection()
@@ -149,7 +155,7 @@ def test_an_empty_host_is_said_once(caplog):
 
 
 def test_settings_show_no_key_and_cannot_be_pickled():
-    settings = client_settings(connection(host="https://sk-secret.example.com"))
+    settings = client_settings(connection(host="https://secret.example.com"))
     assert "secret" not in repr(settings)
     with pytest.raises(TypeError, match="pickled"):
         pickle.dumps(settings)

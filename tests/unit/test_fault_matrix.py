@@ -14,8 +14,11 @@ import airflow as installed_airflow
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from faults import ANSWERS, CONNECTIONS, Front
+from leaks import check_exception
+from raw_server import raw_server
 from waiting import WAYS, context
 
+from airflow_provider_voicegenie.api import retries
 from airflow_provider_voicegenie.decisions import completion
 from airflow_provider_voicegenie.decisions.outcomes import Condition, OutcomeRules, TaskKind
 from airflow_provider_voicegenie.operators import start_task
@@ -52,6 +55,7 @@ def ended(work):
     try:
         result = work()
     except tuple(ENDS) as error:
+        check_exception(error)
         (condition,) = re.findall(r"\[([A-Z_]+): ", str(error))
         return f"{ENDS[type(error)]} {condition}"
     if "statistics" in result and result["statistics"] is None:
@@ -86,6 +90,7 @@ def in_both_ways(sensor, **arguments):
         assert len(set(endings)) == 1, endings
         return endings[0]
 
+    run.campaign_id = arguments["campaign_id"]
     return run
 
 
@@ -108,6 +113,12 @@ def waits_that_share_the_list(sandbox):
     if condition is None:
         return "success"
     return f"{OutcomeRules(TaskKind.COMPLETED).outcome(Condition(condition))} {condition}"
+
+
+def names_for(task, sandbox):
+    """Return the campaigns that a fault is about, the one that the task is about first."""
+    first = {start: "ready", pause: "running"}.get(task) or getattr(task, "campaign_id", "completed")
+    return [first, *(campaign.id for campaign in sandbox.sandbox.store.all() if campaign.id != first)]
 
 
 def forever(number):
@@ -145,6 +156,7 @@ def sandbox(voicegenie_sandbox, monkeypatch):
     monkeypatch.setattr(start_task, "_LOOK_DELAYS", (0.0, 0.05))
     monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(retries, "MAX_WAIT", 1.5)
     for module in (completion, triggers):
         monkeypatch.setattr(module, "STATISTICS_DELAY", 0.1)
     return voicegenie_sandbox
@@ -158,8 +170,11 @@ def test_each_fault_at_each_call(sandbox, monkeypatch, tmp_path, fault, column, 
     extra = {"timeout": 0.5, "max_attempts": 1, "requests_per_minute": 60_000}
     with contextlib.ExitStack() as stack:
         sandbox.fault = lambda: None
+        elsewhere = []
         if fault in ANSWERS:
-            kind, fields = ANSWERS[fault]
+            port, elsewhere = stack.enter_context(raw_server(lambda stream, request: None))
+            made = ANSWERS[fault]
+            kind, fields = made(names_for(task, sandbox), f"http://127.0.0.1:{port}/") if callable(made) else made
             sandbox.fault = lambda: sandbox.inject(kind, operation, after_acting=after_acting, times=times, **fields)
             if task in (start, pause, waits_that_share_the_list):
                 sandbox.fault()
@@ -171,6 +186,7 @@ def test_each_fault_at_each_call(sandbox, monkeypatch, tmp_path, fault, column, 
         connection = {"conn_type": "voicegenie", "host": url, "password": sandbox.api_key, "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps(connection))
         assert task(sandbox) == expected
+        assert not elsewhere
 
 
 def test_the_table_is_complete():

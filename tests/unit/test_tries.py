@@ -12,6 +12,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from leaks import MARKED_KEY, check_exception
 from waiting import Store, context
 
 from airflow_provider_voicegenie.operators import start_task
@@ -65,7 +66,7 @@ class Tries:
         self.stack.callback(self.patch.undo)
         self.patch.setattr(start_task, "_LOOK_DELAYS", (0.0,))
         self.patch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
-        self.sandbox = Sandbox(SandboxStore(seeds=[]))
+        self.sandbox = Sandbox(SandboxStore(seeds=[]), api_key=MARKED_KEY)
         url = self.stack.enter_context(running(self.sandbox))
         extra = {"max_attempts": 1, "timeout": 5, "requests_per_minute": 1_000_000}
         connection = {"conn_type": "voicegenie", "host": url, "password": self.sandbox.api_key, "extra": extra}
@@ -115,9 +116,11 @@ class Tries:
                 result = operator.execute(run)
         except CrashError:
             ending = "crash"
-        except VoiceGenieRetryException:
+        except VoiceGenieRetryException as error:
+            check_exception(error)
             ending = "retry"
         except (AirflowFailException, AirflowSkipException) as error:
+            check_exception(error)
             (ending,) = re.findall(r"\[([A-Z_]+): ", str(error))
         else:
             ending = "ours" if result["started_by_task"] else "others"

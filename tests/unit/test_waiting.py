@@ -388,7 +388,7 @@ def test_a_stall_in_reschedule_mode(sandbox, monkeypatch, keeps_state):
     store = Store()
     with pytest.raises(AirflowFailException, match="CAMPAIGN_STALLED"):
         reschedule(task, context(store))
-    assert "sandbox-key" not in json.dumps(store)
+    assert sandbox.api_key not in json.dumps(store)
     with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed")):
         assert reschedule(task, context())["status"] == "completed"
 
@@ -511,7 +511,7 @@ def test_a_later_try_follows_the_start_of_an_earlier_one(sandbox, way):
     assert (result["status"], result["started_by_task"]) == ("completed", True)
     assert result["started_at"].endswith("Z")
     assert sandbox.start_count("long") == 1
-    assert "sandbox-key" not in json.dumps(store)
+    assert sandbox.api_key not in json.dumps(store)
 
 
 @pytest.mark.parametrize("took_effect", [True, False])
@@ -697,6 +697,40 @@ def test_a_cleared_task_does_not_wait_for_a_pause_for_ever(sandbox, monkeypatch)
     with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
         make(deferrable=True).execute(context(store, try_number=2, max_tries=3))
     assert sandbox.start_count("long") == 1
+
+
+def test_what_was_found_out_about_a_start_is_kept(sandbox):
+    store = Store()
+    sandbox.inject("close", "start", after_acting=True)
+    Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    sandbox.sandbox.store.change("long", status="stopped")
+    sandbox.inject("status", "stats", status=403, times=None)
+    with pytest.raises(AirflowFailException, match="CAMPAIGN_STOPPED"):
+        Starting()(deferrable=False).execute(context(store, try_number=2))
+
+
+def test_a_kill_after_a_start_was_found_not_to_have_taken_effect_pauses_nothing(sandbox):
+    store = Store()
+    sandbox.inject("close", "start")
+    with pytest.raises(VoiceGenieRetryException, match="CONNECTION_FAILED"):
+        Starting()(deferrable=False).execute(context(store))
+    operator = Starting()(deferrable=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start_task.StartMemory, "note_sending", lambda *_: operator.on_kill())
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(context(store, try_number=2, running=False))
+    assert (sandbox.request_count("start"), sandbox.request_count("pause")) == (1, 0)
+
+
+def test_after_a_refusal_the_next_try_looks_for_no_start(sandbox):
+    sandbox.inject("status", "start", status=429, times=1)
+    store = Store()
+    operator = Starting(wait_for_completion=False)(deferrable=False)
+    with pytest.raises(VoiceGenieRetryException, match="RATE_LIMIT_EXCEEDED"):
+        operator.execute(context(store))
+    assert sandbox.request_count("get") == 1
+    assert operator.execute(context(store, try_number=2))["started_by_task"]
+    assert (sandbox.request_count("get"), sandbox.request_count("stats"), sandbox.request_count("start")) == (2, 0, 2)
 
 
 def test_a_start_that_cannot_be_noted_is_not_sent(sandbox):

@@ -13,8 +13,16 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from airflow.providers.common.compat.sdk import TaskDeferred
+from leaks import leak_in
 
 PATIENCE = 15
+
+
+def kept(value):
+    """Return the JSON that Airflow would keep."""
+    text = json.dumps(value)
+    assert leak_in(text) is None
+    return text
 
 
 class TaskInstance(SimpleNamespace):
@@ -39,7 +47,7 @@ class TaskInstance(SimpleNamespace):
         )
 
     def xcom_push(self, key, value):
-        self.xcom[key] = json.loads(json.dumps(value))
+        self.xcom[key] = json.loads(kept(value))
 
     def xcom_pull(self, task_ids, key, map_indexes):
         assert (task_ids, map_indexes) == (self.task_id, self.map_index)
@@ -54,7 +62,7 @@ class Store(dict):
     """Airflow's task state store."""
 
     def set(self, key, value):
-        self[key] = json.loads(json.dumps(value))
+        self[key] = json.loads(kept(value))
 
 
 def context(store=None, **task_instance):
@@ -93,7 +101,8 @@ def stored(trigger):
     """Return the trigger as the triggerer makes it from the database."""
     path, arguments = trigger.serialize()
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
+    assert leak_in(repr(trigger)) is None
+    return getattr(importlib.import_module(module), name)(**json.loads(kept(arguments)))
 
 
 def event_of(trigger):
@@ -102,7 +111,7 @@ def event_of(trigger):
             return [event.payload async for event in stored(trigger).run()]
 
     (payload,) = asyncio.run(events())
-    return json.loads(json.dumps(payload))
+    return json.loads(kept(payload))
 
 
 WAYS = {"worker": in_worker, "deferred": deferred}
