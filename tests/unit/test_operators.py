@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -150,6 +152,22 @@ def test_someone_else_starting_it_in_between_is_not_our_start(sandbox):
     sandbox.inject("status", "start", status=400, body=body)
     with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
         start()
+
+
+def test_of_tasks_that_race_for_a_campaign_one_starts_it(sandbox, monkeypatch):
+    racers = 4
+    all_have_looked = threading.Barrier(racers, timeout=10)
+    monkeypatch.setattr(start_task.StartMemory, "note_sending", lambda *_: all_have_looked.wait())
+
+    def run(_):
+        try:
+            return start()["started_by_task"]
+        except AirflowSkipException as error:
+            return "CAMPAIGN_ALREADY_RUNNING" in str(error) and "skipped"
+
+    with ThreadPoolExecutor(racers) as pool:
+        assert sorted(map(str, pool.map(run, range(racers)))) == ["True", "skipped", "skipped", "skipped"]
+    assert (sandbox.request_count("start"), sandbox.start_count("ready")) == (racers, 1)
 
 
 @pytest.mark.parametrize("status", [401, 404, 418, 422, 429])
