@@ -46,6 +46,11 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
         "description": 'Proxy URLs by scheme, as JSON: {"https": "http://proxy.example.com:3128"}.',
         "schema": {"type": ["string", "null"]},
     },
+    "campaign_url": {
+        "label": "Campaign page",
+        "description": "Address of a campaign in your dashboard, with {campaign_id} for its id. Tasks link to it.",
+        "schema": {"type": ["string", "null"]},
+    },
     "allow_insecure_http": {
         "label": "Allow plain HTTP",
         "description": "Let the API key travel unencrypted to a host other than this machine.",
@@ -65,6 +70,7 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": [_modules("sensors.campaign")],
         "triggers": [_modules("triggers.campaign")],
         "hooks": [_modules("hooks.voicegenie")],
+        "extra-links": [f"{_PACKAGE}.links.CampaignLink"],
         "connection-types": [
             {
                 "connection-type": "voicegenie",

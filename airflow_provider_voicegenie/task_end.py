@@ -62,6 +62,8 @@ def settle_task(
     outcome = rules.outcome(condition)
     sentence = f"Campaign {campaign_id!r:.80}: {message.rstrip('.')} [{condition}: {_CONSEQUENCES[outcome]}]."
     if outcome is Outcome.SKIP:
+        # Airflow's own line about it stands in a part of the log that its UI folds.
+        log.info("%s", sentence)
         raise AirflowSkipException(sentence)
     if outcome is Outcome.FAIL:
         raise AirflowFailException(sentence)

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-Set up and run what a developer needs: ``demo``, ``test``, ``check``, and ``setup`` alone. Needs only Python and pip.
+Set up and run what a developer needs: ``demo``, ``ui``, ``test``, ``check``, and ``setup`` alone.
+
+Needs only Python and pip.
 
 Each Airflow version gets a virtual environment of its own below ``.venvs``, made once and again whenever
 ``pyproject.toml`` or the version's constraints change.
@@ -32,6 +34,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, purpose in (
         ("demo", "run the smallest example in a real Airflow against the local sandbox"),
+        ("ui", "run Airflow's UI and the sandbox, to play with; further arguments go to scripts/ui.py"),
         ("test", "run the tests; further arguments go to pytest"),
         ("check", "lint, type-check, build the package and install it somewhere clean"),
         ("setup", "make the environment of an Airflow version for its tests, and no more"),
@@ -39,13 +42,17 @@ def main() -> int:
         command = commands.add_parser(name, help=purpose)
         command.add_argument("--airflow", choices=VERSIONS, default=NEWEST, help=f"Airflow version (default {NEWEST})")
     options, rest = parser.parse_known_args()
-    if rest and options.command != "test":
+    if rest and options.command not in ("test", "ui"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if sys.version_info < (3, 11):  # noqa: UP036  the one file that an older Python may meet
         parser.error(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}")
-    python = environment(options.airflow, with_tests=options.command != "demo")
+    python = environment(options.airflow, with_tests=options.command not in ("demo", "ui"))
     if options.command == "demo":
         return run(python, ROOT / "scripts" / "demo.py")
+    if options.command == "ui":
+        # In place of this process, so that a signal reaches it directly.
+        os.chdir(ROOT)
+        os.execve(python, [str(python), "scripts/ui.py", *rest], clean_environment())  # noqa: S606
     if options.command == "test":
         return test(python, rest)
     if options.command == "setup":
@@ -66,6 +73,8 @@ def environment(version: str, *, with_tests: bool) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     extra = "sandbox,test" if with_tests else "sandbox"
+    if with_tests and version == NEWEST:
+        extra += ",browser,docs"
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     install = subprocess.run([*command, "-c", constraints, "-e", f"{ROOT}[{extra}]"], check=False, cwd=ROOT)
     if install.returncode:
@@ -79,9 +88,8 @@ def test(python: Path, arguments: list[str]) -> int:
     if arguments:
         return run(python, "-m", "pytest", *arguments)
     # The first wait most of the time; of the others, each keeps processors busy with an Airflow of its own.
-    return run(python, "-m", "pytest", "-n", "6", "tests/unit", "tests/contract") or run(
-        python, "-m", "pytest", "-n", "2", "tests/integration"
-    )
+    parts = (("6", "tests/unit", "tests/contract"), ("2", "tests/integration"), ("0", "tests/browser"))
+    return next(filter(None, (run(python, "-m", "pytest", "-n", *part) for part in parts)), 0)
 
 
 def check(python: Path) -> int:
@@ -127,8 +135,13 @@ def check_wheel(wheel: Path) -> int:
 def run(python: Path, *arguments: object) -> int:
     """Run Python with arguments, in the checkout."""
     print("+", *(str(argument) for argument in arguments), flush=True)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    return subprocess.run([python, *map(str, arguments)], cwd=ROOT, check=False, env=environment).returncode
+    command = [python, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, check=False, env=clean_environment()).returncode
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without the settings of another Airflow."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote
 
 import httpcore
 from tenacity import Retrying
@@ -67,7 +68,9 @@ class VoiceGenieClient:
         """Read one campaign's counters, which may be 30 seconds old. See the Campaign Stats page."""
         return self._call(campaign_call(endpoints.STATS, campaign_id), max_attempts)
 
-    def list_campaigns(self, page_size: int = endpoints.MAX_PAGE_SIZE) -> Iterator[Campaign]:
+    def list_campaigns(
+        self, page_size: int = endpoints.MAX_PAGE_SIZE, *, max_attempts: int | None = None
+    ) -> Iterator[Campaign]:
         """
         Read all campaigns, page after page, each page when it is needed. See the List Campaigns page.
 
@@ -75,6 +78,7 @@ class VoiceGenieClient:
         given once, and one may be missed.
 
         :param page_size: Campaigns asked for at a time, 1 to 1000.
+        :param max_attempts: Attempts for each page; the settings' number by default.
         """
         if (
             isinstance(page_size, bool)
@@ -84,17 +88,24 @@ class VoiceGenieClient:
             raise ValueError(
                 f"page_size must be a whole number from 1 to {endpoints.MAX_PAGE_SIZE}, not {page_size!r}."
             )
-        return self._all_pages(page_size)
+        return self._all_pages(page_size, max_attempts)
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last answer showed it; ours before any answer."""
         return self._dialogue.server_time()
 
-    def _all_pages(self, page_size: int) -> Iterator[Campaign]:
+    def campaign_url(self, campaign_id: str) -> str | None:
+        """Return where people see a campaign; ``None`` where nobody said, and the last answer was not the sandbox's."""
+        template = self._settings.campaign_url
+        if template is None and self._dialogue.is_with_sandbox:
+            template = f"{self._settings.base_url}/#campaign-{{campaign_id}}"
+        return template and template.replace("{campaign_id}", quote(campaign_id, safe=""))
+
+    def _all_pages(self, page_size: int, max_attempts: int | None) -> Iterator[Campaign]:
         seen: set[str] = set()
         offset = 0
         while True:
-            page = self._call(list_call(limit=page_size, offset=offset))
+            page = self._call(list_call(limit=page_size, offset=offset), max_attempts)
             for campaign in page.campaigns:
                 if campaign.campaign_id not in seen:
                     seen.add(campaign.campaign_id)

@@ -10,6 +10,9 @@ from typing import NoReturn
 #: The only host on the vendor's Start Campaign page. The vendor names others, and calls none of them production.
 DOCUMENTED_BASE_URL = "https://seamless-sandbox-dev-cm.oriserve.com"
 
+#: What the sandbox calls itself in the header ``Server``.
+SANDBOX_SERVER = "voicegenie-sandbox"
+
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_MAX_ATTEMPTS = 4
 #: The smallest documented plan.
@@ -30,6 +33,7 @@ class ClientSettings:
     :param requests_per_minute: Requests that one client sends in any 60 seconds at most.
     :param verify: ``True``, ``False``, or the path of a CA bundle.
     :param proxies: Proxy URLs by scheme; empty leaves it to the environment for ``https``, none for ``http``.
+    :param campaign_url: Where people see a campaign, with ``{campaign_id}`` in place of its id.
     """
 
     base_url: str = field(repr=False)
@@ -39,6 +43,7 @@ class ClientSettings:
     requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE
     verify: bool | str = True
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    campaign_url: str | None = field(default=None, repr=False)
 
     @property
     def is_encrypted(self) -> bool:

@@ -30,7 +30,7 @@ from airflow_provider_voicegenie.api.errors import (
 )
 from airflow_provider_voicegenie.api.pacing import RequestBudget
 from airflow_provider_voicegenie.api.retries import MAX_WAIT, rate_limit_reset, retry_arguments, server_time
-from airflow_provider_voicegenie.api.settings import ClientSettings
+from airflow_provider_voicegenie.api.settings import SANDBOX_SERVER, ClientSettings
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,8 @@ class Dialogue:
         self._secrets = Secrets(settings.api_key)
         self._budget = RequestBudget(settings.requests_per_minute)
         self._clock_offset = 0.0
+        #: Whether the last answer came from the sandbox.
+        self.is_with_sandbox = False
 
     def delay(self, call: Call[Any]) -> float:
         """Return the seconds a call has to wait for the rate limit, and say so in the log."""
@@ -162,6 +164,7 @@ class Dialogue:
             error_class, words = breakage.value
             raise error_class(f"{call}: {words}.", may_have_taken_effect=sent and call.endpoint.has_effect)
         now = time.time()
+        self.is_with_sandbox = outcome.headers.get("server") == SANDBOX_SERVER
         self._clock_offset = server_time(outcome.headers, now) - now
         if (reset := rate_limit_reset(outcome.headers, now)) is not None:
             self._budget.close(min(reset, MAX_WAIT), time.monotonic())

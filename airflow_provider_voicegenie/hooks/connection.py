@@ -76,7 +76,8 @@ def _check(connection: ConnectionFields) -> ClientSettings | _FieldError:
         extra = _read_extra(connection.extra)
         base_url = _base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False))
         api_key = _api_key(connection.password)
-        _refuse_key_in(base_url, api_key)
+        _refuse_key_in("Host", base_url, api_key)
+        _refuse_key_in("Extra: campaign_url", extra.get("campaign_url") or "", api_key)
         return ClientSettings(base_url, api_key, **extra)
     except _FieldError as error:
         return error
@@ -98,11 +99,11 @@ def _api_key(password: object) -> str:
     return password
 
 
-def _refuse_key_in(base_url: str, api_key: str) -> None:
+def _refuse_key_in(field: str, url: str, api_key: str) -> None:
     # What is shorter is no key of a service, and may well be part of a name.
-    if len(api_key) >= _SHORTEST_KEY and api_key in (base_url + unquote(base_url)):
+    if len(api_key) >= _SHORTEST_KEY and api_key in (url + unquote(url)):
         raise _FieldError(
-            "Host",
+            field,
             "it holds the API key, which would end up in the logs of every server on the way. Remove it; the API key "
             "belongs in Password.",
         )
@@ -165,7 +166,8 @@ def _refuse_odd_parts(parts: SplitResult) -> None:
 
 
 def _port(parts: SplitResult, port: object) -> int | None:
-    if port in (None, ""):
+    # Airflow's UI sends 0 for a port that is not there.
+    if port in (None, "", 0, "0"):
         return parts.port
     text = str(port)
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
@@ -257,6 +259,16 @@ def _read_proxies(value: Any) -> Mapping[str, str]:
     return dict(proxies)
 
 
+def _read_campaign_url(value: Any) -> str:
+    # It ends up in a page: nothing but a link to somewhere may come of it.
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or not value.isprintable():
+        raise ValueError
+    if "{campaign_id}" not in value or any(brace in value.replace("{campaign_id}", "") for brace in "{}"):
+        raise ValueError
+    return str(value)
+
+
 _EXTRA_FIELDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
     "timeout": (_read_seconds, "it is not a number of seconds above 0 and up to 3600. Enter one, such as 30."),
     "max_attempts": (_read_whole(20), "it is not a whole number from 1 to 20. Enter one, such as 4."),
@@ -271,6 +283,10 @@ _EXTRA_FIELDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
     "proxies": (
         _read_proxies,
         'it is not an object of proxy URLs by scheme. Enter one, such as {"https": "http://proxy.example.com:3128"}.',
+    ),
+    "campaign_url": (
+        _read_campaign_url,
+        "it is not a URL with {campaign_id} in it. Enter one, such as https://dashboard.example.com/{campaign_id}.",
     ),
     "allow_insecure_http": (_read_flag, "it is neither true nor false. Correct or remove it."),
 }

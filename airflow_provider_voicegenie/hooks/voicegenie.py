@@ -95,13 +95,14 @@ class VoiceGenieHook(BaseHook):
         """
         return self._client.get_campaign(campaign_id, max_attempts=max_attempts)
 
-    def list_campaigns(self, page_size: int = 1000) -> Iterator[Campaign]:
+    def list_campaigns(self, page_size: int = 1000, *, max_attempts: int | None = None) -> Iterator[Campaign]:
         """
         Read all campaigns of the key (``GET /fetchCampaignData``), each page when the iteration comes to it.
 
         :param page_size: Campaigns asked for at a time, 1 to 1000.
+        :param max_attempts: Attempts for each page while trouble looks temporary; the connection's number by default.
         """
-        return self._client.list_campaigns(page_size)
+        return self._client.list_campaigns(page_size, max_attempts=max_attempts)
 
     def get_campaign_stats(self, campaign_id: str, *, max_attempts: int | None = None) -> CampaignStats:
         """
@@ -116,10 +117,20 @@ class VoiceGenieHook(BaseHook):
         """Return the service's clock in Unix seconds, as its last answer showed it."""
         return self._client.server_time()
 
+    def campaign_url(self, campaign_id: str) -> str | None:
+        """
+        Return where people see a campaign, from the connection's extra ``campaign_url``.
+
+        ``None`` where the extra has none; after an answer from the sandbox, the sandbox's page.
+
+        :param campaign_id: Id of the campaign.
+        """
+        return self._client.campaign_url(campaign_id)
+
     def test_connection(self) -> tuple[bool, str]:
-        """Ask the service for one campaign of the list, which changes nothing, and say in words how it went."""
+        """Ask the service once for one campaign of the list, which changes nothing, and say in words how it went."""
         try:
-            next(self.list_campaigns(page_size=1), None)
+            next(self.list_campaigns(page_size=1, max_attempts=1), None)
         except VoiceGenieError as error:
             remedy = next((words for kind, words in _TEST_REMEDIES if isinstance(error, kind)), None)
             return False, f"{error} {remedy}" if remedy else str(error)

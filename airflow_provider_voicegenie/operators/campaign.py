@@ -17,6 +17,7 @@ from airflow_provider_voicegenie.decisions.parameters import (
     read_optional_seconds,
     read_percent,
 )
+from airflow_provider_voicegenie.links import CampaignLink, keep_link
 from airflow_provider_voicegenie.task_end import settle_error, settle_task
 from airflow_provider_voicegenie.waits import default_deferrable, was_ended_by_airflow
 
@@ -85,6 +86,7 @@ class StartCampaignOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("campaign_id", "voicegenie_conn_id")
+    operator_extra_links = (CampaignLink(),)
     ui_color = "#d9f2e6"
 
     #: Set while the task runs in this process.
@@ -186,6 +188,7 @@ class PauseCampaignOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("campaign_id", "voicegenie_conn_id")
+    operator_extra_links = (CampaignLink(),)
     ui_color = "#fdf0d5"
 
     def __init__(
@@ -218,6 +221,8 @@ class PauseCampaignOperator(BaseOperator):
         except VoiceGenieError as error:
             settle_error(self.outcome_rules, error, self.campaign_id)
             raise
+        finally:
+            keep_link(context, hook, self.campaign_id)
         self.log.info(
             "Campaign %r was paused: %s call(s) still in progress.",
             self.campaign_id,

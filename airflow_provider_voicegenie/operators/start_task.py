@@ -30,6 +30,7 @@ from airflow_provider_voicegenie.decisions.outcomes import Condition
 from airflow_provider_voicegenie.decisions.settlement import Settlement, settle_by_stats, settle_by_status
 from airflow_provider_voicegenie.decisions.waiting import End, EndReason
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.links import keep_link
 from airflow_provider_voicegenie.operators.killing import (
     KillSwitch,
     TaskKilled,
@@ -120,6 +121,8 @@ class StartTask:
             # Only "already running" can come back from here: someone else's start came between.
             settle_error(self._operator.outcome_rules, error, self._campaign_id)
             start = Start(CampaignStatus.RUNNING.value)
+        finally:
+            keep_link(self._context, self._hook, self._campaign_id)
         self._stop_if_killed()
         is_followed = start.started_by_task or CampaignStatus(start.status) in _TO_BE_FOLLOWED
         if self._operator.wait_for_completion and is_followed:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The sandbox over HTTP: the service's five campaign calls, and control endpoints of its own below ``/_sandbox``.
+The sandbox over HTTP: the service's five campaign calls, a page at ``/``, and control endpoints below ``/_sandbox``.
 
 The service's paths hold no segment that begins with an underscore, so the two cannot clash.
 """
@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -29,6 +29,8 @@ from starlette.routing import Route
 
 from airflow_provider_voicegenie.api.models import write_time
 from airflow_provider_voicegenie.sandbox.faults import Fault, FaultKind, FaultList
+from airflow_provider_voicegenie.sandbox.origin import comes_from_elsewhere
+from airflow_provider_voicegenie.sandbox.page import page_routes
 from airflow_provider_voicegenie.sandbox.store import RefusedCallError, SandboxCampaign, SandboxStore
 
 #: The key the sandbox accepts unless it is told another.
@@ -229,7 +231,7 @@ def create_app(sandbox: Sandbox) -> Starlette:
         )
     ]
     app = Starlette(
-        routes=service + _control_routes(sandbox),
+        routes=service + page_routes(sandbox) + _control_routes(sandbox),
         exception_handlers={HTTPException: _no_such_endpoint},
     )
     # The service is not known to redirect; what is not a path of its is answered as such.
@@ -426,7 +428,7 @@ def _control_routes(sandbox: Sandbox) -> list[Route]:
 
 def _control_endpoint(handler: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        if _comes_from_elsewhere(request):
+        if comes_from_elsewhere(request):
             return _error(403, "FORBIDDEN", "The control endpoints do not serve pages of another origin")
         try:
             return JSONResponse(await handler(request))
@@ -436,17 +438,6 @@ def _control_endpoint(handler: Callable[[Request], Awaitable[Any]]) -> Callable[
             return _error(400, "BAD_REQUEST", str(error))
 
     return endpoint
-
-
-def _comes_from_elsewhere(request: Request) -> bool:
-    """Whether a browser sends this for a page that is not the sandbox's own."""
-    origin = request.headers.get("origin")
-    host = request.headers.get("host", "")
-    if origin is not None and urlsplit(origin).netloc != host:
-        return True
-    # A name that was made to point here; the sandbox's own are addresses and localhost.
-    name = urlsplit(f"//{host}").hostname or ""
-    return not (name == "localhost" or name.replace(".", "").isdigit() or ":" in name)
 
 
 async def _body(request: Request) -> Mapping[str, Any]:

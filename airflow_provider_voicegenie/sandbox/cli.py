@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"Cannot listen on {options.host} port {options.port}: {error.strerror}. Choose another --port.")
     with listener:
         print(f"VoiceGenie sandbox on {address_of(listener)} (API key: {options.api_key}). It phones nobody.")
+        print("Open that address in a browser to see its campaigns and requests, and to switch on faults.")
         print("Campaigns: " + ", ".join(campaign.id for campaign in sandbox.store.all()), flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             make_server(sandbox).run([listener])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -103,6 +103,11 @@ class FaultList:
         """Remove all faults."""
         with self._lock:
             self._faults.clear()
+
+    def waiting(self) -> list[Fault]:
+        """Return copies of the faults that are still to happen."""
+        with self._lock:
+            return [replace(fault) for fault in self._faults]
 
     def take(self, operation: str, campaign_id: str | None) -> Fault | None:
         """Return the fault that happens to a call, and count it."""

@@ -32,6 +32,7 @@ from airflow_provider_voicegenie.decisions.prerequisites import (
     check_readiness,
     effective_prerequisites,
 )
+from airflow_provider_voicegenie.links import CampaignLink, keep_link
 from airflow_provider_voicegenie.task_end import settle_task
 from airflow_provider_voicegenie.waits import (
     default_deferrable,
@@ -79,6 +80,7 @@ class _CampaignSensor(BaseSensorOperator):
     """What the sensors have in common: a look that ends in a step, in a worker or, when deferred, in the triggerer."""
 
     template_fields: Sequence[str] = ("campaign_id", "voicegenie_conn_id")
+    operator_extra_links = (CampaignLink(),)
     ui_color = "#e3ecfb"
 
     def __init__(
@@ -97,10 +99,14 @@ class _CampaignSensor(BaseSensorOperator):
         self.voicegenie_conn_id = voicegenie_conn_id
         self.outcome_rules = outcome_rules
         self.deferrable = deferrable
+        self._has_link = False
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the campaign once; defer, where the sensor does and the wait is not over."""
         step = self._look(context)
+        if not self._has_link:
+            self._has_link = True
+            keep_link(context, self._hook, self.campaign_id)
         if step.end is not None:
             return PokeReturnValue(True, self._settle(step.end))
         if self.deferrable:

@@ -96,6 +96,13 @@ def test_a_good_answer():
         (answer(200, {"success": True, "data": {"campaign_id": "c1", "status": "paused"}}), "INVALID_ANSWER", True),
         (answer(200, body=b"not gzip", content_encoding="gzip"), "INVALID_ANSWER", True),
         (answer(200, body=gzip.compress(b"{}")[:-9], content_encoding="gzip"), "INVALID_ANSWER", True),
+        (
+            answer(200, body=gzip.compress(json.dumps(GOOD_START).encode())[:-4], content_encoding="gzip"),
+            "INVALID_ANSWER",
+            True,
+        ),
+        (answer(200, {**GOOD_START, "success": "false"}), "INVALID_ANSWER", True),
+        (answer(200, {**GOOD_START, "success": 1}), "INVALID_ANSWER", True),
         (answer(200, body=b"{}", content_encoding="br"), "INVALID_ANSWER", True),
     ],
 )

@@ -96,6 +96,7 @@ def test_a_used_up_window_is_waited_for_by_the_next_read_but_not_by_a_pause(voic
     voicegenie_sandbox.sandbox.enforce_rate_limits = True
     settings = ClientSettings(voicegenie_sandbox.url, voicegenie_sandbox.api_key, requests_per_minute=1000)
     client = VoiceGenieClient(settings, sleep=waits.append)
+    began = time.monotonic()
     for _ in range(60):
         client.get_campaign("running")
     with pytest.raises(errors.RateLimitError):
@@ -103,8 +104,9 @@ def test_a_used_up_window_is_waited_for_by_the_next_read_but_not_by_a_pause(voic
     assert not waits
     with pytest.raises(errors.RateLimitError) as caught:
         client.get_campaign("running")
-    assert 50 <= caught.value.retry_after <= 61
-    assert 50 <= waits[0] <= 60
+    least = 58 - (time.monotonic() - began)
+    assert least <= caught.value.retry_after <= 61
+    assert least <= waits[0] <= 60
 
 
 def test_the_client_stays_within_its_budget(voicegenie_sandbox):

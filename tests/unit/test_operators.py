@@ -212,6 +212,8 @@ def test_a_start_whose_answer_is_lost_after_it_took_effect_is_a_success(sandbox,
     assert (result["status"], result["started_by_task"]) == ("running", True)
     assert sandbox.start_count(campaign_id) == 1
     assert sandbox.request_count("start") == 1
+    # Before the start, and once after it, which showed that it had taken effect.
+    assert sandbox.request_count("get") == 2
 
 
 @pytest.mark.parametrize("campaign_id", ["ready", "paused"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
 
+ENDS = ("FAILED", "STOPPED", "PAUSED", "STALLED")
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -31,6 +32,32 @@ def test_a_default_is_among_what_is_allowed(kind):
     rules = OutcomeRules(kind)
     for condition in Condition:
         assert rules.outcome(condition) in rules.allowed(condition)
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+def test_what_may_count_as_success_or_be_waited_out(kind):
+    """As the README's notes say."""
+    ends = {"COMPLETION_TIMEOUT", "SUCCESS_RATE_TOO_LOW", *(f"CAMPAIGN_{end}" for end in ENDS)}
+    rules = OutcomeRules(kind)
+    may_succeed = {condition for condition in Condition if Outcome.SUCCEED in rules.allowed(condition)}
+    may_wait = {condition for condition in Condition if Outcome.WAIT in rules.allowed(condition)}
+    assert (
+        may_succeed
+        == {
+            TaskKind.START: {"CAMPAIGN_ALREADY_RUNNING", "CAMPAIGN_COMPLETED"} | ends,
+            TaskKind.PAUSE: {"CAMPAIGN_ALREADY_PAUSED", "CAMPAIGN_NOT_RUNNING", "CAMPAIGN_COMPLETED"},
+            TaskKind.READY: {"CAMPAIGN_ALREADY_RUNNING", "CAMPAIGN_COMPLETED"},
+            TaskKind.COMPLETED: ends,
+        }[kind]
+    )
+    patient = set(Condition) - {"INVALID_CAMPAIGN_ID", "PREREQUISITE_IMPOSSIBLE", "SUCCESS_RATE_TOO_LOW"}
+    assert may_wait == {TaskKind.START: {"CAMPAIGN_PAUSED", "CAMPAIGN_STALLED"}, TaskKind.PAUSE: set()}.get(
+        kind, patient
+    )
+
+
+def test_what_a_task_cannot_meet_fails_it():
+    assert OutcomeRules(TaskKind.PAUSE).outcome(Condition.BACKFILL_RUN) is Outcome.FAIL
 
 
 @pytest.mark.parametrize("kind", TaskKind)

@@ -301,6 +301,20 @@ def test_a_campaign_that_runs_already_can_be_followed(sandbox, way):
     assert sandbox.request_count("start") == 0
 
 
+def test_a_campaign_that_is_over_otherwise_is_not_followed(sandbox):
+    task = Starting(campaign_id="stopped", outcomes={"CAMPAIGN_COMPLETED": "succeed"})
+    result = task(deferrable=False).execute(context())
+    assert (result["status"], result["started_by_task"], result["statistics"]) == ("stopped", False, None)
+
+
+def test_only_what_the_task_started_is_paused_in_the_triggerer(sandbox):
+    for campaign_id, is_ours in (("followed", False), ("long", True)):
+        task = Starting(campaign_id=campaign_id, outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})
+        with pytest.raises(TaskDeferred) as deferral:
+            task(deferrable=True).execute(context())
+        assert deferral.value.trigger.serialize()[1]["pause_on_kill"] is is_ours
+
+
 def test_a_task_that_is_skipped_does_not_wait(sandbox):
     with pytest.raises(AirflowSkipException):
         Starting(campaign_id="followed")(deferrable=True).execute(context())
@@ -479,6 +493,20 @@ def test_a_kill_before_the_start_starts_nothing(sandbox, way):
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
             operator.execute(context())
     assert sandbox.request_count("start") == 0
+
+
+def test_a_kill_right_before_the_wait_ends_the_task(sandbox, monkeypatch):
+    operator = Starting()(deferrable=False)
+    original = VoiceGenieHook.get_conn
+
+    def get_conn(hook):
+        operator.on_kill()
+        return original(hook)
+
+    monkeypatch.setattr(VoiceGenieHook, "get_conn", get_conn)
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context(running=False))
+    assert sandbox.status("long") == "paused"
 
 
 def test_a_kill_during_the_start_lets_it_be_answered_first(sandbox):
@@ -722,6 +750,17 @@ def test_a_kill_after_a_start_was_found_not_to_have_taken_effect_pauses_nothing(
     assert (sandbox.request_count("start"), sandbox.request_count("pause")) == (1, 0)
 
 
+@pytest.mark.parametrize("store", [Store(), None])
+def test_a_user_who_ends_a_later_try_pauses_what_an_earlier_one_started(sandbox, store):
+    Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    operator = Starting()(deferrable=False)
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, is_waiting(sandbox, "long"), operator.on_kill)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(context(store, try_number=2, running=False))
+    assert sandbox.status("long") == "paused"
+
+
 def test_after_a_refusal_the_next_try_looks_for_no_start(sandbox):
     sandbox.inject("status", "start", status=429, times=1)
     store = Store()
@@ -798,6 +837,8 @@ def test_no_secret_is_stored(sandbox, make):
     run = context()
     with pytest.raises(TaskDeferred) as deferral:
         make(deferrable=True).execute(run)
+    # The one place in which the sandbox's address is meant to be.
+    assert run["ti"].xcom.pop("_link_CampaignLink").startswith(sandbox.url)
     kept = json.dumps([deferral.value.trigger.serialize(), deferral.value.kwargs, run["ti"].xcom])
     assert sandbox.api_key not in kept
     assert sandbox.url not in kept

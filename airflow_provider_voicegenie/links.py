@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The link from a task in Airflow's UI to its campaign."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperatorLink
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator
+
+    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+
+log = logging.getLogger(__name__)
+
+_KEY = "_link_CampaignLink"
+
+
+class CampaignLink(BaseOperatorLink):
+    """
+    Leads to the campaign in the VoiceGenie dashboard, where the connection's extra has a ``campaign_url``.
+
+    Where the connection leads to the sandbox, and has none, the link leads to the sandbox's page. The task keeps the
+    link in XCom as soon as it has looked at its campaign.
+    """
+
+    name = "VoiceGenie campaign"
+
+    @property
+    def xcom_key(self) -> str:
+        """The XCom that Airflow 3 takes the link from."""
+        return _KEY
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """Return what the task has kept, or nothing."""
+        from airflow.providers.common.compat.sdk import XCom
+
+        return str(XCom.get_value(key=_KEY, ti_key=ti_key) or "")
+
+
+def keep_link(context: Mapping[str, Any], hook: VoiceGenieHook, campaign_id: str) -> None:
+    """
+    Keep the link to a task's campaign, if there is one. That this fails is no reason for a task to fail.
+
+    :param context: The task's context.
+    :param hook: The task's hook.
+    :param campaign_id: The campaign.
+    """
+    try:
+        if (url := hook.campaign_url(campaign_id)) is not None:
+            context["ti"].xcom_push(key=_KEY, value=url)
+    except Exception as error:  # noqa: BLE001  Airflow may raise anything here
+        log.debug("Campaign %r: no link to it could be kept (%s).", campaign_id, type(error).__name__)

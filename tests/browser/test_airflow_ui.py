@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a data engineer does in Airflow's UI: connect, test, trigger, look at a skip, follow the link."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.airflow
+
+PATIENCE = 120_000
+
+
+@pytest.fixture
+def signed_in(page, playground):
+    page.goto(playground.airflow)
+    page.get_by_label("Username").fill("admin")
+    page.get_by_label("Password").fill("admin")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("link", name="Dags").first).to_be_visible()
+    return page
+
+
+def add_connection(page, playground, name, key, host, port):
+    page.goto(f"{playground.airflow}/connections")
+    page.get_by_role("button", name="Add Connection").click()
+    form = page.get_by_role("dialog")
+    form.locator("[name=connection_id]").fill(name)
+    form.get_by_role("combobox").first.click()
+    page.keyboard.type("voicegenie")
+    page.get_by_role("option", name="VoiceGenie").click()
+    form.locator("[name=host]").fill(host)
+    form.locator("[name=password]").fill(key)
+    form.locator("[name=port]").fill(str(port))
+    return form
+
+
+def test_the_connection_form_and_its_test(signed_in, playground, picture):
+    page = signed_in
+    host, port = urlsplit(playground.sandbox).hostname, urlsplit(playground.sandbox).port
+    connections = {
+        "right": (playground.api_key, f"http://{host}", port, "The VoiceGenie service accepts the API key"),
+        "wrong_key": ("another-key", f"http://{host}", port, "The service does not accept the API key: enter it again"),
+        "wrong_host": (playground.api_key, "https://voicegenie.invalid", 443, "the host's name cannot be resolved"),
+    }
+    for name, (key, host, port, answer) in connections.items():
+        form = add_connection(page, playground, name, key, host, port)
+        if name == "right":
+            for label in ("Base URL", "API key", "Port"):
+                expect(form.get_by_text(label, exact=True)).to_be_visible()
+            for absent in ("login", "schema"):
+                expect(form.locator(f"[name={absent}]")).to_have_count(0)
+            expect(form.locator("[name=password]")).to_have_attribute("type", "password")
+            expect(form.locator("[name=host]")).to_have_attribute("placeholder", re.compile("^https://"))
+            picture("connection-form")
+            form.get_by_role("button", name="Extra Fields", exact=True).click()
+            for label in ("Timeout", "Attempts for a read", "Requests per minute", "TLS verification", "Campaign page"):
+                expect(form.get_by_text(label, exact=True)).to_be_visible()
+            expect(form.get_by_text("Seconds that one whole exchange")).to_be_visible()
+            picture("connection-form-extra")
+        form.get_by_role("button", name="Save").click()
+        expect(form).to_have_count(0)
+        row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True))
+        row.get_by_role("button", name="Test Connection").click()
+        expect(page.get_by_text(answer)).to_be_visible()
+        picture(f"connection-test-{name.replace('_', '-')}")
+
+
+def trigger(page, playground, dag_id, campaign_id):
+    page.goto(f"{playground.airflow}/dags/{dag_id}")
+    page.get_by_role("button", name="Trigger").first.click()
+    form = page.get_by_role("dialog")
+    form.locator("[name=element_campaign_id]").fill(campaign_id)
+    return form
+
+
+def run_of(page, playground, dag_id, form):
+    with page.expect_response(lambda answer: answer.request.method == "POST" and "dagRuns" in answer.url) as answer:
+        form.get_by_test_id("trigger-dag-submit").click()
+    return f"{playground.airflow}/dags/{dag_id}/runs/{answer.value.json()['dag_run_id']}"
+
+
+def wait_for_state(page, run, task, state):
+    page.goto(run)
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name=task, exact=True))
+    expect(row.get_by_text(state)).to_be_visible(timeout=PATIENCE)
+
+
+def test_a_run_from_the_trigger_form_and_the_link_to_the_campaign(signed_in, playground, picture):
+    page = signed_in
+    form = trigger(page, playground, "voicegenie_smallest", "ready")
+    picture("trigger-form")
+    run = run_of(page, playground, "voicegenie_smallest", form)
+    for task in ("ready", "start"):
+        wait_for_state(page, run, task, "Success")
+    picture("run")
+    page.goto(f"{run}/tasks/start/details")
+    link = page.get_by_role("link", name="VoiceGenie campaign")
+    expect(link).to_be_visible()
+    picture("campaign-link")
+    with page.expect_popup() as popup:
+        link.click()
+    campaign = popup.value
+    assert campaign.url == f"{playground.sandbox}/#campaign-ready"
+    row = campaign.locator("tr:target")
+    expect(row).to_contain_text("ready")
+    expect(row.locator("td").last).to_have_text("1")
+    campaign.close()
+
+
+def test_a_skipped_task_says_why(signed_in, playground, picture):
+    page = signed_in
+    form = trigger(page, playground, "voicegenie_smallest", "running")
+    run = run_of(page, playground, "voicegenie_smallest", form)
+    wait_for_state(page, run, "ready", "Skipped")
+    page.set_viewport_size({"width": 1600, "height": 600})
+    page.goto(f"{run}/tasks/ready")
+    expect(page.get_by_text("CAMPAIGN_ALREADY_RUNNING: the task is skipped").first).to_be_visible(timeout=PATIENCE)
+    picture("skipped")

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox's page: what it shows, by keyboard, to a screen reader, and to pages of others."""
+
+from __future__ import annotations
+
+import pytest
+import requests
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
+
+@pytest.fixture
+def sandbox(voicegenie_sandbox):
+    voicegenie_sandbox.speed = 12
+    return voicegenie_sandbox
+
+
+def call(sandbox, path):
+    return requests.get(f"{sandbox.url}{path}", headers={"x-api-key": sandbox.api_key}, timeout=5)
+
+
+def test_campaigns_and_requests_go_on_by_themselves(sandbox, page, picture):
+    page.goto(sandbox.url)
+    row = page.locator("[id='campaign-ready']")
+    bar = page.get_by_role("progressbar", name="Progress of ready")
+    expect(row).to_contain_text("scheduled")
+    call(sandbox, "/startCampaign/ready")
+    expect(row).to_contain_text("running")
+    expect(page.locator("#requests tr").first).to_contain_text("start")
+    picture("sandbox", full_page=True)
+    expect(row).to_contain_text("completed")
+    expect(bar).to_have_attribute("value", "20")
+
+
+def test_faults_are_switched_on_by_keyboard(sandbox, page):
+    page.goto(sandbox.url)
+    kind = page.get_by_label("What goes wrong")
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if kind.evaluate("element => element === document.activeElement"):
+            break
+    page.keyboard.type("another")
+    page.keyboard.press("Tab")
+    page.keyboard.type("start")
+    page.keyboard.press("Tab")
+    page.keyboard.type("ready")
+    page.keyboard.press("Enter")
+    for _ in range(6):
+        if page.get_by_role("button", name="Switch on").evaluate("element => element === document.activeElement"):
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text("The fault is switched on.")
+    expect(page.get_by_role("list", name="Switched on")).to_have_text(
+        "another HTTP status (500) in start about ready, 1 time(s)"
+    )
+    assert call(sandbox, "/startCampaign/ready").status_code == 500
+    expect(page.get_by_role("list", name="Switched on")).to_have_text("none")
+    page.get_by_label("how often").fill("")
+    page.get_by_role("button", name="Switch on").click()
+    expect(page.get_by_role("list", name="Switched on")).to_contain_text("until it is switched off")
+    page.get_by_role("button", name="Switch all off").click()
+    expect(page.get_by_role("status")).to_have_text("All faults are switched off.")
+    assert call(sandbox, "/campaign/ready").ok
+
+
+def test_a_screen_reader_can_use_it(sandbox, page):
+    page.goto(sandbox.url)
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+
+
+def test_what_is_focused_and_typed_stays_while_the_page_goes_on(sandbox, page):
+    page.goto(sandbox.url)
+    field = page.get_by_label("how often")
+    field.fill("7")
+    sandbox.add_campaign(id="new")
+    expect(page.locator("[id='campaign-new']")).to_be_visible()
+    expect(field).to_have_value("7")
+    expect(field).to_be_focused()
+
+
+def test_names_are_text(sandbox, page):
+    sandbox.add_campaign(id="<img src=x>&", name="<script>document.title = 'broken'</script>")
+    page.goto(f"{sandbox.url}/#campaign-%3Cimg%20src%3Dx%3E%26")
+    expect(page.locator("tr:target")).to_contain_text("<script>")
+    expect(page).to_have_title("VoiceGenie sandbox")
+
+
+def test_a_page_of_another_origin_can_neither_read_nor_control_it(sandbox, page):
+    # The same host, but another origin.
+    page.route(
+        "http://127.0.0.1:1/", lambda route: route.fulfill(body="<title>other</title>", content_type="text/html")
+    )
+    page.goto("http://127.0.0.1:1/")
+    reading = "url => fetch(url).then(answer => answer.text()).catch(() => 'refused')"
+    assert page.evaluate(reading, f"{sandbox.url}/_sandbox/state") == "refused"
+    posting = """url => fetch(url, {method: "POST", mode: "no-cors", body: "kind=close&operation=*"}).catch(() => 0)"""
+    page.evaluate(posting, f"{sandbox.url}/_sandbox/page/faults")
+    page.evaluate(posting.replace("kind=close&operation=*", "{}"), f"{sandbox.url}/_sandbox/faults")
+    assert not sandbox.sandbox.faults.waiting()

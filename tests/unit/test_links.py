@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The link to a task's campaign: where it leads, and that a task never fails for it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from waiting import TaskInstance, context
+
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.links import CampaignLink
+from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
+
+KEY = "_link_CampaignLink"
+
+
+@pytest.fixture
+def sandbox(voicegenie_sandbox, monkeypatch):
+    def connect(**extra):
+        connection = json.loads(voicegenie_sandbox.connection(max_attempts=1, **extra))
+        monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps(connection))
+
+    voicegenie_sandbox.connect = connect
+    connect()
+    return voicegenie_sandbox
+
+
+TASKS = {
+    "start": lambda run: StartCampaignOperator(task_id="t", campaign_id="ready").execute(run),
+    "start of a running one": lambda run: StartCampaignOperator(task_id="t", campaign_id="running").execute(run),
+    "pause": lambda run: PauseCampaignOperator(task_id="t", campaign_id="running").execute(run),
+    "pause of a draft": lambda run: PauseCampaignOperator(task_id="t", campaign_id="draft").execute(run),
+    "ready": lambda run: CampaignReadySensor(task_id="t", campaign_id="ready").poke(run),
+    "completed": lambda run: CampaignCompletedSensor(task_id="t", campaign_id="completed").poke(run),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("template", [None, "https://dashboard.example.com/campaigns/{campaign_id}?tab=calls"])
+def test_each_task_keeps_its_link(sandbox, name, template):
+    if template is not None:
+        sandbox.connect(campaign_url=template)
+    run = context()
+    try:
+        TASKS[name](run)
+    except (AirflowFailException, AirflowSkipException):
+        assert name in ("start of a running one", "pause of a draft")
+    campaign_id = {"start": "ready", "pause of a draft": "draft", "ready": "ready", "completed": "completed"}
+    expected = (template or f"{sandbox.url}/#campaign-{{campaign_id}}").replace(
+        "{campaign_id}", campaign_id.get(name, "running")
+    )
+    assert run["ti"].xcom == {KEY: expected}
+
+
+def test_an_id_is_escaped(sandbox):
+    sandbox.connect(campaign_url="https://dashboard.example.com/{campaign_id}")
+    assert VoiceGenieHook().campaign_url("a/b?c#d é") == "https://dashboard.example.com/a%2Fb%3Fc%23d%20%C3%A9"
+
+
+def test_there_is_no_link_where_nobody_said_where_it_leads(sandbox):
+    assert VoiceGenieHook().campaign_url("ready") is None
+
+
+def test_a_task_does_not_fail_for_its_link(sandbox, monkeypatch):
+    def no_xcom(*_):
+        raise RuntimeError("Airflow is not there")
+
+    monkeypatch.setattr(TaskInstance, "xcom_push", no_xcom)
+    assert TASKS["start"](context())["started_by_task"]
+
+
+def test_a_sensor_keeps_its_link_once(sandbox, monkeypatch):
+    kept = []
+    monkeypatch.setattr(TaskInstance, "xcom_push", lambda *_, key, value: kept.append(value))
+    sensor, run = CampaignReadySensor(task_id="t", campaign_id="draft"), context()
+    for _ in range(3):
+        assert not sensor.poke(run).is_done
+    assert kept == [f"{sandbox.url}/#campaign-draft"]
+
+
+def test_the_link_is_what_the_task_has_kept(monkeypatch):
+    from airflow.providers.common.compat.sdk import XCom
+
+    kept = {KEY: "https://dashboard.example.com/ready"}
+    monkeypatch.setattr(XCom, "get_value", lambda *, key, ti_key: kept.get(key))
+    assert CampaignLink().get_link(None, ti_key=None) == "https://dashboard.example.com/ready"
+    kept.clear()
+    assert CampaignLink().get_link(None, ti_key=None) == ""
