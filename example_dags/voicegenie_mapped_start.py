@@ -1,7 +1,11 @@
 """
-Start several campaigns, one mapped task each.
+### Use it for several campaigns at once, within the rate limit of your plan.
 
-Trigger it with ``{"campaign_ids": ["...", "..."]}``. One that cannot be started does not hold up the others.
+One mapped task starts each campaign, and one that cannot be started does not hold up the others. The pool bounds how
+many of them, over all DAGs and runs, speak to the service at a time. Make it once:
+`airflow pools set voicegenie 4 "VoiceGenie requests"`.
+
+Trigger it with `{"campaign_ids": ["...", "..."]}`.
 """
 
 from airflow.providers.common.compat.sdk import DAG, Param, task
@@ -12,6 +16,7 @@ with DAG(
     dag_id="voicegenie_mapped_start",
     schedule=None,
     params={"campaign_ids": Param(["ready", "paused"], type="array", items={"type": "string"}, minItems=1)},
+    doc_md=__doc__,
     tags=["example", "voicegenie"],
 ):
 
@@ -21,5 +26,5 @@ with DAG(
         return params["campaign_ids"]
 
     StartCampaignOperator.partial(
-        task_id="start", max_active_tis_per_dagrun=4, outcomes={"CAMPAIGN_COMPLETED": "skip"}
+        task_id="start", pool="voicegenie", retries=3, outcomes={"CAMPAIGN_COMPLETED": "skip"}
     ).expand(campaign_id=campaign_ids())

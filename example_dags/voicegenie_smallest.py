@@ -1,7 +1,8 @@
 """
-The smallest DAG: wait until a campaign is ready, then start it.
+### Use it to begin with: wait until a campaign is ready, then start it.
 
-Trigger it with ``{"campaign_id": "..."}``. It has no schedule: each start phones people.
+It has no schedule, as each start phones people. Trigger it with `{"campaign_id": "..."}`; in the sandbox, `ready` is
+one that can be started, `running` one that is skipped, and `draft` one that is waited for.
 """
 
 from airflow.providers.common.compat.sdk import DAG, Param
@@ -13,6 +14,7 @@ with DAG(
     dag_id="voicegenie_smallest",
     schedule=None,
     params={"campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign")},
+    doc_md=__doc__,
     tags=["example", "voicegenie"],
 ):
     ready = CampaignReadySensor(

@@ -91,7 +91,11 @@ def serve(home: Path, environment: dict[str, str], port: int, url: str, api_key:
     # With the port apart: Airflow 3.3.1 and 3.3.2 refuse to test a connection that has none.
     address = ["--conn-host", host, "--conn-port", sandbox_port]
     connection = ["--conn-type", "voicegenie", *address, "--conn-password", api_key]
-    for arguments in (["db", "migrate"], ["connections", "add", "voicegenie_default", *connection]):
+    for arguments in (
+        ["db", "migrate"],
+        ["connections", "add", "voicegenie_default", *connection],
+        ["pools", "set", "voicegenie", "4", "For the example voicegenie_mapped_start"],
+    ):
         result = airflow(arguments, environment)
         if result.returncode:
             print(f"`airflow {arguments[0]} {arguments[1]}` failed:\n{result.stdout}{result.stderr}", file=sys.stderr)

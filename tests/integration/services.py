@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import airflow as installed_airflow
@@ -96,19 +97,38 @@ class Services:
         self._processes[name].wait(timeout=60)
         self.kill(name)
 
+    def answers(self):
+        """Whether the API server is up."""
+        try:
+            return bool(self.request("GET", "version"))
+        except OSError:
+            return False
+
     def request(self, method, path, **body):
         """Ask Airflow's REST API."""
         base = f"http://127.0.0.1:{self._port}"
         with urllib.request.urlopen(f"{base}/auth/token", timeout=10) as answer:
             token = json.load(answer)["access_token"]
         request = urllib.request.Request(
-            f"{base}/api/v2/{path}",
+            f"{base}{path}" if path.startswith("/") else f"{base}/api/v2/{path}",
             method=method,
-            data=json.dumps(body).encode(),
+            data=json.dumps(body).encode() if body else None,
             headers={"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        return json.loads(answer_to(request))
+
+
+def answer_to(request):
+    for attempts_left in (2, 1, 0):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            # Where processes share a database on SQLite, one may find it locked.
+            if error.code != 500 or not attempts_left:
+                raise
+            time.sleep(1)
+    return None
 
 
 def descendants(pid):

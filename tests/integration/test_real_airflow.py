@@ -38,45 +38,6 @@ def run_python(airflow, *arguments):
     return subprocess.run(command, env=airflow.variables(), capture_output=True, text=True, check=False)
 
 
-def test_the_smallest_example(airflow, voicegenie_sandbox):
-    assert airflow.test_dag("voicegenie_smallest", campaign_id="ready") == {"ready": "success", "start": "success"}
-    assert voicegenie_sandbox.start_count("ready") == 1
-    (started,) = airflow.returned("start")
-    assert started["status"] == "running"
-    (ready,) = airflow.returned("ready")
-    assert ready["total_count"] == 20
-
-
-def test_the_example_of_failure_rules(airflow, voicegenie_sandbox):
-    states = [
-        airflow.test_dag("voicegenie_failure_rules", f"2026-01-0{day}T00:00:00+00:00", campaign_id=campaign_id)
-        for day, campaign_id in enumerate(["ready", "running", "nobody"], 1)
-    ]
-    assert states == [{"start": "success"}, {"start": "success"}, {"start": "skipped"}]
-    assert voicegenie_sandbox.start_count("ready") == 1
-    assert voicegenie_sandbox.start_count("running") == 0
-
-
-def test_the_example_of_a_mapped_start(airflow, voicegenie_sandbox):
-    states = airflow.test_dag("voicegenie_mapped_start", campaign_ids=["ready", "running", "completed", "paused"])
-    assert states == {
-        "campaign_ids": "success",
-        "start[0]": "success",
-        "start[1]": "skipped",
-        "start[2]": "skipped",
-        "start[3]": "success",
-    }
-    assert voicegenie_sandbox.start_count("ready") == voicegenie_sandbox.start_count("paused") == 1
-
-
-def test_the_example_that_follows_a_campaign(airflow, voicegenie_sandbox):
-    voicegenie_sandbox.speed = 30
-    states = airflow.test_dag("voicegenie_follow", campaign_id="ready")
-    assert states == {"call": "success", "report": "success"}
-    (report,) = airflow.returned("report")
-    assert report == "16 of 20 calls ended well."
-
-
 def test_a_lost_answer_in_a_real_task(airflow, voicegenie_sandbox):
     voicegenie_sandbox.inject("close", "start", after_acting=True)
     assert airflow.test_dag("voicegenie_smallest", campaign_id="ready")["start"] == "success"

@@ -1,0 +1,40 @@
+"""
+### Use it when a campaign must not go on calling once its DAG run is over, whatever happens.
+
+The start is the setup, the pause its teardown: it runs where the start succeeded, also where the work in between
+failed, was skipped, or was ended by someone. Where the campaign is over by then, there is nothing to pause, and that
+is fine.
+
+Trigger it with `{"campaign_id": "...", "agents": 1}`.
+"""
+
+from airflow.providers.common.compat.sdk import DAG, Param, task
+
+from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+
+with DAG(
+    dag_id="voicegenie_teardown",
+    schedule=None,
+    params={
+        "campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign"),
+        "agents": Param(0, type="integer", minimum=0, description="Agents on duty; without any, the work fails"),
+    },
+    doc_md=__doc__,
+    tags=["example", "voicegenie"],
+):
+    start = StartCampaignOperator(task_id="start", campaign_id="{{ params.campaign_id }}", retries=2)
+    pause = PauseCampaignOperator(
+        task_id="pause",
+        campaign_id="{{ params.campaign_id }}",
+        outcomes={"CAMPAIGN_COMPLETED": "succeed"},
+        retries=5,
+    ).as_teardown(setups=start, on_failure_fail_dagrun=True)
+
+    @task
+    def staff_the_hotline(params=None) -> str:
+        """Do what the calls need; where it fails, nobody is to be called."""
+        if not params["agents"]:
+            raise RuntimeError("Nobody is there to take the calls.")
+        return "All is well."
+
+    start >> staff_the_hotline() >> pause
