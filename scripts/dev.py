@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """
-Set up and run what a developer needs: ``demo``, ``ui``, ``test``, ``check``, and ``setup`` alone.
+Set up and run what a developer needs: ``demo``, ``ui``, ``test``, ``check``, ``docs``, and ``setup`` alone.
 
 Needs only Python and pip.
 
@@ -27,6 +27,9 @@ VERSIONS = sorted(
     key=lambda version: tuple(map(int, version.split("."))),
 )
 
+#: Builds the documentation; a warning is an error.
+DOCS = ("-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs")
+
 
 def main() -> int:
     """Run one command."""
@@ -37,6 +40,7 @@ def main() -> int:
         ("ui", "run Airflow's UI and the sandbox, to play with; further arguments go to scripts/ui.py"),
         ("test", "run the tests; further arguments go to pytest"),
         ("check", "lint, type-check, build the package and install it somewhere clean"),
+        ("docs", "build the documentation into build/docs"),
         ("setup", "make the environment of an Airflow version for its tests, and no more"),
     ):
         command = commands.add_parser(name, help=purpose)
@@ -54,9 +58,11 @@ def main() -> int:
         os.chdir(ROOT)
         os.execve(python, [str(python), "scripts/ui.py", *rest], clean_environment())  # noqa: S606
     if options.command == "test":
-        return test(python, rest)
+        return test(python, rest, with_browser=options.airflow == NEWEST)
     if options.command == "setup":
         return 0
+    if options.command == "docs":
+        return run(python, *DOCS)
     return check(python)
 
 
@@ -83,12 +89,14 @@ def environment(version: str, *, with_tests: bool) -> Path:
     return python
 
 
-def test(python: Path, arguments: list[str]) -> int:
+def test(python: Path, arguments: list[str], *, with_browser: bool) -> int:
     """Run all tests, or those that are asked for."""
     if arguments:
         return run(python, "-m", "pytest", *arguments)
     # The first wait most of the time; of the others, each keeps processors busy with an Airflow of its own.
-    parts = (("6", "tests/unit", "tests/contract"), ("2", "tests/integration"), ("0", "tests/browser"))
+    parts = [("6", "tests/unit", "tests/contract"), ("2", "tests/integration")]
+    if with_browser:
+        parts.append(("0", "tests/browser"))
     return next(filter(None, (run(python, "-m", "pytest", "-n", *part) for part in parts)), 0)
 
 
@@ -100,6 +108,7 @@ def check(python: Path) -> int:
         ("-m", "ruff", "check", "."),
         ("-m", "ruff", "format", "--check", "."),
         ("-m", "mypy"),
+        DOCS,
         ("-m", "build", "--outdir", dist),
     ]
     for step in steps:

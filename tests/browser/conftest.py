@@ -31,18 +31,19 @@ QUIET = (
 PICTURES = Path(os.environ.get("VOICEGENIE_SCREENSHOTS", ROOT / "build" / "screenshots"))
 
 
+#: The pages of older Airflows are others.
+collect_ignore_glob = [] if installed_airflow.__version__.startswith("3.3.") else ["test_*.py"]
+
+
 def pytest_collection_modifyitems(items):
-    reason = None
-    if not installed_airflow.__version__.startswith("3.3."):
-        reason = "the pages of older Airflows are others"
-    elif not any(map(shutil.which, BROWSERS)):
-        if os.environ.get("VOICEGENIE_BROWSER") == "required":
-            pytest.exit(f"No browser: none of {', '.join(BROWSERS)} is installed.", returncode=1)
-        reason = f"no browser: none of {', '.join(BROWSERS)} is installed"
-    if reason is not None:
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=reason))
+    if any(map(shutil.which, BROWSERS)):
+        return
+    problem = f"no browser: none of {', '.join(BROWSERS)} is installed"
+    if os.environ.get("VOICEGENIE_BROWSER") == "required":
+        pytest.exit(problem, returncode=1)
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=problem))
 
 
 @dataclass

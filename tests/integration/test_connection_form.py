@@ -39,7 +39,7 @@ def test_the_form_and_its_test_over_rest(airflow, voicegenie_sandbox):
             assert timeout["schema"]["title"] == CONNECTION_FIELDS["timeout"]["label"]
             assert timeout["description"] == CONNECTION_FIELDS["timeout"]["description"]
 
-        # As the UI does it: with every field, empty or not, and a port of its own, see the README.
+        # As the UI does it: with every field, empty or not, and a port of its own, see ``docs/versions.md``.
         host, port = urlsplit(voicegenie_sandbox.url).hostname, urlsplit(voicegenie_sandbox.url).port
         connection = {
             "connection_id": "vg",
@@ -53,7 +53,9 @@ def test_the_form_and_its_test_over_rest(airflow, voicegenie_sandbox):
             "extra": json.dumps(dict.fromkeys(CONNECTION_FIELDS)),
         }
         services.request("POST", "connections", **connection)
-        stored = services.request("POST", "connections/test", **connection)
+        # The UI does not know a stored key, and sends asterisks in its place, with which 3.0 does nothing.
+        key = {"password": "***"} if VERSION >= (3, 1) else {}
+        stored = services.request("POST", "connections/test", **connection | key)
         assert stored == {"status": True, "message": "The VoiceGenie service accepts the API key."}
         wrong_key = {**connection, "connection_id": "wrong", "password": "wrong"}
         wrong = services.request("POST", "connections/test", **wrong_key)

@@ -81,15 +81,6 @@ def test_a_wrong_outcome_is_an_error_of_the_dag_file_that_names_the_valid_ones(a
     assert "BACKFILL_RUN" in result.stderr
 
 
-def test_the_dag_of_the_readme_is_one(airflow, tmp_path):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    example = tmp_path / "readme_dag.py"
-    example.write_text(readme.partition("```python\n")[2].partition("```")[0])
-    result = run_python(airflow, "-W", "error::DeprecationWarning:readme_dag", example)
-    assert result.returncode == 0, result.stderr
-    assert "StartCampaignOperator(" in example.read_text()
-
-
 @pytest.mark.parametrize("form", ["json", "uri"])
 def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path, form):
     """Every kind of ending, hostile ids included; the fixture then searches everything that Airflow kept."""

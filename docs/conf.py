@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the documentation is built."""
+
+from airflow_provider_voicegenie import __version__
+
+project = "airflow-provider-voicegenie"
+author = copyright = "The airflow-provider-voicegenie authors"  # noqa: A001
+release = __version__
+html_title = f"{project} {release}"
+html_theme = "furo"
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+myst_heading_anchors = 3
+# Pages take sections from the README, below a title of their own.
+suppress_warnings = ["myst.header"]
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
