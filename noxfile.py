@@ -26,7 +26,7 @@ VERSIONS = {
 @nox.parametrize("python,airflow", [(python, airflow) for airflow, pythons in VERSIONS.items() for python in pythons])
 def tests(session: nox.Session, airflow: str) -> None:
     """Run the tests, or those that are named after ``--``."""
-    extra = "sandbox,test,browser,docs" if airflow == max(VERSIONS) else "sandbox,test"
+    extra = "sandbox,test,browser" if airflow == max(VERSIONS) else "sandbox,test"
     session.install("-c", f"constraints/airflow-{airflow}.txt", "-e", f".[{extra}]")
     if session.posargs:
         session.run("pytest", *session.posargs)

@@ -76,8 +76,8 @@ def main() -> None:
 
 def measure(side: str, waits: int, interval: float) -> None:
     """Run one side in a child process, with a sandbox of its own, and print a line."""
-    from airflow_provider_voicegenie.sandbox.app import Sandbox
     from airflow_provider_voicegenie.sandbox.server import running
+    from airflow_provider_voicegenie.sandbox.service import Sandbox
     from airflow_provider_voicegenie.sandbox.store import SandboxCampaign, SandboxStore
 
     sandbox = Sandbox(SandboxStore(seeds=[]))

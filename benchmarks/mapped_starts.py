@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
-    from airflow_provider_voicegenie.sandbox.app import Sandbox
     from airflow_provider_voicegenie.sandbox.server import running
+    from airflow_provider_voicegenie.sandbox.service import Sandbox
     from airflow_provider_voicegenie.sandbox.store import CALL_SECONDS, SandboxCampaign, SandboxStore
 
     store = SandboxStore(seeds=[], speed=(CALL_SECONDS + 1) / CAMPAIGN)

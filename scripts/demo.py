@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from airflow_provider_voicegenie.sandbox.app import Sandbox
 from airflow_provider_voicegenie.sandbox.server import running
+from airflow_provider_voicegenie.sandbox.service import Sandbox
 from airflow_provider_voicegenie.sandbox.store import SandboxStore
 
 ROOT = Path(__file__).resolve().parent.parent

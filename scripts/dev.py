@@ -27,6 +27,9 @@ VERSIONS = sorted(
     key=lambda version: tuple(map(int, version.split("."))),
 )
 
+#: The documentation is built beside this Airflow: newer ones come with a docutils that is too new for Sphinx.
+DOCS_VERSION = "3.1"
+
 #: Builds the documentation; a warning is an error.
 DOCS = ("-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs")
 
@@ -50,6 +53,8 @@ def main() -> int:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if sys.version_info < (3, 11):  # noqa: UP036  the one file that an older Python may meet
         parser.error(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}")
+    if options.command == "docs":
+        return run(environment(DOCS_VERSION, with_tests=True), *DOCS)
     python = environment(options.airflow, with_tests=options.command not in ("demo", "ui"))
     if options.command == "demo":
         return run(python, ROOT / "scripts" / "demo.py")
@@ -61,8 +66,6 @@ def main() -> int:
         return test(python, rest, with_browser=options.airflow == NEWEST)
     if options.command == "setup":
         return 0
-    if options.command == "docs":
-        return run(python, *DOCS)
     return check(python)
 
 
@@ -79,8 +82,8 @@ def environment(version: str, *, with_tests: bool) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     extra = "sandbox,test" if with_tests else "sandbox"
-    if with_tests and version == NEWEST:
-        extra += ",browser,docs"
+    if with_tests:
+        extra += {NEWEST: ",browser", DOCS_VERSION: ",docs"}.get(version, "")
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     install = subprocess.run([*command, "-c", constraints, "-e", f"{ROOT}[{extra}]"], check=False, cwd=ROOT)
     if install.returncode:
@@ -108,7 +111,6 @@ def check(python: Path) -> int:
         ("-m", "ruff", "check", "."),
         ("-m", "ruff", "format", "--check", "."),
         ("-m", "mypy"),
-        DOCS,
         ("-m", "build", "--outdir", dist),
     ]
     for step in steps:

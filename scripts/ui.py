@@ -25,8 +25,8 @@ from pathlib import Path
 import psutil
 from demo import airflow, airflow_environment
 
-from airflow_provider_voicegenie.sandbox.app import Sandbox
 from airflow_provider_voicegenie.sandbox.server import running
+from airflow_provider_voicegenie.sandbox.service import Sandbox
 from airflow_provider_voicegenie.sandbox.store import SandboxStore
 
 LOGIN = "admin"

@@ -18,8 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the sandbox until it is interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        from airflow_provider_voicegenie.sandbox.app import Sandbox
         from airflow_provider_voicegenie.sandbox.server import address_of, listen, make_server
+        from airflow_provider_voicegenie.sandbox.service import Sandbox
         from airflow_provider_voicegenie.sandbox.store import SandboxStore
     except ModuleNotFoundError as error:
         sys.exit(_NEEDS_EXTRA.format(error.name))

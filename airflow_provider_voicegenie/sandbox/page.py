@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -19,10 +19,8 @@ from starlette.routing import Route
 
 from airflow_provider_voicegenie.sandbox.faults import OPERATIONS, Fault, FaultKind
 from airflow_provider_voicegenie.sandbox.origin import comes_from_elsewhere
-
-if TYPE_CHECKING:
-    from airflow_provider_voicegenie.sandbox.app import LoggedRequest, Sandbox
-    from airflow_provider_voicegenie.sandbox.store import SandboxCampaign
+from airflow_provider_voicegenie.sandbox.service import LoggedRequest, Sandbox
+from airflow_provider_voicegenie.sandbox.store import SandboxCampaign
 
 _STATIC = Path(__file__).parent / "static"
 _REQUESTS_SHOWN = 50

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from airflow_provider_voicegenie.sandbox.app import Sandbox
+    from airflow_provider_voicegenie.sandbox.service import Sandbox
     from airflow_provider_voicegenie.sandbox.store import SandboxCampaign
 
 
@@ -99,8 +99,8 @@ class SandboxForTests:
 @pytest.fixture
 def voicegenie_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[SandboxForTests]:
     """Run a sandbox, and point the connection ``voicegenie_default`` to it."""
-    from airflow_provider_voicegenie.sandbox.app import Sandbox
     from airflow_provider_voicegenie.sandbox.server import running
+    from airflow_provider_voicegenie.sandbox.service import Sandbox
 
     sandbox = Sandbox()
     with running(sandbox) as url:

@@ -14,7 +14,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from airflow_provider_voicegenie.api.settings import SANDBOX_SERVER
-from airflow_provider_voicegenie.sandbox.app import Sandbox, create_app, open_connections
+from airflow_provider_voicegenie.sandbox.app import create_app, open_connections
+from airflow_provider_voicegenie.sandbox.service import Sandbox
 
 
 class _SandboxProtocol(H11Protocol):

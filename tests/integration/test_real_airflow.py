@@ -14,7 +14,7 @@ import airflow as installed_airflow
 import pytest
 from leaks import MARKED_KEY
 
-from airflow_provider_voicegenie.sandbox.app import DEFAULT_API_KEY
+from airflow_provider_voicegenie.sandbox.service import DEFAULT_API_KEY
 
 pytestmark = pytest.mark.airflow
 

@@ -18,9 +18,9 @@ from waiting import Store, context
 from airflow_provider_voicegenie.operators import start_task
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.operators.start_memory import StartMemory
-from airflow_provider_voicegenie.sandbox.app import Sandbox
 from airflow_provider_voicegenie.sandbox.faults import Fault
 from airflow_provider_voicegenie.sandbox.server import running
+from airflow_provider_voicegenie.sandbox.service import Sandbox
 from airflow_provider_voicegenie.sandbox.store import SandboxCampaign, SandboxStore
 from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
 
