@@ -133,7 +133,8 @@ class VoiceGenieHook(BaseHook):
             next(self.list_campaigns(page_size=1, max_attempts=1), None)
         except VoiceGenieError as error:
             remedy = next((words for kind, words in _TEST_REMEDIES if isinstance(error, kind)), None)
-            return False, f"{error} {remedy}" if remedy else str(error)
+            problem = f"{error.message.rstrip('.')}."
+            return False, f"{problem} {remedy}" if remedy else problem
         return True, "The VoiceGenie service accepts the API key."
 
     @cached_property

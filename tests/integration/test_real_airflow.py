@@ -203,7 +203,7 @@ def test_the_connection_test_says_what_is_wrong(airflow, voicegenie_sandbox, tmp
     assert answers["good"] == [True, "The VoiceGenie service accepts the API key."]
     assert {name for name, (good, _) in answers.items() if good} == {"good"}
     for name, words in {
-        "wrong_key": "enter it again",
+        "wrong_key": "(401 UNAUTHORIZED). The service does not accept the API key: enter it again",
         "no_key": "Password (API key): it is empty",
         "unknown_host": "cannot be resolved",
         "closed_port": "Check host, port",

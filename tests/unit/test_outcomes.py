@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowSkipException
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
+from airflow_provider_voicegenie.task_end import settle_task
 
 ENDS = ("FAILED", "STOPPED", "PAUSED", "STALLED")
 README = Path(__file__).parents[2] / "README.md"
@@ -156,3 +158,10 @@ def test_any_changes_are_taken_whole_or_refused(kind, changes):
     # What a trigger keeps makes the same rules again.
     again = OutcomeRules(TaskKind(kind.value), json.loads(json.dumps(rules.changes)))
     assert [again.outcome(condition) for condition in Condition] == [rules.outcome(each) for each in Condition]
+
+
+def test_the_reason_of_a_skip_is_logged(caplog):
+    with pytest.raises(AirflowSkipException) as caught:
+        settle_task(OutcomeRules(TaskKind.START), Condition.BACKFILL_RUN, "c", "this is a backfill")
+    assert [record.getMessage() for record in caplog.records] == [str(caught.value)]
+    assert "this is a backfill [BACKFILL_RUN: the task is skipped]" in caplog.text
