@@ -17,6 +17,18 @@ from leaks import leak_in
 
 ROOT = Path(__file__).parents[2]
 
+_RUN_ALL = """
+import json, sys
+from airflow.cli import cli_parser
+parser = cli_parser.get_parser()
+for command in json.loads(sys.argv[1]):
+    arguments = parser.parse_args(command)
+    try:
+        arguments.func(arguments)
+    except SystemExit:
+        pass
+"""
+
 
 @dataclass
 class Airflow:
@@ -46,7 +58,7 @@ class Airflow:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}",
-            "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
             # Airflow would mask the key in its logs; here it must not get there at all.
             "AIRFLOW__CORE__HIDE_SENSITIVE_VAR_CONN_FIELDS": "False",
             **self.environment,
@@ -59,16 +71,31 @@ class Airflow:
             log.write(f"$ airflow {' '.join(arguments)}\n{result.stdout}{result.stderr}\n")
         return result
 
+    def run_all(self, commands: list[list[str]]) -> None:
+        """Run several commands in one process, which saves their start."""
+        command = [sys.executable, "-c", _RUN_ALL, json.dumps(commands)]
+        result = subprocess.run(command, env=self.variables(), capture_output=True, text=True, timeout=300, check=False)
+        (self.home / "everything-printed.log").write_text(result.stdout + result.stderr)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    def states(self, dag_id: str) -> list[dict[str, str]]:
+        """Return the states of the tasks of each run, mapped ones with their index."""
+        rows = self.query(
+            "SELECT run_id, task_id, map_index, task_instance.state FROM task_instance "
+            "JOIN dag_run USING (dag_id, run_id) WHERE dag_id = ? ORDER BY dag_run.id, task_id, map_index",
+            dag_id,
+        )
+        runs: dict[str, dict[str, str]] = {}
+        for run_id, task, index, state in rows:
+            runs.setdefault(run_id, {})[task if index < 0 else f"{task}[{index}]"] = state
+        return list(runs.values())
+
     def test_dag(self, dag_id: str, date: str = "2026-01-01T00:00:00+00:00", **conf: object) -> dict[str, str]:
         """Run a DAG; return the states of its tasks, mapped ones with their index."""
         result = self.run("dags", "test", dag_id, date, *(["--conf", json.dumps(conf)] if conf else []))
-        rows = self.query(
-            "SELECT task_id, map_index, task_instance.state FROM task_instance JOIN dag_run USING (dag_id, run_id) "
-            "WHERE dag_id = ? ORDER BY dag_run.id, task_id, map_index",
-            dag_id,
-        )
-        assert rows, result.stdout + result.stderr
-        return {task if index < 0 else f"{task}[{index}]": state for task, index, state in rows}
+        runs = self.states(dag_id)
+        assert runs, result.stdout + result.stderr
+        return runs[-1]
 
     def returned(self, task_id: str) -> list[object]:
         """Return what tasks of this name returned to XCom."""

@@ -57,6 +57,11 @@ class Services:
         if not IS_AIRFLOW_2:
             self.start("api-server", "--port", str(self._port), "--workers", "1")
             self.start("dag-processor")
+            # Without it a task's process cannot begin, and Airflow does not try that one again.
+            with contextlib.ExitStack() as stack:
+                stack.push(self)
+                wait_for("the API server", self._answers)
+                stack.pop_all()
         return self
 
     def __exit__(self, *error):
@@ -97,7 +102,7 @@ class Services:
         self._processes[name].wait(timeout=60)
         self.kill(name)
 
-    def answers(self):
+    def _answers(self):
         """Whether the API server is up."""
         try:
             return bool(self.request("GET", "version"))

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import airflow as installed_airflow
 import pytest
-from services import IS_AIRFLOW_2, Services, wait_for
+from services import IS_AIRFLOW_2, Services
 
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
 
@@ -25,7 +25,6 @@ def test_the_form_and_its_test_over_rest(airflow, voicegenie_sandbox):
     # Airflow writes what a user posts into its audit log, less what it masks.
     airflow.environment["AIRFLOW__CORE__HIDE_SENSITIVE_VAR_CONN_FIELDS"] = "True"
     with Services(airflow) as services:
-        wait_for("the API server", services.answers)
         forms = services.request("GET", "/ui/connections/hook_meta")
         (form,) = (form for form in forms if form["connection_type"] == "voicegenie")
         assert form["hook_name"] == "VoiceGenie"
