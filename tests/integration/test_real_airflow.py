@@ -38,12 +38,6 @@ def run_python(airflow, *arguments):
     return subprocess.run(command, env=airflow.variables(), capture_output=True, text=True, check=False)
 
 
-def test_a_lost_answer_in_a_real_task(airflow, voicegenie_sandbox):
-    voicegenie_sandbox.inject("close", "start", after_acting=True)
-    assert airflow.test_dag("voicegenie_smallest", campaign_id="ready")["start"] == "success"
-    assert voicegenie_sandbox.start_count("ready") == 1
-
-
 def test_calling_hours_and_prerequisites_survive_mapping_and_parsing(airflow, voicegenie_sandbox, tmp_path):
     write_dag(
         airflow,
