@@ -136,7 +136,7 @@ def test_a_campaign_that_turns_up_in_the_list_again_costs_no_request_of_its_own(
     service.listed = names(10)
     service.sent.clear()
     service.run(plan, 300, 900)
-    assert [what for at, what in service.sent if at > 420] == ["list"] * service.counts(421, 900)["list"]
+    assert {what for at, what in service.sent if at > 420} == {"list"}
 
 
 def test_a_member_that_needs_more_than_the_list_gets_single_reads():
