@@ -418,7 +418,7 @@ def test_the_execution_timeout_pauses_what_the_task_started(sandbox, way, pause_
         task = Starting(
             campaign_id=campaign_id,
             outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"},
-            execution_timeout=timedelta(seconds=0.6),
+            execution_timeout=timedelta(seconds=2),
             pause_on_kill=pause_on_kill,
         )
         return task(deferrable=deferrable)
