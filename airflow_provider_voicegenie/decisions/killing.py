@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to do after the pause that follows when a task is killed: all right, once more, or tell the user."""
+"""
+What to do when a task is killed: whether to pause its campaign, and what to do after that.
+
+A campaign is paused when a user ends its task. Trouble of Airflow's own pauses nothing: the next try, or another
+triggerer, follows the campaign.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,30 @@ if TYPE_CHECKING:
 
 #: Seconds before each attempt. Airflow ends a killed task by force a few seconds later.
 PAUSE_DELAYS = (0.0, 0.5, 1.0, 2.0)
+
+#: What a running task becomes when a user marks it, clears it (``restarting``), or deletes its run (``removed``). One
+#: that was given up for lost, as its heartbeat or its scheduler's was late, is run again, and is something else then.
+_ENDED_BY_USER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed", "restarting"})
+
+
+def is_running_task_ended_by_user(state: str | None) -> bool:
+    """
+    Tell whether a user has ended a task whose process Airflow ends.
+
+    :param state: What Airflow has the task down as by now.
+    """
+    return state in _ENDED_BY_USER
+
+
+def is_deferred_task_ended_by_user(state: str | None) -> bool:
+    """
+    Tell whether a user has ended a deferred task whose trigger Airflow ends.
+
+    A triggerer that was late with its heartbeat finds its triggers with another one; their tasks are deferred still.
+
+    :param state: What Airflow has the task down as by now.
+    """
+    return state != "deferred"
 
 
 class PauseNote(NamedTuple):

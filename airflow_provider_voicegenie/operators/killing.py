@@ -14,7 +14,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_voicegenie.decisions.killing import PAUSE_DELAYS, after_pause, gave_up
+from airflow_provider_voicegenie.decisions.killing import (
+    PAUSE_DELAYS,
+    after_pause,
+    gave_up,
+    is_running_task_ended_by_user,
+)
+from airflow_provider_voicegenie.task_state import state_in_airflow
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
@@ -60,26 +66,17 @@ class KillSwitch:
             self._may_interrupt = False
 
 
-def was_taken_away(context: Mapping[str, Any]) -> bool:
+def was_ended_by_user(context: Mapping[str, Any]) -> bool:
     """
-    Tell whether someone has marked or cleared the task, rather than that its worker is going down.
+    Tell whether someone has marked or cleared the task, rather than that a worker or a scheduler is in trouble.
 
-    Airflow ends the process in both cases, but in the second the task is still down as running.
+    Airflow ends the process in all these cases; the state that the task has by now tells them apart.
     """
     task_instance = context.get("ti")
     if task_instance is None:
         return True
     try:
-        if hasattr(task_instance, "get_ti_count"):
-            running = task_instance.get_ti_count(
-                dag_id=task_instance.dag_id,
-                task_ids=[task_instance.task_id],
-                run_ids=[task_instance.run_id],
-                map_index=task_instance.map_index,
-                states=["running"],
-            )
-            return not running
-        return bool(task_instance.current_state() != "running")
+        return is_running_task_ended_by_user(state_in_airflow(task_instance))
     except Exception:
         log.warning("Airflow cannot be asked who ended this task.", exc_info=True)
         return False

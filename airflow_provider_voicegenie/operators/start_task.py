@@ -35,7 +35,7 @@ from airflow_provider_voicegenie.operators.killing import (
     KillSwitch,
     TaskKilled,
     pause_campaign_of_killed_task,
-    was_taken_away,
+    was_ended_by_user,
 )
 from airflow_provider_voicegenie.operators.start_memory import StartMemory
 from airflow_provider_voicegenie.task_end import VoiceGenieRetryException, settle_error, settle_task
@@ -439,7 +439,7 @@ class StartTask:
         except BaseException as error:
             if not self._kill.pulled:
                 raise
-            if was_taken_away(self._context):
+            if was_ended_by_user(self._context):
                 self._stop_calls(StartPhase.CLOSED)
             elif self._calling:
                 log.warning(

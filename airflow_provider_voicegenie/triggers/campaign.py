@@ -19,17 +19,24 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.decisions.completion import STATISTICS_DELAY, CompletionWatch
-from airflow_provider_voicegenie.decisions.killing import PAUSE_DELAYS, after_pause, gave_up
+from airflow_provider_voicegenie.decisions.killing import (
+    PAUSE_DELAYS,
+    after_pause,
+    gave_up,
+    is_deferred_task_ended_by_user,
+)
 from airflow_provider_voicegenie.decisions.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.decisions.prerequisites import Prerequisite, check_readiness
 from airflow_provider_voicegenie.decisions.readiness import ReadinessWatch
 from airflow_provider_voicegenie.decisions.waiting import End, EndReason, Need, Note, Step, Watch
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieAsyncHook
+from airflow_provider_voicegenie.task_state import state_in_airflow
 from airflow_provider_voicegenie.triggers.feed import Subscription, subscribe
 from airflow_provider_voicegenie.triggers.loading import load_prerequisite
 
@@ -141,8 +148,8 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         self.start = start
 
     async def on_kill(self) -> None:
-        """Pause the campaign, as a user ended the deferred task. Called by Airflow 3.3 and later."""
-        if not self.pause_on_kill:
+        """Pause the campaign, if a user ended the deferred task. Called by Airflow 3.3 and later."""
+        if not (self.pause_on_kill and await self._was_ended_by_user()):
             return
         hook = VoiceGenieAsyncHook(self.voicegenie_conn_id)
         for delay in PAUSE_DELAYS:
@@ -155,6 +162,19 @@ class CampaignCompletedTrigger(_CampaignTrigger):
             if not note.again:
                 return
         self.log.error("%s", gave_up(self.campaign_id))
+
+    async def _was_ended_by_user(self) -> bool:
+        if self.task_instance is None:
+            return True
+        try:
+            state = await sync_to_async(state_in_airflow)(self.task_instance)
+        except Exception:
+            self.log.warning("Airflow cannot be asked who ended this task.", exc_info=True)
+            return True
+        ended_by_user = is_deferred_task_ended_by_user(state)
+        if not ended_by_user:
+            self.log.info("Campaign %r: the task is deferred still, so another triggerer follows it.", self.campaign_id)
+        return ended_by_user
 
     def _watch(self) -> CompletionWatch:
         seen = self.seen or {}

@@ -106,6 +106,10 @@ class Airflow:
         with contextlib.closing(sqlite3.connect(self.database)) as database:
             return database.execute(sql, arguments).fetchall()
 
+    def change(self, sql: str, *arguments: object) -> None:
+        with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as database, database:
+            database.execute(sql, arguments)
+
     def everything_kept(self) -> bytes:
         """Return all that Airflow printed, logged and stored."""
         return b"".join(path.read_bytes() for path in self.home.rglob("*") if path.is_file())
@@ -132,6 +136,8 @@ def migrated_database(tmp_path_factory):
 def airflow(tmp_path, migrated_database, voicegenie_sandbox):
     airflow = Airflow(tmp_path)
     airflow.database.write_bytes(migrated_database)
-    airflow.environment["AIRFLOW_CONN_VOICEGENIE_DEFAULT"] = voicegenie_sandbox.connection(timeout=5)
+    airflow.environment["AIRFLOW_CONN_VOICEGENIE_DEFAULT"] = voicegenie_sandbox.connection(
+        timeout=5, requests_per_minute=6000
+    )
     yield airflow
     airflow.check_for_the_key()

@@ -73,9 +73,9 @@ class Services:
                 self._processes[name].wait(timeout=10)
             self.kill(name)
 
-    def start(self, name, *arguments):
-        with (self._airflow.home / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
+    def start(self, name, *arguments, known_as=None):
+        with (self._airflow.home / f"{known_as or name}.log").open("ab") as log:
+            self._processes[known_as or name] = subprocess.Popen(
                 [sys.executable, "-m", "airflow", name, *arguments],
                 env=self._airflow.variables(),
                 stdout=log,

@@ -8,6 +8,7 @@ import signal
 from textwrap import dedent
 
 import airflow as installed_airflow
+import psutil
 import pytest
 from services import IS_AIRFLOW_2, Services, wait_for
 
@@ -206,10 +207,66 @@ def test_killed_processes_pause_nothing_and_lose_no_wait(airflow, voicegenie_san
     for task in ("deferred", "sensor"):
         (result,) = airflow.returned(task)
         assert result["statistics"]["total_contacts"] == 10**6
-    logs = [path for path in airflow.home.rglob("*.trigger.*.log") if "task_id=deferred" in str(path)]
-    assert any("of 1000000 calls" in path.read_text() for path in logs)
+    assert any("of 1000000 calls" in log for log in trigger_logs(airflow, "deferred"))
     kept = airflow.everything_kept()
     assert b"COMPLETION_TIMEOUT" in kept
+
+
+@pytest.mark.skipif(IS_AIRFLOW_2, reason="its executor for SQLite runs tasks in the scheduler itself")
+def test_a_task_and_a_trigger_that_are_given_up_for_lost_pause_nothing(airflow, voicegenie_sandbox, tmp_path):
+    for task in ("worker", "deferred"):
+        voicegenie_sandbox.add_campaign(id=task, total_count=10**6, status="scheduled")
+    write_dags(
+        airflow,
+        tmp_path,
+        """
+        with DAG("waits", **once):
+            for task_id in ("worker", "deferred"):
+                StartCampaignOperator(
+                    task_id=task_id, campaign_id=task_id, deferrable=task_id == "deferred", **wait
+                )
+        """,
+    )
+    with Services(airflow) as services:
+        services.start("scheduler")
+        services.start("triggerer")
+        wait_for("a deferral", lambda: state(airflow, "deferred") == "deferred")
+        for task in ("worker", "deferred"):
+            wait_for(f"polls of {task}", lambda task=task: voicegenie_sandbox.request_count("get", task) > 3)
+        ((_, tries, pid),) = rows(airflow, "worker")
+
+        # As if the scheduler that queued it were dead: a task that runs is scheduled again.
+        airflow.change("UPDATE dag SET is_paused = 1")
+        airflow.change("INSERT INTO job (job_type, state) VALUES ('SchedulerJob', 'failed')")
+        airflow.change(
+            "UPDATE task_instance SET queued_by_job_id = (SELECT max(id) FROM job) WHERE task_id = ?", "worker"
+        )
+        wait_for("the end of its process", lambda: not psutil.pid_exists(pid))
+        assert state(airflow, "worker") in (None, "scheduled")
+        airflow.change("UPDATE dag SET is_paused = 0")
+        wait_for("another process", runs_again(airflow, "worker", tries + 1))
+
+        # As if the first triggerer were dead: another one gets its trigger.
+        triggerers = "SELECT id FROM job WHERE job_type = 'TriggererJob' ORDER BY id"
+        services.start("triggerer", "--skip-serve-logs", known_as="another-triggerer")
+        wait_for("another triggerer", lambda: len(airflow.query(triggerers)) == 2)
+        airflow.change("UPDATE trigger SET triggerer_id = ?", airflow.query(triggerers)[1][0])
+        wait_for("its trigger", lambda: len(trigger_logs(airflow, "deferred")) == 2)
+        if TELLS_TRIGGERS_OF_KILLS:
+            wait_for(
+                "the end of the first trigger",
+                lambda: any("another triggerer follows it" in log for log in trigger_logs(airflow, "deferred")),
+            )
+        for task in ("worker", "deferred"):
+            voicegenie_sandbox.sandbox.store.change(task, status="completed")
+            wait_for(f"success of {task}", lambda task=task: state(airflow, task) == "success")
+    assert (voicegenie_sandbox.start_count("worker"), voicegenie_sandbox.start_count("deferred")) == (1, 1)
+    assert voicegenie_sandbox.request_count("pause") == 0
+
+
+def trigger_logs(airflow, task_id):
+    """Return what each trigger of a task has logged."""
+    return [path.read_text() for path in airflow.home.rglob("*.trigger.*.log") if f"task_id={task_id}/" in str(path)]
 
 
 def test_who_ends_a_waiting_task_pauses_its_campaign(airflow, voicegenie_sandbox, tmp_path):

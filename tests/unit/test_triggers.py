@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import ClassVar
 
 import pytest
+from waiting import TaskInstance
 
 from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
 from airflow_provider_voicegenie.decisions.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
@@ -527,6 +528,25 @@ def test_a_user_who_ends_the_task_pauses_the_campaign(sandbox, status, pause_on_
     run(trigger(campaign.id, pause_on_kill=pause_on_kill).on_kill)
     assert sandbox.request_count("pause") == pauses
     assert sandbox.status(campaign.id) == after
+
+
+@pytest.mark.parametrize(
+    ("state", "pauses"), [("deferred", 0), ("failed", 1), ("success", 1), (None, 1), ("running", 1), ("deleted", 1)]
+)
+def test_a_trigger_that_moves_to_another_triggerer_pauses_nothing(sandbox, state, pauses):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    waiting = trigger(campaign.id, pause_on_kill=True)
+    waiting.task_instance = TaskInstance(task=None, state=state)
+    run(waiting.on_kill)
+    assert sandbox.request_count("pause") == pauses
+
+
+def test_where_airflow_cannot_be_asked_its_word_that_a_user_ended_the_task_counts(sandbox):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    waiting = trigger(campaign.id, pause_on_kill=True)
+    waiting.task_instance = TaskInstance(task=None, get_task_states=None)
+    run(waiting.on_kill)
+    assert sandbox.request_count("pause") == 1
 
 
 @pytest.mark.parametrize("after_acting", [True, False])

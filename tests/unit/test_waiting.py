@@ -467,22 +467,33 @@ def test_a_retry_after_the_execution_timeout_does_not_start_again(sandbox):
     assert sandbox.start_count("long") == 2
 
 
-@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("map_index", [-1, 2])
+@pytest.mark.parametrize("state", ["running", None, "scheduled", "queued", "up_for_retry"])
+def test_a_worker_or_a_scheduler_in_trouble_pauses_nothing(sandbox, state, map_index):
+    kill_in_wait(sandbox, state, pause_on_kill=True, map_index=map_index)
+    assert sandbox.status("long") == "running"
+
+
+@pytest.mark.parametrize("state", ["failed", "success", "skipped", "restarting", "deleted"])
 @pytest.mark.parametrize("pause_on_kill", [True, False])
-def test_a_worker_that_goes_down_pauses_nothing_but_a_user_who_ends_the_task_does(sandbox, running, pause_on_kill):
-    run = context(Store())
+def test_a_user_who_ends_the_task_pauses_the_campaign(sandbox, state, pause_on_kill):
+    kill_in_wait(sandbox, state, pause_on_kill=pause_on_kill, map_index=-1)
+    assert sandbox.status("long") == ("paused" if pause_on_kill else "running")
+
+
+def kill_in_wait(sandbox, state, *, pause_on_kill, map_index):
+    """Have Airflow end a task that waits in a worker, and has another state by then."""
+    run = context(Store(), map_index=map_index)
     operator = Starting(pause_on_kill=pause_on_kill)(deferrable=False)
 
     def kill():
-        run["ti"].running = running
+        run["ti"].state = state
         operator.on_kill()
 
     with pytest.MonkeyPatch.context() as patch:
         in_wait(patch, is_waiting(sandbox, "long"), kill)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
             operator.execute(run)
-    paused = pause_on_kill and not running
-    assert sandbox.status("long") == ("paused" if paused else "running")
 
 
 @both_ways
@@ -505,12 +516,12 @@ def test_a_kill_right_before_the_wait_ends_the_task(sandbox, monkeypatch):
 
     monkeypatch.setattr(VoiceGenieHook, "get_conn", get_conn)
     with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
-        operator.execute(context(running=False))
+        operator.execute(context(state="failed"))
     assert sandbox.status("long") == "paused"
 
 
 def test_a_kill_during_the_start_lets_it_be_answered_first(sandbox):
-    run = context(running=False)
+    run = context(state="failed")
     operator = Starting()(deferrable=False)
     sandbox.inject("delay", "start", seconds=0.4, after_acting=True)
     with (
@@ -746,7 +757,7 @@ def test_a_kill_after_a_start_was_found_not_to_have_taken_effect_pauses_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(start_task.StartMemory, "note_sending", lambda *_: operator.on_kill())
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
-            operator.execute(context(store, try_number=2, running=False))
+            operator.execute(context(store, try_number=2, state="failed"))
     assert (sandbox.request_count("start"), sandbox.request_count("pause")) == (1, 0)
 
 
@@ -757,7 +768,7 @@ def test_a_user_who_ends_a_later_try_pauses_what_an_earlier_one_started(sandbox,
     with pytest.MonkeyPatch.context() as patch:
         in_wait(patch, is_waiting(sandbox, "long"), operator.on_kill)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
-            operator.execute(context(store, try_number=2, running=False))
+            operator.execute(context(store, try_number=2, state="failed"))
     assert sandbox.status("long") == "paused"
 
 

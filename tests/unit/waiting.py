@@ -26,7 +26,7 @@ def kept(value):
 
 
 class TaskInstance(SimpleNamespace):
-    """What a task asks of its task instance; ``running`` is whether Airflow still has it down as running."""
+    """What a task asks of its task instance; ``state`` is what Airflow has it down as."""
 
     def __init__(self, **fields):
         super().__init__(
@@ -40,7 +40,7 @@ class TaskInstance(SimpleNamespace):
                 "task": SimpleNamespace(retries=2),
                 "start_date": datetime.now(UTC),
                 "next_method": None,
-                "running": True,
+                "state": "running",
                 "xcom": {},
                 **fields,
             }
@@ -53,9 +53,10 @@ class TaskInstance(SimpleNamespace):
         assert (task_ids, map_indexes) == (self.task_id, self.map_index)
         return self.xcom.get(key)
 
-    def get_ti_count(self, **which):
-        assert which["task_ids"] == [self.task_id]
-        return int(self.running)
+    def get_task_states(self, dag_id, map_index, task_ids, run_ids):
+        assert (dag_id, map_index, task_ids, run_ids) == (self.dag_id, self.map_index, [self.task_id], [self.run_id])
+        name = self.task_id if map_index < 0 else f"{self.task_id}_{map_index}"
+        return {self.run_id: {name: self.state}} if self.state != "deleted" else {}
 
 
 class Store(dict):
