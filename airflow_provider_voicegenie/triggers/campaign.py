@@ -14,6 +14,7 @@ import inspect
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -39,6 +40,9 @@ from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieAsyncHook
 from airflow_provider_voicegenie.task_state import state_in_airflow
 from airflow_provider_voicegenie.triggers.feed import Subscription, subscribe
 from airflow_provider_voicegenie.triggers.loading import load_prerequisite
+
+#: The pauses under way. An event loop does not keep its tasks alive.
+_PAUSING: set[asyncio.Task[None]] = set()
 
 
 class _CampaignTrigger(BaseTrigger):
@@ -149,7 +153,19 @@ class CampaignCompletedTrigger(_CampaignTrigger):
 
     async def on_kill(self) -> None:
         """Pause the campaign, if a user ended the deferred task. Called by Airflow 3.3 and later."""
-        if not (self.pause_on_kill and await self._was_ended_by_user()):
+        if not self.pause_on_kill:
+            return
+        pausing = asyncio.create_task(self._pause_after_kill())
+        _PAUSING.add(pausing)
+        pausing.add_done_callback(_PAUSING.discard)
+        while not pausing.done():
+            # Airflow cancels a trigger again in each of its rounds until it has ended, and what `on_kill` does with it.
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([pausing])
+        pausing.result()
+
+    async def _pause_after_kill(self) -> None:
+        if not await self._was_ended_by_user():
             return
         hook = VoiceGenieAsyncHook(self.voicegenie_conn_id)
         for delay in PAUSE_DELAYS:

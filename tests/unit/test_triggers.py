@@ -549,6 +549,31 @@ def test_where_airflow_cannot_be_asked_its_word_that_a_user_ended_the_task_count
     assert sandbox.request_count("pause") == 1
 
 
+def test_a_pause_outlives_that_airflow_cancels_its_trigger_again_and_again(sandbox):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    waiting = trigger(campaign.id, pause_on_kill=True)
+    asked, answer = threading.Event(), threading.Event()
+
+    def get_task_states(*_, **__):
+        asked.set()
+        answer.wait(10)
+        return {"run": {"task": "failed"}}
+
+    waiting.task_instance = TaskInstance(task=None, get_task_states=get_task_states)
+
+    async def work():
+        killing = asyncio.create_task(asyncio.wait_for(waiting.on_kill(), timeout=30))
+        await eventually(asked.is_set)
+        for _ in range(5):
+            killing.cancel("user-action")
+            await asyncio.sleep(0.01)
+        answer.set()
+        await eventually(lambda: sandbox.status(campaign.id) == "paused")
+
+    run(work)
+    assert sandbox.request_count("pause") == 1
+
+
 @pytest.mark.parametrize("after_acting", [True, False])
 def test_the_pause_of_a_killed_task_is_repeated_while_that_may_help(sandbox, caplog, after_acting):
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
