@@ -75,11 +75,14 @@ class StartMemory:
                 self._record = record.in_phase(phase, started_at)
                 self._keep()
         except Exception:
-            log.warning(
+            # The task instance that a user has cleared is gone, and with it what its start would mean to the next try.
+            expected = phase is StartPhase.CLOSED
+            log.log(
+                logging.INFO if expected else logging.WARNING,
                 "Campaign %r: that its start is %s could not be noted in Airflow.",
                 self._campaign_id,
                 phase.value,
-                exc_info=True,
+                exc_info=not expected,
             )
 
     def _keep(self) -> None:

@@ -270,7 +270,7 @@ def trigger_logs(airflow, task_id):
 
 
 def test_who_ends_a_waiting_task_pauses_its_campaign(airflow, voicegenie_sandbox, tmp_path):
-    ended = ["out_of_time", *([] if IS_AIRFLOW_2 else ["marked_in_worker"])]
+    ended = ["out_of_time", *([] if IS_AIRFLOW_2 else ["marked_in_worker", "cleared_in_worker"])]
     ended += ["marked", "cleared"] if TELLS_TRIGGERS_OF_KILLS else []
     for task in (*ended, "left", "not_ours"):
         voicegenie_sandbox.add_campaign(
@@ -286,7 +286,7 @@ def test_who_ends_a_waiting_task_pauses_its_campaign(airflow, voicegenie_sandbox
                 StartCampaignOperator(
                     task_id=task_id,
                     campaign_id=task_id,
-                    deferrable=task_id != "marked_in_worker",
+                    deferrable=not task_id.endswith("in_worker"),
                     execution_timeout=timedelta(seconds=20) if task_id == "out_of_time" else None,
                     pause_on_kill=task_id != "left",
                     outcomes={{"CAMPAIGN_ALREADY_RUNNING": "succeed"}},
@@ -302,32 +302,34 @@ def test_who_ends_a_waiting_task_pauses_its_campaign(airflow, voicegenie_sandbox
         services.start("triggerer")
         for task in (*ended, "left", "not_ours"):
             wait_for(f"start of {task}", lambda task=task: voicegenie_sandbox.status(task) == "running")
-            if task not in ("marked_in_worker", "out_of_time"):
+            if not task.endswith("in_worker") and task != "out_of_time":
                 wait_for(f"deferral of {task}", lambda task=task: state(airflow, task) == "deferred")
         if not IS_AIRFLOW_2:
             ((run_id,),) = airflow.query("SELECT run_id FROM dag_run WHERE dag_id = 'waits'")
-            marked = [task for task in (*ended, "left", "not_ours") if task not in ("cleared", "out_of_time")]
+            cleared = [task for task in ended if task.startswith("cleared")]
+            marked = [task for task in (*ended, "left", "not_ours") if task not in (*cleared, "out_of_time")]
             for task in marked:
                 wait_for(f"polls of {task}", lambda task=task: voicegenie_sandbox.request_count("list") > 2)
                 services.request("PATCH", f"dags/waits/dagRuns/{run_id}/taskInstances/{task}", new_state="failed")
-        if "cleared" in ended:
             services.request(
                 "POST",
                 "dags/waits/clearTaskInstances",
                 dry_run=False,
                 only_failed=False,
                 dag_run_id=run_id,
-                task_ids=["cleared"],
+                task_ids=cleared,
             )
         for task in ended:
             wait_for(f"pause of {task}", lambda task=task: paused(task))
+        if not IS_AIRFLOW_2:
+            for task in cleared:
+                wait_for(f"a new start of {task}", lambda task=task: voicegenie_sandbox.start_count(task) == 2)
+                assert voicegenie_sandbox.status(task) == "running"
         if "cleared" in ended:
-            wait_for("a new start", lambda: voicegenie_sandbox.start_count("cleared") == 2)
             wait_for("another deferral", lambda: state(airflow, "cleared") == "deferred")
-            assert voicegenie_sandbox.status("cleared") == "running"
         wait_for("the end of time", lambda: state(airflow, "out_of_time") == "failed")
     for task in ended:
-        if task != "cleared":
+        if not task.startswith("cleared"):
             assert (task, state(airflow, task), voicegenie_sandbox.status(task)) == (task, "failed", "paused")
             assert voicegenie_sandbox.start_count(task) == 1
     assert voicegenie_sandbox.request_count("pause", "left") == 0

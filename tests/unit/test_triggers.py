@@ -350,7 +350,7 @@ def test_the_rate_limit_of_the_connection_is_kept(sandbox, monkeypatch):
 
 @pytest.mark.parametrize(
     ("deadline", "execution_deadline", "reason"),
-    [(0.6, None, "timeout"), (None, 0.6, "execution_timeout"), (0.6, 50, "timeout"), (50, 0.6, "execution_timeout")],
+    [(4, None, "timeout"), (None, 4, "execution_timeout"), (4, 50, "timeout"), (50, 4, "execution_timeout")],
 )
 def test_every_wait_has_its_end(sandbox, deadline, execution_deadline, reason):
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
@@ -358,7 +358,7 @@ def test_every_wait_has_its_end(sandbox, deadline, execution_deadline, reason):
     limits = {"deadline": deadline, "execution_deadline": execution_deadline}
     (payload,) = wait_for(trigger(campaign.id, **{k: v and now + v for k, v in limits.items()}))
     assert payload["reason"] == reason
-    assert 0.5 < time.time() - now < 3
+    assert 4 <= time.time() - now < 15
     assert "last seen" in payload["message"]
     assert "'running'" in payload["message"]
 
