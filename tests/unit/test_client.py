@@ -105,7 +105,8 @@ def test_a_used_up_window_is_waited_for_by_the_next_read_but_not_by_a_pause(voic
     with pytest.raises(errors.RateLimitError) as caught:
         client.get_campaign("running")
     least = 58 - (time.monotonic() - began)
-    assert least <= caught.value.retry_after <= 61
+    # The moment is rounded up to a second, and the server's Date is down to one and set by a task that may be late.
+    assert least <= caught.value.retry_after <= 65
     assert least <= waits[0] <= 60
 
 
