@@ -19,7 +19,8 @@ import psutil
 import pytest
 from cryptography.fernet import Fernet
 
-IS_AIRFLOW_2 = installed_airflow.__version__.startswith("2.")
+AIRFLOW_VERSION = tuple(map(int, installed_airflow.__version__.split(".")[:2]))
+IS_AIRFLOW_2 = AIRFLOW_VERSION < (3,)
 PATIENCE = 150
 
 

@@ -10,13 +10,11 @@ import sys
 from html import unescape
 from urllib.parse import urlsplit
 
-import airflow as installed_airflow
 import pytest
-from services import IS_AIRFLOW_2, Services
+from services import AIRFLOW_VERSION, IS_AIRFLOW_2, Services
 
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
 
-VERSION = tuple(map(int, installed_airflow.__version__.split(".")[:2]))
 pytestmark = pytest.mark.airflow
 
 
@@ -28,7 +26,7 @@ def test_the_form_and_its_test_over_rest(airflow, voicegenie_sandbox):
         forms = services.request("GET", "/ui/connections/hook_meta")
         (form,) = (form for form in forms if form["connection_type"] == "voicegenie")
         assert form["hook_name"] == "VoiceGenie"
-        if importlib.util.find_spec("flask_appbuilder") is not None or VERSION >= (3, 1):
+        if importlib.util.find_spec("flask_appbuilder") is not None or AIRFLOW_VERSION >= (3, 1):
             standard = form["standard_fields"]
             assert (standard["password"]["title"], standard["url_schema"]["hidden"]) == ("API key", True)
             assert standard["login"]["hidden"]
@@ -53,7 +51,7 @@ def test_the_form_and_its_test_over_rest(airflow, voicegenie_sandbox):
         }
         services.request("POST", "connections", **connection)
         # The UI does not know a stored key, and sends asterisks in its place, with which 3.0 does nothing.
-        key = {"password": "***"} if VERSION >= (3, 1) else {}
+        key = {"password": "***"} if AIRFLOW_VERSION >= (3, 1) else {}
         stored = services.request("POST", "connections/test", **connection | key)
         assert stored == {"status": True, "message": "The VoiceGenie service accepts the API key."}
         wrong_key = {**connection, "connection_id": "wrong", "password": "wrong"}

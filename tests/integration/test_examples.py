@@ -8,15 +8,12 @@ import json
 import re
 from pathlib import Path
 
-import airflow as installed_airflow
 import pytest
-from services import Services, wait_for
+from services import AIRFLOW_VERSION, Services, wait_for
 
 pytestmark = pytest.mark.airflow
 
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
-VERSION = tuple(map(int, installed_airflow.__version__.split(".")[:2]))
-
 
 #: DAG, its parameters, and the states that its tasks come to.
 RUNS = [
@@ -85,7 +82,7 @@ def test_the_examples(airflow, voicegenie_sandbox):
     assert voicegenie_sandbox.status("staffed") == voicegenie_sandbox.status("unstaffed") == "paused"
 
 
-@pytest.mark.skipif(VERSION < (3, 3), reason="Airflow has retry policies since 3.3")
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 3), reason="Airflow has retry policies since 3.3")
 def test_approval_and_retry_after(airflow, voicegenie_sandbox):
     """Both need a scheduler, so they share one."""
 
