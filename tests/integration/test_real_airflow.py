@@ -128,6 +128,8 @@ def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path, f
             CampaignReadySensor(task_id="sensor", campaign_id="ready", outcomes=succeed)
         """,
     )
+    # Still running when the sensor comes to look, however slow the machine.
+    voicegenie_sandbox.add_campaign(id="ready", total_count=10**6)
     for kind in ("echo", "redirect", "close", "not_json"):
         voicegenie_sandbox.add_campaign(id=kind)
     voicegenie_sandbox.inject("status", "start", campaign_id="echo", status=400, body=f"<p>{MARKED_KEY}</p>")
