@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 
 _SHORTEST_KEY = 8
+# As Airflow calls it, and as our form does.
+_HOST = "Host (Base URL)"
 _NO_HOST = "it is not a host or base URL. Enter a host name, or https://host/path."
 
 
@@ -76,7 +78,7 @@ def _check(connection: ConnectionFields) -> ClientSettings | _FieldError:
         extra = _read_extra(connection.extra)
         base_url = _base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False))
         api_key = _api_key(connection.password)
-        _refuse_key_in("Host", base_url, api_key)
+        _refuse_key_in(_HOST, base_url, api_key)
         _refuse_key_in("Extra: campaign_url", extra.get("campaign_url") or "", api_key)
         return ClientSettings(base_url, api_key, **extra)
     except _FieldError as error:
@@ -131,10 +133,10 @@ def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
         raise _FieldError("Schema", "it names another scheme than the host does. Leave it empty.")
     name = parts.hostname or ""
     if not name or any(c.isspace() or not c.isprintable() for c in host):
-        raise _FieldError("Host", _NO_HOST)
+        raise _FieldError(_HOST, _NO_HOST)
     if parts.scheme == "http" and not _is_loopback(name) and not insecure_allowed:
         raise _FieldError(
-            "Host",
+            _HOST,
             "plain http:// to another machine would show the API key to the network. Use https://, or set "
             '"allow_insecure_http": true in Extra if the network is yours.',
         )
@@ -149,7 +151,7 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         parts.port  # noqa: B018  reading it checks it
     except ValueError:
-        raise _FieldError("Host", _NO_HOST) from None
+        raise _FieldError(_HOST, _NO_HOST) from None
     return parts
 
 
@@ -162,7 +164,7 @@ def _refuse_odd_parts(parts: SplitResult) -> None:
     }
     for problem, present in problems.items():
         if present:
-            raise _FieldError("Host", f"it has {problem}")
+            raise _FieldError(_HOST, f"it has {problem}")
 
 
 def _port(parts: SplitResult, port: object) -> int | None:
@@ -196,7 +198,8 @@ def _read_extra(text: object) -> dict[str, Any]:
         extra = None
     if not isinstance(extra, Mapping):
         raise _FieldError("Extra", 'it is not a JSON object. Enter one, such as {"timeout": 30}, or nothing.')
-    unknown = sorted(str(name) for name in extra if name not in _EXTRA_FIELDS)
+    # Airflow 2 tests what is in the form under two names.
+    unknown = [name for name in extra if str(name).removeprefix(_FORM_PREFIX) not in _EXTRA_FIELDS]
     if unknown:
         log.warning("The connection's Extra has %d field(s) that mean nothing here. Known: %s.", len(unknown), _KNOWN)
     values = {}
@@ -232,8 +235,8 @@ def _read_whole(maximum: int) -> Callable[[Any], int]:
 
 
 def _read_flag(value: Any) -> bool:
-    # The URI form of a connection carries text.
-    return {"true": True, "false": False}[str(value).strip().lower()]
+    # The URI form of a connection carries text, and a ticked box of Airflow 2's form a "y".
+    return {"true": True, "false": False, "y": True}[str(value).strip().lower()]
 
 
 def _read_verify(value: Any) -> bool | str:
@@ -291,4 +294,5 @@ _EXTRA_FIELDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
     "allow_insecure_http": (_read_flag, "it is neither true nor false. Correct or remove it."),
 }
 
+_FORM_PREFIX = "extra__voicegenie__"
 _KNOWN = ", ".join(_EXTRA_FIELDS)

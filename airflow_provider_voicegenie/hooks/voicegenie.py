@@ -133,7 +133,9 @@ class VoiceGenieHook(BaseHook):
             next(self.list_campaigns(page_size=1, max_attempts=1), None)
         except VoiceGenieError as error:
             remedy = next((words for kind, words in _TEST_REMEDIES if isinstance(error, kind)), None)
-            problem = f"{error.message.rstrip('.')}."
+            # Airflow tests what is in a form under a name that it makes up.
+            message = error.message.removeprefix(f"Connection {self.voicegenie_conn_id!r}, ")
+            problem = f"{message[:1].upper()}{message[1:].rstrip('.')}."
             return False, f"{problem} {remedy}" if remedy else problem
         return True, "The VoiceGenie service accepts the API key."
 

@@ -11,6 +11,7 @@ from html import unescape
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography.fernet import Fernet
 from services import AIRFLOW_VERSION, IS_AIRFLOW_2, Services
 
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
@@ -58,26 +59,63 @@ def test_the_form_and_its_test_over_rest(airflow, voicegenie_sandbox):
         wrong = services.request("POST", "connections/test", **wrong_key)
         assert not wrong["status"]
         assert "enter it again" in wrong["message"]
+        empty = services.request("POST", "connections/test", **connection | {"connection_id": "e", "password": ""})
+        assert empty["message"].startswith("Field Password (API key): it is empty.")
         whole = {**connection, "connection_id": "u", "host": voicegenie_sandbox.url, "port": 0}
         assert services.request("POST", "connections/test", **whole)["status"]
 
 
+# What a browser does with the page of Airflow 2: look at the form, send it, and press Test, which sends what is typed
+# as text, each field of the extra under two names, and a ticked box as "y".
 PAGE = """
+import json, sys
 from airflow.www.app import create_app
-app = create_app()
-print(app.test_client().get("/connection/add").data.decode())
+fields, posted = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+client = create_app().test_client()
+print(client.get("/connection/add").data.decode())
+saved = client.post("/connection/add", data=fields)
+assert saved.status_code == 302, saved.data.decode()
+print("answers", json.dumps([client.post("/api/v1/connections/test", json=body).json for body in posted]))
 """
 
 
 @pytest.mark.skipif(not IS_AIRFLOW_2, reason="Airflow 3 has another form, see above")
-def test_the_page_of_airflow_2(airflow, tmp_path):
+def test_the_page_of_airflow_2_and_its_test(airflow, voicegenie_sandbox):
     (airflow.home / "webserver_config.py").write_text('AUTH_ROLE_PUBLIC = "Admin"\nWTF_CSRF_ENABLED = False\n')
-    command = [sys.executable, "-c", PAGE]
+    # Airflow writes what a user posts into its audit log, less what it masks.
+    airflow.environment["AIRFLOW__CORE__HIDE_SENSITIVE_VAR_CONN_FIELDS"] = "True"
+    airflow.environment["AIRFLOW__API__AUTH_BACKENDS"] = "airflow.api.auth.backend.default"
+    airflow.environment["AIRFLOW__CORE__FERNET_KEY"] = Fernet.generate_key().decode()
+    host, port = urlsplit(voicegenie_sandbox.url).hostname, urlsplit(voicegenie_sandbox.url).port
+    standard = {"conn_type": "voicegenie", "host": f"http://{host}", "port": port}
+    extra = dict.fromkeys(CONNECTION_FIELDS, "") | {"timeout": "7.5", "max_attempts": "2", "allow_insecure_http": "y"}
+    fields = {
+        **standard,
+        "conn_id": "vg",
+        "password": voicegenie_sandbox.api_key,
+        **{f"extra__voicegenie__{name}": value for name, value in extra.items()},
+    }
+    typed = {name: value for name, value in fields.items() if value and name.startswith("extra__")}
+    typed |= {name: value for name, value in extra.items() if value}
+    posted = [
+        {**standard, "connection_id": "vg", "password": password, "extra": json.dumps(typed)}
+        for password in (voicegenie_sandbox.api_key, "wrong", "")
+    ]
+    command = [sys.executable, "-c", PAGE, json.dumps(fields), json.dumps(posted)]
     result = subprocess.run(command, env=airflow.variables(), capture_output=True, text=True, check=False)
-    page = result.stdout
+    page, _, answers = result.stdout.rpartition("answers ")
     assert '<option value="voicegenie">VoiceGenie</option>' in page, result.stdout[-2000:] + result.stderr[-2000:]
     for name, field in CONNECTION_FIELDS.items():
         assert f'id="extra__voicegenie__{name}"' in page
         assert field["label"] in page
         assert field["description"] in unescape(page)
     assert "from Settings, API Keys of the VoiceGenie dashboard" in page
+    right, wrong, empty = json.loads(answers)
+    assert right == {"status": True, "message": "The VoiceGenie service accepts the API key."}
+    assert not wrong["status"]
+    assert "enter it again" in wrong["message"]
+    assert empty["message"].startswith("Field Password (API key): it is empty.")
+    assert "mean nothing here" not in result.stdout + result.stderr
+    # What was saved works too, empty fields and all.
+    saved = airflow.run("connections", "test", "vg")
+    assert "Connection success!" in saved.stdout, saved.stdout + saved.stderr

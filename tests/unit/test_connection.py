@@ -37,6 +37,7 @@ def connection(host="https://api.example.com", password="sk-secret", schema=None
         ({"host": "api.example.com", "schema": "v1"}, "https://api.example.com/v1"),
         ({"host": "http://internal", "allow_insecure_http": True}, "http://internal"),
         ({"host": "http://internal", "allow_insecure_http": "true"}, "http://internal"),
+        ({"host": "http://internal", "allow_insecure_http": "y"}, "http://internal"),
         ({"host": ""}, DOCUMENTED_BASE_URL),
         ({"host": None}, DOCUMENTED_BASE_URL),
         ({"host": "  "}, DOCUMENTED_BASE_URL),
@@ -153,6 +154,11 @@ def test_an_unknown_extra_field_is_reported_without_its_text(caplog):
     assert "1 field(s)" in caplog.text
     assert "timeout" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_a_field_under_the_name_that_it_has_in_a_form_is_no_unknown_one(caplog):
+    client_settings(connection(timeout="5", extra__voicegenie__timeout="5"))
+    assert not caplog.text
 
 
 def test_an_empty_host_is_said_once(caplog):
