@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from airflow_provider_voicegenie import __version__
+
 _PACKAGE = "airflow_provider_voicegenie"
 _INTEGRATION = "VoiceGenie"
 
@@ -65,6 +67,7 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-provider-voicegenie",
         "name": _INTEGRATION,
         "description": "Starts VoiceGenie outbound phone-call campaigns from data pipelines.",
+        "versions": [__version__],
         "integrations": [{"integration-name": _INTEGRATION, "tags": ["service"]}],
         "operators": [_modules("operators.campaign")],
         "sensors": [_modules("sensors.campaign")],
