@@ -46,7 +46,8 @@ def main() -> int:
         print(f"  {task:<8} {state}")
     print(f"Campaign {CAMPAIGN_ID!r}: {before} before, {after.status} after, started {after.start_count} time(s).")
     print("\nTo look further: README.md, the DAG in example_dags/voicegenie_smallest.py, and the sandbox on its own:")
-    print("  .venvs/airflow-3.3-demo/bin/voicegenie-sandbox --port 8642")
+    command = Path(sys.executable).with_name("voicegenie-sandbox")
+    print(f"  {command.relative_to(ROOT) if command.is_relative_to(ROOT) else command} --port 8642")
     good = states == {"ready": "success", "start": "success"} and after.start_count == 1 and before == "scheduled"
     if not good:
         print("\nThis is not as it should be: both tasks should have succeeded, and the campaign started once.")

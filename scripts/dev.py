@@ -73,14 +73,19 @@ def main() -> int:
 
 
 def environment(version: str, *, with_tests: bool) -> Path:
-    """Return the Python of an environment with this checkout and an Airflow version, made if need be."""
-    folder = ROOT / ".venvs" / f"airflow-{version}{'' if with_tests else '-demo'}"
+    """
+    Return the Python of an environment with this checkout and an Airflow version, made if need be.
+
+    One with what the tests need serves the rest too.
+    """
     constraints = ROOT / "constraints" / f"airflow-{version}.txt"
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     wanted = hashlib.sha256(constraints.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    stamp = folder / "made-from"
-    if stamp.exists() and stamp.read_text() == wanted:
-        return python
+    for suffix in [""] if with_tests else ["", "-demo"]:
+        folder = ROOT / ".venvs" / f"airflow-{version}{suffix}"
+        python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        stamp = folder / "made-from"
+        if stamp.exists() and stamp.read_text() == wanted:
+            return python
     print(f"Setting up {folder.relative_to(ROOT)} (a minute or two, once) ...", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
