@@ -80,7 +80,7 @@ def measure(side: str, waits: int, interval: float) -> None:
     from airflow_provider_voicegenie.sandbox.service import Sandbox
     from airflow_provider_voicegenie.sandbox.store import SandboxCampaign, SandboxStore
 
-    sandbox = Sandbox(SandboxStore(seeds=[]))
+    sandbox = Sandbox(SandboxStore(seeds=list))
     if side == "ours":
         for number in range(waits):
             sandbox.store.put(SandboxCampaign(id=f"c{number}", status="running", total_count=10**7))

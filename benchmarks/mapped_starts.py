@@ -69,7 +69,7 @@ def main() -> None:
     from airflow_provider_voicegenie.sandbox.service import Sandbox
     from airflow_provider_voicegenie.sandbox.store import CALL_SECONDS, SandboxCampaign, SandboxStore
 
-    store = SandboxStore(seeds=[], speed=(CALL_SECONDS + 1) / CAMPAIGN)
+    store = SandboxStore(seeds=list, speed=(CALL_SECONDS + 1) / CAMPAIGN)
     for number in range(options.rounds):
         for task in range(options.tasks):
             store.put(SandboxCampaign(id=f"c{number}_{task}", total_count=1))

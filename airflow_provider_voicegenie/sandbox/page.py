@@ -44,6 +44,13 @@ _KINDS: Mapping[FaultKind, str] = {
     FaultKind.REDIRECT: "a redirect",
 }
 
+#: What the page says of a fault besides its kind.
+_DETAILS: Mapping[FaultKind, str] = {
+    FaultKind.DELAY: " ({0.seconds:g} s)",
+    FaultKind.DRIP: " ({0.seconds:g} s)",
+    FaultKind.STATUS: " ({0.status})",
+}
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -62,6 +69,7 @@ _PAGE = """<!doctype html>
 <main>
 <section aria-labelledby="campaigns-heading">
 <h2 id="campaigns-heading">Campaigns</h2>
+{campaigns_message}
 <div class="scroll" role="group" aria-labelledby="campaigns-heading" tabindex="0">
 <table>
 <thead><tr><th scope="col">Campaign</th><th scope="col">Name</th><th scope="col">Status</th>
@@ -70,10 +78,11 @@ _PAGE = """<!doctype html>
 <tbody id="campaigns" data-live>{campaigns}</tbody>
 </table>
 </div>
+<form method="post" action="/_sandbox/page/reset"><button>Put the campaigns back</button></form>
 </section>
 <section aria-labelledby="faults-heading">
 <h2 id="faults-heading">Faults</h2>
-<p id="message" role="status">{message}</p>
+{faults_message}
 <form method="post" action="/_sandbox/page/faults">
 <label>What goes wrong <select name="kind">{kinds}</select></label>
 <label>in which call <select name="operation">{operations}</select></label>
@@ -81,6 +90,7 @@ _PAGE = """<!doctype html>
 <div><label>how often <input name="times" type="number" min="1" value="1" aria-describedby="times-help"></label>
 <small id="times-help">Empty: until it is switched off.</small></div>
 <label>HTTP status, for another status <input name="status" type="number" min="200" max="599" value="500"></label>
+<label>seconds, for what is late or slow <input name="seconds" type="number" min="0" step="any" value="1"></label>
 <label class="check"><input name="after_acting" type="checkbox" value="yes"> after the call was carried out</label>
 <button>Switch on</button>
 </form>
@@ -124,6 +134,10 @@ def page_routes(sandbox: Sandbox) -> list[Route]:
         sandbox.faults.clear()
         return RedirectResponse("/?did=off#faults-heading", 303)
 
+    async def reset(request: Request) -> Response:
+        sandbox.reset()
+        return RedirectResponse("/?did=reset#campaigns-heading", 303)
+
     async def style(request: Request) -> Response:
         return Response((_STATIC / "page.css").read_bytes(), media_type="text/css")
 
@@ -138,6 +152,7 @@ def page_routes(sandbox: Sandbox) -> list[Route]:
             ("GET", "/_sandbox/page.js", script),
             ("POST", "/_sandbox/page/faults", add_fault),
             ("POST", "/_sandbox/page/faults/clear", clear_faults),
+            ("POST", "/_sandbox/page/reset", reset),
         )
     ]
 
@@ -159,10 +174,16 @@ def _fault(form: Mapping[str, str]) -> Fault:
         after_acting="after_acting" in form,
         times=int(form["times"]) if form.get("times") else None,
         status=int(form.get("status") or 500),
+        seconds=float(form.get("seconds") or 1),
     )
 
 
-_MESSAGES = {"on": "The fault is switched on.", "off": "All faults are switched off."}
+#: What was done -> the section that says so, and the words.
+_MESSAGES = {
+    "on": ("faults", "The fault is switched on."),
+    "off": ("faults", "All faults are switched off."),
+    "reset": ("campaigns", "The campaigns are as they were in the beginning."),
+}
 
 
 def _page(sandbox: Sandbox, did: str) -> str:
@@ -171,7 +192,8 @@ def _page(sandbox: Sandbox, did: str) -> str:
     requests = [_request_row(request) for request in list(sandbox.requests)[: -_REQUESTS_SHOWN - 1 : -1]]
     return _PAGE.format(
         speed=f"{sandbox.store.speed:g}",
-        message=_MESSAGES.get(did, ""),
+        campaigns_message=_message("campaigns", did),
+        faults_message=_message("faults", did),
         campaigns="".join(_campaign_row(sandbox, campaign) for campaign in campaigns),
         kinds=_options((kind.value, words) for kind, words in _KINDS.items()),
         operations=_options((("*", "every call"), *((name, name) for name in OPERATIONS))),
@@ -179,6 +201,11 @@ def _page(sandbox: Sandbox, did: str) -> str:
         faults="".join(faults) or "<li>none</li>",
         requests="".join(requests) or '<tr><td colspan="5">none yet</td></tr>',
     )
+
+
+def _message(section: str, did: str) -> str:
+    where, words = _MESSAGES.get(did, ("", ""))
+    return f'<p role="status">{words}</p>' if where == section else ""
 
 
 def _options(choices: Iterable[tuple[str, str]]) -> str:
@@ -206,8 +233,8 @@ def _fault_item(fault: Fault) -> str:
     where = "every call" if fault.operation == "*" else fault.operation
     about = f" about {escape(fault.campaign_id)}" if fault.campaign_id else ""
     late = ", after it was carried out" if fault.after_acting else ""
-    status = f" ({fault.status})" if fault.kind is FaultKind.STATUS else ""
-    return f"<li>{escape(_KINDS[fault.kind])}{status} in {where}{about}{late}, {often}</li>"
+    detail = _DETAILS.get(fault.kind, "").format(fault)
+    return f"<li>{escape(_KINDS[fault.kind])}{detail} in {where}{about}{late}, {often}</li>"
 
 
 def _request_row(request: LoggedRequest) -> str:

@@ -81,6 +81,11 @@ class Sandbox:
             for request in list(self.requests)
         )
 
+    def reset(self) -> None:
+        """Put the campaigns back that the sandbox began with; faults and the record of requests stay."""
+        self.store.reset()
+        self._stats.clear()
+
     # What the service does.
 
     def start(self, request: Request, campaign_id: str | None) -> Mapping[str, Any]:

@@ -85,12 +85,39 @@ class Progress:
     breakdown: Mapping[str, int]
 
 
+def seed_campaigns() -> list[SandboxCampaign]:
+    """Return one campaign of every status, and of every way not to be ready."""
+    now = datetime.now(UTC)
+    earlier = now - timedelta(hours=2)
+    return [
+        SandboxCampaign(id="ready", name="Spring reminder", total_count=20),
+        SandboxCampaign(id="paused", name="Paused half-way", status="paused", completed_count=4, failed_count=1),
+        SandboxCampaign(id="running", name="Going on", status="running", total_count=5000),
+        SandboxCampaign(id="in-progress", name="Going on too", status="in_progress", total_count=5000),
+        SandboxCampaign(id="draft", name="Nothing set", status="draft", script_id=None, total_count=0),
+        SandboxCampaign(id="no-script", name="No script yet", script_id=None),
+        SandboxCampaign(id="no-contacts", name="No contacts yet", total_count=0),
+        SandboxCampaign(id="not-yet-started", name="Just made", status="not-yet-started"),
+        SandboxCampaign(
+            id="completed",
+            name="All done",
+            status="completed",
+            completed_count=8,
+            failed_count=2,
+            started_at=earlier,
+            ended_at=now,
+        ),
+        SandboxCampaign(id="stopped", name="Called off", status="stopped", started_at=earlier, ended_at=now),
+        SandboxCampaign(id="failed", name="Broke down", status="failed", started_at=earlier, ended_at=now),
+    ]
+
+
 class SandboxStore:
     """
     All campaigns of one sandbox. Every method may be called from any thread.
 
     :param speed: Simulated seconds in one real second.
-    :param seeds: The campaigns to begin with; one of every status by default.
+    :param seeds: Makes the campaigns to begin with; one of every status by default.
     :param clock: Real seconds, never going back.
     """
 
@@ -98,7 +125,7 @@ class SandboxStore:
         self,
         *,
         speed: float = 1.0,
-        seeds: Iterable[SandboxCampaign] | None = None,
+        seeds: Callable[[], Iterable[SandboxCampaign]] = seed_campaigns,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not speed > 0:
@@ -107,8 +134,15 @@ class SandboxStore:
         self._clock = clock
         self._lock = threading.RLock()
         self._campaigns: dict[str, SandboxCampaign] = {}
-        for campaign in seed_campaigns() if seeds is None else seeds:
-            self.put(campaign)
+        self._seeds = seeds
+        self.reset()
+
+    def reset(self) -> None:
+        """Put the campaigns back that the sandbox began with, and remove all others."""
+        with self._lock:
+            self._campaigns.clear()
+            for campaign in self._seeds():
+                self.put(campaign)
 
     def put(self, campaign: SandboxCampaign) -> SandboxCampaign:
         """Add a campaign, or put another in place of the one with its id."""
@@ -245,33 +279,6 @@ class SandboxStore:
             campaign.running[-1] = (begin, now)
             if status != "paused":
                 campaign.ended_at = datetime.now(UTC)
-
-
-def seed_campaigns() -> list[SandboxCampaign]:
-    """Return one campaign of every status, and of every way not to be ready."""
-    now = datetime.now(UTC)
-    earlier = now - timedelta(hours=2)
-    return [
-        SandboxCampaign(id="ready", name="Spring reminder", total_count=20),
-        SandboxCampaign(id="paused", name="Paused half-way", status="paused", completed_count=4, failed_count=1),
-        SandboxCampaign(id="running", name="Going on", status="running", total_count=5000),
-        SandboxCampaign(id="in-progress", name="Going on too", status="in_progress", total_count=5000),
-        SandboxCampaign(id="draft", name="Nothing set", status="draft", script_id=None, total_count=0),
-        SandboxCampaign(id="no-script", name="No script yet", script_id=None),
-        SandboxCampaign(id="no-contacts", name="No contacts yet", total_count=0),
-        SandboxCampaign(id="not-yet-started", name="Just made", status="not-yet-started"),
-        SandboxCampaign(
-            id="completed",
-            name="All done",
-            status="completed",
-            completed_count=8,
-            failed_count=2,
-            started_at=earlier,
-            ended_at=now,
-        ),
-        SandboxCampaign(id="stopped", name="Called off", status="stopped", started_at=earlier, ended_at=now),
-        SandboxCampaign(id="failed", name="Broke down", status="failed", started_at=earlier, ended_at=now),
-    ]
 
 
 def _is_running(campaign: SandboxCampaign) -> bool:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import requests
 from axe_playwright_python.sync_playwright import Axe
@@ -62,6 +64,31 @@ def test_faults_are_switched_on_by_keyboard(sandbox, page):
     page.get_by_role("button", name="Switch all off").click()
     expect(page.get_by_role("status")).to_have_text("All faults are switched off.")
     assert call(sandbox, "/campaign/ready").ok
+
+
+def test_campaigns_are_put_back(sandbox, page):
+    sandbox.add_campaign(id="new")
+    page.goto(sandbox.url)
+    call(sandbox, "/startCampaign/ready")
+    row = page.locator("[id='campaign-ready']")
+    expect(row).to_contain_text("running")
+    page.get_by_role("button", name="Put the campaigns back").click()
+    expect(page.get_by_role("status")).to_have_text("The campaigns are as they were in the beginning.")
+    expect(row).to_contain_text("scheduled")
+    expect(row.locator("td").last).to_have_text("0")
+    expect(page.locator("[id='campaign-new']")).to_have_count(0)
+    expect(page.locator("#requests tr").first).to_contain_text("start")
+
+
+def test_an_answer_is_late_by_as_many_seconds_as_the_page_says(sandbox, page):
+    page.goto(sandbox.url)
+    page.get_by_label("What goes wrong").select_option("the answer comes late")
+    page.get_by_label("seconds, for what is late or slow").fill("1.5")
+    page.get_by_role("button", name="Switch on").click()
+    expect(page.get_by_role("list", name="Switched on")).to_contain_text("late (1.5 s) in every call")
+    begun = time.monotonic()
+    assert call(sandbox, "/campaign/ready").ok
+    assert time.monotonic() - begun >= 1.5
 
 
 def test_a_screen_reader_can_use_it(sandbox, page):

@@ -25,7 +25,7 @@ def clock():
 
 
 def test_calls_are_made_while_it_runs_and_run_out_when_it_is_paused(clock):
-    store = SandboxStore(seeds=[SandboxCampaign(id="c", total_count=100)], clock=clock)
+    store = SandboxStore(seeds=lambda: [SandboxCampaign(id="c", total_count=100)], clock=clock)
     store.start("c")
     clock.now = 50
     progress = store.progress(store.find("c"))
@@ -50,7 +50,7 @@ def test_calls_are_made_while_it_runs_and_run_out_when_it_is_paused(clock):
 
 
 def test_speed(clock):
-    store = SandboxStore(speed=60, seeds=[SandboxCampaign(id="c", total_count=60)], clock=clock)
+    store = SandboxStore(speed=60, seeds=lambda: [SandboxCampaign(id="c", total_count=60)], clock=clock)
     store.start("c")
     clock.now = 1.6
     assert store.find("c").status == "completed"

@@ -66,7 +66,7 @@ class Tries:
         self.stack.callback(self.patch.undo)
         self.patch.setattr(start_task, "_LOOK_DELAYS", (0.0,))
         self.patch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
-        self.sandbox = Sandbox(SandboxStore(seeds=[]), api_key=MARKED_KEY)
+        self.sandbox = Sandbox(SandboxStore(seeds=list), api_key=MARKED_KEY)
         url = self.stack.enter_context(running(self.sandbox))
         extra = {"max_attempts": 1, "timeout": 5, "requests_per_minute": 1_000_000}
         connection = {"conn_type": "voicegenie", "host": url, "password": self.sandbox.api_key, "extra": extra}
