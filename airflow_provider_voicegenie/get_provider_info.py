@@ -46,7 +46,7 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "proxies": {
         "label": "Proxies",
         "description": 'Proxy URLs by scheme, as JSON: {"https": "http://proxy.example.com:3128"}.',
-        "schema": {"type": ["string", "null"]},
+        "schema": {"type": ["object", "null"]},
     },
     "campaign_url": {
         "label": "Campaign page",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -165,11 +166,19 @@ class VoiceGenieHook(BaseHook):
         from wtforms import BooleanField, IntegerField, StringField
         from wtforms.validators import Optional
 
+        text = BS3TextFieldWidget()
+
+        def json_text(field: Any, **attributes: Any) -> Any:
+            # An object is shown as it is entered, rather than as Python writes it.
+            if isinstance(field.data, dict):
+                attributes["value"] = json.dumps(field.data)
+            return text(field, **attributes)
+
         classes = {"integer": IntegerField, "boolean": BooleanField}
         widgets = {}
         for name, field in CONNECTION_FIELDS.items():
             kind = field["schema"]["type"][0]
-            style = {} if kind == "boolean" else {"widget": BS3TextFieldWidget()}
+            style = {} if kind == "boolean" else {"widget": json_text if kind == "object" else text}
             widgets[name] = classes.get(kind, StringField)(
                 field["label"], description=field["description"], validators=[Optional()], **style
             )

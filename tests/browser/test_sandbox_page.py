@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -22,6 +23,7 @@ def call(sandbox, path):
 
 
 def test_campaigns_and_requests_go_on_by_themselves(sandbox, page, picture):
+    sandbox.speed = 6
     page.goto(sandbox.url)
     row = page.locator("[id='campaign-ready']")
     bar = page.get_by_role("progressbar", name="Progress of ready")
@@ -29,6 +31,7 @@ def test_campaigns_and_requests_go_on_by_themselves(sandbox, page, picture):
     call(sandbox, "/startCampaign/ready")
     expect(row).to_contain_text("running")
     expect(page.locator("#requests tr").first).to_contain_text("start")
+    expect(row).to_contain_text(re.compile("running *[1-9][0-9]? of 20"))
     picture("sandbox", full_page=True)
     expect(row).to_contain_text("completed")
     expect(bar).to_have_attribute("value", "20")

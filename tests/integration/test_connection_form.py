@@ -75,6 +75,13 @@ client = create_app().test_client()
 print(client.get("/connection/add").data.decode())
 saved = client.post("/connection/add", data=fields)
 assert saved.status_code == 302, saved.data.decode()
+from airflow.models import Connection
+from airflow.utils.session import create_session
+with create_session() as session:
+    session.add(Connection("by_command", "voicegenie", extra={"proxies": {"https": "http://proxy.example.com:3128"}}))
+    session.flush()
+    number = session.query(Connection.id).filter_by(conn_id="by_command").scalar()
+print(client.get(f"/connection/edit/{number}").data.decode())
 print("answers", json.dumps([client.post("/api/v1/connections/test", json=body).json for body in posted]))
 """
 
@@ -110,6 +117,7 @@ def test_the_page_of_airflow_2_and_its_test(airflow, voicegenie_sandbox):
         assert field["label"] in page
         assert field["description"] in unescape(page)
     assert "from Settings, API Keys of the VoiceGenie dashboard" in page
+    assert 'value="{"https": "http://proxy.example.com:3128"}"' in unescape(page)
     right, wrong, empty = json.loads(answers)
     assert right == {"status": True, "message": "The VoiceGenie service accepts the API key."}
     assert not wrong["status"]
