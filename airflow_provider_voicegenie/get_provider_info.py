@@ -17,7 +17,7 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     "placeholders": {
         "password": "from Settings, API Keys of the VoiceGenie dashboard",
         "host": "https://your-voicegenie-host (empty: the address in the vendor's documentation)",
-        "port": "empty: the scheme's own",
+        "port": "443 (may be empty, but the Test of Airflow 3.3 needs it)",
     },
 }
 

@@ -159,8 +159,9 @@ def run(python: Path, *arguments: object) -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without the settings of another Airflow."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    """Return the environment without the settings of another Airflow, and with a home that is not the user's."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    return others | {"AIRFLOW_HOME": str(ROOT / ".venvs" / "airflow-home")}
 
 
 if __name__ == "__main__":
