@@ -3,7 +3,7 @@
 
 The start is the setup, the pause its teardown: it runs where the start succeeded, also where the work in between
 failed, was skipped, or was ended by someone. Where the campaign is over by then, there is nothing to pause, and that
-is fine.
+is fine. The run fails where the work fails, and where the pause does: a campaign that nobody could pause goes on.
 
 Trigger it with `{"campaign_id": "...", "agents": 1}`.
 """
@@ -37,4 +37,11 @@ with DAG(
             raise RuntimeError("Nobody is there to take the calls.")
         return "All is well."
 
-    start >> staff_the_hotline() >> pause
+    @task
+    def sum_up(result: str) -> str:
+        """End the run beside the pause; without it, a pause that succeeds would hide that the work failed."""
+        return result
+
+    work = staff_the_hotline()
+    start >> work >> pause
+    sum_up(work)

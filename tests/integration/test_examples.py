@@ -48,12 +48,12 @@ RUNS = [
     (
         "teardown",
         {"campaign_id": "staffed", "agents": 1},
-        {"start": "success", "staff_the_hotline": "success", "pause": "success"},
+        {"start": "success", "staff_the_hotline": "success", "pause": "success", "sum_up": "success"},
     ),
     (
         "teardown",
         {"campaign_id": "unstaffed", "agents": 0},
-        {"start": "success", "staff_the_hotline": "failed", "pause": "success"},
+        {"start": "success", "staff_the_hotline": "failed", "pause": "success", "sum_up": "upstream_failed"},
     ),
 ]
 STARTED = {"ready", "lost", "rules", "mapped", "paused", "followed", "hours", "branch", "staffed", "unstaffed"}
@@ -72,6 +72,8 @@ def test_the_examples(airflow, voicegenie_sandbox):
     names = dict.fromkeys(name for name, _, _ in RUNS)
     found = {name: airflow.states(f"voicegenie_{name}") for name in names}
     assert found == {name: [states for other, _, states in RUNS if other == name] for name in names}
+    # A pause that succeeds does not hide that the work failed.
+    assert airflow.query("SELECT dag_id FROM dag_run WHERE state = 'failed'") == [("voicegenie_teardown",)]
     started = {campaign.id for campaign in voicegenie_sandbox.sandbox.store.all() if campaign.start_count == 1}
     assert started == STARTED
     readiness, _, _ = airflow.returned("ready")
