@@ -102,7 +102,7 @@ def read_data(answer: Answer, *, call: str, has_effect: bool, secrets: Secrets, 
         code = _error_code(document)
         if chosen := error_class_of_code(code):
             raise chosen(
-                f"{call}: {_message(document) or code}",
+                f"{call}: {(_message(document) or str(code)).rstrip('.')}.",
                 status=answer.status,
                 code=code,
                 details=_details(document),
@@ -175,7 +175,7 @@ def _refusal(
     # A refusal that says success contradicts itself; a failing server may have acted before it failed.
     contradictory = (document or {}).get("success") is True
     return chosen(
-        f"{call}: {_shorten(words)} ({answer.status}{f' {_shorten(code)}' if code else ''})",
+        f"{call}: {_shorten(words)} ({answer.status}{f' {_shorten(code)}' if code else ''}).",
         status=answer.status,
         code=code,
         details=details,

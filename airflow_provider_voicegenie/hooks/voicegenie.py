@@ -136,7 +136,7 @@ class VoiceGenieHook(BaseHook):
             remedy = next((words for kind, words in _TEST_REMEDIES if isinstance(error, kind)), None)
             # Airflow tests what is in a form under a name that it makes up.
             message = error.message.removeprefix(f"Connection {self.voicegenie_conn_id!r}, ")
-            problem = f"{message[:1].upper()}{message[1:].rstrip('.')}."
+            problem = message[:1].upper() + message[1:]
             return False, f"{problem} {remedy}" if remedy else problem
         return True, "The VoiceGenie service accepts the API key."
 

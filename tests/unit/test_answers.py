@@ -108,6 +108,8 @@ def test_a_good_answer():
 )
 def test_what_an_answer_to_a_start_becomes(given_answer, kind, may_have_taken_effect):
     error = error_of(given_answer)
+    # What goes on behind it is another sentence.
+    assert str(error).endswith(".")
     assert (error.kind, error.may_have_taken_effect) == (kind, may_have_taken_effect)
     assert Condition(error.kind)
     assert error_of(given_answer, GET).may_have_taken_effect is False
