@@ -2,8 +2,8 @@
 ### Use it when a person has to agree before anybody is phoned. Needs Airflow 3.1.
 
 The run waits until someone approves it in Airflow's UI, under *Required Actions*. The campaign is looked at before, so
-that nobody is asked about one that cannot be started, and again right before the start. Nobody's answer within a day is
-a no, and a no skips the start.
+that nobody is asked about one that cannot be started, and again right before the start. A no skips the start; without
+an answer within a day the run fails, and nobody is phoned either.
 """
 
 from datetime import timedelta
@@ -17,6 +17,7 @@ from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
 with DAG(
     dag_id="voicegenie_approval",
     schedule=None,
+    dagrun_timeout=timedelta(days=1),
     params={"campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign")},
     doc_md=__doc__,
     tags=["example", "voicegenie"],
@@ -26,8 +27,6 @@ with DAG(
         task_id="approval",
         subject="Start campaign {{ params.campaign_id }}?",
         body="This phones {{ ti.xcom_pull(task_ids='ready')['total_count'] }} people at once.",
-        defaults="Reject",
-        response_timeout=timedelta(days=1),
     )
     start = StartCampaignOperator(task_id="start", campaign_id="{{ params.campaign_id }}")
     ready >> approval >> start

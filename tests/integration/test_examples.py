@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_the_examples(airflow, voicegenie_sandbox):
     assert voicegenie_sandbox.status("staffed") == voicegenie_sandbox.status("unstaffed") == "paused"
 
 
-@pytest.mark.skipif(AIRFLOW_VERSION < (3, 3), reason="Airflow has retry policies since 3.3")
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 1), reason="Airflow asks people since 3.1")
 def test_approval_and_retry_after(airflow, voicegenie_sandbox):
     """Both need a scheduler, so they share one."""
 
@@ -103,24 +104,37 @@ def test_approval_and_retry_after(airflow, voicegenie_sandbox):
         path = f"dags/voicegenie_approval/dagRuns/{run_id}/taskInstances/approval/-1/hitlDetails"
         return services.request("PATCH", path, chosen_options=[choice], params_input={})
 
+    has_retry_policies = AIRFLOW_VERSION >= (3, 3)
+    airflow.dags = airflow.home / "dags"
+    shutil.copytree(EXAMPLES, airflow.dags)
+    approval = (EXAMPLES / "voicegenie_approval.py").read_text()
+    assert "days=1" in approval
+    (airflow.dags / "short.py").write_text(approval.replace("days=1", "seconds=25").replace("_approval", "_short"))
+    voicegenie_sandbox.add_campaign(id="unanswered")
     voicegenie_sandbox.add_campaign(id="busy")
     voicegenie_sandbox.inject("status", "start", campaign_id="busy", status=429, headers={"Retry-After": "1"})
     with Services(airflow) as services:
         services.start("scheduler")
         services.start("triggerer")
-        retried = begin("voicegenie_retry_after", "busy")
+        retried = begin("voicegenie_retry_after", "busy") if has_retry_policies else None
         approved, rejected = begin("voicegenie_approval", "ready"), begin("voicegenie_approval", "paused")
+        unanswered = begin("voicegenie_short", "unanswered")
         answer(approved, "Approve")
         answer(rejected, "Reject")
         endings = {"ready": "success", "approval": "success"}
         wait_for("the approved start", lambda: states(approved) == {**endings, "start": "success"})
         wait_for("the rejected start", lambda: states(rejected) == {**endings, "start": "skipped"})
-        wait_for("the second try", lambda: states(retried) == {"start": "success"})
-    assert airflow.query("SELECT try_number FROM task_instance WHERE run_id = ?", retried) == [(2,)]
-    assert {name: voicegenie_sandbox.start_count(name) for name in ("ready", "paused", "busy")} == {
+        over = "SELECT 1 FROM dag_run WHERE run_id = ? AND state = 'failed'"
+        wait_for("the end of the run without an answer", lambda: airflow.query(over, unanswered))
+        assert states(unanswered)["approval"] == "skipped"
+        if has_retry_policies:
+            wait_for("the second try", lambda: states(retried) == {"start": "success"})
+            assert airflow.query("SELECT try_number FROM task_instance WHERE run_id = ?", retried) == [(2,)]
+    assert {name: voicegenie_sandbox.start_count(name) for name in ("ready", "paused", "unanswered", "busy")} == {
         "ready": 1,
         "paused": 0,
-        "busy": 1,
+        "unanswered": 0,
+        "busy": int(has_retry_policies),
     }
 
 
