@@ -10,7 +10,6 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
-import airflow as installed_airflow
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from faults import ANSWERS, CONNECTIONS, Front
@@ -28,9 +27,6 @@ from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
 from airflow_provider_voicegenie.triggers import campaign as triggers
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
-
-# What it runs is the same on each, and its waits take their time.
-pytestmark = pytest.mark.skipif(installed_airflow.__version__.startswith("2."), reason="runs on Airflow 3")
 
 ENDS = {AirflowSkipException: "skip", AirflowFailException: "fail", VoiceGenieRetryException: "retry"}
 
