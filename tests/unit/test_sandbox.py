@@ -157,6 +157,20 @@ def test_pages_of_another_origin_cannot_control_it(voicegenie_sandbox, headers):
     assert response.status_code == 403
 
 
+def test_the_campaigns_are_put_back_with_their_statistics(voicegenie_sandbox):
+    voicegenie_sandbox.sandbox.cache_stats = True
+    voicegenie_sandbox.add_campaign(id="new")
+    call(voicegenie_sandbox, "/startCampaign/ready")
+    assert call(voicegenie_sandbox, "/getCampaignStats/ready").json()["data"]["started_at"]
+    response = call(voicegenie_sandbox, "/_sandbox/page/reset", "POST", headers={"Origin": "https://evil.example.com"})
+    assert response.status_code == 403
+    assert voicegenie_sandbox.status("ready") == "running"
+    assert call(voicegenie_sandbox, "/_sandbox/page/reset", "POST").ok
+    assert voicegenie_sandbox.status("ready") == "scheduled"
+    assert call(voicegenie_sandbox, "/getCampaignStats/ready").json()["data"]["started_at"] is None
+    assert call(voicegenie_sandbox, "/campaign/new").status_code == 404
+
+
 def test_an_unknown_path_does_not_look_like_an_unknown_campaign(voicegenie_sandbox):
     assert call(voicegenie_sandbox, "/v2/campaign/ready").json()["error"] == "NO_SUCH_ENDPOINT"
 
