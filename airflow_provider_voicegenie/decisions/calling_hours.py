@@ -8,6 +8,7 @@ from datetime import datetime, time
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
+from airflow_provider_voicegenie.decisions.parameters import did_you_mean
 from airflow_provider_voicegenie.decisions.prerequisites import Check, Prerequisite
 
 if TYPE_CHECKING:
@@ -87,31 +88,27 @@ class CallingHours(Prerequisite):
         days = "daily" if self.days == _DAYS else ", ".join(self.days)
         return f"{self.start.isoformat()} to {self.end.isoformat()} {self.timezone}, {days}"
 
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.keyword_arguments().items())
-        return f"CallingHours({arguments})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CallingHours) and self.keyword_arguments() == other.keyword_arguments()
-
-    def __hash__(self) -> int:
-        return hash((self.start, self.end, self.timezone, self.days))
-
     def _on(self, weekday: int) -> bool:
         return _DAYS[weekday] in self.days
 
 
 def _read_clock(name: str, value: object) -> time:
     clock = value
+    if isinstance(value, str) and value.strip().startswith("24:"):
+        raise ValueError(
+            f'CallingHours: {name} {value!r} is no time of day: a day ends at 23:59:59. For midnight, write "00:00".'
+        )
     if isinstance(value, str):
         try:
             clock = time.fromisoformat(value)
         except ValueError:
             clock = None
-    if not isinstance(clock, time) or clock.tzinfo is not None:
+    if not isinstance(clock, time):
+        raise ValueError(f'CallingHours: {name} must be a time of day, such as "09:00"; got {value!r}.')
+    if clock.tzinfo is not None:
         raise ValueError(
-            f'CallingHours: {name} must be a time of day without time zone, such as "09:00", not {value!r}. '
-            "The time zone is the argument timezone."
+            f"CallingHours: {name} {value!r} has a time zone of its own. Leave it out: the time zone is the argument "
+            "timezone."
         )
     return clock
 
@@ -137,8 +134,10 @@ def _read_days(days: object) -> tuple[str, ...]:
         word = name.strip().lower() if isinstance(name, str) else ""
         matches = [day for day in _DAYS if word in (day, day[:3])]
         if not matches or isinstance(days, str):
+            hint = did_you_mean(name, (*_DAYS, *(day[:3] for day in _DAYS))) if not matches else ""
             raise ValueError(
-                f'CallingHours: days must be a list of weekday names, such as ["monday", "tue"], but has {name!r}.'
+                'CallingHours: days must be a list of weekday names, such as ["monday", "tue"]; '
+                f"got {name!r}{f', {hint}' if hint else '.'}"
             )
         chosen.update(matches)
     if not chosen:

@@ -9,8 +9,10 @@ campaign runs already ends a start, and is what a pause needs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+
+from airflow_provider_voicegenie.decisions.parameters import did_you_mean
 
 
 class Outcome(StrEnum):
@@ -196,7 +198,9 @@ class OutcomeRules:
         for condition in known:
             if name == condition:
                 return condition
-        raise ValueError(f"outcomes: {name!r} is not a condition of this task. Valid: {', '.join(known)}.")
+        raise ValueError(
+            f"outcomes: {name!r} is not a condition of this task{_hint(name, known)} Valid: {', '.join(known)}."
+        )
 
     def _checked(self, condition: Condition, outcome: object) -> Outcome:
         allowed = self.allowed(condition)
@@ -204,5 +208,11 @@ class OutcomeRules:
             if outcome == candidate:
                 return candidate
         raise ValueError(
-            f"outcomes[{condition.value!r}]: {outcome!r} is not a valid outcome. Valid: {', '.join(allowed)}."
+            f"outcomes[{condition.value!r}]: {outcome!r} is not a valid outcome{_hint(outcome, allowed)} "
+            f"Valid: {', '.join(allowed)}."
         )
+
+
+def _hint(word: object, known: Iterable[str]) -> str:
+    hint = did_you_mean(word, known)
+    return f"; {hint}" if hint else "."

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import timedelta
 
 
@@ -22,7 +23,7 @@ def read_seconds(name: str, value: object) -> float:
     else:
         raise ValueError(f"{name} must be a timedelta or a number of seconds, not {value!r}.")
     if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"{name} must not be negative, and finite, but is {value!r}.")
+        raise ValueError(f"{name} must be finite and not negative; got {value!r}.")
     return seconds
 
 
@@ -50,8 +51,30 @@ def read_percent(name: str, value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-        raise ValueError(f"{name} must be a number of per cent from 0 to 100, not {value!r}.")
+        raise ValueError(f"{name} must be a percentage from 0 to 100; got {value!r}.")
+    if 0 < value < 1:
+        raise ValueError(
+            f"{name} is a percentage from 0 to 100, and {value!r} is less than one percent: did you mean "
+            f"{100 * value:g}?"
+        )
     return float(value)
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """
+    Return a hint at what a misspelled word was meant to be; empty if nothing resembles it.
+
+    :param word: The word as it was given.
+    :param known: The words that mean something.
+    """
+    from difflib import get_close_matches
+
+    def plain(text: str) -> str:
+        return text.strip().casefold().replace("-", "_").replace(" ", "_")
+
+    names = {plain(name): name for name in known}
+    matches = get_close_matches(plain(str(word)), names, n=1, cutoff=0.7)
+    return f"did you mean {str(names[matches[0]])!r}?" if matches else ""
 
 
 def check_flags(**flags: object) -> None:

@@ -82,12 +82,18 @@ def test_a_window_and_its_opposite_fill_the_day(start, end, moment):
         (("9", "17:00", "UTC"), ["start", "'9'"]),
         ((9, "17:00", "UTC"), ["start"]),
         (("09:00", time(17, tzinfo=UTC), "UTC"), ["end"]),
+        (("09:00", time(17, tzinfo=UTC), "UTC"), ["end", "time zone of its own"]),
+        (("09:00+02:00", "17:00", "UTC"), ["start", "time zone of its own"]),
+        (("09:00", "24:00", "UTC"), ["end '24:00'", 'For midnight, write "00:00"']),
+        (("24:00:00", "09:00", "UTC"), ["start '24:00:00'", 'For midnight, write "00:00"']),
         (("09:00", "09:00", "UTC"), ["start and end"]),
         (("09:00", "17:00", "Mars/Olympus"), ["timezone", "Mars/Olympus"]),
         (("09:00", "17:00", "../../etc/passwd"), ["timezone"]),
         (("09:00", "17:00", ""), ["timezone"]),
         (("09:00", "17:00", UTC), ["timezone"]),
         (("09:00", "17:00", "UTC", ["someday"]), ["days", "someday"]),
+        (("09:00", "17:00", "UTC", ["Mondya"]), ["days", "'Mondya', did you mean 'monday'?"]),
+        (("09:00", "17:00", "UTC", ["wensday"]), ["days", "did you mean 'wednesday'?"]),
         (("09:00", "17:00", "UTC", [0, 1]), ["days", "0"]),
         (("09:00", "17:00", "UTC", "monday"), ["days", "list"]),
         (("09:00", "17:00", "UTC", []), ["days", "empty"]),
@@ -99,6 +105,12 @@ def test_wrong_arguments_are_refused(arguments, words):
         CallingHours(*arguments)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_window_may_end_at_midnight():
+    window = CallingHours("09:00", "00:00", "Europe/Berlin", ["monday"])
+    assert window.contains(at("2026-11-23 23:59:59"))
+    assert not window.contains(at("2026-11-24 00:00:00"))
 
 
 def test_a_time_without_zone_is_refused():

@@ -15,6 +15,28 @@ from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
 from airflow_provider_voicegenie.task_end import settle_task
 
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"not_found": "skip"}, "'not_found' is not a condition of this task; did you mean 'NOT_FOUND'? Valid: "),
+        ({"Not Found": "skip"}, "did you mean 'NOT_FOUND'?"),
+        ({"CAMPAIGN_PAUSE": "fail"}, "did you mean 'CAMPAIGN_PAUSED'?"),
+        ({"CAMPAIGN-STALED": "fail"}, "did you mean 'CAMPAIGN_STALLED'?"),
+        ({"EVERYTHING": "skip"}, "'EVERYTHING' is not a condition of this task. Valid: "),
+        ({"NOT_FOUND": "Skip"}, "outcomes['NOT_FOUND']: 'Skip' is not a valid outcome; did you mean 'skip'? Valid: "),
+        ({"NOT_FOUND": "failed"}, "did you mean 'fail'?"),
+        ({"NOT_FOUND": "explode"}, "'explode' is not a valid outcome. Valid: skip, fail, retry"),
+        ({"NOT_FOUND": None}, "None is not a valid outcome."),
+        ({5: "skip"}, "5 is not a condition of this task."),
+    ],
+)
+def test_a_misspelled_outcome_is_refused_with_what_was_meant(changes, words):
+    with pytest.raises(ValueError, match="outcomes") as caught:
+        OutcomeRules(TaskKind.START, changes)
+    assert words in str(caught.value)
+
+
 ENDS = ("FAILED", "STOPPED", "PAUSED", "STALLED")
 README = Path(__file__).parents[2] / "README.md"
 
