@@ -16,11 +16,13 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_voicegenie.api.errors import (
+    KNOWN_CODES,
+    NOT_THE_SERVICE,
     InvalidAnswerError,
     RedirectedError,
     VoiceGenieError,
     error_class,
-    error_class_of_code,
+    refusal_class,
 )
 from airflow_provider_voicegenie.api.retries import seconds_to_wait
 
@@ -89,7 +91,7 @@ def read_data(answer: Answer, *, call: str, has_effect: bool, secrets: Secrets, 
     if 300 <= answer.status < 400:
         raise RedirectedError(
             f"{call}: the answer was a redirect ({answer.status}). It was not followed, because the API key would "
-            "have gone along. Check the connection's host, scheme and path.",
+            "have gone along.",
             status=answer.status,
             may_have_taken_effect=has_effect,
         )
@@ -99,13 +101,15 @@ def read_data(answer: Answer, *, call: str, has_effect: bool, secrets: Secrets, 
     if document is None:
         problem = f"is not a JSON object ({_excerpt(text)})"
     elif document.get("success") is not True:
-        code = _error_code(document)
-        if chosen := error_class_of_code(code):
+        code, said = _error_code(document), _message(document)
+        if chosen := refusal_class(document.get("success"), code, said):
             raise chosen(
-                f"{call}: {(_message(document) or str(code)).rstrip('.')}.",
+                f"{call}: {_shorten(said or str(code)).rstrip('.')} ({_numbers(answer.status, code)}).",
                 status=answer.status,
                 code=code,
                 details=_details(document),
+                # Only a code that the service documents for a refusal says that nothing was done.
+                may_have_taken_effect=has_effect and (chosen.temporary or code not in KNOWN_CODES),
                 retry_after=seconds_to_wait(answer.headers, now),
             )
         problem = f"does not say success ({_excerpt(text)})"
@@ -114,7 +118,7 @@ def read_data(answer: Answer, *, call: str, has_effect: bool, secrets: Secrets, 
     else:
         return document["data"]  # type: ignore[no-any-return]
     raise InvalidAnswerError(
-        f"{call}: the answer ({answer.status}) {problem}. Check that the connection's host is a VoiceGenie API.",
+        f"{call}: the answer ({answer.status}) {problem}.",
         status=answer.status,
         code=_error_code(document or {}),
         may_have_taken_effect=has_effect,
@@ -131,7 +135,8 @@ def _read_document(answer: Answer, secrets: Secrets) -> tuple[str, dict[str, Any
         body = _decompress(answer.body, answer.headers.get("content-encoding", "").strip().lower())
     except (zlib.error, ValueError) as error:
         return f"unreadable: {error}", None
-    text = body.decode("utf-8", errors="replace")
+    # Says UTF-8, but for a byte order mark of another encoding.
+    text = body.decode(json.detect_encoding(body), errors="replace")
     shown = secrets.redact(text)
     try:
         document = json.loads(text)
@@ -167,21 +172,29 @@ def _refusal(
 ) -> VoiceGenieError:
     code = _error_code(document or {})
     said = _message(document or {})
-    chosen = error_class(answer.status, code, in_envelope=document is not None and bool(code or said))
+    in_envelope = document is not None and bool(code or said)
+    chosen = error_class(answer.status, code, in_envelope=in_envelope)
     details = _details(document or {})
     words = said or code or _excerpt(text)
     if missing := details.get("missing"):
         words = f"{words} Missing: {', '.join(map(str, missing)) if isinstance(missing, list) else missing}"
     # A refusal that says success contradicts itself; a failing server may have acted before it failed.
     contradictory = (document or {}).get("success") is True
-    return chosen(
-        f"{call}: {_shorten(words)} ({answer.status}{f' {_shorten(code)}' if code else ''}).",
+    error = chosen(
+        f"{call}: {_shorten(words).rstrip('.')} ({_numbers(answer.status, code)}).",
         status=answer.status,
         code=code,
         details=details,
         may_have_taken_effect=has_effect and (contradictory or not 400 <= answer.status < 500 or answer.status == 408),
         retry_after=seconds_to_wait(answer.headers, now),
     )
+    if not in_envelope and not error.remedy:
+        error.remedy = NOT_THE_SERVICE
+    return error
+
+
+def _numbers(status: int, code: str | None) -> str:
+    return f"{status} {_shorten(code)}" if code else str(status)
 
 
 def _error_code(document: Mapping[str, Any]) -> str | None:

@@ -137,14 +137,35 @@ def check_campaign_id(campaign_id: object) -> None:
     An id may come from a DAG run's ``conf``. Escaping keeps it out of other paths, queries and hosts; what is
     refused here could still become another path where a proxy unescapes and tidies it.
 
-    :raises InvalidCampaignIdError: It is not a text, empty, too long, surrounded by white space, has control or
-        invisible characters, or a ``.`` or ``..`` segment.
+    :raises InvalidCampaignIdError: It is no string, empty, what a template makes of a missing value, too long,
+        surrounded by white space, has control or invisible characters, or a ``.`` or ``..`` segment.
     """
-    if not isinstance(campaign_id, str):
-        raise InvalidCampaignIdError(
-            f"campaign_id must be a text, but is {campaign_id!r:.80} ({type(campaign_id).__name__}). "
-            "Pass the id as the VoiceGenie dashboard shows it, in quotes."
-        )
+    if isinstance(campaign_id, str):
+        problem = _problem_with(campaign_id)
+    elif campaign_id is None:
+        problem = _MISSING
+    else:
+        problem = f"must be a string; got {campaign_id!r:.80} ({type(campaign_id).__name__}). {_NO_STRING}"
+    if problem is not None:
+        raise InvalidCampaignIdError(f"campaign_id {problem}")
+
+
+#: What a template makes of a value that is not there.
+_MISSING_WORDS = frozenset({"none", "null", "undefined", "nil", "nan", "nat", "<na>"})
+
+_MISSING = (
+    "is missing: the template gave None. Check the param, variable, XCom or field of conf that the template names."
+)
+
+_NO_STRING = (
+    "If it comes from a template, the DAG's render_template_as_native_obj=True made this of it, and quotes in the "
+    "template do not help: leave that setting out, or take the id from an upstream task's output."
+)
+
+
+def _problem_with(campaign_id: str) -> str | None:
+    if campaign_id.strip().casefold() in _MISSING_WORDS:
+        return f"{campaign_id[:80]!r} {_MISSING}"
     problem = None
     if not campaign_id.strip():
         problem = "is empty"
@@ -156,7 +177,4 @@ def check_campaign_id(campaign_id: object) -> None:
         problem = "has control or invisible characters"
     elif any(part in (".", "..") for part in unquote(unquote(campaign_id)).replace("\\", "/").split("/")):
         problem = "would lead to another path"
-    if problem is not None:
-        raise InvalidCampaignIdError(
-            f"campaign_id {campaign_id[:80]!r} {problem}. Pass the id as the VoiceGenie dashboard shows it."
-        )
+    return problem and f"{campaign_id[:80]!r} {problem}. Pass the id as the VoiceGenie dashboard shows it."

@@ -31,6 +31,8 @@ class VoiceGenieError(Exception):
     kind: ClassVar[str]
     #: Whether the same call may succeed a little later.
     temporary: ClassVar[bool] = False
+    #: What to look at; ``{connection}`` and ``{address}`` stand for the connection and for its host and port.
+    remedy: str = ""
 
     def __init__(
         self,
@@ -49,6 +51,21 @@ class VoiceGenieError(Exception):
         self.details = dict(details or {})
         self.may_have_taken_effect = may_have_taken_effect
         self.retry_after = retry_after
+
+    def add_remedy(self, connection: str, address: str) -> None:
+        """
+        Say in the message what to look at.
+
+        :param connection: The Airflow connection, in words.
+        :param address: The host and the port that the request was for, in words.
+        """
+        if self.remedy:
+            self.message = f"{self.message} {self.remedy.format(connection=connection, address=address)}"
+            self.args = (self.message,)
+
+
+#: For an answer that another server than the service may have given.
+NOT_THE_SERVICE = "Check that {address}, the host of {connection}, is a VoiceGenie API."
 
 
 class InvalidConnectionError(VoiceGenieError):
@@ -85,12 +102,14 @@ class InvalidAnswerError(VoiceGenieError):
 
     kind = "INVALID_ANSWER"
     temporary = True
+    remedy = NOT_THE_SERVICE
 
 
 class RedirectedError(VoiceGenieError):
     """The answer was a redirect; none is ever followed, as the API key would go along."""
 
     kind = "REDIRECTED"
+    remedy = "Check the scheme, the host and the path of {connection}, which leads to {address}."
 
 
 class RefusedError(VoiceGenieError):
@@ -103,18 +122,24 @@ class UnauthorizedError(RefusedError):
     """The API key is missing, wrong or revoked (401)."""
 
     kind = "UNAUTHORIZED"
+    remedy = (
+        "The service does not accept the API key of {connection}: enter it again, or make a new one in the VoiceGenie "
+        "dashboard, under Settings > API Keys."
+    )
 
 
 class ForbiddenError(RefusedError):
     """The API key is valid but not allowed to do this (403)."""
 
     kind = "FORBIDDEN"
+    remedy = "The API key of {connection} is valid, but not allowed to do this: use a key that is."
 
 
 class NotFoundError(RefusedError):
     """There is no campaign with this id, or it is not the key's (404)."""
 
     kind = "NOT_FOUND"
+    remedy = "Check the campaign's id, and that the campaign belongs to the account of the API key of {connection}."
 
 
 class CampaignAlreadyRunningError(RefusedError):
@@ -140,6 +165,9 @@ class RateLimitError(RefusedError):
 
     kind = "RATE_LIMIT_EXCEEDED"
     temporary = True
+    remedy = (
+        "The API key of {connection} has used up its requests: send fewer, or lower `requests_per_minute` in Extra."
+    )
 
 
 class ServerError(VoiceGenieError):
@@ -147,6 +175,7 @@ class ServerError(VoiceGenieError):
 
     kind = "INTERNAL_SERVER_ERROR"
     temporary = True
+    remedy = "The failure is on the side of {address}, the host of {connection}."
 
 
 #: A status that says enough by itself, whatever code comes with it.
@@ -159,7 +188,7 @@ _BY_STATUS: Mapping[int, type[VoiceGenieError]] = {
 }
 
 #: The service's codes, for the other 4xx. The pages put the same clash under different statuses.
-_BY_CODE: Mapping[str, type[VoiceGenieError]] = {
+KNOWN_CODES: Mapping[str, type[VoiceGenieError]] = {
     "CAMPAIGN_ALREADY_RUNNING": CampaignAlreadyRunningError,
     "CAMPAIGN_NOT_RUNNING": CampaignNotRunningError,
     "INVALID_CAMPAIGN_STATE": InvalidCampaignStateError,
@@ -192,12 +221,20 @@ def error_class(status: int, code: str | None, *, in_envelope: bool) -> type[Voi
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     if code is not None:
-        return _BY_CODE.get(code, RefusedError)
+        return KNOWN_CODES.get(code, RefusedError)
     if in_envelope:
         return _BY_STATUS_WITHOUT_CODE.get(status, RefusedError)
     return RefusedError
 
 
-def error_class_of_code(code: str | None) -> type[VoiceGenieError] | None:
-    """Choose the error for a refusal that came with a success status; ``None`` for an unknown code."""
-    return _BY_CODE.get(code) if code is not None else None
+def refusal_class(success: object, code: str | None, message: str | None) -> type[VoiceGenieError] | None:
+    """
+    Choose the error for a refusal that came with a success status; ``None`` for what is no refusal.
+
+    :param success: The field ``success``; the service writes ``false``.
+    :param code: The service's error code, if there is one.
+    :param message: The service's message, if there is one.
+    """
+    if code is not None and code in KNOWN_CODES:
+        return KNOWN_CODES[code]
+    return RefusedError if success is False and (code or message) else None

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 Json = Mapping[str, Any]
+
+
+#: A number written as a text; Python itself would take more for one, such as "nan" and "1_000".
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
 class ShapeError(ValueError):
@@ -45,9 +49,8 @@ class CampaignStatus(StrEnum):
 
     @classmethod
     def read(cls, text: str) -> CampaignStatus:
-        """Read the service's word, in hyphen or underscore spelling and any case."""
-        word = text.strip().lower().replace("_", "-")
-        return _STATUS_WORDS.get(word, cls.UNKNOWN)
+        """Read the service's word, without regard to case, spaces, hyphens and underscores."""
+        return _STATUS_WORDS.get(_plain(text), cls.UNKNOWN)
 
     @property
     def is_running(self) -> bool:
@@ -70,14 +73,44 @@ class CampaignStatus(StrEnum):
         return self not in (CampaignStatus.SCHEDULED, CampaignStatus.DRAFT, CampaignStatus.NOT_YET_STARTED)
 
 
+def _plain(word: str) -> str:
+    return re.sub(r"[\s_-]", "", word).casefold()
+
+
 _STATUS_WORDS: Mapping[str, CampaignStatus] = {
-    **{status.value: status for status in CampaignStatus},
-    "in-progress": CampaignStatus.RUNNING,
+    **{_plain(status): status for status in CampaignStatus},
+    "inprogress": CampaignStatus.RUNNING,
 }
 
 
+class Model:
+    """What the service answers, as frozen objects that can be pickled, copied, and written as plain JSON."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """
+        Return all fields as plain JSON, with times as ISO 8601 in UTC.
+
+        A task returns this rather than the object: Airflow refuses to read objects of classes that it does not know.
+        """
+        return {field.name: _json_of(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+
+
+def _json_of(value: Any) -> Any:
+    if isinstance(value, Model):
+        return value.to_json()
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, datetime):
+        return write_time(value)
+    if isinstance(value, tuple):
+        return [_json_of(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 @dataclass(frozen=True, slots=True)
-class Campaign:
+class Campaign(Model):
     """
     One campaign, from ``GET /campaign/{id}`` or an item of ``GET /fetchCampaignData``.
 
@@ -143,7 +176,7 @@ class Campaign:
 
 
 @dataclass(frozen=True)
-class CampaignPage:
+class CampaignPage(Model):
     """
     One page of ``GET /fetchCampaignData``.
 
@@ -177,22 +210,23 @@ class CampaignPage:
 
 
 @dataclass(frozen=True)
-class CampaignStats:
+class CampaignStats(Model):
     """
     The counters of one campaign, from ``GET /getCampaignStats/{id}``; up to 30 seconds old.
 
     :param campaign_id: The service's id.
     :param total_contacts: Contacts in the campaign.
-    :param calls_completed: Calls that ended well.
-    :param calls_failed: Calls that ended otherwise.
+    :param calls_completed: Calls that were successful.
+    :param calls_failed: Calls that finished otherwise.
     :param calls_in_progress: Calls going on.
     :param calls_pending: Calls to come.
-    :param success_rate: Percent of the ended calls that ended well; ``None`` before any ended.
+    :param success_rate: Percentage of successful calls among the finished ones; ``None`` before any finished.
     :param average_call_duration: Seconds.
     :param total_call_duration: Seconds.
-    :param call_status_breakdown: Calls by outcome; need not add up to the ended calls.
-    :param started_at: When the campaign was started; ``None`` where it never was.
-    :param completed_at: When it was completed; ``None`` while it is not.
+    :param call_status_breakdown: Calls by outcome; need not add up to the finished calls.
+    :param started_at: When the campaign was started; ``None`` if it never was.
+    :param completed_at: When it was completed; ``None`` while it is not, or if that time cannot be read.
+    :param is_final: Whether the service names a time of completion, readable or not: the counters change no more.
     """
 
     campaign_id: str
@@ -207,6 +241,7 @@ class CampaignStats:
     call_status_breakdown: Mapping[str, int]
     started_at: datetime | None
     completed_at: datetime | None
+    is_final: bool
 
     @classmethod
     def from_json(cls, data: Json) -> CampaignStats:
@@ -227,14 +262,15 @@ class CampaignStats:
             success_rate=_number(data.get("success_rate")),
             average_call_duration=_number(data.get("average_call_duration")),
             total_call_duration=_count(data.get("total_call_duration")),
-            call_status_breakdown=MappingProxyType({k: v for k, v in counts.items() if v is not None}),
+            call_status_breakdown={k: v for k, v in counts.items() if v is not None},
             started_at=read_time(data.get("started_at")),
             completed_at=read_time(data.get("completed_at")),
+            is_final=bool(data.get("completed_at")),
         )
 
 
 @dataclass(frozen=True)
-class StartedCampaign:
+class StartedCampaign(Model):
     """
     The answer to ``GET /startCampaign/{id}``.
 
@@ -269,7 +305,7 @@ class StartedCampaign:
 
 
 @dataclass(frozen=True)
-class PausedCampaign:
+class PausedCampaign(Model):
     """
     The answer to ``GET /pauseTheCampaign/{id}``.
 
@@ -341,7 +377,10 @@ def _text(value: object) -> str | None:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Read a number; the service may write one as a text."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()) is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 #: The only host on the vendor's Start Campaign page. The vendor names others, and calls none of them production.
 DOCUMENTED_BASE_URL = "https://seamless-sandbox-dev-cm.oriserve.com"
@@ -34,6 +37,7 @@ class ClientSettings:
     :param verify: ``True``, ``False``, or the path of a CA bundle.
     :param proxies: Proxy URLs by scheme; empty leaves it to the environment for ``https``, none for ``http``.
     :param campaign_url: Where people see a campaign, with ``{campaign_id}`` in place of its id.
+    :param conn_id: Id of the Airflow connection, for messages; ``None`` for one that has no name.
     """
 
     base_url: str = field(repr=False)
@@ -44,6 +48,22 @@ class ClientSettings:
     verify: bool | str = True
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
     campaign_url: str | None = field(default=None, repr=False)
+    conn_id: str | None = None
+
+    @property
+    def connection(self) -> str:
+        """The Airflow connection, in words."""
+        return "the connection" if self.conn_id is None else f"connection {self.conn_id!r}"
+
+    @property
+    def address(self) -> str:
+        """Host and port, in words; without the host's name where that could be an API key in the wrong field."""
+        parts = urlsplit(self.base_url)
+        host = parts.hostname or ""
+        port = parts.port or (443 if self.is_encrypted else 80)
+        if not _is_surely_a_host(host) or self.api_key.casefold() in host:
+            return f"the configured host, port {port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @property
     def is_encrypted(self) -> bool:
@@ -52,3 +72,17 @@ class ClientSettings:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("VoiceGenie client settings hold the API key and cannot be pickled; pass the connection id.")
+
+
+#: A domain name as people write it. Keys have no dot, longer parts, or more digits.
+_DOMAIN_NAME = re.compile(r"((?!([^.]*[0-9]){4})[a-z0-9-]{1,30}\.)+[a-z]{2,8}")
+
+
+def _is_surely_a_host(host: str) -> bool:
+    if host == "localhost" or _DOMAIN_NAME.fullmatch(host):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -22,9 +22,11 @@ from airflow_provider_voicegenie import __version__
 from airflow_provider_voicegenie.api.answers import MAX_ANSWER_BYTES, Answer, Secrets
 from airflow_provider_voicegenie.api.endpoints import Call
 from airflow_provider_voicegenie.api.errors import (
+    NOT_THE_SERVICE,
     ConnectionFailedError,
     ExchangeTimeoutError,
     InvalidAnswerError,
+    NotFoundError,
     TlsFailedError,
     VoiceGenieError,
 )
@@ -51,24 +53,51 @@ REQUEST_HEADERS: Mapping[str, str] = {
 
 
 class Breakage(Enum):
-    """How an exchange ended without a whole answer. The value is its error and what to tell the user."""
+    """
+    How an exchange ended without a whole answer: its error, and what to tell the user.
+
+    ``{connection}`` and ``{address}`` stand for the connection and for its host and port.
+    """
 
     UNKNOWN_HOST = (
         ConnectionFailedError,
-        "the host's name cannot be resolved. Check the connection's host for a typing error, and the network",
+        "the name of the host ({address}) cannot be resolved. Check the host of {connection} for a typing error, and "
+        "the network",
     )
-    UNREACHABLE = (ConnectionFailedError, "no connection to the host could be made. Check host, port and network")
-    PROXY = (ConnectionFailedError, "the proxy did not let the connection through. Check the connection's proxies")
+    UNREACHABLE = (
+        ConnectionFailedError,
+        "no connection to {address} could be made. Check host and port of {connection}, whether a server listens "
+        "there, and the network",
+    )
+    PROXY = (
+        ConnectionFailedError,
+        "the proxy did not let the connection to {address} through. Check `proxies` in the Extra of {connection}, or "
+        "HTTPS_PROXY",
+    )
     TLS = (
         TlsFailedError,
-        "no trusted TLS connection could be made (certificate unknown, expired, or of another host). "
-        "Check the host's name, or give the CA bundle as `verify` in the connection's extra",
+        "the certificate of {address} is not trusted (unknown authority, expired, or of another host). Check the host "
+        "of {connection}, or give the CA bundle as `verify` in its Extra",
+    )
+    NOT_TLS = (
+        TlsFailedError,
+        "{address} does not speak TLS. A server of plain HTTP, such as the sandbox, needs http:// before the host of "
+        "{connection}",
+    )
+    NO_TLS_AGREED = (
+        TlsFailedError,
+        "{address} and this machine could not agree on a TLS connection. Check host and port of {connection}",
     )
     TIMEOUT = (
         ExchangeTimeoutError,
-        "there was no whole answer within the connection's timeout. Raise `timeout` in its extra if this is usual",
+        "there was no whole answer from {address} in time. Raise `timeout` in the Extra of {connection} if this is "
+        "usual",
     )
-    BROKEN = (ConnectionFailedError, "the connection broke before a whole answer came")
+    BROKEN = (
+        ConnectionFailedError,
+        "the connection to {address} broke before a whole answer came. Check host and port of {connection} if this "
+        "is usual",
+    )
     TOO_LARGE = (InvalidAnswerError, f"the answer is larger than {MAX_ANSWER_BYTES} bytes and was not read further")
 
 
@@ -93,6 +122,11 @@ _STANDARD_BREAKAGES: BreakageTable = (
     ((ssl.SSLCertVerificationError,), Breakage.TLS),
 )
 
+#: What OpenSSL calls an answer that is no TLS: which of them depends on its version and on the answer.
+_NOT_TLS_REASONS = frozenset(
+    {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"}
+)
+
 
 def breakage_of(error: BaseException, table: BreakageTable, *, sent: bool) -> Breakage:
     """
@@ -109,9 +143,10 @@ def breakage_of(error: BaseException, table: BreakageTable, *, sent: bool) -> Br
     if sent:
         return Breakage.BROKEN
     closed = any(isinstance(cause, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError) for cause in causes)
-    if not closed and any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return Breakage.TLS
-    return Breakage.UNREACHABLE
+    reasons = [cause.reason for cause in causes if isinstance(cause, ssl.SSLError)]
+    if closed or not reasons:
+        return Breakage.UNREACHABLE
+    return Breakage.NOT_TLS if _NOT_TLS_REASONS.intersection(reasons) else Breakage.NO_TLS_AGREED
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -134,7 +169,7 @@ class Dialogue:
     """
 
     def __init__(self, settings: ClientSettings) -> None:
-        self._max_attempts = settings.max_attempts
+        self._settings = settings
         self._secrets = Secrets(settings.api_key)
         self._budget = RequestBudget(settings.requests_per_minute)
         self._clock_offset = 0.0
@@ -158,17 +193,25 @@ class Dialogue:
 
         :raises VoiceGenieError: It broke, was refused, or is nothing this service documents.
         """
+        connection, address = self._settings.connection, self._settings.address
         if isinstance(outcome, Broken):
             breakage, sent = outcome
             error_class: type[VoiceGenieError]
             error_class, words = breakage.value
+            words = words.format(connection=connection, address=address)
             raise error_class(f"{call}: {words}.", may_have_taken_effect=sent and call.endpoint.has_effect)
         now = time.time()
         self.is_with_sandbox = outcome.headers.get("server") == SANDBOX_SERVER
         self._clock_offset = server_time(outcome.headers, now) - now
         if (reset := rate_limit_reset(outcome.headers, now)) is not None:
             self._budget.close(min(reset, MAX_WAIT), time.monotonic())
-        return call.read(outcome, secrets=self._secrets, now=now)
+        try:
+            return call.read(outcome, secrets=self._secrets, now=now)
+        except VoiceGenieError as error:
+            if isinstance(error, NotFoundError) and call.campaign_id is None:
+                error.remedy = NOT_THE_SERVICE
+            error.add_remedy(connection, address)
+            raise
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last answer showed it; ours before any answer."""
@@ -180,7 +223,7 @@ class Dialogue:
 
         :param max_attempts: Attempts in all; the settings' number where it is ``None``.
         """
-        attempts = max_attempts or self._max_attempts
+        attempts = max_attempts or self._settings.max_attempts
 
         def announce(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None

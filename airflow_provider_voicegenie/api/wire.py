@@ -97,12 +97,11 @@ class Route:
             # Trusts nobody, and is asked by nobody.
             return cls(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), proxy)
         except OSError:
-            problem = "the CA bundle cannot be read. Correct `verify` in the connection's extra, or REQUESTS_CA_BUNDLE"
+            problem = "the CA bundle cannot be read. Correct `verify` in its Extra, or REQUESTS_CA_BUNDLE"
         except (ValueError, httpx.InvalidURL):
-            problem = (
-                "the proxy has no http:// or https:// URL. Correct `proxies` in the connection's extra, or HTTPS_PROXY"
-            )
-        raise InvalidConnectionError(f"The connection's host cannot be reached: {problem}.")
+            problem = "the proxy has no http:// or https:// URL. Correct `proxies` in its Extra, or HTTPS_PROXY"
+        connection = settings.connection
+        raise InvalidConnectionError(f"{connection[:1].upper()}{connection[1:]}: {problem}.")
 
     def pool(self, direct: Callable[..., Pool], through_proxy: Callable[..., Pool], network: object) -> Pool:
         """

@@ -14,11 +14,13 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from airflow_provider_voicegenie.api.errors import InvalidConnectionError
 from airflow_provider_voicegenie.api.settings import DOCUMENTED_BASE_URL, ClientSettings
+from airflow_provider_voicegenie.decisions.parameters import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +77,12 @@ def no_such_connection(conn_id: str) -> InvalidConnectionError:
 
 def _check(connection: ConnectionFields) -> ClientSettings | _FieldError:
     try:
-        extra = _read_extra(connection.extra)
+        extra = _read_extra(connection.conn_id, connection.extra)
         base_url = _base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False))
         api_key = _api_key(connection.password)
         _refuse_key_in(_HOST, base_url, api_key)
         _refuse_key_in("Extra: campaign_url", extra.get("campaign_url") or "", api_key)
-        return ClientSettings(base_url, api_key, **extra)
+        return ClientSettings(base_url, api_key, conn_id=connection.conn_id, **extra)
     except _FieldError as error:
         return error
 
@@ -123,6 +125,8 @@ def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
         return DOCUMENTED_BASE_URL
     # In the URI form of a connection, what follows the host arrives as schema: a scheme, as in Airflow's HTTP
     # connections, or the path.
+    if _is_ipv6(host):  # Airflow takes the brackets off the host of a URI
+        host = f"[{host}]"
     schema = (connection.schema or "").strip().strip("/")
     scheme, path = (schema.lower(), "") if schema.lower() in ("http", "https") else ("", schema)
     if "://" not in host:
@@ -179,6 +183,13 @@ def _port(parts: SplitResult, port: object) -> int | None:
     return int(text)
 
 
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
+
+
 def _is_loopback(name: str) -> bool:
     if name.lower().rstrip(".") == "localhost":
         return True
@@ -188,20 +199,13 @@ def _is_loopback(name: str) -> bool:
         return False
 
 
-def _read_extra(text: object) -> dict[str, Any]:
+def _read_extra(conn_id: object, text: object) -> dict[str, Any]:
     """Read the fields we know; an empty one, as the connection form leaves behind, counts as not there."""
-    if text in (None, ""):
-        return {}
-    try:
-        extra = text if isinstance(text, Mapping) else json.loads(str(text))
-    except ValueError:
-        extra = None
-    if not isinstance(extra, Mapping):
+    extra = _parse_extra(text)
+    if extra is None:
         raise _FieldError("Extra", 'it is not a JSON object. Enter one, such as {"timeout": 30}, or nothing.')
-    # Airflow 2 tests what is in the form under two names.
-    unknown = [name for name in extra if str(name).removeprefix(_FORM_PREFIX) not in _EXTRA_FIELDS]
-    if unknown:
-        log.warning("The connection's Extra has %d field(s) that mean nothing here. Known: %s.", len(unknown), _KNOWN)
+    if found := "; ".join(chain.from_iterable(unknown_fields(extra))):
+        log.warning("Connection %r: Extra has %s.", conn_id, found)
     values = {}
     for name, (read, remedy) in _EXTRA_FIELDS.items():
         value = extra.get(name)
@@ -215,6 +219,36 @@ def _read_extra(text: object) -> dict[str, Any]:
             continue
         raise _FieldError(f"Extra: {name}", remedy_message)
     return values
+
+
+def _parse_extra(text: object) -> Mapping[str, Any] | None:
+    """Return the object that an extra holds; ``None`` if it holds something else."""
+    if text in (None, ""):
+        return {}
+    try:
+        extra = text if isinstance(text, Mapping) else json.loads(str(text))
+    except ValueError:
+        return None
+    return extra if isinstance(extra, Mapping) else None
+
+
+def unknown_fields(extra: object) -> tuple[list[str], list[str]]:
+    """
+    Say which fields of a connection's extra mean nothing here: those that are surely misspelled, and the others.
+
+    A name is quoted only if it resembles a known one: it could be an API key.
+
+    :param extra: The extra, as an object or as JSON.
+    """
+    extra = _parse_extra(extra) or {}
+    # Airflow 2 tests what is in the form under two names.
+    names = [str(name).removeprefix(_FORM_PREFIX) for name in extra]
+    unknown = [name for name in names if name not in _EXTRA_FIELDS]
+    hints = {name: did_you_mean(name, _EXTRA_FIELDS) for name in unknown}
+    misspelled = [f"unknown field {name!r}, {hint}" for name, hint in hints.items() if hint]
+    others = sum(not hint for hint in hints.values())
+    known = ", ".join(_EXTRA_FIELDS)
+    return misspelled, [f"{others} field(s) that mean nothing here (known: {known})"] if others else []
 
 
 def _read_seconds(value: Any) -> float:
@@ -295,4 +329,3 @@ _EXTRA_FIELDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 _FORM_PREFIX = "extra__voicegenie__"
-_KNOWN = ", ".join(_EXTRA_FIELDS)

@@ -4,26 +4,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_provider_voicegenie.api.errors import (
-    ConnectionFailedError,
-    ForbiddenError,
-    InvalidAnswerError,
-    NotFoundError,
-    RateLimitError,
-    RefusedError,
-    UnauthorizedError,
-    VoiceGenieError,
-)
+from airflow_provider_voicegenie.api.errors import ConnectionFailedError, VoiceGenieError
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
-from airflow_provider_voicegenie.hooks.connection import client_settings, no_such_connection
+from airflow_provider_voicegenie.hooks.connection import client_settings, no_such_connection, unknown_fields
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
@@ -130,26 +121,36 @@ class VoiceGenieHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service once for one campaign of the list, which changes nothing, and say in words how it went."""
+        from airflow_provider_voicegenie.api.client import VoiceGenieClient
+
         try:
-            next(self.list_campaigns(page_size=1, max_attempts=1), None)
-        except VoiceGenieError as error:
-            remedy = next((words for kind, words in _TEST_REMEDIES if isinstance(error, kind)), None)
+            connection = self._airflow_connection()
             # Airflow tests what is in a form under a name that it makes up.
+            client = VoiceGenieClient(replace(client_settings(connection), conn_id=None))
+            next(client.list_campaigns(page_size=1, max_attempts=1), None)
+        except VoiceGenieError as error:
             message = error.message.removeprefix(f"Connection {self.voicegenie_conn_id!r}, ")
-            problem = message[:1].upper() + message[1:]
-            return False, f"{problem} {remedy}" if remedy else problem
-        return True, "The VoiceGenie service accepts the API key."
+            return False, message[:1].upper() + message[1:]
+        misspelled, others = unknown_fields(connection.extra)
+        found = "; ".join((*misspelled, *others))
+        works = not misspelled
+        return works, f"The VoiceGenie service accepts the API key{f', but Extra has {found}' if found else ''}."
+
+    def _airflow_connection(self) -> Any:
+        problem: VoiceGenieError
+        try:
+            return self.get_connection(self.voicegenie_conn_id)
+        except AirflowNotFoundException:
+            problem = no_such_connection(self.voicegenie_conn_id)
+        except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
+            problem = _unreadable_connection(self.voicegenie_conn_id, error)
+        raise problem
 
     @cached_property
     def _client(self) -> VoiceGenieClient:
         from airflow_provider_voicegenie.api.client import VoiceGenieClient
 
-        connection = None
-        with contextlib.suppress(AirflowNotFoundException):
-            connection = self.get_connection(self.voicegenie_conn_id)
-        if connection is None:
-            raise no_such_connection(self.voicegenie_conn_id)
-        return VoiceGenieClient(client_settings(connection))
+        return VoiceGenieClient(client_settings(self._airflow_connection()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_client"}
@@ -270,13 +271,15 @@ class VoiceGenieAsyncHook(BaseHook):
         except VoiceGenieError as error:
             problem = error
         except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
-            problem = ConnectionFailedError(
-                f"Connection {self.voicegenie_conn_id!r} could not be read from Airflow ({type(error).__name__})."
-            )
+            problem = _unreadable_connection(self.voicegenie_conn_id, error)
         raise problem
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}
+
+
+def _unreadable_connection(conn_id: str, error: Exception) -> ConnectionFailedError:
+    return ConnectionFailedError(f"Connection {conn_id!r} could not be read from Airflow ({type(error).__name__}).")
 
 
 def _load_async_client() -> type[AsyncVoiceGenieClient]:
@@ -284,13 +287,3 @@ def _load_async_client() -> type[AsyncVoiceGenieClient]:
     from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
 
     return AsyncVoiceGenieClient
-
-
-_TEST_REMEDIES: tuple[tuple[type[VoiceGenieError], str], ...] = (
-    (UnauthorizedError, "The service does not accept the API key: enter it again, or make a new one."),
-    (ForbiddenError, "The API key is valid, but not allowed to list campaigns."),
-    (RateLimitError, "The API key has used up its rate limit: try again in a minute."),
-    (NotFoundError, "The host answers, but knows no campaign list: check its name and path."),
-    (RefusedError, "The host answers, but not as VoiceGenie does: check its name and path."),
-    (InvalidAnswerError, "The host answers, but not as VoiceGenie does: check its name and path."),
-)

@@ -71,7 +71,10 @@ def test_a_wrong_outcome_is_an_error_of_the_dag_file_that_names_the_valid_ones(a
     )
     result = run_python(airflow, airflow.dags / "dag.py")
     assert result.returncode
-    assert "ValueError: outcomes: 'NOT_FOUNT' is not a condition of this task. Valid: " in result.stderr
+    assert (
+        "ValueError: outcomes: 'NOT_FOUNT' is not a condition of this task; did you mean 'NOT_FOUND'? Valid: "
+        in result.stderr
+    )
     assert "BACKFILL_RUN" in result.stderr
 
 
@@ -199,11 +202,11 @@ def test_the_connection_test_says_what_is_wrong(airflow, voicegenie_sandbox, tmp
     assert answers["good"] == [True, "The VoiceGenie service accepts the API key."]
     assert {name for name, (good, _) in answers.items() if good} == {"good"}
     for name, words in {
-        "wrong_key": "(401 UNAUTHORIZED). The service does not accept the API key: enter it again",
+        "wrong_key": "(401 UNAUTHORIZED). The service does not accept the API key of the connection: enter it again",
         "no_key": "Password (API key): it is empty",
         "unknown_host": "cannot be resolved",
-        "closed_port": "Check host, port",
-        "not_tls": "no trusted TLS connection",
-        "another_api": "not as VoiceGenie does",
+        "closed_port": "no connection to 127.0.0.1:1 could be made. Check host and port",
+        "not_tls": "does not speak TLS",
+        "another_api": "is a VoiceGenie API",
     }.items():
         assert words in answers[name][1], answers[name]

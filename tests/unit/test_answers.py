@@ -81,8 +81,15 @@ def test_a_good_answer():
         (answer(302, body=b"", location="https://elsewhere"), "REDIRECTED", True),
         (answer(304, body=b""), "REDIRECTED", True),
         (answer(200, refusal("CAMPAIGN_ALREADY_RUNNING")), "CAMPAIGN_ALREADY_RUNNING", False),
-        (answer(200, refusal("BRAND_NEW")), "INVALID_ANSWER", True),
-        (answer(200, refusal()), "INVALID_ANSWER", True),
+        (answer(200, refusal("CAMPAIGN_NOT_RUNNING")), "CAMPAIGN_NOT_RUNNING", False),
+        (answer(200, refusal("INVALID_CAMPAIGN_STATE")), "INVALID_CAMPAIGN_STATE", False),
+        # What the service does not document for a refusal does not say that nothing was done.
+        (answer(200, refusal("INTERNAL_SERVER_ERROR")), "INTERNAL_SERVER_ERROR", True),
+        (answer(200, refusal("BRAND_NEW")), "REFUSED", True),
+        (answer(200, refusal()), "REFUSED", True),
+        (answer(200, refusal("BRAND_NEW", None)), "REFUSED", True),
+        (answer(200, refusal(None, None)), "INVALID_ANSWER", True),
+        (answer(200, {"message": "no"}), "INVALID_ANSWER", True),
         (answer(400, {**GOOD_START, "error": "X"}), "REFUSED", True),
         (answer(200, body=b""), "INVALID_ANSWER", True),
         (answer(200, body=b"<html>"), "INVALID_ANSWER", True),
@@ -113,6 +120,22 @@ def test_what_an_answer_to_a_start_becomes(given_answer, kind, may_have_taken_ef
     assert (error.kind, error.may_have_taken_effect) == (kind, may_have_taken_effect)
     assert Condition(error.kind)
     assert error_of(given_answer, GET).may_have_taken_effect is False
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_does_not_matter(encoding):
+    body = json.dumps(GOOD_START).encode(encoding)
+    assert read_start(answer(200, body=body)).campaign_id == "c1"
+    assert error_of(answer(400, body=json.dumps(refusal("CAMPAIGN_ALREADY_RUNNING")).encode(encoding))).status == 400
+
+
+@pytest.mark.parametrize("code", ["NO_CREDITS", None])
+def test_what_the_service_refuses_with_200_is_said_in_its_words(code):
+    error = error_of(answer(200, refusal(code, "No credits left.")))
+    assert f"No credits left ({'200 NO_CREDITS' if code else '200'})." in str(error)
+    assert not error.temporary
+    # The host is not the matter.
+    assert not error.remedy
 
 
 def test_compressed_answers_are_read():

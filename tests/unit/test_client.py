@@ -202,7 +202,9 @@ def test_a_refused_connection_reached_nobody():
 
 
 def test_an_unknown_host_is_said_to_be_one_but_not_quoted():
-    with pytest.raises(errors.ConnectionFailedError, match="name cannot be resolved") as caught:
+    with pytest.raises(
+        errors.ConnectionFailedError, match=r"name of the host \(the configured host, port 1\) cannot be resolved"
+    ) as caught:
         client_for(1, host=f"{KEY}.invalid").start_campaign("c")
     assert not caught.value.may_have_taken_effect
     assert all(KEY not in f"{error} {error!r}" for error in chain_of(caught.value))

@@ -33,6 +33,11 @@ def connection(host="https://api.example.com", password="sk-secret", schema=None
         ({"host": "http://127.0.0.1:80", "port": 0}, "http://127.0.0.1:80"),
         ({"host": "http://localhost:8642"}, "http://localhost:8642"),
         ({"host": "http://[::1]:8642"}, "http://[::1]:8642"),
+        # Airflow takes the brackets off the host of a URI.
+        ({"host": "::1", "port": 8642, "schema": "http"}, "http://[::1]:8642"),
+        ({"host": "::1"}, "https://[::1]"),
+        ({"host": "2001:db8::5", "port": 443, "schema": "v1"}, "https://[2001:db8::5]:443/v1"),
+        ({"host": "[2001:db8::5]:8443"}, "https://[2001:db8::5]:8443"),
         ({"host": "127.0.0.1", "port": 8642, "schema": "http"}, "http://127.0.0.1:8642"),
         ({"host": "api.example.com", "schema": "v1"}, "https://api.example.com/v1"),
         ({"host": "http://internal", "allow_insecure_http": True}, "http://internal"),
@@ -58,6 +63,8 @@ def test_base_url(fields, base_url):
         ({"password": "sk-secrét"}, "Password"),
         ({"host": "http://sk-secret.example.com"}, "Host"),
         ({"host": "http://127.0.0.1.example.com"}, "Host"),
+        ({"host": "2001:db8::5", "schema": "http"}, "Host"),
+        ({"host": "http://::1:8642"}, "Host"),
         ({"host": "http://localhost@sk-secret"}, "Host"),
         ({"host": "https://sk-secret:x@api.example.com"}, "Host"),
         ({"host": "ftp://sk-secret"}, "Host"),
@@ -150,9 +157,9 @@ def test_extra_fields_as_numbers_and_as_texts(tmp_path):
 
 
 def test_an_unknown_extra_field_is_reported_without_its_text(caplog):
-    client_settings(connection(timeuot="sk-secret"))
-    assert "1 field(s)" in caplog.text
-    assert "timeout" in caplog.text
+    client_settings(connection(timeuot="sk-secret", **{"sk-secret": 5}))
+    assert "unknown field 'timeuot', did you mean 'timeout'?" in caplog.text
+    assert "1 field(s) that mean nothing here (known: timeout, max_attempts" in caplog.text
     assert "secret" not in caplog.text
 
 

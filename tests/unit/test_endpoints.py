@@ -45,16 +45,23 @@ def test_ids_are_escaped(campaign_id, target):
         (" a", "white space"),
         ("a\n", "white space"),
         ("x" * 10_240, "10240 characters"),
-        (42, "must be a text"),
-        (None, "must be a text"),
-        (["a"], "must be a text"),
+        (42, "must be a string; got 42 (int). If it comes from a template, the DAG's render_template_as_native_obj"),
+        (1e9, "render_template_as_native_obj"),
+        (["a"], "must be a string"),
+        (None, "the template gave None"),
+        ("None", "'None' is missing: the template gave None"),
+        ("null", "the template gave None"),
+        (" NULL ", "the template gave None"),
+        ("undefined", "the template gave None"),
+        ("nan", "the template gave None"),
     ],
 )
 def test_what_cannot_be_an_id_is_refused(campaign_id, problem):
-    with pytest.raises(InvalidCampaignIdError, match=problem) as caught:
+    with pytest.raises(InvalidCampaignIdError) as caught:
         campaign_call(GET, campaign_id)
+    assert problem in str(caught.value)
     assert "campaign_id" in str(caught.value)
-    assert len(str(caught.value)) < 300
+    assert len(str(caught.value)) < 350
 
 
 @given(st.text(max_size=300))

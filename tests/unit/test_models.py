@@ -2,6 +2,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
+import json
+import pickle
 from datetime import UTC, datetime
 
 import pytest
@@ -35,7 +39,13 @@ json_values = st.recursive(
         ("In-Progress", CampaignStatus.RUNNING),
         ("not_yet_started", CampaignStatus.NOT_YET_STARTED),
         (" paused ", CampaignStatus.PAUSED),
+        ("In Progress", CampaignStatus.RUNNING),
+        ("INPROGRESS", CampaignStatus.RUNNING),
+        ("Not Yet Started", CampaignStatus.NOT_YET_STARTED),
+        ("notyet-started", CampaignStatus.NOT_YET_STARTED),
+        ("com pleted", CampaignStatus.COMPLETED),
         ("archived", CampaignStatus.UNKNOWN),
+        ("cancelled", CampaignStatus.UNKNOWN),
         ("", CampaignStatus.UNKNOWN),
     ],
 )
@@ -58,7 +68,9 @@ def test_campaign_counts_contacts_and_drops_their_ids():
     assert total.total_count == 150
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, True, "3", None, [], float("nan")])
+@pytest.mark.parametrize(
+    "value", [-1, 1.5, True, None, [], float("nan"), "", "-1", "1.5", "nan", "1_000", "0x10", "five", "٣"]
+)
 def test_what_is_no_count_is_none(value):
     assert Campaign.from_json({"id": "c", "campaign_status": "x", "completed_count": value}).completed_count is None
 
@@ -114,6 +126,70 @@ def test_times(text, expected):
 def test_times_are_written_as_the_service_does():
     assert write_time(datetime(2024, 1, 16, 10, 30, tzinfo=UTC)) == "2024-01-16T10:30:00Z"
     assert write_time(None) is None
+
+
+def test_numbers_are_read_from_texts_too():
+    campaign = Campaign.from_json({"id": "c", "campaign_status": "x", "total_count": "12", "completed_count": " 3 "})
+    assert (campaign.total_count, campaign.completed_count) == (12, 3)
+    counters = ("total_contacts", "calls_completed", "calls_failed", "calls_in_progress", "calls_pending")
+    numbers = {"success_rate": "83.33", "average_call_duration": "245", "total_call_duration": "300.0"}
+    stats = CampaignStats.from_json({"campaign_id": "c", **dict.fromkeys(counters, "5"), **numbers})
+    assert (stats.calls_pending, stats.success_rate, stats.total_call_duration) == (5, 83.33, 300)
+    assert CampaignPage.from_json({"campaigns": [], "pagination": {"total": "7"}}).total == 7
+
+
+TIME = "2024-01-16T10:30:00Z"
+#: One object of each class, with what its `to_json` comes to where that is not what it was read from.
+RESULTS = [
+    (
+        Campaign.from_json(
+            {"id": "c", "campaign_status": "In Progress", "total_count": 3, "failed_count": 1, "updated_at": TIME}
+        ),
+        {"campaign_id": "c", "status": "running", "status_text": "In Progress", "total_count": 3, "updated_at": TIME},
+    ),
+    (
+        CampaignPage.from_json({"campaigns": [{"id": "a", "campaign_status": "paused"}], "pagination": {"total": 9}}),
+        {"size": 1, "total": 9},
+    ),
+    (
+        CampaignStats.from_json(
+            {
+                "campaign_id": "c",
+                **dict.fromkeys(("total_contacts", "calls_completed", "calls_failed"), 4),
+                **dict.fromkeys(("calls_in_progress", "calls_pending"), 0),
+                "call_status_breakdown": {"answered": 4, "busy": None},
+                "completed_at": TIME,
+            }
+        ),
+        {"call_status_breakdown": {"answered": 4}, "completed_at": TIME, "success_rate": None, "is_final": True},
+    ),
+    (
+        StartedCampaign.from_json({"campaign_id": "c", "status": "running", "started_at": TIME}),
+        {"campaign_id": "c", "status": "running", "status_text": "running", "started_at": TIME},
+    ),
+    (
+        PausedCampaign.from_json({"campaign_id": "c", "status": "paused", "paused_at": TIME, "active_calls": 2}),
+        {"campaign_id": "c", "status": "paused", "status_text": "paused", "paused_at": TIME, "active_calls": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("result", "fields"), RESULTS, ids=lambda value: type(value).__name__)
+def test_results_can_travel(result, fields):
+    assert type(result) in MODELS
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(result, protocol)) == result
+    assert copy.deepcopy(result) == copy.copy(result) == result
+    data = result.to_json()
+    assert json.loads(json.dumps(data)) == data
+    assert list(data) == [field.name for field in dataclasses.fields(result)]
+    assert data == {**data, **fields}
+    assert list(dataclasses.asdict(result)) == list(data)
+
+
+def test_a_page_in_json_has_its_campaigns():
+    (campaign,) = RESULTS[1][0].to_json()["campaigns"]
+    assert (campaign["campaign_id"], campaign["status"]) == ("a", "paused")
 
 
 FIELDS = [
