@@ -13,7 +13,8 @@ from airflow.providers.common.compat.sdk import conf
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.decisions.completion import CompletionWatch
-    from airflow_provider_voicegenie.decisions.waiting import End, Note, Step
+    from airflow_provider_voicegenie.decisions.final_statistics import FinalStatistics
+    from airflow_provider_voicegenie.decisions.waiting import End, Note
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
 log = logging.getLogger(__name__)
@@ -79,10 +80,8 @@ def wait_for_completion(
     """
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
     from airflow_provider_voicegenie.api.retries import poll_delay
-    from airflow_provider_voicegenie.decisions.completion import STATISTICS_DELAY
-    from airflow_provider_voicegenie.decisions.waiting import EndReason, Need
+    from airflow_provider_voicegenie.decisions.waiting import EndReason
 
-    need: Need | None = None
     failures = 0
     while True:
         now = time.time()
@@ -90,85 +89,47 @@ def wait_for_completion(
             return watch.time_is_up(now, EndReason.TIMEOUT)
         retry_after = None
         try:
-            step = _look(hook, watch, campaign_id, need)
-            failures = 0
+            # One attempt: the wait repeats by itself, and is not held up beyond its deadline.
+            campaign = hook.get_campaign(campaign_id, max_attempts=1)
         except VoiceGenieError as error:
-            step = watch.see_statistics_error(error) if need is Need.STATISTICS else watch.see_error(error)
+            step = watch.see_error(error, time.time())
             retry_after = error.retry_after
             failures += 1
+        else:
+            step = watch.see_campaign(campaign, time.time(), in_full=True)
+            failures = 0
         write_notes(step.notes)
         if step.end is not None:
             return step.end
-        at_once = step.need is not None and need is None
-        need = step.need
-        if not at_once:
-            delay = poll_delay(STATISTICS_DELAY if need else poll_interval, failures, retry_after)
-            time.sleep(delay if deadline is None else max(0.0, min(delay, deadline - time.time())))
+        delay = poll_delay(poll_interval, failures, retry_after)
+        time.sleep(delay if deadline is None else max(0.0, min(delay, deadline - time.time())))
 
 
-def look_for_completion(hook: VoiceGenieHook, watch: CompletionWatch, campaign_id: str, *, patient: bool) -> Step:
+def read_final_statistics(hook: VoiceGenieHook, final: FinalStatistics, campaign_id: str) -> End:
     """
-    Look at a campaign once, and at its statistics if it is completed.
+    Read the statistics of a completed campaign, within minutes: until they are up to date, or until it is no use.
 
     :param hook: The service.
-    :param watch: The decisions.
+    :param final: The decisions.
     :param campaign_id: The campaign.
-    :param patient: Whether to wait for statistics that look old: half a minute at most.
     """
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
-    from airflow_provider_voicegenie.decisions.completion import STATISTICS_DELAY
-    from airflow_provider_voicegenie.decisions.waiting import Need
+    from airflow_provider_voicegenie.api.retries import poll_delay
+    from airflow_provider_voicegenie.decisions.final_statistics import STATISTICS_DELAY
 
-    try:
-        step = watch.see_campaign(hook.get_campaign(campaign_id), time.time(), in_full=True)
-    except VoiceGenieError as error:
-        step = watch.see_error(error)
-    write_notes(step.notes)
-    while step.end is None and step.need is Need.STATISTICS:
+    failures = 0
+    while True:
+        retry_after = None
         try:
-            step = watch.see_statistics(hook.get_campaign_stats(campaign_id), time.time())
+            statistics = hook.get_campaign_stats(campaign_id, max_attempts=1)
         except VoiceGenieError as error:
-            step = watch.see_statistics_error(error)
-            write_notes(step.notes)
-            return step
+            step = final.see_error(error, time.time())
+            retry_after = error.retry_after
+            failures += 1
+        else:
+            step = final.see(statistics, time.time())
+            failures = 0
         write_notes(step.notes)
-        if step.end is None:
-            if not patient:
-                return step
-            time.sleep(STATISTICS_DELAY)
-    return step
-
-
-def has_read_statistics(deferred: Mapping[str, Any]) -> bool:
-    """Tell whether the wait in the triggerer, with these arguments, has read the statistics of the campaign."""
-    return bool(deferred["with_statistics"] or deferred["min_success_rate"] is not None)
-
-
-def read_final_statistics(hook: VoiceGenieHook, watch: CompletionWatch, campaign_id: str, end: End) -> End | None:
-    """
-    Add the final statistics to the end of a wait in which nothing needed them.
-
-    :param hook: The service.
-    :param watch: The decisions.
-    :param campaign_id: The campaign.
-    :param end: How the wait ended.
-    :returns: The end with the statistics; ``None`` where they are not to be had now.
-    """
-    from airflow_provider_voicegenie.api.errors import VoiceGenieError
-
-    try:
-        step = watch.see_statistics(hook.get_campaign_stats(campaign_id), time.time())
-    except VoiceGenieError as error:
-        step = watch.see_statistics_error(error)
-    write_notes(step.notes)
-    if step.end is None:
-        return None
-    known = {name: value for name, value in (step.end.result or {}).items() if value is not None}
-    return step.end._replace(result={**(end.result or {}), **known, "status": (end.result or {}).get("status")})
-
-
-def _look(hook: VoiceGenieHook, watch: CompletionWatch, campaign_id: str, need: object) -> Step:
-    # One attempt: the wait repeats by itself, and is not held up beyond its deadline.
-    if need is None:
-        return watch.see_campaign(hook.get_campaign(campaign_id, max_attempts=1), time.time(), in_full=True)
-    return watch.see_statistics(hook.get_campaign_stats(campaign_id, max_attempts=1), time.time())
+        if step.end is not None:
+            return step.end
+        time.sleep(final.delay(poll_delay(STATISTICS_DELAY, failures, retry_after), time.time()))

@@ -5,6 +5,8 @@ The start is the setup, the pause its teardown: it runs where the start succeede
 failed, was skipped, or was ended by someone. Where the campaign is over by then, there is nothing to pause, and that
 is fine. The run fails where the work fails, and where the pause does: a campaign that nobody could pause goes on.
 
+The pause takes the id from the start: each field of what a task returns is an output of its own.
+
 Trigger it with `{"campaign_id": "...", "agents": 1}`.
 """
 
@@ -25,7 +27,7 @@ with DAG(
     start = StartCampaignOperator(task_id="start", campaign_id="{{ params.campaign_id }}", retries=2)
     pause = PauseCampaignOperator(
         task_id="pause",
-        campaign_id="{{ params.campaign_id }}",
+        campaign_id=start.output["campaign_id"],
         outcomes={"CAMPAIGN_COMPLETED": "succeed"},
         retries=5,
     ).as_teardown(setups=start, on_failure_fail_dagrun=True)

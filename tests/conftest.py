@@ -28,6 +28,13 @@ def voicegenie_sandbox(voicegenie_sandbox, monkeypatch):
     return voicegenie_sandbox
 
 
+def pytest_collection_modifyitems(items):
+    """Give tests with a real Airflow or a browser more time."""
+    for item in items:
+        if item.get_closest_marker("airflow") or "browser" in item.path.parts:
+            item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Fail each test in which the key was printed or logged, at whatever level."""

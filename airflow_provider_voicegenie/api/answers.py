@@ -188,7 +188,7 @@ def _refusal(
         may_have_taken_effect=has_effect and (contradictory or not 400 <= answer.status < 500 or answer.status == 408),
         retry_after=seconds_to_wait(answer.headers, now),
     )
-    if not in_envelope and not error.remedy:
+    if not error.remedy and (not in_envelope or answer.status == 404):
         error.remedy = NOT_THE_SERVICE
     return error
 

@@ -7,20 +7,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, write_time
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
 from airflow_provider_voicegenie.decisions.outcomes import Condition, OutcomeRules
 from airflow_provider_voicegenie.decisions.progress import ProgressLog, describe
-from airflow_provider_voicegenie.decisions.waiting import NOTHING, End, EndReason, Need, Step, Watch
+from airflow_provider_voicegenie.decisions.waiting import NOTHING, End, EndReason, Step, Watch
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
-
-#: Statistics may be this many seconds old (30, by the service's page, and some to spare): until then, those of a
-#: completed campaign that name no completion are taken for old ones, and read again.
-_STATISTICS_AGE = 35.0
-
-#: Seconds between two reads of statistics that looked old.
-STATISTICS_DELAY = 5.0
 
 _CONDITIONS: Mapping[CampaignStatus, tuple[Condition, str]] = {
     CampaignStatus.FAILED: (Condition.CAMPAIGN_FAILED, "it ended as failed"),
@@ -43,19 +36,15 @@ class CompletionWatch(Watch):
     :param rules: What each condition does to the wait.
     :param now: When the wait began, Unix seconds; or when the counters were last seen to change.
     :param stall_timeout: Seconds without progress in any counter that are too many; ``None`` for any number.
-    :param min_success_rate: Per cent of the ended calls that must have ended well.
-    :param with_statistics: Whether the end must bring the statistics, even where no rule needs them.
     :param completed: Calls completed as they were known at ``now``.
     :param failed: Calls failed as they were known at ``now``.
     """
 
     __slots__ = (
         "_completed",
-        "_completed_since",
         "_ended_at",
         "_failed",
         "_known_in_full",
-        "_min_success_rate",
         "_moved_at",
         "_progress",
         "_seen_at",
@@ -63,7 +52,6 @@ class CompletionWatch(Watch):
         "_status",
         "_status_text",
         "_total",
-        "_with_statistics",
     )
 
     def __init__(
@@ -73,15 +61,11 @@ class CompletionWatch(Watch):
         now: float,
         *,
         stall_timeout: float | None = None,
-        min_success_rate: float | None = None,
-        with_statistics: bool = False,
         completed: int | None = None,
         failed: int | None = None,
     ) -> None:
-        super().__init__(campaign_id, rules)
+        super().__init__(campaign_id, rules, now)
         self._stall_timeout = stall_timeout
-        self._min_success_rate = min_success_rate
-        self._with_statistics = with_statistics or min_success_rate is not None
         self._completed = completed
         self._failed = failed
         self._known_in_full = completed is not None and failed is not None
@@ -92,7 +76,6 @@ class CompletionWatch(Watch):
         self._status_text = ""
         self._total: int | None = None
         self._ended_at: datetime | None = None
-        self._completed_since: float | None = None
         self._progress = ProgressLog()
 
     def see(self, sighting: Campaign | VoiceGenieError, in_full: bool, now: float) -> Step | None:
@@ -107,7 +90,7 @@ class CompletionWatch(Watch):
         if isinstance(sighting, Campaign):
             step = self.see_campaign(sighting, now, in_full=in_full)
         else:
-            step = self.see_error(sighting)
+            step = self.see_error(sighting, now)
         return None if step == NOTHING else step
 
     def see_campaign(self, campaign: Campaign, now: float, *, in_full: bool) -> Step:
@@ -118,6 +101,9 @@ class CompletionWatch(Watch):
         :param now: Unix seconds.
         :param in_full: Whether it was read by itself, and not in a list, which does not tell all counters.
         """
+        return self._taken(self._step(campaign, now, in_full=in_full), now)
+
+    def _step(self, campaign: Campaign, now: float, *, in_full: bool) -> Step:
         status = campaign.status
         before, self._status = self._status, status
         self._status_text, self._total, self._ended_at = campaign.status_text, campaign.total_count, campaign.ended_at
@@ -132,12 +118,7 @@ class CompletionWatch(Watch):
         if line := self._progress.line(campaign, self._failed, now):
             notes += (self._info(line),)
         if status is CampaignStatus.COMPLETED:
-            if self._completed_since is None:
-                self._completed_since = now
-            if self._with_statistics:
-                return Step(notes, Need.STATISTICS)
-            return Step(notes, end=self._completion(None))
-        self._completed_since = None
+            return Step(notes, end=End(EndReason.DONE, "it is completed", result=self._result(), at=now))
         if status in _CONDITIONS:
             condition, words = _CONDITIONS[status]
             return self._meet(condition, f"{words} ({self.last_seen(now)})", notes)
@@ -145,34 +126,10 @@ class CompletionWatch(Watch):
             self._moved_at = now
         elif self._stall_timeout is not None and now - self._moved_at >= self._stall_timeout:
             if not in_full:
-                return Step(notes, Need.CAMPAIGN)
+                return Step(notes, read_alone=True)
             words = f"no counter has changed for {now - self._moved_at:.0f} s ({self.last_seen(now)})"
             return self._meet(Condition.CAMPAIGN_STALLED, words, notes)
         return Step(notes) if notes else NOTHING
-
-    def see_statistics(self, statistics: CampaignStats, now: float) -> Step:
-        """Take note of the statistics of a completed campaign."""
-        notes = self._recovered()
-        since = now if self._completed_since is None else self._completed_since
-        if statistics.completed_at is None and now - since < _STATISTICS_AGE:
-            return Step(notes, Need.STATISTICS)
-        end = self._completion(statistics)
-        rate = success_rate(statistics)
-        if self._min_success_rate is not None and (rate is None or rate < self._min_success_rate):
-            ended = "no call has ended" if rate is None else f"{rate:g} % of the ended calls ended well"
-            words = f"it is completed, but {ended}, and {self._min_success_rate:g} % are wanted"
-            end = End(EndReason.CONDITION, words, Condition.SUCCESS_RATE_TOO_LOW, result=end.result)
-        return Step(notes, end=end)
-
-    def see_statistics_error(self, error: VoiceGenieError) -> Step:
-        """Take note that the statistics of a completed campaign could not be read."""
-        step = self.see_error(error)
-        if step.end is None:
-            return step._replace(need=Need.STATISTICS)
-        if self._min_success_rate is not None:
-            return step
-        warning = self._warning(f"it is completed, but its statistics cannot be read ({error.message})")
-        return Step((warning,), end=self._completion(None))
 
     def seen(self) -> dict[str, Any]:
         """Return when the counters were last seen to change, and what they are, as plain JSON."""
@@ -188,16 +145,11 @@ class CompletionWatch(Watch):
         return f"last seen{ago}: {words}{self._since_then()}"
 
     def _result(self) -> Mapping[str, Any]:
-        return self._result_with(None)
-
-    def _result_with(self, statistics: CampaignStats | None) -> Mapping[str, Any]:
-        ended_at = statistics.completed_at if statistics is not None else None
-        if ended_at is None and self._status is CampaignStatus.COMPLETED:
-            ended_at = self._ended_at
+        ended_at = self._ended_at if self._status is CampaignStatus.COMPLETED else None
         return {
             "status": (self._status or CampaignStatus.UNKNOWN).value,
             "completed_at": write_time(ended_at),
-            "statistics": None if statistics is None else statistics_json(statistics),
+            "statistics": None,
         }
 
     def _count(self, campaign: Campaign, now: float, *, in_full: bool) -> None:
@@ -216,30 +168,6 @@ class CompletionWatch(Watch):
             if self._announced is Condition.CAMPAIGN_STALLED:
                 self._announced = None
 
-    def _completion(self, statistics: CampaignStats | None) -> End:
-        return End(EndReason.DONE, "it is completed", result=self._result_with(statistics))
-
 
 def _differ(before: int | None, after: int | None) -> bool:
     return before is not None and after is not None and before != after
-
-
-def success_rate(statistics: CampaignStats) -> float | None:
-    """Return the per cent of the ended calls that ended well; ``None`` before any ended."""
-    if statistics.success_rate is not None:
-        return statistics.success_rate
-    ended = statistics.calls_completed + statistics.calls_failed
-    return 100 * statistics.calls_completed / ended if ended else None
-
-
-def statistics_json(statistics: CampaignStats) -> dict[str, Any]:
-    """Return statistics as plain JSON, for XCom: numbers only."""
-    return {
-        "total_contacts": statistics.total_contacts,
-        "calls_completed": statistics.calls_completed,
-        "calls_failed": statistics.calls_failed,
-        "call_status_breakdown": dict(statistics.call_status_breakdown),
-        "success_rate": success_rate(statistics),
-        "average_call_duration": statistics.average_call_duration,
-        "total_call_duration": statistics.total_call_duration,
-    }

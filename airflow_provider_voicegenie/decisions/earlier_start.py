@@ -67,6 +67,7 @@ class StartRecord:
     The start of a task, as it is kept across tries.
 
     :param campaign_id: The campaign.
+    :param voicegenie_conn_id: The connection.
     :param phase: How far it has come.
     :param life: The task instance's ``max_tries`` at that time.
     :param sent_at: When it was sent, by the service's clock, ISO 8601.
@@ -75,6 +76,7 @@ class StartRecord:
     """
 
     campaign_id: str
+    voicegenie_conn_id: str
     phase: StartPhase
     life: int
     sent_at: str | None
@@ -82,7 +84,9 @@ class StartRecord:
     before: Mapping[str, Any]
 
     @classmethod
-    def of(cls, before: Campaign, campaign_id: str, life: int, sent_at: datetime) -> StartRecord:
+    def of(
+        cls, before: Campaign, campaign_id: str, voicegenie_conn_id: str, life: int, sent_at: datetime
+    ) -> StartRecord:
         """Make the record of a start that is about to be sent."""
         kept = {
             "status_text": before.status_text,
@@ -90,7 +94,11 @@ class StartRecord:
             "failed_count": before.failed_count,
             "updated_at": write_time(before.updated_at),
         }
-        return cls(campaign_id, StartPhase.SENT, life, write_time(sent_at), None, kept)
+        return cls(campaign_id, voicegenie_conn_id, StartPhase.SENT, life, write_time(sent_at), None, kept)
+
+    def facts(self) -> dict[str, str]:
+        """Return the campaign and the connection, as :meth:`CampaignTask.facts` does."""
+        return {"campaign_id": self.campaign_id, "voicegenie_conn_id": self.voicegenie_conn_id}
 
     def in_phase(self, phase: StartPhase, started_at: datetime | None = None) -> StartRecord:
         """Return the record, one phase on."""
@@ -124,21 +132,26 @@ class StartRecord:
         return record
 
 
-def earlier_start(record: StartRecord | None, campaign_id: str, life: int) -> StartRecord | None:
+def earlier_start(record: StartRecord | None, life: int) -> StartRecord | None:
     """
-    Return the record of a start that an earlier try in this life made, if there is one.
+    Return the record of a start that an earlier try in this life made, of whichever campaign, if there is one.
+
+    :param record: What is kept.
+    :param life: The task instance's ``max_tries``.
+    """
+    if record is None or record.phase is StartPhase.CLOSED or record.life != life:
+        return None
+    return record
+
+
+def was_cleared(record: StartRecord | None, campaign_id: str, life: int) -> bool:
+    """
+    Tell whether a user cleared the task while a start that it had made was in effect.
 
     :param record: What is kept.
     :param campaign_id: The campaign this try is about.
     :param life: The task instance's ``max_tries``.
     """
-    if record is None or record.phase is StartPhase.CLOSED:
-        return None
-    return record if (record.campaign_id, record.life) == (campaign_id, life) else None
-
-
-def was_cleared(record: StartRecord | None, campaign_id: str, life: int) -> bool:
-    """Tell whether a user cleared the task while a start that it had made was in effect; like :func:`earlier_start`."""
     if record is None or record.phase not in (StartPhase.SENT, StartPhase.STARTED):
         return False
     return record.campaign_id == campaign_id and record.life != life

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_provider_voicegenie.decisions.outcomes import Condition
 
@@ -31,20 +30,13 @@ class RunFacts(NamedTuple):
     What of a DAG run decides whether it may start a campaign.
 
     :param run_type: ``scheduled``, ``manual``, ``backfill``, ...
-    :param due: When the run was due; ``None`` where nobody can say.
+    :param due: When the run was due; ``None`` if nobody can say.
+    :param triggered_by_backfill: Whether asset events triggered the run, and all of them come from backfill runs.
     """
 
     run_type: str
     due: datetime | None
-
-    @classmethod
-    def of(cls, context: Mapping[str, Any]) -> RunFacts:
-        """Read them from a task's context."""
-        dag_run = context["dag_run"]
-        run_type = getattr(dag_run.run_type, "value", dag_run.run_type)
-        # Airflow 3 says when a run was due; before, a run was due at the end of its data interval.
-        due = getattr(dag_run, "run_after", None) or getattr(dag_run, "data_interval_end", None)
-        return cls(str(run_type), due)
+    triggered_by_backfill: bool = False
 
 
 def check_run(run: RunFacts, now: datetime, *, start_in_backfill: bool, max_lateness: float | None) -> Finding | None:
@@ -60,6 +52,12 @@ def check_run(run: RunFacts, now: datetime, *, start_in_backfill: bool, max_late
         return Finding(
             Condition.BACKFILL_RUN,
             "this is a backfill run, and backfills phone nobody unless the task says start_in_backfill=True",
+        )
+    if run.triggered_by_backfill and not start_in_backfill:
+        return Finding(
+            Condition.BACKFILL_RUN,
+            "the asset events that triggered this run come from backfill runs only, and backfills phone nobody unless "
+            "the task says start_in_backfill=True",
         )
     if max_lateness is not None and run.run_type == "scheduled" and run.due is not None:
         lateness = now - run.due

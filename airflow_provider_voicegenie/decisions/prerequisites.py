@@ -78,7 +78,8 @@ class Prerequisite(ABC):
 
     Objects must be able to be made again from their class path and keyword arguments. That works by itself where
     ``__init__`` keeps each of its arguments in an attribute of the same name and they are plain JSON; otherwise
-    override :meth:`keyword_arguments`.
+    override :meth:`keyword_arguments`. Two objects of one class with equal arguments are equal, and are written alike
+    in every process: Airflow makes a new DAG version whenever what it reads of a DAG changes.
     """
 
     @abstractmethod
@@ -123,6 +124,26 @@ class Prerequisite(ABC):
             )
         return path, arguments
 
+    def __repr__(self) -> str:
+        arguments = self._plain_arguments()
+        text = "..." if arguments is None else ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        return f"{type(self).__name__}({text})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._plain_arguments() == other._plain_arguments()
+
+    def __hash__(self) -> int:
+        return hash((type(self), json.dumps(self._plain_arguments(), sort_keys=True)))
+
+    def _plain_arguments(self) -> dict[str, Any] | None:
+        """Return the keyword arguments; ``None`` if they are not plain JSON, which is said when the DAG is parsed."""
+        try:
+            arguments = self.keyword_arguments()
+            json.dumps(arguments)
+        except Exception:  # noqa: BLE001  whatever an author's class does
+            return None
+        return arguments
+
 
 class Readiness(NamedTuple):
     """
@@ -157,12 +178,21 @@ def check_readiness(prerequisites: Iterable[Prerequisite], campaign: Campaign, n
     :param campaign: The campaign as it was just read.
     :param now: The time, with time zone.
     """
-    checks = [prerequisite.check(campaign, now) for prerequisite in prerequisites]
+    checks = [_checked(prerequisite, prerequisite.check(campaign, now)) for prerequisite in prerequisites]
     missing = tuple(check.why for check in checks if check.verdict is Verdict.WAITING)
     for check in checks:
         if check.verdict is Verdict.IMPOSSIBLE:
             return Readiness(missing, check.condition or Condition.PREREQUISITE_IMPOSSIBLE, check.why)
     return Readiness(missing)
+
+
+def _checked(prerequisite: Prerequisite, check: object) -> Check:
+    if isinstance(check, Check):
+        return check
+    raise TypeError(
+        f"prerequisites: check() of {prerequisite!r:.200} returned {check!r:.80}. Return Check.met(), "
+        "Check.waiting(why) or Check.impossible(why)."
+    )
 
 
 class HasScript(Prerequisite):
@@ -208,21 +238,6 @@ class IsStartable(Prerequisite):
         return Check.waiting(f"status {campaign.status_text!r:.40} (paused or scheduled is needed)")
 
 
-def check_importable(prerequisites: Iterable[Prerequisite]) -> None:
-    """
-    Refuse prerequisites that the triggerer cannot import.
-
-    :raises ValueError: One of them is defined in a DAG file, which Airflow loads under a name of its own.
-    """
-    for prerequisite in prerequisites:
-        cls = type(prerequisite)
-        if cls.__module__.startswith("unusual_prefix_"):
-            raise ValueError(
-                f"prerequisites: {cls.__name__} is defined in a DAG file, and the triggerer cannot import it from "
-                "there. Define it in a module that both can import, or use deferrable=False."
-            )
-
-
 def effective_prerequisites(wanted: Iterable[Prerequisite] | None) -> list[Prerequisite]:
     """
     Return the prerequisites of a sensor: the default ones, and those asked for.
@@ -232,14 +247,19 @@ def effective_prerequisites(wanted: Iterable[Prerequisite] | None) -> list[Prere
     :param wanted: What the author asked for.
     :raises ValueError: One of them is no :class:`Prerequisite`, or cannot be serialised.
     """
-    if wanted is not None and (isinstance(wanted, str | Prerequisite) or not isinstance(wanted, Iterable)):
-        raise ValueError(f"prerequisites must be a list, such as [HasContacts(minimum=100)], not {wanted!r:.80}.")
+    if isinstance(wanted, Prerequisite):
+        raise ValueError(f"prerequisites must be a list: write [{wanted!r:.200}].")
+    if wanted is not None and (isinstance(wanted, str) or not isinstance(wanted, Iterable)):
+        raise ValueError(f"prerequisites must be a list, such as [HasContacts(minimum=100)]; got {wanted!r:.80}.")
     asked = list(wanted or [])
     for prerequisite in asked:
+        if isinstance(prerequisite, type) and issubclass(prerequisite, Prerequisite):
+            name = prerequisite.__name__
+            raise ValueError(f"prerequisites: {name} is a class, and an object is needed: write {name}().")
         if not isinstance(prerequisite, Prerequisite):
             raise ValueError(
-                f"prerequisites: {prerequisite!r:.80} is not a Prerequisite. Subclass "
-                "airflow_provider_voicegenie.decisions.prerequisites.Prerequisite."
+                f"prerequisites: {prerequisite!r:.80} is not a Prerequisite, such as HasContacts(minimum=100). For one "
+                "of your own, subclass airflow_provider_voicegenie.sensors.campaign.Prerequisite."
             )
         prerequisite.serialize()
     classes = {type(prerequisite) for prerequisite in asked}

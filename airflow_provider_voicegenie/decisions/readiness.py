@@ -18,22 +18,27 @@ class ReadinessWatch(Watch):
 
     :param campaign_id: The campaign.
     :param rules: What each condition does to the wait.
+    :param now: When the wait began, Unix seconds.
     """
 
     __slots__ = ("_campaign", "_last")
 
-    def __init__(self, campaign_id: str, rules: OutcomeRules) -> None:
-        super().__init__(campaign_id, rules)
+    def __init__(self, campaign_id: str, rules: OutcomeRules, now: float) -> None:
+        super().__init__(campaign_id, rules, now)
         self._campaign: Campaign | None = None
         self._last: Readiness | None = None
 
-    def see_campaign(self, campaign: Campaign, readiness: Readiness) -> Step:
+    def see_campaign(self, campaign: Campaign, readiness: Readiness, now: float) -> Step:
         """
         Take note of the campaign.
 
         :param campaign: As it was just read.
         :param readiness: What its prerequisites came to.
+        :param now: Unix seconds.
         """
+        return self._taken(self._step(campaign, readiness, now), now)
+
+    def _step(self, campaign: Campaign, readiness: Readiness, now: float) -> Step:
         before, self._campaign, self._last = self._last, campaign, readiness
         notes = self._recovered()
         if readiness.condition is not None:
@@ -42,7 +47,7 @@ class ReadinessWatch(Watch):
         if readiness != before:
             notes = (*notes, self._info(readiness.describe()))
         if readiness.is_ready:
-            return Step(notes, end=End(EndReason.DONE, "it is ready", result=self._result()))
+            return Step(notes, end=End(EndReason.DONE, "it is ready", result=self._result(), at=now))
         return Step(notes) if notes else NOTHING
 
     def last_seen(self, now: float) -> str:

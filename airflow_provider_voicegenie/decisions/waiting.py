@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules
@@ -41,6 +41,7 @@ class End(NamedTuple):
     :param condition: The condition, where that is the reason.
     :param retry_after: Seconds the service asked to wait.
     :param result: What is known of the campaign, as plain JSON for XCom.
+    :param at: When that was seen, Unix seconds.
     """
 
     reason: EndReason
@@ -48,6 +49,7 @@ class End(NamedTuple):
     condition: Condition | None = None
     retry_after: float | None = None
     result: Mapping[str, Any] | None = None
+    at: float | None = None
 
     @property
     def is_done(self) -> bool:
@@ -62,6 +64,7 @@ class End(NamedTuple):
             "condition": None if self.condition is None else self.condition.value,
             "retry_after": self.retry_after,
             "result": None if self.result is None else dict(self.result),
+            "at": self.at,
         }
 
     @classmethod
@@ -74,16 +77,8 @@ class End(NamedTuple):
             None if condition is None else Condition(condition),
             data["retry_after"],
             data["result"],
+            data["at"],
         )
-
-
-class Need(Enum):
-    """What has to be read before the wait can go on."""
-
-    #: The campaign by itself: a list does not tell all its counters.
-    CAMPAIGN = "campaign"
-    #: Its statistics.
-    STATISTICS = "statistics"
 
 
 class Note(NamedTuple):
@@ -103,17 +98,21 @@ class Step(NamedTuple):
     What follows from a sighting; nothing, as a rule.
 
     :param notes: Lines for the task's log.
-    :param need: What has to be read at once.
-    :param end: How the wait ended, where it did.
+    :param read_alone: Whether the campaign has to be read by itself at once: a list does not tell all its counters.
+    :param end: How the wait ended, if it did.
     """
 
     notes: tuple[Note, ...] = ()
-    need: Need | None = None
+    read_alone: bool = False
     end: End | None = None
 
 
 #: The wait just goes on.
 NOTHING = Step()
+
+
+#: Seconds of silence after which a wait says again that it goes on, and on what.
+REMIND_AFTER = 600.0
 
 
 class Watch:
@@ -122,36 +121,47 @@ class Watch:
 
     :param campaign_id: The campaign.
     :param rules: What each condition does to the wait.
+    :param now: When the wait began, Unix seconds.
     """
 
-    __slots__ = ("_announced", "_campaign_id", "_rules", "_trouble")
+    __slots__ = ("_announced", "_campaign_id", "_end", "_rules", "_said_at", "_trouble")
 
-    def __init__(self, campaign_id: str, rules: OutcomeRules) -> None:
+    def __init__(self, campaign_id: str, rules: OutcomeRules, now: float) -> None:
         self._campaign_id = campaign_id
         self._rules = rules
         #: The condition that was said to be waited out, so that it is said once.
         self._announced: Condition | None = None
         self._trouble: Condition | None = None
+        self._said_at = now
+        self._end: End | None = None
 
-    def see_error(self, error: VoiceGenieError) -> Step:
-        """Take note that the campaign could not be read."""
+    def see_error(self, error: VoiceGenieError, now: float) -> Step:
+        """
+        Take note that the campaign could not be read.
+
+        :param error: Why.
+        :param now: Unix seconds.
+        """
         condition = Condition(error.kind)
         if self._rules.outcome(condition) is not Outcome.WAIT:
             end = End(EndReason.CONDITION, error.message, condition, error.retry_after, self._result())
-            return Step(end=end)
+            return self._taken(Step(end=end), now)
         if self._trouble is condition:
-            return NOTHING
+            return self._taken(NOTHING, now)
         self._trouble = condition
-        return Step((self._warning(f"{error.message.rstrip('.')} [{condition}: the wait goes on]"),))
+        line = self._warning(f"{error.message.rstrip('.')} [{condition}: the wait goes on]")
+        return self._taken(Step((line,)), now)
 
     def time_is_up(self, now: float, reason: EndReason) -> End:
         """
-        Return how a wait ends whose time is over.
+        Return how a wait ends whose time is over; what was seen in time counts.
 
         :param now: Unix seconds.
         :param reason: Which time it was.
         """
-        return End(reason, f"its time was over ({self.last_seen(now)})", result=self._result())
+        if self._end is not None:
+            return self._end
+        return End(reason, f"its time was over ({self.last_seen(now)})", result=self._result(), at=now)
 
     def last_seen(self, now: float) -> str:
         """Say what was last seen of the campaign."""
@@ -160,6 +170,17 @@ class Watch:
     def _result(self) -> Mapping[str, Any] | None:
         """Return what is known of the campaign, for XCom."""
         raise NotImplementedError
+
+    def _taken(self, step: Step, now: float) -> Step:
+        """Keep the end, if this is it; say from time to time that a wait goes on of which there is nothing new."""
+        if step.end is not None:
+            self._end = step.end
+        elif step.notes:
+            self._said_at = now
+        elif now - self._said_at >= REMIND_AFTER:
+            self._said_at = now
+            return step._replace(notes=(self._info(f"still waiting ({self.last_seen(now)})"),))
+        return step
 
     def _meet(self, condition: Condition, message: str, notes: tuple[Note, ...]) -> Step:
         """Apply the outcome of a condition, and say once that it is waited out."""

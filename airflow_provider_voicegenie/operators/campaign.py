@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator, get_current_context
+from airflow.providers.common.compat.sdk import AirflowFailException, get_current_context
 
+from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
 from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
 from airflow_provider_voicegenie.decisions.parameters import (
@@ -17,8 +18,8 @@ from airflow_provider_voicegenie.decisions.parameters import (
     read_optional_seconds,
     read_percent,
 )
-from airflow_provider_voicegenie.links import CampaignLink, keep_link
-from airflow_provider_voicegenie.task_end import settle_error, settle_task
+from airflow_provider_voicegenie.links import keep_link
+from airflow_provider_voicegenie.task_end import VoiceGenieRetryException, settle_error, settle_task
 from airflow_provider_voicegenie.waits import default_deferrable, was_ended_by_airflow
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["CallingHours", "Condition", "Outcome", "PauseCampaignOperator", "StartCampaignOperator"]
 
 
-class StartCampaignOperator(BaseOperator):
+class StartCampaignOperator(CampaignTask):
     """
     Start a VoiceGenie campaign: people are phoned at once. Optionally, follow it to its end.
 
@@ -44,7 +45,10 @@ class StartCampaignOperator(BaseOperator):
     retry), *retry* (Airflow's ``retries`` decide), *succeed*, or *wait*. The defaults stand in the README's table;
     ``outcomes`` changes single lines. While the task waits for completion, temporary trouble never ends the wait.
 
-    Returns to XCom, as plain JSON:
+    Once the task has looked at a campaign, it stays with it and with its connection, whatever the templates give after
+    a deferral. A retry whose campaign differs from the one that an earlier try started fails (Airflow 3.3).
+
+    Returns to XCom, as plain JSON, and each field under its own key too; ``campaign_id`` already before the start:
 
     - ``campaign_id``: the id.
     - ``status``: the campaign's status after the start, ``running`` as a rule; at the end, where the task waited.
@@ -56,15 +60,17 @@ class StartCampaignOperator(BaseOperator):
 
     - ``completed_at``: when the service says it was completed, ISO 8601 in UTC; null where it did not say.
     - ``statistics``: ``total_contacts``, ``calls_completed``, ``calls_failed``, ``call_status_breakdown`` (calls by
-      outcome), ``success_rate`` (per cent of the ended calls), ``average_call_duration`` and ``total_call_duration``
-      (seconds); from ``GET /getCampaignStats/{id}``. Null where the service refuses them, or the wait ended otherwise.
+      outcome), ``success_rate`` (percentage of successful calls among the finished ones), ``average_call_duration``
+      and ``total_call_duration`` (seconds); from ``GET /getCampaignStats/{id}``. Null if they cannot be read within
+      some minutes, or the wait ended otherwise.
 
     :param campaign_id: Id of the campaign. (templated)
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param outcomes: Changes to the outcome table, such as ``{"NOT_FOUND": "skip"}``; conditions and outcomes as
         text or as the enums.
     :param calling_hours: When the start is allowed; checked right before it. Any time by default.
-    :param start_in_backfill: Whether backfill runs start the campaign too. They do not by default.
+    :param start_in_backfill: Whether backfill runs start the campaign too, and runs that asset events of backfill runs
+        alone have triggered. They do not by default.
     :param max_lateness: How late a scheduled run may come after it was due, catch-up included, as a ``timedelta``
         or a number of seconds. Any lateness by default. Manual and asset-triggered runs are never late.
     :param wait_for_completion: Whether to wait until the campaign is completed.
@@ -72,21 +78,21 @@ class StartCampaignOperator(BaseOperator):
         ``[operators] default_deferrable`` by default.
     :param poll_interval: Time between two looks at the campaign, at most, as a ``timedelta`` or a number of seconds.
     :param completion_timeout: How long to wait, as a ``timedelta`` or a number of seconds; then the condition
-        ``COMPLETION_TIMEOUT`` holds, and the campaign goes on. For ever by default. Airflow's ``execution_timeout``
-        counts the whole task, and pauses the campaign.
+        ``COMPLETION_TIMEOUT`` holds, and the campaign goes on. No limit by default. Needs ``wait_for_completion``.
+        Airflow's ``execution_timeout`` counts the whole task, and pauses the campaign.
     :param pause_on_kill: Whether to pause the campaign when the task is ended from outside: marked or cleared by a
         user, or by its ``execution_timeout``. Only a campaign that this task started is paused, and none because a
         worker, a triggerer or a scheduler goes down. While the task is deferred, Airflow tells of marking and clearing
         from 3.3 on.
     :param stall_timeout: How long the campaign may run without progress in any counter before the condition
-        ``CAMPAIGN_STALLED`` holds, as a ``timedelta`` or a number of seconds. For ever by default.
-    :param min_success_rate: Per cent of the ended calls that must have ended well for a completed campaign not to be
-        the condition ``SUCCESS_RATE_TOO_LOW``.
+        ``CAMPAIGN_STALLED`` holds, as a ``timedelta`` or a number of seconds. No limit by default. Needs
+        ``wait_for_completion``.
+    :param min_success_rate: Percentage (0 to 100) of successful calls among the finished ones, below which a completed
+        campaign is the condition ``SUCCESS_RATE_TOO_LOW``. If the statistics cannot be read within some minutes, the
+        outcome of that error applies. Needs ``wait_for_completion``.
     :raises ValueError: An argument is wrong; raised when the DAG is parsed.
     """
 
-    template_fields: Sequence[str] = ("campaign_id", "voicegenie_conn_id")
-    operator_extra_links = (CampaignLink(),)
     ui_color = "#d9f2e6"
 
     #: Set while the task runs in this process.
@@ -110,10 +116,15 @@ class StartCampaignOperator(BaseOperator):
         min_success_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            campaign_id=campaign_id,
+            voicegenie_conn_id=voicegenie_conn_id,
+            outcome_rules=OutcomeRules(TaskKind.START, outcomes),
+            **kwargs,
+        )
         if calling_hours is not None and not isinstance(calling_hours, CallingHours):
             raise ValueError(
-                f"calling_hours must be CallingHours(start, end, timezone, days), not {calling_hours!r:.80}."
+                f"calling_hours must be CallingHours(start, end, timezone, days); got {calling_hours!r:.80}."
             )
         deferrable = default_deferrable() if deferrable is None else deferrable
         check_flags(
@@ -122,9 +133,10 @@ class StartCampaignOperator(BaseOperator):
             deferrable=deferrable,
             pause_on_kill=pause_on_kill,
         )
-        self.campaign_id = campaign_id
-        self.voicegenie_conn_id = voicegenie_conn_id
-        self.outcome_rules = OutcomeRules(TaskKind.START, outcomes)
+        if not wait_for_completion:
+            _refuse_limits_of_a_wait(
+                completion_timeout=completion_timeout, stall_timeout=stall_timeout, min_success_rate=min_success_rate
+            )
         self.calling_hours = calling_hours
         self.start_in_backfill = start_in_backfill
         self.max_lateness = read_optional_seconds("max_lateness", max_lateness)
@@ -137,35 +149,68 @@ class StartCampaignOperator(BaseOperator):
         self.min_success_rate = read_percent("min_success_rate", min_success_rate)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Start the campaign, wait for it if asked to, and return what is documented above."""
+        """Start the campaign, wait for it if asked to, and return the XCom value described in the class docstring."""
         return self._begin(context).execute()
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
+        self.go_on_with(event["deferred"])
         return self._begin(context).resume(event)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
         if was_ended_by_airflow(next_method, next_kwargs):
-            return self._begin(context).resume_late()
+            start = self._start_before_deferral(context)
+            return self._begin(context).resume_late(start)
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
         """Stop the calls, as ``pause_on_kill`` says, when Airflow ends the task."""
+        super().on_kill()
         if self._running is not None:
             self._running.kill()
-        else:
-            # Airflow 2 ends a deferred task whose execution_timeout is over before it resumes it.
-            self._begin(get_current_context()).end_before_resuming()
+        elif (context := _context_of_resumed_task_on_airflow_2()) is not None:
+            start = self._start_before_deferral(context)
+            self._begin(context).end_before_resuming(start)
 
     def _begin(self, context: Context) -> StartTask:
         from airflow_provider_voicegenie.operators.start_task import StartTask
 
         self._running = StartTask(self, context)
+        if self.told_to_end:
+            self._running.kill()
         return self._running
 
+    def _start_before_deferral(self, context: Context) -> dict[str, Any]:
+        kept = self.kept_for_resuming(context)
+        if "start" not in kept:
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r}: Airflow has lost what this task knew of its start (XCom). Look at the "
+                "campaign in the VoiceGenie dashboard, and pause it if it must not go on."
+            )
+        self.go_on_with(kept)
+        start: dict[str, Any] = kept["start"]
+        return start
 
-class PauseCampaignOperator(BaseOperator):
+
+def _refuse_limits_of_a_wait(**limits: object) -> None:
+    given = [name for name, value in limits.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: only a task that waits obeys this. Add wait_for_completion=True, or leave it out."
+        )
+
+
+def _context_of_resumed_task_on_airflow_2() -> Context | None:
+    """Return the context of a task that Airflow 2 ends before it resumes it; Airflow 3 goes on into the task."""
+    try:
+        context = get_current_context()
+    except Exception:  # noqa: BLE001  there is none yet, which each Airflow says in another way
+        return None
+    return context if getattr(context.get("ti"), "next_method", None) else None
+
+
+class PauseCampaignOperator(CampaignTask):
     """
     Pause a VoiceGenie campaign: no new call begins, calls in progress run to their end.
 
@@ -187,8 +232,6 @@ class PauseCampaignOperator(BaseOperator):
     :raises ValueError: An argument is wrong; raised when the DAG is parsed.
     """
 
-    template_fields: Sequence[str] = ("campaign_id", "voicegenie_conn_id")
-    operator_extra_links = (CampaignLink(),)
     ui_color = "#fdf0d5"
 
     def __init__(
@@ -199,22 +242,36 @@ class PauseCampaignOperator(BaseOperator):
         outcomes: Mapping[Condition | str, Outcome | str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.campaign_id = campaign_id
-        self.voicegenie_conn_id = voicegenie_conn_id
-        self.outcome_rules = OutcomeRules(TaskKind.PAUSE, outcomes)
+        super().__init__(
+            campaign_id=campaign_id,
+            voicegenie_conn_id=voicegenie_conn_id,
+            outcome_rules=OutcomeRules(TaskKind.PAUSE, outcomes),
+            **kwargs,
+        )
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Pause the campaign, and return what is documented above."""
+        """Pause the campaign, and return the XCom value described in the class docstring."""
+        from airflow_provider_voicegenie.api.endpoints import check_campaign_id
         from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
         from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
+        if (kept := self.kept_for_later(context)) is not None:
+            self.go_on_with(kept)
         hook = VoiceGenieHook(self.voicegenie_conn_id)
         try:
+            check_campaign_id(self.campaign_id)
+            hook.get_conn()
+            self.keep_for_later(context)
+            if self.told_to_end:
+                raise VoiceGenieRetryException(
+                    f"Campaign {self.campaign_id!r}: the task was ended from outside before it sent the pause."
+                )
             try:
                 paused = hook.pause_campaign(self.campaign_id)
             except VoiceGenieError as error:
                 if not (error.may_have_taken_effect or isinstance(error, CampaignNotRunningError)):
+                    if kept is None:
+                        self.forget_for_later(context)
                     raise
                 self.log.info("%s Looking at the campaign.", error)
                 return self._find_out(hook.get_campaign(self.campaign_id), error)
@@ -222,7 +279,7 @@ class PauseCampaignOperator(BaseOperator):
             settle_error(self.outcome_rules, error, self.campaign_id)
             raise
         finally:
-            keep_link(context, hook, self.campaign_id)
+            keep_link(context, hook, self)
         self.log.info(
             "Campaign %r was paused: %s call(s) still in progress.",
             self.campaign_id,

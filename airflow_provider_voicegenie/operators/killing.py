@@ -82,6 +82,18 @@ def was_ended_by_user(context: Mapping[str, Any]) -> bool:
         return False
 
 
+def is_ended_in_airflow(context: Mapping[str, Any]) -> bool:
+    """
+    Tell whether someone has marked or cleared a task that was not told so yet.
+
+    Airflow tells a task within some seconds; until then, only its state shows it.
+    """
+    task_instance = context.get("ti")
+    if task_instance is None or getattr(task_instance, "test_mode", False):
+        return False
+    return was_ended_by_user(context)
+
+
 def pause_campaign_of_killed_task(hook: VoiceGenieHook, campaign_id: str) -> None:
     """Pause the campaign; whether that worked is for the log only."""
     from airflow_provider_voicegenie.api.errors import VoiceGenieError

@@ -22,11 +22,13 @@ class StartMemory:
 
     :param context: The task's context.
     :param campaign_id: The campaign.
+    :param voicegenie_conn_id: The connection.
     """
 
-    def __init__(self, context: Mapping[str, Any], campaign_id: str) -> None:
+    def __init__(self, context: Mapping[str, Any], campaign_id: str, voicegenie_conn_id: str) -> None:
         self._store = context.get("task_state_store")
         self._campaign_id = campaign_id
+        self._voicegenie_conn_id = voicegenie_conn_id
         self._task_instance = context.get("ti")
         self._record: StartRecord | None = None
         #: Whether a user cleared the task while the start that it had made was in effect; known after :meth:`recall`.
@@ -50,11 +52,11 @@ class StartMemory:
         return int(getattr(self._task_instance, "max_tries", 0) or 0)
 
     def recall(self) -> StartRecord | None:
-        """Return the start that an earlier try made, if it did."""
+        """Return the start that an earlier try made, if it did; it may be that of another campaign."""
         if self._store is None:
             return None
         record = StartRecord.from_json(self._store.get(_KEY))
-        self._record = earlier_start(record, self._campaign_id, self._life)
+        self._record = earlier_start(record, self._life)
         self.was_cleared = was_cleared(record, self._campaign_id, self._life)
         return self._record
 
@@ -64,7 +66,7 @@ class StartMemory:
 
         :raises Exception: It could not be noted; the start must not be sent then.
         """
-        self._record = StartRecord.of(before, self._campaign_id, self._life, sent_at)
+        self._record = StartRecord.of(before, self._campaign_id, self._voicegenie_conn_id, self._life, sent_at)
         self._keep()
 
     def note(self, phase: StartPhase, started_at: datetime | None = None) -> None:

@@ -8,20 +8,22 @@ Apart from the operator, whose module every parse of a DAG file loads.
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, read_time
 from airflow_provider_voicegenie.decisions.completion import CompletionWatch
-from airflow_provider_voicegenie.decisions.earlier_start import Start, StartPhase, was_started_in_run
+from airflow_provider_voicegenie.decisions.earlier_start import Start, StartPhase, StartRecord, was_started_in_run
+from airflow_provider_voicegenie.decisions.final_statistics import FinalStatistics
 from airflow_provider_voicegenie.decisions.guards import (
     Finding,
-    RunFacts,
     check_calling_hours,
     check_campaign,
     check_run,
@@ -34,15 +36,16 @@ from airflow_provider_voicegenie.links import keep_link
 from airflow_provider_voicegenie.operators.killing import (
     KillSwitch,
     TaskKilled,
+    is_ended_in_airflow,
     pause_campaign_of_killed_task,
     was_ended_by_user,
 )
+from airflow_provider_voicegenie.operators.run_facts import run_facts
 from airflow_provider_voicegenie.operators.start_memory import StartMemory
 from airflow_provider_voicegenie.task_end import VoiceGenieRetryException, settle_error, settle_task
 from airflow_provider_voicegenie.waits import (
     deferral_timeout,
     execution_deadline,
-    has_read_statistics,
     read_final_statistics,
     wait_for_completion,
 )
@@ -65,9 +68,6 @@ _STATISTICS_LAG = timedelta(seconds=32)
 #: the triggerer no more either.
 _PATIENCE_FOR_PAUSE = 30.0
 
-#: The XCom under which a deferred task keeps its start, for when Airflow drops what the trigger knows.
-_START_KEY = "start"
-
 #: Statuses in which there is an end to wait for, whoever started the campaign.
 _TO_BE_FOLLOWED = (CampaignStatus.RUNNING, CampaignStatus.PAUSED, CampaignStatus.COMPLETED, CampaignStatus.UNKNOWN)
 
@@ -85,7 +85,7 @@ class StartTask:
         self._context = context
         self._campaign_id = operator.campaign_id
         self._hook = VoiceGenieHook(operator.voicegenie_conn_id)
-        self._memory = StartMemory(context, operator.campaign_id)
+        self._memory = StartMemory(context, operator.campaign_id, operator.voicegenie_conn_id)
         self._kill = KillSwitch()
         #: Whether a start of this task is in effect, or may be.
         self._calling = False
@@ -98,19 +98,20 @@ class StartTask:
         """Go on after the wait in the triggerer."""
         return self._guarded(lambda: self._resume(event))
 
-    def resume_late(self) -> dict[str, Any]:
+    def resume_late(self, start: Mapping[str, Any]) -> dict[str, Any]:
         """Go on after Airflow ended the deferral, as no triggerer did in time."""
-        return self._guarded(self._resume_late)
+        return self._guarded(lambda: self._resume_late(Start(**start)))
 
     def kill(self) -> None:
         """Take note, in a signal handler too, that Airflow ends the task."""
         self._kill.pull()
 
-    def end_before_resuming(self) -> None:
-        """Stop the calls of a deferred task whose ``execution_timeout`` was over before it could be resumed."""
-        if getattr(self._context["ti"], "next_method", None):
-            self._calling = self._start_before_deferral().started_by_task
-            self._stop_calls(StartPhase.TIMED_OUT)
+    def end_before_resuming(self, start: Mapping[str, Any]) -> None:
+        """Stop the calls of a deferred task that Airflow 2 ends before it resumes it: out of time, or by a user."""
+        is_out_of_time = isinstance(sys.exception(), AirflowTaskTimeout)
+        if is_out_of_time or was_ended_by_user(self._context):
+            self._calling = Start(**start).started_by_task
+            self._stop_calls(StartPhase.TIMED_OUT if is_out_of_time else StartPhase.CLOSED)
 
     # The start.
 
@@ -122,7 +123,8 @@ class StartTask:
             settle_error(self._operator.outcome_rules, error, self._campaign_id)
             start = Start(CampaignStatus.RUNNING.value)
         finally:
-            keep_link(self._context, self._hook, self._campaign_id)
+            if not self._kill.pulled:
+                keep_link(self._context, self._hook, self._operator)
         self._stop_if_killed()
         is_followed = start.started_by_task or CampaignStatus(start.status) in _TO_BE_FOLLOWED
         if self._operator.wait_for_completion and is_followed:
@@ -131,20 +133,35 @@ class StartTask:
 
     def _start(self) -> Start:
         finding = check_run(
-            RunFacts.of(self._context),
+            run_facts(self._context),
             datetime.now(UTC),
             start_in_backfill=self._operator.start_in_backfill,
             max_lateness=self._operator.max_lateness,
         )
         if finding is not None:
             return self._not_started(finding, CampaignStatus.UNKNOWN)
-        before = self._campaign_before()
+        with self._reading():
+            before = self._campaign_before()
+        if before.status is CampaignStatus.UNKNOWN:
+            log.warning(
+                "Campaign %r: its status %.40r is unknown here, so whether it can be started is left to the service.",
+                self._campaign_id,
+                before.status_text,
+            )
         finding = check_campaign(before) or check_calling_hours(self._operator.calling_hours, datetime.now(UTC))
         if finding is not None:
             return self._not_started(finding, before.status)
-        sent_at = datetime.fromtimestamp(self._hook.server_time(), UTC)
+        sent_at = self._service_time()
         self._memory.note_sending(before, sent_at)
-        self._stop_if_killed()
+        if (task_instance := self._context.get("ti")) is not None:
+            # Before anything can go wrong after it: whoever pauses the campaign then has to find it.
+            task_instance.xcom_push(key="campaign_id", value=self._campaign_id)
+        self._stop_if_ended()
+        # Once more: Airflow may have taken its time since.
+        finding = check_calling_hours(self._operator.calling_hours, datetime.now(UTC))
+        if finding is not None:
+            self._memory.note(StartPhase.CLOSED)
+            return self._not_started(finding, before.status)
         self._calling = True
         unanswered: VoiceGenieError
         try:
@@ -187,31 +204,14 @@ class StartTask:
         return campaign
 
     def _find_out(self, before: Campaign, sent_at: datetime, problem: str = "") -> Start | None:
-        """Find out what became of a start that got no valid answer; ``None`` where it did not take effect."""
-        settlement = Settlement.UNKNOWN
+        """Find out what became of a start that got no valid answer; ``None`` if it did not take effect."""
+        with self._reading():
+            looks, statistics = self._look_for_start(before, sent_at)
+        settlement = settle_by_status(before, looks) if looks else Settlement.UNKNOWN
         started_at = None
-        looks: list[Campaign] = []
-        for delay in _LOOK_DELAYS:
-            time.sleep(delay)
-            try:
-                looks.append(self._hook.get_campaign(self._campaign_id))
-            except VoiceGenieError as error:
-                log.warning("%s", error)
-                continue
-            settlement = settle_by_status(before, looks)
-            if settlement is Settlement.STARTED:
-                break
-        if looks and settlement is not Settlement.STARTED:
-            if before.status is CampaignStatus.PAUSED:
-                # Only the statistics can tell a start that someone has paused again from none.
-                self._await_statistics_from_after(sent_at)
-            try:
-                stats = self._hook.get_campaign_stats(self._campaign_id)
-            except VoiceGenieError as error:
-                log.warning("%s", error)
-            else:
-                settlement = settle_by_stats(settlement, stats, sent_at)
-                started_at = stats.started_at if settlement is Settlement.STARTED else None
+        if statistics is not None:
+            settlement = settle_by_stats(settlement, statistics, sent_at)
+            started_at = statistics.started_at if settlement is Settlement.STARTED else None
         seen = f"status {before.status.value} before" + (f", {looks[-1].status.value} since" if looks else "")
         log.info("Campaign %r: %s (%s).", self._campaign_id, settlement.value, seen)
         if settlement is Settlement.STARTED:
@@ -222,6 +222,29 @@ class StartTask:
             self._calling = False
             return None
         return self._unconfirmed(f"the start was sent but not answered, and {settlement.value} ({seen})", problem)
+
+    def _look_for_start(self, before: Campaign, sent_at: datetime) -> tuple[list[Campaign], CampaignStats | None]:
+        """Look at the campaign until it shows that the start took effect, and at the statistics if it does not."""
+        looks: list[Campaign] = []
+        for delay in _LOOK_DELAYS:
+            time.sleep(delay)
+            try:
+                looks.append(self._hook.get_campaign(self._campaign_id))
+            except VoiceGenieError as error:
+                log.warning("%s", error)
+                continue
+            if settle_by_status(before, looks) is Settlement.STARTED:
+                return looks, None
+        if not looks:
+            return looks, None
+        if before.status is CampaignStatus.PAUSED:
+            # Only the statistics can tell a start that someone has paused again from none.
+            self._await_statistics_from_after(sent_at)
+        try:
+            return looks, self._hook.get_campaign_stats(self._campaign_id)
+        except VoiceGenieError as error:
+            log.warning("%s", error)
+            return looks, None
 
     def _unconfirmed(self, what: str, problem: str = "") -> NoReturn:
         settle_task(
@@ -249,6 +272,14 @@ class StartTask:
     def _take_over(self) -> Start | None:
         """Return the start that an earlier try of this task made, if one did."""
         record = self._memory.recall()
+        if record is not None:
+            if self._kill.pulled:
+                # What this task started is what its end is about, whatever its templates give by now.
+                self._operator.go_on_with(record.facts())
+                self._campaign_id, self._hook = record.campaign_id, VoiceGenieHook(record.voicegenie_conn_id)
+            self._refuse_another_campaign(record)
+            self._calling = record.phase is not StartPhase.TIMED_OUT
+        self._stop_if_killed()
         if record is None:
             if self._memory.is_kept or self._memory.is_first_try:
                 return None
@@ -259,7 +290,6 @@ class StartTask:
                 "execution_timeout was over. A retry does not start it again. To let it go on, clear this task; to "
                 "give up waiting without a pause, use completion_timeout."
             )
-        self._calling = True
         if record.phase is StartPhase.SENT:
             log.warning(
                 "Campaign %r: an earlier try of this task was ended while it sent the start. Looking at the campaign.",
@@ -268,21 +298,31 @@ class StartTask:
             return self._find_out(record.campaign_before(), read_time(record.sent_at) or datetime.now(UTC))
         return self._taken_over(read_time(record.started_at))
 
+    def _refuse_another_campaign(self, record: StartRecord) -> None:
+        """Fail if the start of an earlier try was another campaign's: one task starts one campaign."""
+        earlier = (record.campaign_id, record.voicegenie_conn_id)
+        now = (self._campaign_id, self._operator.voicegenie_conn_id)
+        if earlier == now:
+            return
+        raise AirflowFailException(
+            f"Campaign {now[0]!r:.80} (connection {now[1]!r}): an earlier try of this task started campaign "
+            f"{earlier[0]!r:.80} (connection {earlier[1]!r}), so this try starts nothing. The templates of the task "
+            "give another campaign at each try: use one that stays the same. To start the new one, clear this task; "
+            "the earlier one is not paused by that."
+        )
+
     def _take_over_by_evidence(self) -> Start | None:
         """Ask the service whether an earlier try started the campaign: this Airflow keeps nothing across tries."""
-        campaign = self._hook.get_campaign(self._campaign_id)
-        if not campaign.status.may_have_been_started:
-            return None
-        now = datetime.fromtimestamp(self._hook.server_time(), UTC)
-        began = getattr(self._context["dag_run"], "start_date", None)
-        if began is not None:
-            # As the service's clock showed it.
-            began += now - datetime.now(UTC)
-        statistics = self._hook.get_campaign_stats(self._campaign_id)
-        if not was_started_in_run(statistics, began):
-            # The earlier try may have ended just now.
-            self._await_statistics_from_after(now)
+        with self._reading():
+            campaign = self._hook.get_campaign(self._campaign_id)
+            if not campaign.status.may_have_been_started:
+                return None
+            now, began = self._service_time(), self._run_began()
             statistics = self._hook.get_campaign_stats(self._campaign_id)
+            if not was_started_in_run(statistics, began):
+                # The earlier try may have ended just now.
+                self._await_statistics_from_after(now)
+                statistics = self._hook.get_campaign_stats(self._campaign_id)
         if was_started_in_run(statistics, began):
             self._calling = True
             return self._taken_over(statistics.started_at)
@@ -293,10 +333,30 @@ class StartTask:
             )
         return None
 
+    def _service_time(self) -> datetime:
+        return datetime.fromtimestamp(self._hook.server_time(), UTC)
+
+    def _run_began(self) -> datetime | None:
+        """Return when the DAG run began, by the service's clock."""
+        began: datetime | None = getattr(self._context["dag_run"], "start_date", None)
+        return None if began is None else began + (self._service_time() - datetime.now(UTC))
+
+    def _recognize_earlier_start(self) -> None:
+        """Ask the service whether a killed task's earlier try started the campaign, if Airflow keeps nothing of it."""
+        if self._calling or self._memory.is_kept or self._memory.is_first_try:
+            return
+        try:
+            if self._hook.get_campaign(self._campaign_id).status.is_running:
+                statistics = self._hook.get_campaign_stats(self._campaign_id)
+                self._calling = was_started_in_run(statistics, self._run_began())
+        except VoiceGenieError as error:
+            log.warning("%s Look in the VoiceGenie dashboard whether it has to be paused.", error)
+
     def _taken_over(self, started_at: datetime | None) -> Start:
         status = CampaignStatus.UNKNOWN
         try:
-            status = self._hook.get_campaign(self._campaign_id).status
+            with self._reading():
+                status = self._hook.get_campaign(self._campaign_id).status
         except VoiceGenieError as error:
             log.warning("%s", error)
         log.info(
@@ -312,11 +372,8 @@ class StartTask:
         timeout = self._operator.completion_timeout
         deadline = None if timeout is None else time.time() + timeout
         if self._operator.deferrable:
-            execution_ends = execution_deadline(self._context, self._operator.execution_timeout)
-            self._defer(start, deadline, execution_ends, with_statistics=False)
-        # Beforehand, as it asks Airflow for the connection.
-        self._hook.get_conn()
-        with self._kill.interruptible():
+            self._defer(start, deadline)
+        with self._reading():
             end = wait_for_completion(
                 self._hook,
                 self._watch(start),
@@ -333,32 +390,27 @@ class StartTask:
             self._operator.outcome_rules.while_waiting(),
             seen.get("at", time.time()),
             stall_timeout=self._operator.stall_timeout,
-            min_success_rate=self._operator.min_success_rate,
-            with_statistics=True,
             completed=seen.get("completed"),
             failed=seen.get("failed"),
         )
 
-    def _defer(
-        self, start: Start, deadline: float | None, execution_ends: float | None, *, with_statistics: bool
-    ) -> NoReturn:
+    def _defer(self, start: Start, deadline: float | None) -> NoReturn:
         from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
 
         operator = self._operator
-        if (task_instance := self._context.get("ti")) is not None:
-            task_instance.xcom_push(key=_START_KEY, value=start.to_json())
+        execution_ends = execution_deadline(self._context, operator.execution_timeout)
+        operator.keep_for_resuming(self._context, start=start.to_json())
+        # What a user marked just now, Airflow refuses to defer, and tells nobody.
+        self._stop_if_ended()
         operator.defer(
             trigger=CampaignCompletedTrigger(
-                campaign_id=self._campaign_id,
-                voicegenie_conn_id=operator.voicegenie_conn_id,
+                **operator.facts(),
                 kind=operator.outcome_rules.kind.value,
                 outcomes=operator.outcome_rules.changes,
                 poll_interval=operator.poll_interval,
                 deadline=deadline,
                 execution_deadline=execution_ends,
                 stall_timeout=operator.stall_timeout,
-                min_success_rate=operator.min_success_rate,
-                with_statistics=with_statistics,
                 seen=None if start.seen is None else dict(start.seen),
                 pause_on_kill=operator.pause_on_kill and start.started_by_task,
                 start=start.to_json(),
@@ -369,50 +421,58 @@ class StartTask:
         raise AssertionError("a deferral ends the execution")
 
     def _resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        deferred = event["deferred"]
-        start = Start(**deferred["start"])
+        start = Start(**event["deferred"]["start"])
         self._calling = start.started_by_task
-        end = End.from_json(event)
-        if end.is_done and not has_read_statistics(deferred):
-            finished = read_final_statistics(self._hook, self._watch(start), self._campaign_id, end)
-            if finished is None:
-                # Not to be had now: the triggerer tries for as long as it takes.
-                self._defer(start, deferred["deadline"], deferred["execution_deadline"], with_statistics=True)
-            end = finished
-        return self._end(start, end)
+        self._stop_if_killed()
+        return self._end(start, End.from_json(event))
 
-    def _resume_late(self) -> dict[str, Any]:
-        start = self._start_before_deferral()
+    def _resume_late(self, start: Start) -> dict[str, Any]:
         self._calling = start.started_by_task
-        end = wait_for_completion(
-            self._hook,
-            self._watch(start),
-            self._campaign_id,
-            poll_interval=self._operator.poll_interval,
-            deadline=time.time() + 1,
-        )
+        try:
+            with self._reading():
+                end = wait_for_completion(
+                    self._hook,
+                    self._watch(start),
+                    self._campaign_id,
+                    poll_interval=self._operator.poll_interval,
+                    deadline=time.time() + 1,
+                )
+        except VoiceGenieError as error:
+            # Airflow did not give the connection.
+            settle_error(self._operator.outcome_rules, error, self._campaign_id)
+            raise
         execution_ends = execution_deadline(self._context, self._operator.execution_timeout)
         if end.reason is EndReason.TIMEOUT and execution_ends is not None and time.time() >= execution_ends:
             end = end._replace(reason=EndReason.EXECUTION_TIMEOUT)
         return self._end(start, end)
 
-    def _start_before_deferral(self) -> Start:
-        task_instance = self._context["ti"]
-        kept = task_instance.xcom_pull(
-            task_ids=task_instance.task_id, key=_START_KEY, map_indexes=task_instance.map_index
-        )
-        return Start(**kept)
-
     def _end(self, start: Start, end: End) -> dict[str, Any]:
+        if end.is_done:
+            end = self._with_statistics(end)
         if end.reason is EndReason.EXECUTION_TIMEOUT:
             raise AirflowTaskTimeout(f"Campaign {self._campaign_id!r}: execution_timeout: {end.message}.")
         condition = Condition.COMPLETION_TIMEOUT if end.reason is EndReason.TIMEOUT else end.condition
         if condition is None:
             log.info("Campaign %r is completed.", self._campaign_id)
         else:
-            rules = self._operator.outcome_rules.while_waiting()
+            rules = self._operator.outcome_rules
             settle_task(rules, condition, self._campaign_id, end.message, retry_after=end.retry_after)
         return self._result(start, end.result or {})
+
+    def _with_statistics(self, end: End) -> End:
+        final = FinalStatistics(
+            self._campaign_id,
+            end,
+            time.time(),
+            min_success_rate=self._operator.min_success_rate,
+            deadline=execution_deadline(self._context, self._operator.execution_timeout),
+        )
+        try:
+            with self._reading():
+                return read_final_statistics(self._hook, final, self._campaign_id)
+        except VoiceGenieError:
+            # Airflow did not give the connection: the statistics are tried for all the same.
+            return read_final_statistics(self._hook, final, self._campaign_id)
 
     def _result(self, start: Start, end: Mapping[str, Any]) -> dict[str, Any]:
         result = {
@@ -439,7 +499,11 @@ class StartTask:
         except BaseException as error:
             if not self._kill.pulled:
                 raise
-            if was_ended_by_user(self._context):
+            is_ended_by_user = was_ended_by_user(self._context)
+            if is_ended_by_user:
+                self._recognize_earlier_start()
+            when = "" if self._calling else " before it started anything"
+            if is_ended_by_user:
                 self._stop_calls(StartPhase.CLOSED)
             elif self._calling:
                 log.warning(
@@ -449,11 +513,28 @@ class StartTask:
                 )
             if not isinstance(error, TaskKilled):
                 raise
-        raise VoiceGenieRetryException(f"Campaign {self._campaign_id!r}: the task was ended from outside.")
+        raise VoiceGenieRetryException(f"Campaign {self._campaign_id!r}: the task was ended from outside{when}.")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """
+        Let a kill break off what is read of the service here. Nothing may be asked of Airflow meanwhile.
+
+        :raises VoiceGenieError: Airflow did not give the connection, which is asked for beforehand.
+        """
+        self._hook.get_conn()
+        with self._kill.interruptible():
+            yield
 
     def _stop_if_killed(self) -> None:
         if self._kill.pulled:
             raise TaskKilled
+
+    def _stop_if_ended(self) -> None:
+        """Stop if Airflow told the task to end, or has it as ended by a user: its signal may come seconds later."""
+        if not self._kill.pulled and is_ended_in_airflow(self._context):
+            self._kill.pulled = True
+        self._stop_if_killed()
 
     def _stop_calls(self, phase: StartPhase) -> None:
         if not (self._calling and self._operator.pause_on_kill):

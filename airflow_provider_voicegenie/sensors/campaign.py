@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     BaseSensorOperator,
     PokeReturnValue,
+    conf,
 )
 
+from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
 from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
 from airflow_provider_voicegenie.decisions.parameters import check_flags, read_optional_seconds, read_percent
@@ -28,18 +30,15 @@ from airflow_provider_voicegenie.decisions.prerequisites import (
     HasScript,
     IsStartable,
     Prerequisite,
-    check_importable,
     check_readiness,
     effective_prerequisites,
 )
-from airflow_provider_voicegenie.links import CampaignLink, keep_link
-from airflow_provider_voicegenie.task_end import settle_task
+from airflow_provider_voicegenie.links import keep_link
+from airflow_provider_voicegenie.task_end import VoiceGenieRetryException, settle_task
 from airflow_provider_voicegenie.waits import (
     default_deferrable,
     deferral_timeout,
     execution_deadline,
-    has_read_statistics,
-    look_for_completion,
     read_final_statistics,
     was_ended_by_airflow,
     write_notes,
@@ -51,13 +50,13 @@ if TYPE_CHECKING:
 
     from airflow_provider_voicegenie.decisions.completion import CompletionWatch
     from airflow_provider_voicegenie.decisions.readiness import ReadinessWatch
-    from airflow_provider_voicegenie.decisions.waiting import End, Step, Watch
+    from airflow_provider_voicegenie.decisions.waiting import End, Watch
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
-#: Whether this Airflow keeps anything of a task between its runs.
-_KEEPS_TASK_STATE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
+_AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
 
-_SEEN_KEY = "voicegenie_seen"
+#: Whether this Airflow keeps anything of a task between its runs.
+_KEEPS_TASK_STATE = _AIRFLOW >= (3, 3)
 
 #: The least time between reads in the triggerer; a sensor may have ``poke_interval=0``.
 _SHORTEST_INTERVAL = 0.1
@@ -76,12 +75,20 @@ __all__ = [
 ]
 
 
-class _CampaignSensor(BaseSensorOperator):
-    """What the sensors have in common: a look that ends in a step, in a worker or, when deferred, in the triggerer."""
+def _try_number(context: Context) -> int | None:
+    return getattr(context.get("ti"), "try_number", None)
 
-    template_fields: Sequence[str] = ("campaign_id", "voicegenie_conn_id")
-    operator_extra_links = (CampaignLink(),)
+
+class _CampaignSensor(CampaignTask, BaseSensorOperator):
+    """Base class of the campaign sensors: polls in the worker, or defers to a trigger."""
+
     ui_color = "#e3ecfb"
+
+    #: What an earlier process of this task knew of the counters.
+    _seen: Mapping[str, Any] | None = None
+    #: Whether this process has taken up what earlier ones kept, and whether it has kept its own.
+    _has_begun = False
+    _is_kept = False
 
     def __init__(
         self,
@@ -92,59 +99,75 @@ class _CampaignSensor(BaseSensorOperator):
         deferrable: bool | None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            campaign_id=campaign_id, voicegenie_conn_id=voicegenie_conn_id, outcome_rules=outcome_rules, **kwargs
+        )
         deferrable = default_deferrable() if deferrable is None else deferrable
         check_flags(deferrable=deferrable)
-        self.campaign_id = campaign_id
-        self.voicegenie_conn_id = voicegenie_conn_id
-        self.outcome_rules = outcome_rules
         self.deferrable = deferrable
         self._has_link = False
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look at the campaign once; defer, where the sensor does and the wait is not over."""
-        step = self._look(context)
+        """Look at the campaign once; defer, if the sensor does and the wait is not over."""
+        from airflow_provider_voicegenie.operators.killing import was_ended_by_user
+
+        if not self._has_begun:
+            self._has_begun = True
+            if (kept := self.kept_for_later(context)) is not None:
+                self.go_on_with(kept)
+                # A retry counts from its own begin.
+                self._seen = kept.get("seen") if kept.get("try_number") == _try_number(context) else None
+                self._is_kept = True
+        if self.told_to_end and was_ended_by_user(context):
+            raise VoiceGenieRetryException(f"Campaign {self.campaign_id!r}: the task was ended from outside.")
+        end = self._look(context)
         if not self._has_link:
             self._has_link = True
-            keep_link(context, self._hook, self.campaign_id)
-        if step.end is not None:
-            return PokeReturnValue(True, self._settle(step.end))
-        if self.deferrable:
-            deadline, execution_ends = time.time() + self.timeout, execution_deadline(context, self.execution_timeout)
-            self._defer(deadline, execution_ends, with_statistics=step.need is not None)
-        return PokeReturnValue(is_done=False)
+            keep_link(context, self._hook, self)
+        outcome = PokeReturnValue(False) if end is None else self._settle(end)
+        if self.deferrable and not outcome.is_done:
+            self._defer(context, time.time() + self.timeout)
+        return outcome
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after the wait in the triggerer."""
         from airflow_provider_voicegenie.decisions.waiting import End
 
         deferred = event["deferred"]
-        end = self._complete(End.from_json(event), deferred)
-        if end is None:
-            # Its statistics are not to be had now: the triggerer tries for as long as it takes.
-            return self._defer(deferred["deadline"], deferred["execution_deadline"], with_statistics=True)
-        return self._settle(end)
+        self._take_up(deferred)
+        outcome = self._settle(self._finished(End.from_json(event), context))
+        if not outcome.is_done:
+            self._defer(context, deferred["deadline"])
+        return outcome.xcom_value
 
     def execute_late(self, context: Context) -> Any:
         """Look once more, after Airflow ended the deferral as no triggerer did in time."""
         from airflow_provider_voicegenie.decisions.waiting import EndReason
 
-        end = self._look(context).end
+        if kept := self.kept_for_resuming(context):
+            self._take_up(kept)
+        end = self._look(context)
         if end is None:
             execution_ends = execution_deadline(context, self.execution_timeout)
             is_over = execution_ends is not None and time.time() >= execution_ends
             reason = EndReason.EXECUTION_TIMEOUT if is_over else EndReason.TIMEOUT
             end = self._watch.time_is_up(time.time(), reason)
-        return self._settle(end)
+        return self._settle(end).xcom_value
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
         if was_ended_by_airflow(next_method, next_kwargs):
-            return super().resume_execution("execute_late", {}, context)
-        return super().resume_execution(next_method, next_kwargs, context)
+            next_method, next_kwargs = "execute_late", {}
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSkipException as skip:
+            # Airflow's soft_fail spares a retry in a poke, but not after a deferral.
+            if isinstance(skip.__cause__, VoiceGenieRetryException):
+                raise skip.__cause__ from None
+            raise
 
-    def _settle(self, end: End) -> Any:
-        """Return what goes to XCom, or raise what ends the task otherwise."""
+    def _settle(self, end: End) -> PokeReturnValue:
+        """Return whether the wait is over and what goes to XCom, or raise what ends the task otherwise."""
         from airflow_provider_voicegenie.decisions.waiting import EndReason
 
         if end.reason is EndReason.TIMEOUT:
@@ -155,23 +178,36 @@ class _CampaignSensor(BaseSensorOperator):
                 raise AirflowSkipException(message)
             raise AirflowTaskTimeout(message)
         if end.condition is not None:
-            settle_task(self.outcome_rules, end.condition, self.campaign_id, end.message, retry_after=end.retry_after)
-        return self._xcom(end)
+            outcome = settle_task(
+                self.outcome_rules, end.condition, self.campaign_id, end.message, retry_after=end.retry_after
+            )
+            if outcome is Outcome.WAIT:
+                return PokeReturnValue(False)
+        return PokeReturnValue(True, self._xcom(end))
 
-    def _defer(self, deadline: float, execution_ends: float | None, *, with_statistics: bool) -> None:
+    def _defer(self, context: Context, deadline: float) -> None:
+        execution_ends = execution_deadline(context, self.execution_timeout)
         shared = {
-            "campaign_id": self.campaign_id,
-            "voicegenie_conn_id": self.voicegenie_conn_id,
+            **self.facts(),
             "outcomes": self.outcome_rules.changes,
             "poll_interval": max(self.poke_interval, _SHORTEST_INTERVAL),
             "deadline": deadline,
             "execution_deadline": execution_ends,
         }
-        self.defer(
-            trigger=self._trigger(shared, with_statistics=with_statistics),
-            method_name="execute_complete",
-            timeout=deferral_timeout(deadline, execution_ends),
-        )
+        trigger = self._trigger(shared)
+        self.keep_for_resuming(context, seen=getattr(trigger, "seen", None))
+        self.defer(trigger=trigger, method_name="execute_complete", timeout=deferral_timeout(deadline, execution_ends))
+
+    def _take_up(self, kept: Mapping[str, Any]) -> None:
+        """Go on with what an earlier process of this task kept."""
+        self.go_on_with(kept)
+        self._seen = kept.get("seen")
+
+    def _keep(self, context: Context, seen: Mapping[str, Any] | None = None) -> None:
+        """Keep, once the campaign was read, that it is what the task is about; and what was seen of it."""
+        if seen is not None or not self._is_kept:
+            self._is_kept = True
+            self.keep_for_later(context, seen=seen, try_number=_try_number(context))
 
     @cached_property
     def _hook(self) -> VoiceGenieHook:
@@ -185,15 +221,15 @@ class _CampaignSensor(BaseSensorOperator):
         """The decisions of this wait, kept from poke to poke."""
 
     @abstractmethod
-    def _look(self, context: Context) -> Step:
-        """Look at the campaign once."""
+    def _look(self, context: Context) -> End | None:
+        """Look at the campaign once, and return how the wait ended, if it did."""
 
     @abstractmethod
-    def _trigger(self, shared: dict[str, Any], *, with_statistics: bool) -> BaseTrigger:
+    def _trigger(self, shared: dict[str, Any]) -> BaseTrigger:
         """Return what waits in the triggerer."""
 
-    def _complete(self, end: End, deferred: Mapping[str, Any]) -> End | None:
-        """Add what the triggerer has not read; ``None`` where it is not to be had now."""
+    def _finished(self, end: End, context: Context) -> End:
+        """Add what has to be read once the wait is over."""
         return end
 
     def _xcom(self, end: End) -> Any:
@@ -222,7 +258,7 @@ class CampaignReadySensor(_CampaignSensor):
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param prerequisites: What must hold besides the three above, such as ``[HasContacts(minimum=100)]``: objects
         of this module or subclasses of :class:`Prerequisite` of your own. One of a class named above takes its
-        place.
+        place. A sensor that defers needs them in modules that the triggerer can import.
     :param outcomes: Changes to the outcome table, such as ``{"CAMPAIGN_ALREADY_RUNNING": "succeed"}``. Besides
         *skip*, *fail*, *retry* and *succeed* there is *wait* here.
     :param deferrable: Whether to wait in the triggerer, which takes no worker slot; ``mode`` and
@@ -248,29 +284,33 @@ class CampaignReadySensor(_CampaignSensor):
             **kwargs,
         )
         self.prerequisites = effective_prerequisites(prerequisites)
-        if self.deferrable:
-            check_importable(self.prerequisites)
+        if self.deferrable and prerequisites:
+            from airflow_provider_voicegenie.triggers.loading import check_importable
+
+            # Airflow 2 has the DAG folder on the import path of every process.
+            check_importable(self.prerequisites, None if _AIRFLOW < (3,) else conf.get("core", "dags_folder"))
 
     @cached_property
     def _watch(self) -> ReadinessWatch:
         from airflow_provider_voicegenie.decisions.readiness import ReadinessWatch
 
-        return ReadinessWatch(self.campaign_id, self.outcome_rules)
+        return ReadinessWatch(self.campaign_id, self.outcome_rules, time.time())
 
-    def _look(self, context: Context) -> Step:
+    def _look(self, context: Context) -> End | None:
         from airflow_provider_voicegenie.api.errors import VoiceGenieError
 
         try:
             campaign = self._hook.get_campaign(self.campaign_id)
         except VoiceGenieError as error:
-            step = self._watch.see_error(error)
+            step = self._watch.see_error(error, time.time())
         else:
+            self._keep(context)
             readiness = check_readiness(self.prerequisites, campaign, datetime.now(UTC))
-            step = self._watch.see_campaign(campaign, readiness)
+            step = self._watch.see_campaign(campaign, readiness, time.time())
         write_notes(step.notes)
-        return step
+        return step.end
 
-    def _trigger(self, shared: dict[str, Any], *, with_statistics: bool) -> BaseTrigger:
+    def _trigger(self, shared: dict[str, Any]) -> BaseTrigger:
         from airflow_provider_voicegenie.triggers.campaign import CampaignReadyTrigger
 
         prerequisites = [list(prerequisite.serialize()) for prerequisite in self.prerequisites]
@@ -292,18 +332,20 @@ class CampaignCompletedSensor(_CampaignSensor):
 
     Returns to XCom, as plain JSON: ``campaign_id``, ``status``, ``completed_at`` (ISO 8601 in UTC), and ``statistics``:
     ``total_contacts``, ``calls_completed``, ``calls_failed``, ``call_status_breakdown`` (calls by outcome),
-    ``success_rate`` (per cent of the ended calls), ``average_call_duration`` and ``total_call_duration`` (seconds).
-    What the service does not tell is null.
+    ``success_rate`` (percentage of successful calls among the finished ones), ``average_call_duration`` and
+    ``total_call_duration`` (seconds). What the service does not tell is null, as are statistics that cannot be read
+    within some minutes.
 
     :param campaign_id: Id of the campaign. (templated)
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param outcomes: Changes to the outcome table, such as ``{"CAMPAIGN_PAUSED": "fail"}``. Besides *skip*, *fail*,
         *retry* and *succeed* there is *wait* here.
     :param stall_timeout: How long the campaign may run without progress in any counter before the condition
-        ``CAMPAIGN_STALLED`` holds, as a ``timedelta`` or a number of seconds. For ever by default. With
+        ``CAMPAIGN_STALLED`` holds, as a ``timedelta`` or a number of seconds. No limit by default. With
         ``mode="reschedule"``, it needs Airflow 3.3, which keeps what a sensor has seen.
-    :param min_success_rate: Per cent of the ended calls that must have ended well for a completed campaign not to be
-        the condition ``SUCCESS_RATE_TOO_LOW``.
+    :param min_success_rate: Percentage (0 to 100) of successful calls among the finished ones, below which a completed
+        campaign is the condition ``SUCCESS_RATE_TOO_LOW``. If the statistics cannot be read within some minutes, the
+        outcome of that error applies.
     :param deferrable: Whether to wait in the triggerer, which takes no worker slot; ``mode`` and
         ``exponential_backoff`` mean nothing then. Airflow's ``[operators] default_deferrable`` by default.
     :raises ValueError: An argument is wrong; raised when the DAG is parsed.
@@ -337,49 +379,52 @@ class CampaignCompletedSensor(_CampaignSensor):
 
     @cached_property
     def _watch(self) -> CompletionWatch:
-        return self._watch_since({})
-
-    def _watch_since(self, seen: Mapping[str, Any]) -> CompletionWatch:
         from airflow_provider_voicegenie.decisions.completion import CompletionWatch
 
+        seen = self._seen or {}
         return CompletionWatch(
             self.campaign_id,
             self.outcome_rules,
             seen.get("at", time.time()),
             stall_timeout=self.stall_timeout,
-            min_success_rate=self.min_success_rate,
-            with_statistics=True,
             completed=seen.get("completed"),
             failed=seen.get("failed"),
         )
 
-    def _look(self, context: Context) -> Step:
-        store = context.get("task_state_store") if self.stall_timeout is not None and self.reschedule else None
-        if store is not None:
-            seen = store.get(_SEEN_KEY)
-            if isinstance(seen, dict) and seen.get("campaign_id") == self.campaign_id:
-                self._watch = self._watch_since(seen)
-        step = look_for_completion(self._hook, self._watch, self.campaign_id, patient=not self.deferrable)
-        if store is not None:
-            store.set(_SEEN_KEY, {"campaign_id": self.campaign_id, **self._watch.seen()})
-        return step
+    def _look(self, context: Context) -> End | None:
+        from airflow_provider_voicegenie.api.errors import VoiceGenieError
 
-    def _trigger(self, shared: dict[str, Any], *, with_statistics: bool) -> BaseTrigger:
+        try:
+            campaign = self._hook.get_campaign(self.campaign_id)
+        except VoiceGenieError as error:
+            step = self._watch.see_error(error, time.time())
+        else:
+            step = self._watch.see_campaign(campaign, time.time(), in_full=True)
+            has_to_last = self.reschedule and self.stall_timeout is not None
+            self._keep(context, self._watch.seen() if has_to_last else None)
+        write_notes(step.notes)
+        return None if step.end is None else self._finished(step.end, context)
+
+    def _trigger(self, shared: dict[str, Any]) -> BaseTrigger:
         from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
 
         return CampaignCompletedTrigger(
-            **shared,
-            kind=self.outcome_rules.kind.value,
-            stall_timeout=self.stall_timeout,
-            min_success_rate=self.min_success_rate,
-            with_statistics=with_statistics,
-            seen=self._watch.seen(),
+            **shared, kind=self.outcome_rules.kind.value, stall_timeout=self.stall_timeout, seen=self._watch.seen()
         )
 
-    def _complete(self, end: End, deferred: Mapping[str, Any]) -> End | None:
-        if end.is_done and not has_read_statistics(deferred):
-            return read_final_statistics(self._hook, self._watch, self.campaign_id, end)
-        return end
+    def _finished(self, end: End, context: Context) -> End:
+        from airflow_provider_voicegenie.decisions.final_statistics import FinalStatistics
+
+        if not end.is_done:
+            return end
+        final = FinalStatistics(
+            self.campaign_id,
+            end,
+            time.time(),
+            min_success_rate=self.min_success_rate,
+            deadline=execution_deadline(context, self.execution_timeout),
+        )
+        return read_final_statistics(self._hook, final, self.campaign_id)
 
     def _xcom(self, end: End) -> Any:
         return {"campaign_id": self.campaign_id, **(end.result or {})}

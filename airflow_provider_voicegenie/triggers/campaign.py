@@ -24,8 +24,7 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign
-from airflow_provider_voicegenie.api.retries import poll_delay
-from airflow_provider_voicegenie.decisions.completion import STATISTICS_DELAY, CompletionWatch
+from airflow_provider_voicegenie.decisions.completion import CompletionWatch
 from airflow_provider_voicegenie.decisions.killing import (
     PAUSE_DELAYS,
     after_pause,
@@ -35,10 +34,10 @@ from airflow_provider_voicegenie.decisions.killing import (
 from airflow_provider_voicegenie.decisions.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.decisions.prerequisites import Prerequisite, check_readiness
 from airflow_provider_voicegenie.decisions.readiness import ReadinessWatch
-from airflow_provider_voicegenie.decisions.waiting import End, EndReason, Need, Note, Step, Watch
+from airflow_provider_voicegenie.decisions.waiting import End, EndReason, Note, Watch
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieAsyncHook
 from airflow_provider_voicegenie.task_state import state_in_airflow
-from airflow_provider_voicegenie.triggers.feed import Subscription, subscribe
+from airflow_provider_voicegenie.triggers.feed import subscribe
 from airflow_provider_voicegenie.triggers.loading import load_prerequisite
 
 #: The pauses under way. An event loop does not keep its tasks alive.
@@ -102,7 +101,7 @@ class _CampaignTrigger(BaseTrigger):
 
 class CampaignCompletedTrigger(_CampaignTrigger):
     """
-    Waits until a campaign is completed.
+    Waits until a campaign is completed. Its statistics are read in the worker, once the task is resumed.
 
     :param campaign_id: Id of the campaign.
     :param voicegenie_conn_id: Id of the Airflow connection.
@@ -112,8 +111,6 @@ class CampaignCompletedTrigger(_CampaignTrigger):
     :param deadline: When the wait ends in any case, Unix seconds.
     :param execution_deadline: When the task's ``execution_timeout`` is over, Unix seconds.
     :param stall_timeout: Seconds without progress that are too many.
-    :param min_success_rate: Per cent of the ended calls that must have ended well.
-    :param with_statistics: Whether the event must bring the statistics, even where no rule needs them.
     :param seen: What was last known of the campaign: ``at`` (Unix seconds), ``completed`` and ``failed`` (calls).
     :param pause_on_kill: Whether to pause the campaign when a user ends the task.
     :param start: What the task knows of the start, handed through to its event.
@@ -130,8 +127,6 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         deadline: float | None = None,
         execution_deadline: float | None = None,
         stall_timeout: float | None = None,
-        min_success_rate: float | None = None,
-        with_statistics: bool = False,
         seen: dict[str, Any] | None = None,
         pause_on_kill: bool = False,
         start: dict[str, Any] | None = None,
@@ -145,8 +140,6 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         self.deadline = deadline
         self.execution_deadline = execution_deadline
         self.stall_timeout = stall_timeout
-        self.min_success_rate = min_success_rate
-        self.with_statistics = with_statistics
         self.seen = seen
         self.pause_on_kill = pause_on_kill
         self.start = start
@@ -199,8 +192,6 @@ class CampaignCompletedTrigger(_CampaignTrigger):
             self._rules(TaskKind(self.kind)),
             seen.get("at", time.time()),
             stall_timeout=self.stall_timeout,
-            min_success_rate=self.min_success_rate,
-            with_statistics=self.with_statistics,
             completed=seen.get("completed"),
             failed=seen.get("failed"),
         )
@@ -208,37 +199,16 @@ class CampaignCompletedTrigger(_CampaignTrigger):
     async def _wait(self, watch: CompletionWatch) -> End:
         subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, watch.see)
         try:
-            end: End | None = None
-            while end is None:
-                end = await self._follow(watch, subscription, await subscription.news())
-            return end
+            while True:
+                step = await subscription.news()
+                self._write(step.notes)
+                if step.end is not None:
+                    end: End = step.end
+                    return end
+                if step.read_alone:
+                    subscription.read_alone()
         finally:
             subscription.close()
-
-    async def _follow(self, watch: CompletionWatch, subscription: Subscription, step: Step) -> End | None:
-        """Do what a step asks for; return how the wait ended, if it did."""
-        self._write(step.notes)
-        if step.need is Need.STATISTICS:
-            return await self._statistics(watch, subscription)
-        if step.need is Need.CAMPAIGN:
-            subscription.read_alone()
-        return step.end
-
-    async def _statistics(self, watch: CompletionWatch, subscription: Subscription) -> End:
-        failures = 0
-        while True:
-            retry_after = None
-            try:
-                step = watch.see_statistics(await subscription.read_statistics(), time.time())
-                failures = 0
-            except VoiceGenieError as error:
-                step = watch.see_statistics_error(error)
-                retry_after = error.retry_after
-                failures += 1
-            self._write(step.notes)
-            if step.end is not None:
-                return step.end
-            await asyncio.sleep(poll_delay(STATISTICS_DELAY, failures, retry_after))
 
 
 class CampaignReadyTrigger(_CampaignTrigger):
@@ -275,7 +245,7 @@ class CampaignReadyTrigger(_CampaignTrigger):
         self.execution_deadline = execution_deadline
 
     def _watch(self) -> ReadinessWatch:
-        return ReadinessWatch(self.campaign_id, self._rules(TaskKind.READY))
+        return ReadinessWatch(self.campaign_id, self._rules(TaskKind.READY), time.time())
 
     async def _wait(self, watch: ReadinessWatch) -> End:
         # In a thread, as is the checking: a module or a check of the author's own may take its time.
@@ -286,10 +256,10 @@ class CampaignReadyTrigger(_CampaignTrigger):
             while True:
                 sighting = await subscription.news()
                 if isinstance(sighting, VoiceGenieError):
-                    step = watch.see_error(sighting)
+                    step = watch.see_error(sighting, time.time())
                 else:
                     found = await asyncio.to_thread(check_readiness, prerequisites, sighting, datetime.now(UTC))
-                    step = watch.see_campaign(sighting, found)
+                    step = watch.see_campaign(sighting, found, time.time())
                 self._write(step.notes)
                 if step.end is not None:
                     return step.end

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from airflow_provider_voicegenie.api.errors import (
     UnauthorizedError,
     VoiceGenieError,
 )
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStats
+from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieAsyncHook
 from airflow_provider_voicegenie.triggers.polling import Entry, PageRead, PollingPlan
@@ -111,10 +110,6 @@ class Subscription:
         """Have the campaign read by itself at once; ``notice`` is shown what comes of it."""
         self._feed._hurry(self._entry)
 
-    async def read_statistics(self) -> CampaignStats:
-        """Read the campaign's statistics, when it is this subscriber's turn."""
-        return await self._feed._read_statistics(self._entry.campaign_id)
-
     def close(self) -> None:
         """Leave the feed."""
         self._feed._leave(self._entry, self)
@@ -149,7 +144,6 @@ class CampaignFeed:
         self._loop = asyncio.get_running_loop()
         self._plan: PollingPlan[Subscription] = PollingPlan()
         self._wake = asyncio.Event()
-        self._turns: deque[asyncio.Future[None]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._spacing = 0.0
         self._next_request = 0.0
@@ -178,24 +172,6 @@ class CampaignFeed:
         self._plan.hurry(entry, self._loop.time())
         self._wake.set()
 
-    async def _read_statistics(self, campaign_id: str) -> CampaignStats:
-        turn = self._loop.create_future()
-        self._turns.append(turn)
-        self._wake.set()
-        await turn
-        self._under_way += 1
-        try:
-            result = await self._hook.get_campaign_stats(campaign_id, max_attempts=1)
-        except VoiceGenieError as error:
-            self._note_failure(error)
-            raise
-        else:
-            self._failures = 0
-            return result
-        finally:
-            self._under_way -= 1
-            self._wake.set()
-
     # What the feed does.
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -203,13 +179,9 @@ class CampaignFeed:
 
     async def _run(self) -> None:
         """Send each request when it is due, one after another, but for no longer than it takes to send it."""
-        polled_last = False
         while True:
             now = self._loop.time()
-            due = self._plan.due_at()
-            # Statistics and polls take turns where both are due.
-            statistics = bool(self._turns) and (due > now or polled_last)
-            at = max(self._next_request, now if statistics else due)
+            at = max(self._next_request, self._plan.due_at())
             if at > now or self._under_way >= self._allowed():
                 self._wake.clear()
                 # Not `wait_for`, which before Python 3.12 can swallow a cancellation.
@@ -218,13 +190,6 @@ class CampaignFeed:
                         await self._wake.wait()
                 continue
             self._next_request = now + self._spacing
-            polled_last = not statistics
-            if statistics:
-                turn = self._turns.popleft()
-                if not turn.done():
-                    turn.set_result(None)
-                    await asyncio.sleep(0)
-                continue
             self._under_way += 1
             task = self._start(self._poll(self._plan.take()))
             self._tasks.add(task)

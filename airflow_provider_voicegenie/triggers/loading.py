@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Makes prerequisites again from what the trigger table holds.
+Makes prerequisites again from what the trigger table holds, and says when the DAG is read which could not be.
 
 That table names classes. What it names is loaded only where it can be a prerequisite that someone wrote: nothing of
 the standard library, and no module whose source does not define the class, so that a forged row runs no module for
@@ -11,13 +11,53 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 from airflow_provider_voicegenie.decisions.prerequisites import Prerequisite
+
+#: Why the triggerer cannot import a prerequisite, and what to do.
+_NOT_IMPORTABLE = (
+    "the triggerer cannot import it from there. Define it in a module that the triggerer can import too, such as one "
+    "of an installed package, of the plugins folder or on PYTHONPATH; or use deferrable=False."
+)
+
+
+def check_importable(prerequisites: Iterable[Prerequisite], dag_folder: str | None) -> None:
+    """
+    Refuse prerequisites that the triggerer cannot import.
+
+    :param prerequisites: What must hold.
+    :param dag_folder: The folder that is on the import path where DAG files are read, and not in the triggerer;
+        ``None`` if there is none.
+    :raises ValueError: One of them is defined in a DAG file, which Airflow loads under a name of its own, or in a
+        module of the DAG folder.
+    """
+    for prerequisite in prerequisites:
+        cls = type(prerequisite)
+        place = None
+        if cls.__module__.startswith("unusual_prefix_"):
+            place = "a DAG file"
+        elif dag_folder is not None and _import_root(cls.__module__) == Path(dag_folder).resolve():
+            place = f"the DAG folder (module {cls.__module__})"
+        if place is not None:
+            raise ValueError(f"prerequisites: {cls.__name__} is defined in {place}, and {_NOT_IMPORTABLE}")
+
+
+def _import_root(module: str) -> Path | None:
+    """Return the folder on the import path that holds a module; ``None`` if PYTHONPATH gives it to every process."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        return None
+    path = Path(file).resolve()
+    root = path.parents[module.count(".") + (path.name == "__init__.py")]
+    everywhere = [Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return None if root in everywhere else root
 
 
 def load_prerequisite(path: str, arguments: Mapping[str, Any]) -> Prerequisite:
@@ -36,8 +76,8 @@ def load_prerequisite(path: str, arguments: Mapping[str, Any]) -> Prerequisite:
                 found = getattr(importlib.import_module(module), name, None)
     if not (isinstance(found, type) and issubclass(found, Prerequisite)):
         raise ValueError(
-            f"prerequisites: {path!r:.200} is no Prerequisite that can be imported here. Define it at the top level "
-            "of a module that the triggerer can import too."
+            f"prerequisites: {path!r:.200} is no Prerequisite that can be imported here. If it is defined in the DAG "
+            f"folder, {_NOT_IMPORTABLE}"
         )
     return found(**arguments)
 

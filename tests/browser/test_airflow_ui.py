@@ -59,8 +59,18 @@ def test_the_connection_form_and_its_test(signed_in, playground, picture):
     host, port = urlsplit(playground.sandbox).hostname, urlsplit(playground.sandbox).port
     connections = {
         "right": (playground.api_key, f"http://{host}", port, "The VoiceGenie service accepts the API key"),
-        "wrong_key": ("another-key", f"http://{host}", port, "The service does not accept the API key: enter it again"),
-        "wrong_host": (playground.api_key, "https://voicegenie.invalid", 443, "the host's name cannot be resolved"),
+        "wrong_key": (
+            "another-key",
+            f"http://{host}",
+            port,
+            "The service does not accept the API key of the connection: enter it again",
+        ),
+        "wrong_host": (
+            playground.api_key,
+            "https://voicegenie.invalid",
+            443,
+            "(voicegenie.invalid:443) cannot be resolved",
+        ),
     }
     for name, (key, host, port, answer) in connections.items():
         conn_id = f"voicegenie_{name}"

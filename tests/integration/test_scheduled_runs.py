@@ -12,21 +12,37 @@ pytestmark = pytest.mark.airflow
 
 DAGS = """
 from datetime import datetime, timedelta, timezone
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.compat.sdk import DAG, Asset, task
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 
+
+@task
+def export():
+    return "done"
+
+
+history, news = Asset("s3://bucket/history"), Asset("s3://bucket/news")
 begin, end = (datetime(2026, 1, day, tzinfo=timezone.utc) for day in (5, 7))
 with DAG("late", schedule="@daily", start_date=begin, end_date=end, catchup=True):
     StartCampaignOperator(task_id="start", campaign_id="ready", max_lateness=timedelta(hours=1))
+    export.override(outlets=[news])()
 with DAG("history", schedule="@daily", start_date=begin, end_date=end, catchup=False):
     StartCampaignOperator(task_id="start", campaign_id="paused", outcomes={"RUN_TOO_LATE": "fail"}, max_lateness=1e9)
+    export.override(outlets=[history])()
+with DAG("after_backfill", schedule=[history], start_date=begin):
+    StartCampaignOperator(task_id="start", campaign_id="paused")
+with DAG("after_schedule", schedule=[news], start_date=begin, max_active_runs=1):
+    StartCampaignOperator(task_id="start", campaign_id="news")
 """
+
+#: Airflow's word for a run that asset events triggered.
+BY_ASSETS = "dataset_triggered" if IS_AIRFLOW_2 else "asset_triggered"
 
 
 def states(airflow, dag_id, run_type):
     return airflow.query(
         "SELECT task_instance.state FROM task_instance JOIN dag_run USING (dag_id, run_id) "
-        "WHERE dag_id = ? AND run_type = ?",
+        "WHERE dag_id = ? AND run_type = ? AND task_id = 'start'",
         dag_id,
         run_type,
     )
@@ -38,6 +54,7 @@ def all_ended(airflow, dag_id, run_type, least):
 
 
 def test_catch_up_and_backfill_phone_nobody(airflow, voicegenie_sandbox, tmp_path):
+    voicegenie_sandbox.add_campaign(id="news", total_count=10**6)
     airflow.dags = tmp_path / "dags"
     airflow.dags.mkdir()
     (airflow.dags / "dags.py").write_text(dedent(DAGS))
@@ -51,9 +68,17 @@ def test_catch_up_and_backfill_phone_nobody(airflow, voicegenie_sandbox, tmp_pat
             made = airflow.run("backfill", "create", "--dag-id", "history", *dates)
         assert made.returncode == 0, made.stdout + made.stderr
         backfilled = wait_for("backfill runs", lambda: all_ended(airflow, "history", "backfill", 2))
+        by_assets = {
+            name: wait_for(f"a run of {name}", lambda name=name: all_ended(airflow, name, BY_ASSETS, 1))
+            for name in ("after_backfill", "after_schedule")
+        }
     assert set(late) == {"skipped"}
     assert set(backfilled) == {"skipped"}
-    assert len(voicegenie_sandbox.sandbox.requests) == 0
+    assert set(by_assets["after_backfill"]) == {"skipped"}
+    assert by_assets["after_schedule"][0] == "success"
+    assert voicegenie_sandbox.request_count("start") == voicegenie_sandbox.request_count("start", "news")
+    assert voicegenie_sandbox.start_count("news") == 1
     kept = airflow.everything_kept()
     assert b"RUN_TOO_LATE: the task is skipped" in kept
     assert b"BACKFILL_RUN: the task is skipped" in kept
+    assert b"the asset events that triggered this run come from backfill runs only" in kept

@@ -14,6 +14,7 @@ from services import AIRFLOW_VERSION, IS_AIRFLOW_2, Services, wait_for
 pytestmark = pytest.mark.airflow
 
 TELLS_TRIGGERS_OF_KILLS = AIRFLOW_VERSION >= (3, 3)
+HAS_TASK_STATE_STORE = AIRFLOW_VERSION >= (3, 3)
 #: Airflow 3.0 leaves a task that is cleared while it runs "restarting" for good.
 RUNS_NO_CLEARED_TASK = AIRFLOW_VERSION == (3, 0)
 
@@ -36,6 +37,23 @@ def write_dags(airflow, tmp_path, body):
     airflow.dags = tmp_path / "dags"
     airflow.dags.mkdir()
     (airflow.dags / "dags.py").write_text(HEADER + dedent(body))
+
+
+def set_variable(airflow, value):
+    airflow.change("DELETE FROM variable")
+    airflow.change("INSERT INTO variable (key, val, is_encrypted) VALUES ('whose', ?, 0)", value)
+
+
+def let_templates_give_theirs(airflow, voicegenie_sandbox, tasks):
+    """From now on, templates that name the variable `whose` give other campaigns, which someone else has started."""
+    for task in tasks:
+        voicegenie_sandbox.add_campaign(id=f"their-{task}", total_count=10**6, status="running")
+    set_variable(airflow, "their-")
+
+
+def check_that_theirs_are_left_alone(voicegenie_sandbox, tasks):
+    about = {request.campaign_id for request in list(voicegenie_sandbox.sandbox.requests)}
+    assert not about & {f"their-{task}" for task in tasks}
 
 
 def rows(airflow, task_id):
@@ -139,6 +157,11 @@ def test_a_dag_that_waits(airflow, voicegenie_sandbox, tmp_path, deferrable):
 
 def test_killed_processes_pause_nothing_and_lose_no_wait(airflow, voicegenie_sandbox, tmp_path):
     tasks = ["deferred", "timed"] if IS_AIRFLOW_2 else ["deferred", "timed", "worker"]
+    changing = ("deferred", "timed", "sensor", *(["rescheduled"] if HAS_TASK_STATE_STORE else []))
+    set_variable(airflow, "")
+    voicegenie_sandbox.add_campaign(id="try-1")
+    voicegenie_sandbox.add_campaign(id="try-2")
+    voicegenie_sandbox.add_campaign(id="rescheduled", total_count=10**6, status="running")
     for task in (*tasks, "sensor"):
         voicegenie_sandbox.add_campaign(id=task, total_count=10**6, status="running" if task == "sensor" else "paused")
     write_dags(
@@ -149,14 +172,35 @@ def test_killed_processes_pause_nothing_and_lose_no_wait(airflow, voicegenie_san
             for task_id in {tasks}:
                 StartCampaignOperator(
                     task_id=task_id,
-                    campaign_id=task_id,
+                    campaign_id=task_id if task_id == "worker" else "{{{{ var.value.whose }}}}" + task_id,
                     deferrable=task_id != "worker",
                     completion_timeout=40 if task_id == "timed" else None,
                     **wait,
                 )
             CampaignCompletedSensor(
-                task_id="sensor", campaign_id="sensor", deferrable=True, poke_interval=0.5, retries=2
+                task_id="sensor",
+                campaign_id="{{{{ var.value.whose }}}}sensor",
+                deferrable=True,
+                poke_interval=0.5,
+                retries=2,
             )
+            if {HAS_TASK_STATE_STORE}:
+                CampaignCompletedSensor(
+                    task_id="rescheduled",
+                    campaign_id="{{{{ var.value.whose }}}}rescheduled",
+                    mode="reschedule",
+                    poke_interval=10,
+                    # Airflow fails a sensor that is queued again before it has noted that its last poke is over.
+                    retries=20,
+                    retry_delay=timedelta(seconds=1),
+                )
+                StartCampaignOperator(
+                    task_id="retried",
+                    campaign_id="try-{{{{ ti.try_number }}}}",
+                    completion_timeout=1,
+                    outcomes={{"COMPLETION_TIMEOUT": "retry"}},
+                    **wait,
+                )
         """,
     )
 
@@ -174,6 +218,10 @@ def test_killed_processes_pause_nothing_and_lose_no_wait(airflow, voicegenie_san
         for task in ("deferred", "timed", "sensor"):
             wait_for(f"deferral of {task}", lambda task=task: state(airflow, task) == "deferred")
         wait_for("polls", polled("deferred"))
+        if HAS_TASK_STATE_STORE:
+            wait_for("a poke", lambda: voicegenie_sandbox.request_count("get", "rescheduled") >= 1)
+            wait_for("the second try", lambda: state(airflow, "retried") == "failed")
+        let_templates_give_theirs(airflow, voicegenie_sandbox, changing)
 
         services.kill("triggerer")
         services.start("triggerer")
@@ -198,19 +246,25 @@ def test_killed_processes_pause_nothing_and_lose_no_wait(airflow, voicegenie_san
             wait_for(
                 "a third try", lambda: rows(airflow, "worker")[0][1] >= 3 and state(airflow, "worker") == "running"
             )
-        for task in ("deferred", "sensor", "worker"):
-            if task != "worker" or "worker" in tasks:
+        for task in ("deferred", "sensor", "worker", "rescheduled"):
+            if task in (*tasks, *changing):
                 voicegenie_sandbox.sandbox.store.change(task, status="completed")
                 wait_for(f"success of {task}", lambda task=task: state(airflow, task) == "success")
     assert {task: voicegenie_sandbox.start_count(task) for task in tasks} == dict.fromkeys(tasks, 1)
     assert voicegenie_sandbox.request_count("pause") == 0
     assert voicegenie_sandbox.status("timed") == "running"
+    check_that_theirs_are_left_alone(voicegenie_sandbox, changing)
+    if HAS_TASK_STATE_STORE:
+        assert (voicegenie_sandbox.start_count("try-1"), voicegenie_sandbox.start_count("try-2")) == (1, 0)
     for task in ("deferred", "sensor"):
         (result,) = airflow.returned(task)
         assert result["statistics"]["total_contacts"] == 10**6
     assert any("of 1000000 calls" in log for log in trigger_logs(airflow, "deferred"))
     kept = airflow.everything_kept()
     assert b"COMPLETION_TIMEOUT" in kept
+    assert (b"an earlier try of this task started campaign 'try-1'" in kept) == HAS_TASK_STATE_STORE
+    assert b"This task stays with 'deferred', which it first looked at" in kept
+    assert b"XCom not found" not in kept
 
 
 @pytest.mark.skipif(IS_AIRFLOW_2, reason="its executor for SQLite runs tasks in the scheduler itself")
@@ -288,6 +342,8 @@ def clear(services, run_id, tasks):
 def test_who_ends_a_waiting_task_pauses_its_campaign(airflow, voicegenie_sandbox, tmp_path):
     ended = ["out_of_time", *([] if IS_AIRFLOW_2 else ["marked_in_worker", "cleared_in_worker"])]
     ended += ["marked", "cleared"] if TELLS_TRIGGERS_OF_KILLS else []
+    changing = [task for task in (*ended, "left", "not_ours") if not task.startswith("cleared")]
+    set_variable(airflow, "")
     for task in (*ended, "left", "not_ours"):
         voicegenie_sandbox.add_campaign(
             id=task, total_count=10**6, status="running" if task == "not_ours" else "scheduled"
@@ -301,7 +357,7 @@ def test_who_ends_a_waiting_task_pauses_its_campaign(airflow, voicegenie_sandbox
             for task_id in {[*ended, "left", "not_ours"]}:
                 StartCampaignOperator(
                     task_id=task_id,
-                    campaign_id=task_id,
+                    campaign_id=("" if task_id.startswith("cleared") else "{{{{ var.value.whose }}}}") + task_id,
                     deferrable=not task_id.endswith("in_worker"),
                     execution_timeout=timedelta(seconds=20) if task_id == "out_of_time" else None,
                     pause_on_kill=task_id != "left",
@@ -320,6 +376,7 @@ def test_who_ends_a_waiting_task_pauses_its_campaign(airflow, voicegenie_sandbox
             wait_for(f"start of {task}", lambda task=task: voicegenie_sandbox.status(task) == "running")
             if not task.endswith("in_worker") and task != "out_of_time":
                 wait_for(f"deferral of {task}", lambda task=task: state(airflow, task) == "deferred")
+        let_templates_give_theirs(airflow, voicegenie_sandbox, changing)
         if not IS_AIRFLOW_2:
             ((run_id,),) = airflow.query("SELECT run_id FROM dag_run WHERE dag_id = 'waits'")
             cleared = [task for task in ended if task.startswith("cleared")]
@@ -344,6 +401,7 @@ def test_who_ends_a_waiting_task_pauses_its_campaign(airflow, voicegenie_sandbox
         if not task.startswith("cleared"):
             assert (task, state(airflow, task), voicegenie_sandbox.status(task)) == (task, "failed", "paused")
             assert voicegenie_sandbox.start_count(task) == 1
+    check_that_theirs_are_left_alone(voicegenie_sandbox, changing)
     assert voicegenie_sandbox.request_count("pause", "left") == 0
     assert voicegenie_sandbox.request_count("pause", "not_ours") == 0
     assert b"the task was killed, so the campaign was paused" in airflow.everything_kept()

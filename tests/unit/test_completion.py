@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 import pytest
 
 from airflow_provider_voicegenie.api import errors
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
 from airflow_provider_voicegenie.decisions.completion import CompletionWatch
 from airflow_provider_voicegenie.decisions.outcomes import Condition, OutcomeRules, TaskKind
-from airflow_provider_voicegenie.decisions.waiting import NOTHING, End, EndReason, Need
+from airflow_provider_voicegenie.decisions.waiting import NOTHING, End, EndReason
 
 T = 1_000_000.0
 
@@ -26,23 +26,6 @@ def campaign(status="running", completed=0, failed=None, total=100, **fields):
         completed_count=completed,
         failed_count=failed,
         **fields,
-    )
-
-
-def stats(completed=8, failed=2, success_rate=80.0, completed_at=datetime(2026, 1, 1, tzinfo=UTC)):
-    return CampaignStats(
-        campaign_id="c",
-        total_contacts=10,
-        calls_completed=completed,
-        calls_failed=failed,
-        calls_in_progress=0,
-        calls_pending=0,
-        success_rate=success_rate,
-        average_call_duration=30.0,
-        total_call_duration=300,
-        call_status_breakdown={"answered": 8},
-        started_at=None,
-        completed_at=completed_at,
     )
 
 
@@ -77,14 +60,13 @@ def test_what_a_status_does_to_the_wait(kind, status, condition):
         assert step.end.result["status"] == status
 
 
-def test_completion_ends_it_and_needs_statistics_only_where_someone_wants_them():
-    done = campaign("completed", 90, ended_at=datetime(2026, 1, 2, tzinfo=UTC))
-    step = watch().see_campaign(done, T, in_full=False)
-    assert step.end.reason is EndReason.DONE
+def test_completion_ends_it_and_what_was_seen_in_time_counts():
+    wait = watch()
+    step = wait.see_campaign(campaign("completed", 90, ended_at=datetime(2026, 1, 2, tzinfo=UTC)), T, in_full=False)
+    assert (step.end.reason, step.end.at) == (EndReason.DONE, T)
     assert step.end.result == {"status": "completed", "completed_at": "2026-01-02T00:00:00Z", "statistics": None}
-    for wanting in ({"with_statistics": True}, {"min_success_rate": 50}):
-        step = watch(**wanting).see_campaign(done, T, in_full=False)
-        assert (step.end, step.need) == (None, Need.STATISTICS)
+    for reason in (EndReason.TIMEOUT, EndReason.EXECUTION_TIMEOUT):
+        assert wait.time_is_up(T + 60, reason) == step.end
 
 
 @pytest.mark.parametrize("outcome", ["fail", "skip", "retry", "succeed"])
@@ -126,7 +108,7 @@ TEMPORARY = [errors.RateLimitError, errors.ServerError, errors.ConnectionFailedE
 @pytest.mark.parametrize("kind", [TaskKind.COMPLETED, TaskKind.START])
 @pytest.mark.parametrize(("error", "condition"), PERMANENT)
 def test_what_will_not_pass_ends_the_wait(kind, error, condition):
-    step = watch(kind).see_error(error("No.", retry_after=7))
+    step = watch(kind).see_error(error("No.", retry_after=7), T)
     assert (step.end.condition, step.end.retry_after, step.end.message) == (condition, 7, "No.")
 
 
@@ -135,19 +117,19 @@ def test_what_will_not_pass_ends_the_wait(kind, error, condition):
 def test_trouble_is_waited_out_and_said_once_until_it_is_over(kind, error):
     wait = watch(kind)
     wait.see_campaign(campaign(), T, in_full=True)
-    first, *others = [wait.see_error(error("Not now.")) for _ in range(50)]
+    first, *others = [wait.see_error(error("Not now."), T) for _ in range(50)]
     assert (first.end, len(first.notes)) == (None, 1)
     assert all(step is NOTHING for step in others)
     (over,) = texts(wait.see_campaign(campaign(), T + 60, in_full=True))
     assert "answers again" in over
-    assert wait.see_error(error("Not now.")).notes
+    assert wait.see_error(error("Not now."), T).notes
 
 
 def test_an_author_can_end_a_sensor_on_temporary_trouble_but_not_the_wait_of_a_start():
     changes = {"CONNECTION_FAILED": "fail"}
     error = errors.ConnectionFailedError("Broken.")
-    assert watch(TaskKind.COMPLETED, changes).see_error(error).end.condition is Condition.CONNECTION_FAILED
-    assert watch(TaskKind.START, changes).see_error(error).end is None
+    assert watch(TaskKind.COMPLETED, changes).see_error(error, T).end.condition is Condition.CONNECTION_FAILED
+    assert watch(TaskKind.START, changes).see_error(error, T).end is None
 
 
 # Stalls.
@@ -178,10 +160,10 @@ def test_progress_in_either_counter_begins_the_time_anew(progress):
 def test_a_list_which_does_not_tell_failed_calls_is_no_proof_of_a_stall():
     wait = watch(stall_timeout=100, completed=1, failed=0)
     step = wait.see_campaign(campaign(completed=1), T + 100, in_full=False)
-    assert (step.end, step.need) == (None, Need.CAMPAIGN)
+    assert (step.end, step.read_alone) == (None, True)
     assert stall(wait, 100, completed=1, failed=5).end is None
     assert wait.see_campaign(campaign(completed=1), T + 199, in_full=False) is NOTHING
-    assert wait.see_campaign(campaign(completed=1), T + 200, in_full=False).need is Need.CAMPAIGN
+    assert wait.see_campaign(campaign(completed=1), T + 200, in_full=False).read_alone
     assert stall(wait, 200, completed=1, failed=5).end.condition is Condition.CAMPAIGN_STALLED
 
 
@@ -212,69 +194,6 @@ def test_a_stall_that_is_waited_out_is_said_once_until_it_moves():
     assert said == [0, 1, 0, 0, 1, 0]
 
 
-# Statistics.
-
-
-def completed_watch(**arguments):
-    wait = watch(with_statistics=True, **arguments)
-    assert wait.see_campaign(campaign("completed"), T, in_full=True).need is Need.STATISTICS
-    return wait
-
-
-def test_the_final_statistics():
-    end = completed_watch().see_statistics(stats(), T).end
-    assert end.reason is EndReason.DONE
-    assert json.loads(json.dumps(end.result)) == {
-        "status": "completed",
-        "completed_at": "2026-01-01T00:00:00Z",
-        "statistics": {
-            "total_contacts": 10,
-            "calls_completed": 8,
-            "calls_failed": 2,
-            "call_status_breakdown": {"answered": 8},
-            "success_rate": 80.0,
-            "average_call_duration": 30.0,
-            "total_call_duration": 300,
-        },
-    }
-
-
-@pytest.mark.parametrize(
-    ("numbers", "wanted", "is_low"),
-    [
-        ({"success_rate": 80.0}, 80, False),
-        ({"success_rate": 79.9}, 80, True),
-        ({"success_rate": None}, 80, False),
-        ({"success_rate": None}, 81, True),
-        ({"success_rate": None, "completed": 0, "failed": 0}, 1, True),
-        ({"success_rate": 0.0}, 0, False),
-    ],
-)
-def test_the_success_rate(numbers, wanted, is_low):
-    end = completed_watch(min_success_rate=wanted).see_statistics(stats(**numbers), T).end
-    assert (end.condition is Condition.SUCCESS_RATE_TOO_LOW) is is_low
-    assert end.result["statistics"]["total_contacts"] == 10
-
-
-def test_statistics_that_may_be_older_than_the_completion_are_read_again_but_not_for_ever():
-    wait = completed_watch()
-    for at in (0, 10, 34):
-        step = wait.see_statistics(stats(completed_at=None), T + at)
-        assert (step.end, step.need) == (None, Need.STATISTICS)
-    assert wait.see_statistics(stats(completed_at=None), T + 35).end.reason is EndReason.DONE
-
-
-def test_statistics_that_are_refused_do_not_hide_the_completion():
-    step = completed_watch().see_statistics_error(errors.NotFoundError("None."))
-    assert step.end.reason is EndReason.DONE
-    assert step.end.result["statistics"] is None
-    assert "cannot be read" in texts(step)[0]
-    step = completed_watch(min_success_rate=1).see_statistics_error(errors.NotFoundError("None."))
-    assert step.end.condition is Condition.NOT_FOUND
-    step = completed_watch().see_statistics_error(errors.ServerError("Later."))
-    assert (step.end, step.need) == (None, Need.STATISTICS)
-
-
 # Time, and what is said.
 
 
@@ -282,7 +201,7 @@ def test_the_end_of_time_says_what_was_last_seen():
     wait = watch()
     assert "never seen" in wait.time_is_up(T, EndReason.TIMEOUT).message
     wait.see_campaign(campaign(completed=40, failed=2), T, in_full=True)
-    wait.see_error(errors.ServerError("Broken."))
+    wait.see_error(errors.ServerError("Broken."), T)
     end = wait.time_is_up(T + 30, EndReason.EXECUTION_TIMEOUT)
     assert end.reason is EndReason.EXECUTION_TIMEOUT
     for words in ("30 s ago", "'running'", "42 of 100 calls done", "2 failed", "INTERNAL_SERVER_ERROR"):
@@ -293,8 +212,8 @@ def test_the_end_of_time_says_what_was_last_seen():
 def test_an_end_goes_through_json():
     for end in (
         watch().time_is_up(T, EndReason.TIMEOUT),
-        completed_watch().see_statistics(stats(), T).end,
-        watch().see_error(errors.NotFoundError("None.", retry_after=3)).end,
+        watch().see_campaign(campaign("completed"), T, in_full=True).end,
+        watch().see_error(errors.NotFoundError("None.", retry_after=3), T).end,
     ):
         assert End.from_json(json.loads(json.dumps(end.to_json()))) == end
 
@@ -308,7 +227,7 @@ def lines(sightings, total=100):
 
 
 def test_progress_is_said_when_it_changes_and_at_most_every_few_per_cent_or_minutes():
-    assert len(lines([(0, 0), (10, 0), (20, 0), (900, 0)])) == 1
+    assert len(lines([(0, 0), (10, 0), (20, 0), (500, 0)])) == 1
     assert len(lines([(at, at // 10) for at in range(0, 1000, 10)])) == 20
     assert len(lines([(0, 0), (60, 10), (120, 20), (3600, 21)], total=10_000)) == 2
     assert len(lines([(0, 0), (60, 600), (120, 601)], total=10_000)) == 2
@@ -328,3 +247,21 @@ def test_where_failed_calls_are_not_known_nothing_is_said_of_them():
     assert texts(step) == ["Campaign 'c': status 'running', 10 of 100 calls completed (10 %)."]
     step = watch().see_campaign(campaign(completed=None, total=None), T, in_full=False)
     assert texts(step) == ["Campaign 'c': status 'running'."]
+
+
+@pytest.mark.parametrize("trouble", [None, errors.InvalidAnswerError])
+def test_a_wait_of_which_there_is_nothing_new_says_from_time_to_time_that_it_goes_on(trouble):
+    wait = watch()
+    said = []
+    for at in range(0, 3600, 30):
+        if trouble is not None and at > 0:
+            step = wait.see_error(trouble("Not now."), T + at)
+        else:
+            step = wait.see_campaign(campaign(completed=1, failed=0), T + at, in_full=True)
+        said += [(at, text) for text in texts(step)]
+    again = [(at, text) for at, text in said if "still waiting" in text]
+    # The first line is one of progress or of trouble.
+    first = 0 if trouble is None else 30
+    assert [at for at, _ in again] == list(range(first + 600, 3600, 600))
+    assert all("status 'running'" in text for _, text in again)
+    assert all(("INVALID_ANSWER since then" in text) is (trouble is not None) for _, text in again)

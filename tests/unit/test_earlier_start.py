@@ -16,7 +16,7 @@ NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 def test_a_record_of_a_start_keeps_what_is_known():
     before = Campaign("c", CampaignStatus.PAUSED, "paused", completed_count=1, failed_count=2, updated_at=NOW)
-    record = StartRecord.of(before, "c", 3, NOW)
+    record = StartRecord.of(before, "c", "vg", 3, NOW)
     assert (record.phase, record.sent_at, record.started_at) == (StartPhase.SENT, write_time(NOW), None)
     started = record.in_phase(StartPhase.STARTED, NOW)
     assert started.in_phase(StartPhase.TIMED_OUT).started_at == started.started_at == write_time(NOW)
@@ -36,19 +36,20 @@ def test_a_record_of_a_start_keeps_what_is_known():
         (StartPhase.STARTED, "c", 4, False, True),
         (StartPhase.TIMED_OUT, "c", 4, False, False),
         (StartPhase.CLOSED, "c", 4, False, False),
-        (StartPhase.STARTED, "d", 3, False, False),
+        # Whether it is about the same campaign is for the task to see: one that is not is never a start to be made.
+        (StartPhase.STARTED, "d", 3, True, False),
         (StartPhase.STARTED, "d", 4, False, False),
     ],
 )
 def test_which_record_counts_for_a_try(phase, campaign_id, life, found, cleared):
     before = Campaign("c", CampaignStatus.PAUSED, "paused")
-    record = StartRecord.of(before, "c", 3, NOW).in_phase(phase)
-    assert (earlier_start(record, campaign_id, life) is record) is found
+    record = StartRecord.of(before, "c", "vg", 3, NOW).in_phase(phase)
+    assert (earlier_start(record, life) is record) is found
     assert was_cleared(record, campaign_id, life) is cleared
 
 
 @pytest.mark.parametrize("data", [None, {}, [], "x", {"campaign_id": "c"}, {"phase": "sent"}])
 def test_what_is_no_record_is_none(data):
     assert StartRecord.from_json(data) is None
-    assert earlier_start(None, "c", 3) is None
+    assert earlier_start(None, 3) is None
     assert not was_cleared(None, "c", 3)

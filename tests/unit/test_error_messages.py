@@ -128,6 +128,10 @@ NOT_FOUND = b'{"success":false,"message":"No","error":"NOT_FOUND"}'
         (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", "the side of 127.0.0.1:{port}"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", "the connection to 127.0.0.1:{port} broke"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 52\r\n\r\n" + NOT_FOUND, "Check that 127.0.0.1:{port}"),
+        (
+            b"HTTP/1.1 404 Not Found\r\nContent-Length: 51\r\n\r\n" + NOT_FOUND.replace(b"FOUND", b"HERE"),
+            "Check that 127.0.0.1:{port}",
+        ),
     ],
 )
 def test_the_test_of_a_connection_names_no_connection(monkeypatch, answer, words):

@@ -18,13 +18,12 @@ from raw_server import raw_server
 from waiting import WAYS, context
 
 from airflow_provider_voicegenie.api import retries
-from airflow_provider_voicegenie.decisions import completion
+from airflow_provider_voicegenie.decisions import final_statistics
 from airflow_provider_voicegenie.decisions.outcomes import Condition, OutcomeRules, TaskKind
 from airflow_provider_voicegenie.operators import start_task
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
 from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
-from airflow_provider_voicegenie.triggers import campaign as triggers
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
 
@@ -155,8 +154,7 @@ def sandbox(voicegenie_sandbox, monkeypatch):
     monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     monkeypatch.setattr(retries, "MAX_WAIT", 1.5)
-    for module in (completion, triggers):
-        monkeypatch.setattr(module, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
     return voicegenie_sandbox
 
 

@@ -12,6 +12,7 @@ from airflow_provider_voicegenie.decisions.guards import RunFacts, check_calling
 from airflow_provider_voicegenie.decisions.outcomes import Condition
 from airflow_provider_voicegenie.decisions.parameters import read_seconds
 from airflow_provider_voicegenie.decisions.settlement import Settlement, settle_by_stats, settle_by_status
+from airflow_provider_voicegenie.operators.run_facts import run_facts
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -45,7 +46,73 @@ def test_the_run_is_read_on_both_airflow_majors():
     three = SimpleNamespace(run_type=SimpleNamespace(value="scheduled"), run_after=NOW, data_interval_end=None)
     two = SimpleNamespace(run_type="scheduled", data_interval_end=NOW)
     for dag_run in (three, two):
-        assert RunFacts.of({"dag_run": dag_run}) == RunFacts("scheduled", NOW)
+        assert run_facts({"dag_run": dag_run}) == RunFacts("scheduled", NOW)
+
+
+def event_of(run_type, *, has_run=True, name=None):
+    """Return an asset event as Airflow shows it to a task that it triggered."""
+    event = SimpleNamespace(source_run_id=f"{name or run_type}__2026-01-01T00:00:00+00:00")
+    if has_run:
+        event.source_dag_run = SimpleNamespace(run_type=SimpleNamespace(value=run_type))
+    return event
+
+
+def from_outside():
+    return SimpleNamespace(source_run_id=None, source_dag_run=None)
+
+
+#: Events that trigger a run -> whether backfills, and nothing else, have triggered it.
+TRIGGERS = {
+    "a backfill": ([event_of("backfill")], True),
+    "two backfills": ([event_of("backfill"), event_of("backfill")], True),
+    "a schedule": ([event_of("scheduled")], False),
+    "a backfill and a schedule": ([event_of("backfill"), event_of("scheduled")], False),
+    "a backfill and someone outside of Airflow": ([event_of("backfill"), from_outside()], False),
+    "someone outside of Airflow": ([from_outside()], False),
+    "nothing that is known": ([], False),
+    # A backfill may run what a schedule made once more, under the old name.
+    "a backfill of a run of the schedule": ([event_of("backfill", name="scheduled")], True),
+    "a run of the schedule with another name": ([event_of("scheduled", name="backfill")], False),
+    "a backfill, by its name": ([event_of("backfill", has_run=False)], True),
+    "a schedule, by its name": ([event_of("scheduled", has_run=False)], False),
+}
+
+
+@pytest.mark.parametrize("major", [2, 3])
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_a_run_that_only_backfills_have_triggered(name, major):
+    events, expected = TRIGGERS[name]
+    word, key = (
+        ("asset_triggered", "triggering_asset_events")
+        if major == 3
+        else ("dataset_triggered", "triggering_dataset_events")
+    )
+    context = {"dag_run": SimpleNamespace(run_type=word, run_after=NOW), key: {"first": events[:1], "rest": events[1:]}}
+    run = run_facts(context)
+    assert run.triggered_by_backfill is expected
+    for start_in_backfill in (False, True):
+        finding = check_run(run, NOW, start_in_backfill=start_in_backfill, max_lateness=None)
+        is_refused = expected and not start_in_backfill
+        assert (finding and finding.condition) == (Condition.BACKFILL_RUN if is_refused else None)
+
+
+def test_events_of_a_run_that_assets_did_not_trigger_say_nothing():
+    run = SimpleNamespace(run_type="manual", run_after=NOW)
+    assert not run_facts(
+        {"dag_run": run, "triggering_asset_events": {"a": [event_of("backfill")]}}
+    ).triggered_by_backfill
+
+
+def test_a_run_that_is_gone_is_known_by_its_name():
+    class Gone(SimpleNamespace):
+        @property
+        def source_dag_run(self):
+            raise LookupError("no such run")
+
+    run = SimpleNamespace(run_type="asset_triggered", run_after=NOW)
+    for name, expected in (("backfill__x", True), ("scheduled__x", False)):
+        context = {"dag_run": run, "triggering_asset_events": {"a": [Gone(source_run_id=name)]}}
+        assert run_facts(context).triggered_by_backfill is expected
 
 
 @pytest.mark.parametrize(

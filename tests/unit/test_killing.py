@@ -11,6 +11,7 @@ from waiting import TaskInstance
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.models import CampaignStatus, PausedCampaign
 from airflow_provider_voicegenie.decisions.killing import after_pause
+from airflow_provider_voicegenie.operators.killing import KillSwitch, TaskKilled
 from airflow_provider_voicegenie.task_state import state_in_airflow
 
 
@@ -29,6 +30,31 @@ def test_after_a_pause(outcome, level, again):
     note = after_pause("c", outcome)
     assert (note.level, note.again) == (level, again)
     assert ("IT MAY GO ON CALLING" in note.text) == (level == logging.ERROR)
+
+
+def break_off(kill, *, at_once=False):
+    """Be killed while that may break off what is done; say whether it did."""
+    try:
+        with kill.interruptible():
+            if not at_once:
+                kill.pull()
+            return False
+    except TaskKilled:
+        return True
+
+
+def test_a_kill_breaks_off_only_what_may_be_broken_off():
+    kill = KillSwitch()
+    with kill.interruptible():
+        pass
+    # What asks Airflow for something goes on.
+    kill.pull()
+    assert kill.pulled
+    assert break_off(kill, at_once=True)
+    kill.pull()
+    again = KillSwitch()
+    assert break_off(again)
+    again.pull()
 
 
 class TaskInstanceOfAirflow2(TaskInstance):

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, XCom
+from leaks import MARKED_KEY
 from waiting import TaskInstance, context
 
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.links import CampaignLink
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
+from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
 
 KEY = "_link_CampaignLink"
 
@@ -52,6 +55,7 @@ def test_each_task_keeps_its_link(sandbox, name, template):
     expected = (template or f"{sandbox.url}/#campaign-{{campaign_id}}").replace(
         "{campaign_id}", campaign_id.get(name, "running")
     )
+    assert run["ti"].xcom.pop("campaign_id", "ready") == "ready"
     assert run["ti"].xcom == {KEY: expected}
 
 
@@ -65,8 +69,9 @@ def test_there_is_no_link_where_nobody_said_where_it_leads(sandbox):
 
 
 def test_a_task_does_not_fail_for_its_link(sandbox, monkeypatch):
-    def no_xcom(*_):
-        raise RuntimeError("Airflow is not there")
+    def no_xcom(task_instance, key, value):
+        if key == KEY:
+            raise RuntimeError("Airflow is not there")
 
     monkeypatch.setattr(TaskInstance, "xcom_push", no_xcom)
     assert TASKS["start"](context())["started_by_task"]
@@ -81,9 +86,27 @@ def test_a_sensor_keeps_its_link_once(sandbox, monkeypatch):
     assert kept == [f"{sandbox.url}/#campaign-draft"]
 
 
-def test_the_link_is_what_the_task_has_kept(monkeypatch):
-    from airflow.providers.common.compat.sdk import XCom
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_without_a_link_keeps_an_empty_one(monkeypatch, name):
+    """Airflow asks for it at the end of the task, and leaves an error in the log where nothing was kept."""
+    connection = {"conn_type": "voicegenie", "host": "http://127.0.0.1:1", "password": MARKED_KEY}
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps({**connection, "extra": {"max_attempts": 1}}))
+    run = context()
+    with contextlib.suppress(VoiceGenieRetryException):
+        TASKS[name](run)
+    assert run["ti"].xcom == {KEY: ""}
 
+
+def test_a_task_asks_nobody_for_the_link_that_it_has_kept(sandbox, monkeypatch):
+    monkeypatch.setattr(XCom, "get_value", lambda **_: 1 / 0)
+    operator = StartCampaignOperator(task_id="t", campaign_id="ready")
+    # Before it has run, as well: it may be ended before it looks at its campaign.
+    assert CampaignLink().get_link(operator, ti_key=None) == ""
+    operator.execute(context())
+    assert CampaignLink().get_link(operator, ti_key=None) == f"{sandbox.url}/#campaign-ready"
+
+
+def test_the_link_is_what_the_task_has_kept(monkeypatch):
     kept = {KEY: "https://dashboard.example.com/ready"}
     monkeypatch.setattr(XCom, "get_value", lambda *, key, ti_key: kept.get(key))
     assert CampaignLink().get_link(None, ti_key=None) == "https://dashboard.example.com/ready"

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+import airflow
 import pytest
 
-from airflow_provider_voicegenie.decisions.prerequisites import HasContacts
-from airflow_provider_voicegenie.triggers.loading import load_prerequisite
+from airflow_provider_voicegenie.decisions.prerequisites import HasContacts, Prerequisite
+from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
+from airflow_provider_voicegenie.triggers.loading import check_importable, load_prerequisite
+
+IS_AIRFLOW_2 = airflow.__version__.startswith("2.")
 
 MODULE = """
 import builtins
@@ -48,6 +53,42 @@ def test_what_an_author_wrote_is_loaded(modules):
     prerequisite = load_prerequisite("own_package.inner.checks.Named", {"name": "y"})
     assert (type(prerequisite).__name__, prerequisite.name) == ("Named", "y")
     assert modules() == ["own_package", "own_package.inner", "own_package.inner.checks"]
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_what_the_triggerer_cannot_import_is_refused_when_the_dag_is_parsed(modules, tmp_path, monkeypatch, everywhere):
+    """Airflow 3 has the DAG folder on the import path of what reads DAG files, and not on the triggerer's."""
+    prerequisite = load_prerequisite("own_package.inner.checks.Named", {"name": "y"})
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}/elsewhere" if everywhere else "/elsewhere")
+    # The folder of another package, ours, and none, as on Airflow 2.
+    check_importable([prerequisite, HasContacts(3)], str(tmp_path / "own_package"))
+    check_importable([prerequisite, HasContacts(3)], None)
+    if everywhere:
+        check_importable([prerequisite, HasContacts(3)], str(tmp_path))
+    else:
+        with pytest.raises(ValueError, match=r"Named is defined in the DAG folder \(module own_package.inner.checks\)"):
+            check_importable([HasContacts(3), prerequisite], str(tmp_path))
+
+
+def test_what_is_defined_in_a_dag_file_is_refused_when_the_dag_is_parsed():
+    cls = type("Local", (Prerequisite,), {"__module__": "unusual_prefix_0123_dag", "check": lambda *_: None})
+    with pytest.raises(ValueError, match="Local is defined in a DAG file, and the triggerer cannot import it"):
+        check_importable([cls()], None)
+
+
+def test_a_sensor_that_defers_checks_that_its_prerequisites_can_be_imported(modules, tmp_path, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(tmp_path))
+    prerequisite = load_prerequisite("own_package.inner.checks.Named", {"name": "y"})
+
+    def sensor(deferrable):
+        return CampaignReadySensor(task_id="t", campaign_id="c", prerequisites=[prerequisite], deferrable=deferrable)
+
+    assert sensor(False)
+    if IS_AIRFLOW_2:
+        assert sensor(True)
+    else:
+        with pytest.raises(ValueError, match="the DAG folder"):
+            sensor(True)
 
 
 def test_ours_are_loaded():

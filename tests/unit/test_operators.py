@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from waiting import Store
 
 from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome
 from airflow_provider_voicegenie.operators import start_task
@@ -19,7 +20,14 @@ from airflow_provider_voicegenie.operators.campaign import (
     PauseCampaignOperator,
     StartCampaignOperator,
 )
-from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, Check, HasContacts, Prerequisite
+from airflow_provider_voicegenie.sensors.campaign import (
+    CampaignReadySensor,
+    Check,
+    HasContacts,
+    HasScript,
+    IsStartable,
+    Prerequisite,
+)
 from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
 
 ENDS = {"skip": AirflowSkipException, "fail": AirflowFailException, "retry": VoiceGenieRetryException}
@@ -188,6 +196,22 @@ def test_guards_that_need_no_service_ask_nothing_of_it(sandbox):
 
 def test_a_backfill_starts_where_the_dag_says_so(sandbox):
     assert start(run=context("backfill"), start_in_backfill=True)["started_by_task"]
+
+
+def test_calling_hours_that_end_while_airflow_takes_its_time_are_kept(sandbox, monkeypatch):
+    run = {**context(), "task_state_store": Store()}
+    original, checks = start_task.check_calling_hours, []
+
+    def check(hours, now):
+        checks.append(len(sandbox.sandbox.requests))
+        return original(closed_hours() if len(checks) == 2 else hours, now)
+
+    monkeypatch.setattr(start_task, "check_calling_hours", check)
+    with pytest.raises(AirflowFailException, match="OUTSIDE_CALLING_HOURS"):
+        start(run=run, calling_hours=CallingHours("00:00", "23:59:59.999999", "UTC"))
+    assert (checks, sandbox.request_count("start")) == ([1, 1], 0)
+    # The next try may start.
+    assert run["task_state_store"]["voicegenie_start"]["phase"] == "closed"
 
 
 def test_within_the_calling_hours_it_starts(sandbox):
@@ -453,6 +477,101 @@ def test_a_prerequisite_of_ones_own(sandbox):
         poke(prerequisites=[NeverOnTuesday()])
     path, arguments = NeverOnTuesday("not").serialize()
     assert (path.rpartition(".")[2], arguments) == ("NeverOnTuesday", {"word": "not"})
+
+
+class ChecksWrongly(Prerequisite):
+    def __init__(self, returned=True):
+        self.returned = returned
+
+    def check(self, campaign, now):
+        return self.returned
+
+
+@pytest.mark.parametrize("returned", [True, False, None, "met"])
+def test_a_check_that_returns_something_else_is_told_what_to_return(sandbox, returned):
+    with pytest.raises(TypeError, match=r"check\(\) of ChecksWrongly\(returned=.*\) returned .*Return Check.met\(\)"):
+        poke(prerequisites=[ChecksWrongly(returned)])
+
+
+@pytest.mark.parametrize(
+    ("prerequisites", "words"),
+    [
+        ([HasContacts], "HasContacts is a class, and an object is needed: write HasContacts()."),
+        (HasContacts(5), "must be a list: write [HasContacts(minimum=5)]."),
+        ([True], "True is not a Prerequisite, such as HasContacts(minimum=100)"),
+        ("HasContacts", "must be a list"),
+        (HasContacts, "must be a list"),
+    ],
+)
+def test_wrong_prerequisites_are_refused_with_what_to_write(prerequisites, words):
+    with pytest.raises(ValueError, match="prerequisites") as caught:
+        CampaignReadySensor(task_id="ready", campaign_id="c", prerequisites=prerequisites)
+    assert words in str(caught.value)
+
+
+def test_prerequisites_of_one_class_with_the_same_arguments_are_equal():
+    assert HasContacts(5) == HasContacts(minimum=5) != HasContacts(6)
+    assert NeverOnTuesday("x") == NeverOnTuesday("x") != NeverOnTuesday("y")
+    assert len({HasContacts(5), HasContacts(5), HasScript(), IsStartable()}) == 3
+    assert NeverOnTuesday({"a": 1, "b": 2}) == NeverOnTuesday({"b": 2, "a": 1})
+    assert hash(NeverOnTuesday({"a": 1, "b": 2})) == hash(NeverOnTuesday({"b": 2, "a": 1}))
+    assert [repr(each) for each in (HasContacts(5), HasScript(), NeverOnTuesday("x"))] == [
+        "HasContacts(minimum=5)",
+        "HasScript()",
+        "NeverOnTuesday(word='x')",
+    ]
+    # Nothing that is wrong with one keeps it from being shown.
+    assert repr(KeepsNothing("x")) == "KeepsNothing(...)"
+    assert repr(NeverOnTuesday({1, 2})) == "NeverOnTuesday(...)"
+
+
+@pytest.mark.parametrize("status", ["cancelled", "verifying"])
+def test_an_unknown_status_is_warned_of_before_the_start(sandbox, caplog, status):
+    campaign = sandbox.add_campaign(status=status)
+    with pytest.raises(AirflowFailException, match="INVALID_CAMPAIGN_STATE"):
+        start(campaign.id)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text for text in warnings if f"status {status!r} is unknown here" in text]
+
+
+def test_a_status_is_read_in_any_spelling(sandbox):
+    campaign = sandbox.add_campaign(status="In Progress")
+    with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
+        start(campaign.id)
+
+
+@pytest.mark.parametrize("campaign_id", ["None", None, "null"])
+def test_an_id_that_is_not_there_is_not_a_campaign_that_is_unknown(sandbox, campaign_id):
+    tasks = (
+        StartCampaignOperator(task_id="t", campaign_id=campaign_id, outcomes={"NOT_FOUND": "skip"}).execute,
+        PauseCampaignOperator(task_id="t", campaign_id=campaign_id, outcomes={"NOT_FOUND": "skip"}).execute,
+        CampaignReadySensor(task_id="t", campaign_id=campaign_id, outcomes={"NOT_FOUND": "skip"}).poke,
+    )
+    for run in tasks:
+        with pytest.raises(AirflowFailException, match=r"the template gave None.*INVALID_CAMPAIGN_ID"):
+            run(context())
+    assert not sandbox.sandbox.requests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"min_success_rate": 99}, "min_success_rate: only a task that waits"),
+        ({"completion_timeout": 60, "stall_timeout": 50}, "completion_timeout, stall_timeout: only a task that waits"),
+        ({"min_success_rate": 0.9, "wait_for_completion": True}, "did you mean 90?"),
+        ({"min_success_rate": 0.005, "wait_for_completion": True}, "did you mean 0.5?"),
+    ],
+)
+def test_limits_that_nothing_obeys_are_refused_when_the_dag_is_parsed(arguments, words):
+    with pytest.raises(ValueError, match=next(iter(arguments))) as caught:
+        StartCampaignOperator(task_id="start", campaign_id="c", **arguments)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 1.5, 100])
+def test_percentages(rate):
+    operator = StartCampaignOperator(task_id="start", campaign_id="c", wait_for_completion=True, min_success_rate=rate)
+    assert operator.min_success_rate == rate
 
 
 def test_prerequisites_that_are_none_are_refused_when_the_dag_is_parsed():

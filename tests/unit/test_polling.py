@@ -23,8 +23,9 @@ def _chance(request):
 class Service:
     """Answers what a plan asks for, in no time."""
 
-    def __init__(self, listed, order=None):
+    def __init__(self, listed, order=None, page_size=1000):
         self.listed = listed
+        self.page_size = page_size
         self.order = order or (lambda at: self.listed)
         self.sent = []
         self.list_fails = self.single_fails = False
@@ -40,7 +41,7 @@ class Service:
                 plan.page_failed(now, retry_after=None)
             elif is_page:
                 names = self.order(now)
-                page = names[request.offset : request.offset + 1000]
+                page = names[request.offset : request.offset + self.page_size]
                 plan.page_was_read(page, len(page), len(names), now, now)
             elif self.single_fails:
                 plan.campaign_failed(request, now, retry_after=None)
@@ -112,6 +113,14 @@ def test_requests_are_spread_over_the_interval(waits, account):
     assert len(seconds) >= 60
 
 
+def test_pages_that_are_shorter_than_was_asked_for_hide_no_campaign():
+    plan = plan_for(1500)
+    service = Service(names(1500), page_size=400)
+    service.run(plan, 0, 600)
+    assert {what for at, what in service.sent if at > 5} == {"list"}
+    assert all(600 - entry.seen_at <= 130 for entry in plan.entries.values())
+
+
 def test_pages_that_shift_while_they_are_read_hide_no_campaign():
     def shifting(at):
         listed = names(5000)
@@ -134,6 +143,30 @@ def test_a_campaign_that_is_not_listed_is_asked_for_by_itself_and_so_from_then_o
     assert 9 <= len(singles) <= 12
     # Before the others join, the first campaign has no need of the list.
     assert {what for at, what in service.sent if at > 2} == {"list", "c9"}
+
+
+def test_a_campaign_that_was_joined_during_a_pass_is_not_missing_in_it():
+    plan = plan_for(1500)
+    first, second = names(2000)[:1000], names(2000)[1000:]
+    now = 5.0
+    for page in (first, second):
+        now = max(now, plan.due_at())
+        while not isinstance(request := plan.take(), PageRead):
+            plan.campaign_was_read(request, now)
+        if page is second:
+            late = plan.add("c7", member(), now)
+            newcomer = plan.add("c999_999", member(), now)
+        plan.page_was_read(page, 1000, 2000, now, now)
+    assert not late.alone
+    assert not newcomer.alone
+    # In the next pass, who is not listed is missing.
+    for page in (first, second):
+        now = max(now, plan.due_at())
+        while not isinstance(request := plan.take(), PageRead):
+            plan.campaign_was_read(request, now)
+        plan.page_was_read(page, 1000, 2000, now, now)
+    assert newcomer.alone
+    assert not late.alone
 
 
 def test_a_campaign_that_turns_up_in_the_list_again_costs_no_request_of_its_own():

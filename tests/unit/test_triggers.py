@@ -220,7 +220,92 @@ def test_one_campaign_that_hangs_holds_up_no_other(sandbox):
     run(work)
 
 
+def test_a_wait_that_needs_all_fields_is_not_shown_what_the_list_says(sandbox):
+    """The list tells of no script and of no failed call."""
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(3)]
+    shown = {"alone": [], "others": []}
+
+    def notice(whose):
+        return lambda sighting, in_full, now: shown[whose].append((sighting.script_id, in_full))
+
+    async def work():
+        wanted = feeds.subscribe("voicegenie_default", names[0], 0.2, notice("alone"), alone=True)
+        others = [feeds.subscribe("voicegenie_default", name, 0.2, notice("others")) for name in names]
+        await eventually(lambda: sandbox.request_count("list") >= 3 and len(shown["alone"]) >= 3)
+        for subscription in (wanted, *others):
+            subscription.close()
+
+    run(work)
+    assert set(shown["alone"]) == {("script-1", True)}
+    assert (None, False) in shown["others"]
+
+
 # Trouble.
+
+
+@pytest.mark.parametrize("retry_after", [None, "2"])
+def test_one_429_slows_the_feed(sandbox, retry_after):
+    """All of it: the rate limit is that of the key, whichever request met it."""
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(3)]
+    alone = sandbox.add_campaign(script_id=None).id
+
+    async def work():
+        tasks = [asyncio.create_task(first_event(trigger(name))) for name in names]
+        tasks.append(asyncio.create_task(first_event(ready(alone, HasScript()))))
+        await eventually(lambda: sandbox.request_count("list") >= 2 and sandbox.request_count("get", alone) >= 2)
+        headers = {"Retry-After": retry_after} if retry_after else {}
+        sandbox.inject("status", "list", status=429, headers=headers)
+        limited = lambda: [r for r in list(sandbox.sandbox.requests) if r.status == 429]  # noqa: E731
+        await eventually(limited)
+        at = limited()[0].at.timestamp()
+        later = lambda: [r for r in list(sandbox.sandbox.requests) if r.at.timestamp() > at + 0.1]  # noqa: E731
+        await eventually(lambda: len(later()) >= 4)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return [request.at.timestamp() - at for request in later()]
+
+    first, *others = run(work)
+    assert first >= (1.9 if retry_after else 0.75)
+    assert others[2] - first < 1.5
+
+
+@pytest.mark.parametrize("waits", [1, 3])
+def test_each_poll_is_one_attempt(sandbox, waits):
+    """The poll is repeated anyway, at a pace that is that of the whole feed."""
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
+    sandbox.inject("status", "*", status=503, times=None)
+
+    async def work():
+        tasks = [asyncio.create_task(first_event(trigger(name, poll_interval=3))) for name in names]
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 1)
+        await asyncio.sleep(1.5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(work)
+    sent = [(request.operation, request.campaign_id) for request in sandbox.sandbox.requests]
+    assert len(sent) == len(set(sent))
+
+
+def test_when_the_service_fails_many_single_reads_slow_down_together(sandbox):
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(40)]
+    sandbox.inject("status", "list", times=None, status=403)
+
+    async def work():
+        tasks = [asyncio.create_task(first_event(trigger(name, poll_interval=1))) for name in names]
+        await eventually(lambda: sandbox.request_count("get") >= 60)
+        outage(sandbox, "status", status=503)
+        begin = len(sandbox.sandbox.requests)
+        await asyncio.sleep(3)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return len(sandbox.sandbox.requests) - begin
+
+    # What was under way, and then one at a time, with growing pauses.
+    assert run(work) <= 15
 
 
 def outage(sandbox, kind, **fields):
@@ -368,24 +453,30 @@ def test_a_deadline_that_has_passed_ends_the_wait_at_once(sandbox):
     assert payload["reason"] == "timeout"
 
 
-# Statistics, stalls.
+# Completion, stalls.
 
 
-@pytest.mark.parametrize(("wanted", "condition"), [(50, None), (95, "SUCCESS_RATE_TOO_LOW")])
-def test_the_success_rate_is_judged_in_the_triggerer(sandbox, wanted, condition):
-    campaign = sandbox.add_campaign(status="completed", completed_count=8, failed_count=2, ended_at=datetime.now(UTC))
-    (payload,) = wait_for(trigger(campaign.id, min_success_rate=wanted))
-    assert payload["condition"] == condition
-    assert payload["result"]["statistics"]["calls_completed"] == 8
-
-
-def test_statistics_that_cannot_be_read_now_are_read_later(sandbox, monkeypatch):
-    monkeypatch.setattr("airflow_provider_voicegenie.triggers.campaign.STATISTICS_DELAY", 0.1)
+def test_a_completion_needs_no_statistics_in_the_triggerer(sandbox):
     campaign = sandbox.add_campaign(status="completed", completed_count=8, ended_at=datetime.now(UTC))
-    sandbox.inject("status", "stats", status=503, times=2)
-    (payload,) = wait_for(trigger(campaign.id, with_statistics=True))
-    assert payload["result"]["statistics"]["calls_completed"] == 8
-    assert sandbox.request_count("stats") == 3
+    (payload,) = wait_for(trigger(campaign.id))
+    assert (payload["reason"], payload["result"]["statistics"]) == ("done", None)
+    assert abs(time.time() - payload["at"]) < 10
+    assert sandbox.request_count("stats") == 0
+
+
+def test_a_completion_that_was_seen_in_time_is_one_though_time_is_over(sandbox, monkeypatch):
+    """The event loop may get to the deadline before it gets to what was seen."""
+    original = feeds.Subscription.news
+
+    async def late_news(subscription):
+        news = await original(subscription)
+        await asyncio.sleep(2)
+        return news
+
+    monkeypatch.setattr(feeds.Subscription, "news", late_news)
+    campaign = sandbox.add_campaign(status="completed")
+    (payload,) = wait_for(trigger(campaign.id, deadline=time.time() + 1.5))
+    assert payload["reason"] == "done"
 
 
 @pytest.mark.parametrize("waits", [1, 2])

@@ -17,12 +17,14 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
-from waiting import WAYS, Store, context, deferred, in_worker, meanwhile, resume
+from waiting import WAYS, Store, TaskInstance, context, deferred, event_of, in_worker, meanwhile, resume
 
 from airflow_provider_voicegenie import waits
+from airflow_provider_voicegenie.decisions import final_statistics
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.operators import campaign as operators
 from airflow_provider_voicegenie.operators import start_task
-from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
+from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.sensors import campaign as sensors
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor, HasContacts
 from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
@@ -236,6 +238,22 @@ def test_temporary_trouble_does_not_end_a_wait(sandbox, way, task, kind):
         assert way(task(outcomes=outcomes), context())["status"] == "completed"
 
 
+def test_each_poll_in_a_worker_is_one_attempt(sandbox, monkeypatch):
+    """The wait repeats by itself, and attempts of the client's own could outlast its time."""
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=4, timeout=1))
+    run = context()
+
+    def fail_from_now_on(*_):
+        sandbox.inject("status", "get", status=503, times=None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VoiceGenieHook, "campaign_url", fail_from_now_on)
+        in_wait(patch, lambda: True, ZeroDivisionError())
+        with pytest.raises(ZeroDivisionError):
+            Starting(poll_interval=0.1)(deferrable=False).execute(run)
+    assert [request.status for request in sandbox.sandbox.requests if request.operation == "get"] == [200, 503]
+
+
 @both_ways
 def test_the_completion_timeout(sandbox, way):
     for outcome in ("fail", "skip", "retry", "succeed"):
@@ -265,13 +283,60 @@ def test_the_completion_timeout_counts_from_before_the_deferral(sandbox):
     assert 60 < deferral.value.timeout.total_seconds() <= 120
 
 
+@both_ways
 @both_tasks
-def test_the_statistics_are_read_in_the_triggerer_where_the_worker_cannot(sandbox, task):
+def test_statistics_that_cannot_be_read_now_are_read_later(sandbox, monkeypatch, way, task):
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
     sandbox.inject("status", "stats", status=503, times=2)
     with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
-        result = deferred(task(), context())
+        result = way(task(), context())
     assert result["statistics"]["total_contacts"] == 10_000
     assert sandbox.request_count("stats") == 3
+
+
+@both_ways
+@both_tasks
+@pytest.mark.parametrize("minimum", [None, 50])
+def test_statistics_that_stay_unreadable_end_the_wait_all_the_same(sandbox, monkeypatch, way, task, minimum):
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_ANSWERS", 0.5)
+    sandbox.inject("not_json", "stats", times=None)
+    arguments = {"min_success_rate": minimum, "outcomes": {"INVALID_ANSWER": "fail"}}
+    with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
+        if minimum is None:
+            result = way(task(**arguments), context())
+            assert (result["status"], result["statistics"]) == ("completed", None)
+        else:
+            with pytest.raises(AirflowFailException, match=r"min_success_rate needs, cannot be read.*INVALID_ANSWER"):
+                way(task(**arguments), context())
+    assert sandbox.request_count("stats") >= 2
+
+
+@both_ways
+@both_tasks
+def test_a_completion_that_was_seen_in_time_is_no_timeout(sandbox, monkeypatch, way, task):
+    """The service's statistics may be half a minute old, and time may be over until they are not."""
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.3)
+    monkeypatch.setattr(final_statistics, "_STATISTICS_AGE", 3.0)
+    sandbox.sandbox.cache_stats = True
+    VoiceGenieHook().get_campaign_stats(task.campaign_id)
+    limit = {"completion_timeout": 2} if task is Starting else {"timeout": 2}
+    with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
+        began = time.monotonic()
+        result = way(task(**limit), context())
+    assert time.monotonic() - began > 2
+    assert (result["status"], result["statistics"]["total_contacts"]) == ("completed", 10_000)
+
+
+@both_ways
+def test_a_sensor_that_needs_statistics_waits_for_them_as_for_all_else(sandbox, monkeypatch, way):
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_ANSWERS", 0.2)
+    sandbox.inject("not_json", "stats", times=6)
+    with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed", completed_count=9_000)):
+        result = way(Following(min_success_rate=50), context())
+    assert result["statistics"]["calls_completed"] == 9_000
+    assert sandbox.request_count("stats") == 7
 
 
 @both_ways
@@ -305,6 +370,17 @@ def test_a_campaign_that_is_over_otherwise_is_not_followed(sandbox):
     task = Starting(campaign_id="stopped", outcomes={"CAMPAIGN_COMPLETED": "succeed"})
     result = task(deferrable=False).execute(context())
     assert (result["status"], result["started_by_task"], result["statistics"]) == ("stopped", False, None)
+
+
+def test_the_wait_in_the_triggerer_knows_what_the_start_knew(sandbox):
+    change(sandbox, "long", completed_count=5, failed_count=2)()
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting(pause_on_kill=False, stall_timeout=60)(deferrable=True).execute(context())
+    arguments = deferral.value.trigger.serialize()[1]
+    assert arguments["pause_on_kill"] is False
+    assert arguments["stall_timeout"] == 60
+    assert (arguments["seen"]["completed"], arguments["seen"]["failed"]) == (5, 2)
+    assert abs(arguments["seen"]["at"] - time.time()) < 10
 
 
 def test_only_what_the_task_started_is_paused_in_the_triggerer(sandbox):
@@ -365,6 +441,29 @@ def test_soft_fail_skips_what_would_fail(sandbox, way, soft_fail):
 
 
 @both_ways
+@pytest.mark.parametrize("sensor", [CampaignCompletedSensor, CampaignReadySensor])
+def test_soft_fail_spares_a_retry(sandbox, way, sensor):
+    campaign_id = "followed" if sensor is CampaignCompletedSensor else sandbox.add_campaign(script_id=None).id
+
+    def make(*, deferrable):
+        return sensor(
+            task_id="task",
+            campaign_id=campaign_id,
+            poke_interval=0.1,
+            soft_fail=True,
+            deferrable=deferrable,
+            outcomes={"CAMPAIGN_STOPPED" if sensor is CampaignCompletedSensor else "CAMPAIGN_COMPLETED": "retry"},
+        )
+
+    seen = lambda: sandbox.request_count("get", campaign_id) >= 2  # noqa: E731
+    with (
+        meanwhile(seen, change(sandbox, campaign_id, status="stopped")),
+        pytest.raises(VoiceGenieRetryException),
+    ):
+        way(make, context())
+
+
+@both_ways
 def test_readiness(sandbox, way):
     campaign = sandbox.add_campaign(script_id=None, total_count=3)
 
@@ -405,6 +504,34 @@ def test_a_stall_in_reschedule_mode(sandbox, monkeypatch, keeps_state):
     assert sandbox.api_key not in json.dumps(store)
     with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed")):
         assert reschedule(task, context())["status"] == "completed"
+
+
+def test_a_retry_in_reschedule_mode_counts_a_stall_from_its_own_begin(sandbox):
+    store = Store()
+    task = Following(mode="reschedule", stall_timeout=0.5, outcomes={"CAMPAIGN_STALLED": "retry"})
+    for try_number in (1, 2):
+        began = time.monotonic()
+        with pytest.raises(VoiceGenieRetryException, match="CAMPAIGN_STALLED"):
+            reschedule(task, context(store, try_number=try_number))
+        assert time.monotonic() - began >= 0.5
+
+
+@both_tasks
+def test_a_completion_stays_one_though_airflow_does_not_give_the_connection(sandbox, monkeypatch, task):
+    run = context()
+    with pytest.raises(TaskDeferred) as deferral:
+        task()(deferrable=True).execute(run)
+    complete(sandbox, task.campaign_id)()
+    event = event_of(deferral.value.trigger)
+    monkeypatch.setattr(final_statistics, "_PATIENCE", 0.1)
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
+
+    def get_connection(conn_id):
+        raise RuntimeError("Airflow is not there")
+
+    monkeypatch.setattr(VoiceGenieHook, "get_connection", get_connection)
+    result = task()(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
+    assert (result["status"], result["statistics"]) == ("completed", None)
 
 
 # The end of the task from outside.
@@ -496,40 +623,260 @@ def kill_in_wait(sandbox, state, *, pause_on_kill, map_index):
             operator.execute(run)
 
 
+#: The steps before a start at which a kill may come, in their order, and the requests that were sent by then.
+STEPS = ["before execute", "recall", "run_facts", "get_conn", "get_campaign", "note_sending", "xcom_push"]
+
+
+def kill_at(patch, step, operator, run, state="failed", *, tells=True):
+    """Let Airflow end the task at one step; it may tell the task at once, or not before the task asks."""
+    act, at = {
+        "recall": (start_task.StartMemory, "recall"),
+        "run_facts": (start_task, "run_facts"),
+        "get_conn": (VoiceGenieHook, "get_conn"),
+        "get_campaign": (VoiceGenieHook, "get_campaign"),
+        "note_sending": (start_task.StartMemory, "note_sending"),
+        "xcom_push": (TaskInstance, "xcom_push"),
+        "start": (VoiceGenieHook, "start_campaign"),
+        "note": (start_task.StartMemory, "note"),
+        "look": (start_task.StartTask, "_look_for_start"),
+    }.get(step, (None, None))
+
+    def kill():
+        run["ti"].state = state
+        if tells:
+            operator.on_kill()
+
+    if act is None:
+        kill()
+        return
+    original = getattr(act, at)
+
+    def killed(*arguments, **more):
+        result = original(*arguments, **more)
+        patch.setattr(act, at, original)
+        kill()
+        return result
+
+    patch.setattr(act, at, killed)
+
+
 @both_ways
-def test_a_kill_before_the_start_starts_nothing(sandbox, way):
+@pytest.mark.parametrize("state", ["failed", "running"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_before_the_start_starts_nothing(sandbox, way, step, state):
+    run = context(Store())
     operator = Starting()(deferrable=way is deferred)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start_task.StartMemory, "note_sending", lambda *_: operator.on_kill())
-        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
-            operator.execute(context())
+        kill_at(patch, step, operator, run, state)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside before it started anything"):
+            operator.execute(run)
+    # Nor is Airflow asked for anything that takes time: five seconds are left.
+    assert "_link_CampaignLink" not in run["ti"].xcom
+    sent = ["get"] if STEPS.index(step) >= STEPS.index("get_campaign") else []
+    assert [request.operation for request in sandbox.sandbox.requests] == sent
+
+
+@both_ways
+@pytest.mark.parametrize("step", STEPS)
+def test_a_task_that_was_marked_but_not_told_yet_starts_nothing(sandbox, way, step):
+    """Airflow tells the process of a task some seconds after a user has marked or cleared it."""
+    run = context(Store())
+    operator = Starting()(deferrable=way is deferred)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, step, operator, run, tells=False)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside before it started anything"):
+            operator.execute(run)
     assert sandbox.request_count("start") == 0
 
 
-def test_a_kill_right_before_the_wait_ends_the_task(sandbox, monkeypatch):
-    operator = Starting()(deferrable=False)
-    original = VoiceGenieHook.get_conn
+@pytest.mark.parametrize("step", ["before execute", "get_conn", "xcom_push"])
+def test_a_kill_before_a_pause_pauses_nothing(sandbox, step):
+    run = context(Store(), state="failed")
+    operator = PauseCampaignOperator(task_id="task", campaign_id="followed")
+    with pytest.MonkeyPatch.context() as patch:
+        if step == "xcom_push":
+            patch.setattr(Store, "set", lambda *_: operator.on_kill())
+        else:
+            kill_at(patch, step, operator, run)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert sandbox.request_count("pause") == 0
 
-    def get_conn(hook):
-        operator.on_kill()
-        return original(hook)
 
-    monkeypatch.setattr(VoiceGenieHook, "get_conn", get_conn)
-    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
-        operator.execute(context(state="failed"))
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_a_sensor_that_a_user_ended_asks_no_more(sandbox, state):
+    sensor = Following()(deferrable=False)
+    sensor.on_kill()
+    run = context(state=state)
+    if state == "failed":
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            sensor.poke(run)
+        assert not sandbox.sandbox.requests
+    else:
+        # A worker that is going down lets it finish what it is at.
+        assert not sensor.poke(run).is_done
+
+
+@pytest.mark.parametrize("step", ["start", "note", "xcom_push"])
+@pytest.mark.parametrize("waits", ["no", "in the worker", "deferred"])
+def test_a_kill_right_after_the_start_pauses_the_campaign(sandbox, step, waits):
+    run = context(Store())
+    operator = Starting(wait_for_completion=waits != "no")(deferrable=waits == "deferred")
+    with pytest.MonkeyPatch.context() as patch:
+        if step == "xcom_push":
+            # That of a deferral, or of the link.
+            patch.setattr(VoiceGenieHook, "campaign_url", lambda *_: kill_at(patch, step, operator, run))
+        else:
+            kill_at(patch, step, operator, run)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")
+
+
+def test_a_deferral_that_airflow_would_refuse_pauses_the_campaign(sandbox):
+    """A user marks the task, which is not told: it ends by itself before it could be."""
+    run = context(Store())
+    operator = Starting()(deferrable=True)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, "note", operator, run, tells=False)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
     assert sandbox.status("long") == "paused"
 
 
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_a_kill_while_a_lost_start_is_looked_into_ends_that_at_once(sandbox, monkeypatch, state):
+    monkeypatch.setattr(start_task, "_LOOK_DELAYS", (30.0,))
+    run = context(Store())
+    operator = Starting()(deferrable=False)
+    sandbox.inject("close", "start", after_acting=True)
+
+    def kill(seconds):
+        run["ti"].state = state
+        operator.on_kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start_task.time, "sleep", lambda seconds: kill(seconds) if seconds == 30 else None)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert sandbox.status("long") == ("paused" if state == "failed" else "running")
+
+
 def test_a_kill_during_the_start_lets_it_be_answered_first(sandbox):
-    run = context(state="failed")
+    run = context()
     operator = Starting()(deferrable=False)
     sandbox.inject("delay", "start", seconds=0.4, after_acting=True)
+
+    def kill():
+        run["ti"].state = "failed"
+        operator.on_kill()
+
     with (
-        meanwhile(lambda: sandbox.status("long") == "running", operator.on_kill),
+        meanwhile(lambda: sandbox.status("long") == "running", kill),
         pytest.raises(VoiceGenieRetryException),
     ):
         operator.execute(run)
     assert sandbox.status("long") == "paused"
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_a_kill_before_a_deferred_task_is_resumed(sandbox, state):
+    run = context()
+    make = Starting(completion_timeout=0.3)
+    with pytest.raises(TaskDeferred) as deferral:
+        make(deferrable=True).execute(run)
+    event = event_of(deferral.value.trigger)
+    operator = make(deferrable=True)
+    run["ti"].state = state
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.resume_execution("execute_complete", {"event": event}, run)
+    assert sandbox.status("long") == ("paused" if state == "failed" else "running")
+
+
+def test_a_kill_of_a_later_try_before_it_looks_pauses_what_an_earlier_one_started(sandbox):
+    store = Store()
+    Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    operator = Starting()(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context(store, try_number=2, state="failed"))
+    assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+@pytest.mark.parametrize("minutes", [0, -30])
+def test_without_a_store_the_service_is_asked_what_a_killed_try_left(sandbox, state, minutes):
+    """An earlier try started the campaign; or somebody did, half an hour before the run."""
+    run = context(try_number=2)
+    started_at = run["dag_run"].start_date + timedelta(minutes=minutes)
+    change(sandbox, "long", status="running", started_at=started_at)()
+    operator = Starting()(deferrable=False)
+    run["ti"].state = state
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(run)
+    assert sandbox.status("long") == ("paused" if (state, minutes) == ("failed", 0) else "running")
+    assert sandbox.request_count("start") == 0
+
+
+def test_without_a_store_a_first_try_that_is_killed_has_left_nothing(sandbox):
+    operator = Starting()(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="before it started anything"):
+        operator.execute(context(state="failed"))
+    assert not sandbox.sandbox.requests
+
+
+def test_a_kill_during_a_late_resume_pauses_the_campaign(sandbox):
+    run = context()
+    make = Starting(completion_timeout=60)
+    with pytest.raises(TaskDeferred):
+        make(deferrable=True).execute(run)
+    operator = make(deferrable=True)
+    sandbox.inject("hold", "get")
+
+    def kill():
+        run["ti"].state = "failed"
+        operator.on_kill()
+
+    def held(hook, campaign_id, **more):
+        kill()
+        raise AssertionError("a read is broken off")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VoiceGenieHook, "get_campaign", held)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.resume_execution("__fail__", {"error": "Trigger timeout"}, run)
+    assert sandbox.status("long") == "paused"
+
+
+class Airflow2TaskInstance(TaskInstance):
+    get_task_states = property()
+
+    def current_state(self):
+        return self.state
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "paused"),
+    [(AirflowTaskTimeout, "running", True), (RuntimeError, "failed", True), (RuntimeError, "running", False)],
+)
+def test_airflow_2_ends_a_deferred_task_before_it_resumes_it(sandbox, monkeypatch, error, state, paused):
+    run = context()
+    make = Starting()
+    with pytest.raises(TaskDeferred) as deferral:
+        make(deferrable=True).execute(run)
+    run["ti"] = Airflow2TaskInstance(**{**vars(run["ti"]), "state": state, "next_method": deferral.value.method_name})
+    monkeypatch.setattr(operators, "get_current_context", lambda: run)
+    operator = make(deferrable=True)
+    operator.campaign_id = "followed"  # what the template gives by now
+    try:
+        raise error
+    except error:
+        operator.on_kill()
+    assert sandbox.status("long") == ("paused" if paused else "running")
+    assert sandbox.status("followed") == "running"
 
 
 # Tries.
@@ -686,6 +1033,38 @@ def test_a_start_that_takes_effect_after_its_try_gave_up_is_found_by_the_next(sa
     assert sandbox.request_count("start") == 1
 
 
+def test_without_a_store_a_task_that_a_user_cleared_may_start_again(sandbox):
+    make = Starting(wait_for_completion=False)
+    make(deferrable=False).execute(context())
+    sandbox.sandbox.store.change("long", status="paused")
+    make(deferrable=False).execute(context(try_number=2, max_tries=3))
+    assert sandbox.start_count("long") == 2
+
+
+class UnaskableTaskInstance(TaskInstance):
+    """Airflow cannot be asked for the state of the task."""
+
+    def get_task_states(self, *_, **__):
+        raise OSError("no database")
+
+
+def test_where_airflow_cannot_be_asked_a_start_goes_on_and_a_kill_pauses_nothing(sandbox):
+    run = context(Store())
+    run["ti"] = UnaskableTaskInstance()
+    operator = Starting()(deferrable=False)
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, is_waiting(sandbox, "long"), operator.on_kill)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "running")
+
+
+def test_a_task_that_is_only_tried_out_is_not_taken_for_ended(sandbox):
+    """`airflow tasks test` of Airflow 2 leaves the state of the task as it was."""
+    run = context(state="success", test_mode=True)
+    assert Starting(wait_for_completion=False)(deferrable=False).execute(run)["started_by_task"]
+
+
 def test_a_start_from_before_this_run_is_not_taken_for_ours(sandbox):
     sandbox.sandbox.store.change("followed", started_at=datetime.now(UTC) - timedelta(hours=1))
     with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
@@ -754,10 +1133,11 @@ def test_a_kill_after_a_start_was_found_not_to_have_taken_effect_pauses_nothing(
     with pytest.raises(VoiceGenieRetryException, match="CONNECTION_FAILED"):
         Starting()(deferrable=False).execute(context(store))
     operator = Starting()(deferrable=False)
+    run = context(store, try_number=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start_task.StartMemory, "note_sending", lambda *_: operator.on_kill())
+        kill_at(patch, "note_sending", operator, run)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
-            operator.execute(context(store, try_number=2, state="failed"))
+            operator.execute(run)
     assert (sandbox.request_count("start"), sandbox.request_count("pause")) == (1, 0)
 
 
@@ -793,7 +1173,87 @@ def test_a_start_that_cannot_be_noted_is_not_sent(sandbox):
     assert sandbox.request_count("start") == 0
 
 
+@pytest.mark.parametrize("state", ["restarting", "failed"])
+def test_after_a_user_ended_a_running_task_the_next_try_may_start(sandbox, state):
+    """A task that is cleared while it runs becomes another try of the same task, with the same number of tries."""
+    store = Store()
+    run = context(store)
+    operator = Starting()(deferrable=False)
+
+    def kill():
+        run["ti"].state = state
+        operator.on_kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, is_waiting(sandbox, "long"), kill)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert store["voicegenie_start"]["phase"] == "closed"
+    assert Starting(wait_for_completion=False)(deferrable=False).execute(context(store, try_number=2))[
+        "started_by_task"
+    ]
+    assert sandbox.start_count("long") == 2
+
+
+@both_ways
+def test_a_campaign_of_others_that_is_followed_is_not_paused_by_a_kill(sandbox, way):
+    """Someone started it right before the task could, and the service refused the task's own start."""
+    body = '{"success": false, "message": "Campaign is already running", "error": "CAMPAIGN_ALREADY_RUNNING"}'
+    sandbox.inject("status", "start", status=400, body=body)
+    run = context(Store())
+    operator = Starting(outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})(deferrable=way is deferred)
+
+    def start_campaign(hook, campaign_id, original=VoiceGenieHook.start_campaign):
+        change(sandbox, campaign_id, status="running")()
+        return original(hook, campaign_id)
+
+    def kill():
+        run["ti"].state = "failed"
+        operator.on_kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VoiceGenieHook, "start_campaign", start_campaign)
+        if way is deferred:
+            with pytest.raises(TaskDeferred) as deferral:
+                operator.execute(run)
+            assert deferral.value.trigger.serialize()[1]["pause_on_kill"] is False
+        else:
+            in_wait(patch, is_waiting(sandbox, "long"), kill)
+            with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+                operator.execute(run)
+    assert sandbox.status("long") == "running"
+    assert sandbox.request_count("pause") == 0
+
+
 # When Airflow itself ends a deferral.
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        ({"execution_timeout": timedelta(seconds=100)}, 160),
+        ({"completion_timeout": 50}, 110),
+        ({"completion_timeout": 50, "execution_timeout": timedelta(seconds=100)}, 110),
+        ({"completion_timeout": 500, "execution_timeout": timedelta(seconds=100)}, 160),
+        ({}, None),
+    ],
+)
+def test_airflow_ends_a_deferral_a_minute_after_the_first_limit(sandbox, limits, seconds):
+    """Where no triggerer runs, nobody else does."""
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting(**limits)(deferrable=True).execute(context())
+    timeout = deferral.value.timeout
+    assert (timeout and timeout.total_seconds()) == (seconds and pytest.approx(seconds, abs=5))
+
+
+def test_airflow_ends_the_deferral_of_a_sensor_too(sandbox):
+    for limits, seconds in (
+        ({"timeout": 50}, 110),
+        ({"timeout": 500, "execution_timeout": timedelta(seconds=100)}, 160),
+    ):
+        with pytest.raises(TaskDeferred) as deferral:
+            Following(**limits)(deferrable=True).execute(context())
+        assert deferral.value.timeout.total_seconds() == pytest.approx(seconds, abs=5)
 
 
 @pytest.mark.parametrize("text", ["Trigger/execution timeout", "Trigger timeout"])
@@ -850,6 +1310,7 @@ def test_no_secret_is_stored(sandbox, make):
         make(deferrable=True).execute(run)
     # The one place in which the sandbox's address is meant to be.
     assert run["ti"].xcom.pop("_link_CampaignLink").startswith(sandbox.url)
+    assert run["ti"].xcom["voicegenie_task"]["campaign_id"] == make.campaign_id
     kept = json.dumps([deferral.value.trigger.serialize(), deferral.value.kwargs, run["ti"].xcom])
     assert sandbox.api_key not in kept
     assert sandbox.url not in kept
@@ -858,6 +1319,7 @@ def test_no_secret_is_stored(sandbox, make):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        ({"min_success_rate": 0.5}, "min_success_rate"),
         ({"poll_interval": 0}, "poll_interval"),
         ({"poll_interval": "60"}, "poll_interval"),
         ({"completion_timeout": -1}, "completion_timeout"),
@@ -873,7 +1335,7 @@ def test_no_secret_is_stored(sandbox, make):
 )
 def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, named):
     with pytest.raises(ValueError, match=named):
-        StartCampaignOperator(**{"task_id": "t", "campaign_id": "c", **arguments})
+        StartCampaignOperator(**{"task_id": "t", "campaign_id": "c", "wait_for_completion": True, **arguments})
     if named in ("stall_timeout", "min_success_rate", "deferrable", "SUCCESS_RATE_TOO_LOW"):
         with pytest.raises(ValueError, match=named):
             CampaignCompletedSensor(**{"task_id": "t", "campaign_id": "c", **arguments})

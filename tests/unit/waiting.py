@@ -65,6 +65,9 @@ class Store(dict):
     def set(self, key, value):
         self[key] = json.loads(kept(value))
 
+    def delete(self, key):
+        self.pop(key, None)
+
 
 def context(store=None, **task_instance):
     now = datetime.now(UTC)

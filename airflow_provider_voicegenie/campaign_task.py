@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all operators and sensors have in common: a task about one campaign, which stays about that campaign."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_provider_voicegenie.links import CampaignLink
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_voicegenie.decisions.outcomes import OutcomeRules
+
+log = logging.getLogger(__name__)
+
+#: The XCom under which a deferred task keeps what it is about, and the key of the same in Airflow's task state store.
+_KEY = "voicegenie_task"
+
+_FACTS = ("campaign_id", "voicegenie_conn_id")
+
+
+class CampaignTask(BaseOperator):
+    """
+    Base class of the operators and sensors.
+
+    Airflow renders a task's templates anew in each process that runs it: at a retry, when it is resumed after a
+    deferral, at each poke of a rescheduled sensor. What they give may be another campaign by then. So once a task has
+    looked at a campaign, that campaign and the connection are facts, which are kept and taken back:
+    in the trigger and in XCom for a deferral, and on Airflow 3.3 and later in the task state store for later tries.
+    Clearing a task makes it forget them.
+
+    :param campaign_id: Id of the campaign.
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :param outcome_rules: What each condition does to the task.
+    :param multiple_outputs: Airflow's: whether each field of the result is an XCom of its own too, so that
+        ``start.output["campaign_id"]`` finds it. True by default.
+    """
+
+    template_fields: Sequence[str] = _FACTS
+    operator_extra_links = (CampaignLink(),)
+
+    campaign_id: str
+    voicegenie_conn_id: str
+
+    #: Whether Airflow told this process to end the task, even before the task's own code runs.
+    told_to_end = False
+    #: The link to the campaign; ``None`` if an earlier process of this task has kept it.
+    campaign_url: str | None = ""
+
+    def __init__(
+        self,
+        *,
+        campaign_id: str,
+        voicegenie_conn_id: str,
+        outcome_rules: OutcomeRules,
+        multiple_outputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(multiple_outputs=multiple_outputs, **kwargs)
+        self.campaign_id = campaign_id
+        self.voicegenie_conn_id = voicegenie_conn_id
+        self.outcome_rules = outcome_rules
+
+    def on_kill(self) -> None:
+        """Note that Airflow ends the task. Airflow calls this from a signal handler."""
+        self.told_to_end = True
+
+    # What the task is about.
+
+    def facts(self) -> dict[str, Any]:
+        """Return the campaign and the connection."""
+        return {name: getattr(self, name) for name in _FACTS}
+
+    def go_on_with(self, facts: Mapping[str, Any]) -> None:
+        """
+        Be about what the task was about before, whatever its templates give by now.
+
+        :param facts: What :meth:`facts` returned then.
+        """
+        self.campaign_url = None
+        for name in _FACTS:
+            kept, rendered = facts[name], getattr(self, name)
+            if kept == rendered:
+                continue
+            log.warning(
+                "Campaign %r: the template of %s now gives %.80r. This task stays with %.80r, which it first looked "
+                "at; to switch, clear the task.",
+                facts["campaign_id"],
+                name,
+                rendered,
+                kept,
+            )
+            setattr(self, name, kept)
+            # So that Airflow's UI shows what the task is about.
+            self.overwrite_rtif_after_execution = True
+
+    def keep_for_resuming(self, context: Context, **more: Any) -> None:
+        """
+        Keep the facts in XCom: if Airflow itself ends a deferral, it drops what the trigger knows.
+
+        :param context: The task's context.
+        :param more: What else the task has to know then, plain JSON.
+        """
+        if (task_instance := context.get("ti")) is not None:
+            task_instance.xcom_push(key=_KEY, value={**self.facts(), **more})
+
+    def kept_for_resuming(self, context: Context) -> dict[str, Any]:
+        """Return what :meth:`keep_for_resuming` kept; an empty dict if it is lost."""
+        task_instance: Any = context["ti"]
+        kept = task_instance.xcom_pull(task_ids=task_instance.task_id, key=_KEY, map_indexes=task_instance.map_index)
+        return kept if isinstance(kept, dict) else {}
+
+    def keep_for_later(self, context: Context, **more: Any) -> None:
+        """
+        Keep the facts across pokes and tries, until a user clears the task; on Airflow 3.3 and later.
+
+        :param context: The task's context.
+        :param more: What else is worth keeping, plain JSON.
+        """
+        if (store := context.get("task_state_store")) is None:
+            return
+        try:
+            store.set(_KEY, {**self.facts(), "generation": _generation(context), **more})
+        except Exception:
+            log.warning("Campaign %r: could not be kept in Airflow for later tries.", self.campaign_id, exc_info=True)
+
+    def kept_for_later(self, context: Context) -> dict[str, Any] | None:
+        """Return what :meth:`keep_for_later` kept since the task was created or cleared; ``None`` for nothing."""
+        store = context.get("task_state_store")
+        kept: Any = None if store is None else store.get(_KEY)
+        return kept if isinstance(kept, dict) and kept.get("generation") == _generation(context) else None
+
+    def forget_for_later(self, context: Context) -> None:
+        """Drop what :meth:`keep_for_later` kept: the task has looked at nothing."""
+        if (store := context.get("task_state_store")) is not None:
+            with suppress(Exception):
+                store.delete(_KEY)
+
+
+def _generation(context: Context) -> int:
+    """Return a number that changes whenever a user clears the task: Airflow raises ``max_tries`` then."""
+    return int(getattr(context.get("ti"), "max_tries", 0) or 0)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The final statistics of a completed campaign: how long to try for them, and what the wait comes to with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_voicegenie.api.models import CampaignStats, write_time
+from airflow_provider_voicegenie.decisions.outcomes import Condition
+from airflow_provider_voicegenie.decisions.waiting import End, EndReason, Note, Step
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.errors import VoiceGenieError
+
+#: Seconds between two reads.
+STATISTICS_DELAY = 5.0
+
+#: Statistics may be this many seconds old (30, by the service's page, and some to spare): until then, those of a
+#: completed campaign that name no completion are taken for old ones, and read again.
+_STATISTICS_AGE = 35.0
+
+#: Seconds for which they are tried for while the service fails, and while it answers something else. That the campaign
+#: is completed is known, and a task must not hang on its numbers.
+_PATIENCE = 300.0
+_PATIENCE_WITH_INVALID_ANSWERS = 60.0
+
+
+class FinalStatistics:
+    """
+    What is read once a campaign is completed. The campaign stays completed, whatever comes of it.
+
+    :param campaign_id: The campaign.
+    :param end: How the wait ended: the campaign is completed.
+    :param now: Unix seconds.
+    :param min_success_rate: Percentage of successful calls among the finished ones that is wanted; ``None`` for any.
+    :param deadline: When to do without statistics, if none are needed, Unix seconds.
+    """
+
+    def __init__(
+        self,
+        campaign_id: str,
+        end: End,
+        now: float,
+        *,
+        min_success_rate: float | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self._campaign_id = campaign_id
+        self._end = end
+        self._completed_since = now if end.at is None else end.at
+        self._min_success_rate = min_success_rate
+        self._deadline = deadline if min_success_rate is None else None
+        self._failing_since: float | None = None
+        self._invalid_since: float | None = None
+
+    def delay(self, seconds: float, now: float) -> float:
+        """
+        Return how long to wait before the next read: not until Airflow ends the task.
+
+        :param seconds: How long to wait otherwise.
+        :param now: Unix seconds.
+        """
+        if self._deadline is None:
+            return seconds
+        return max(0.0, min(seconds, self._deadline - STATISTICS_DELAY - now))
+
+    def see(self, statistics: CampaignStats, now: float) -> Step:
+        """
+        Take note of the statistics; without an end, they look old, and have to be read again.
+
+        :param statistics: As they were just read.
+        :param now: Unix seconds.
+        """
+        self._failing_since = self._invalid_since = None
+        if not statistics.is_final and now - self._completed_since < _STATISTICS_AGE:
+            return self._without_statistics("are not up to date yet") if self._is_over(now) else Step()
+        result = {
+            **(self._end.result or {}),
+            "statistics": statistics_json(statistics),
+        }
+        if statistics.completed_at is not None:
+            result["completed_at"] = write_time(statistics.completed_at)
+        end = self._end._replace(result=result)
+        rate, wanted = success_rate(statistics), self._min_success_rate
+        if wanted is not None and (rate is None or rate < wanted):
+            ended = "no call has ended" if rate is None else f"{rate:g} % of the finished calls were successful"
+            words = f"it is completed, but {ended}, and at least {wanted:g} % is wanted"
+            end = end._replace(reason=EndReason.CONDITION, message=words, condition=Condition.SUCCESS_RATE_TOO_LOW)
+        return Step(end=end)
+
+    def see_error(self, error: VoiceGenieError, now: float) -> Step:
+        """
+        Take note that the statistics could not be read; without an end, they are to be tried for again.
+
+        :param error: Why.
+        :param now: Unix seconds.
+        """
+        notes: tuple[Note, ...] = ()
+        condition = Condition(error.kind)
+        if self._failing_since is None:
+            self._failing_since = now
+            notes = (self._warning(f"its statistics cannot be read yet ({error.message.rstrip('.')}); trying again"),)
+        if condition is not Condition.INVALID_ANSWER:
+            self._invalid_since = None
+        elif self._invalid_since is None:
+            self._invalid_since = now
+        invalid_since = now if self._invalid_since is None else self._invalid_since
+        is_patient = now - self._failing_since < _PATIENCE and now - invalid_since < _PATIENCE_WITH_INVALID_ANSWERS
+        if error.temporary and is_patient and not self._is_over(now):
+            return Step(notes)
+        if self._min_success_rate is None:
+            return self._without_statistics(f"cannot be read ({error.message.rstrip('.')})")
+        words = f"it is completed, but its statistics, which min_success_rate needs, cannot be read: {error.message}"
+        return Step(end=End(EndReason.CONDITION, words, condition, error.retry_after, self._end.result))
+
+    def _is_over(self, now: float) -> bool:
+        return self._deadline is not None and now + STATISTICS_DELAY >= self._deadline
+
+    def _without_statistics(self, why: str) -> Step:
+        return Step(
+            (self._warning(f"its statistics {why}; it is completed, so the task goes on without"),), end=self._end
+        )
+
+    def _warning(self, message: str) -> Note:
+        return Note(logging.WARNING, f"Campaign {self._campaign_id!r}: {message}.")
+
+
+def success_rate(statistics: CampaignStats) -> float | None:
+    """Return the percentage of successful calls among the finished ones; ``None`` before any finished."""
+    if statistics.success_rate is not None:
+        return statistics.success_rate
+    ended = statistics.calls_completed + statistics.calls_failed
+    return 100 * statistics.calls_completed / ended if ended else None
+
+
+def statistics_json(statistics: CampaignStats) -> Mapping[str, Any]:
+    """Return statistics as plain JSON, for XCom: numbers only."""
+    return {
+        "total_contacts": statistics.total_contacts,
+        "calls_completed": statistics.calls_completed,
+        "calls_failed": statistics.calls_failed,
+        "call_status_breakdown": dict(statistics.call_status_breakdown),
+        "success_rate": success_rate(statistics),
+        "average_call_duration": statistics.average_call_duration,
+        "total_call_duration": statistics.total_call_duration,
+    }

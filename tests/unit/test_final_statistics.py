@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The statistics of a completed campaign: how long they are tried for, and what the wait comes to, without I/O."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from airflow_provider_voicegenie.api import errors
+from airflow_provider_voicegenie.api.models import CampaignStats
+from airflow_provider_voicegenie.decisions.final_statistics import FinalStatistics
+from airflow_provider_voicegenie.decisions.outcomes import Condition
+from airflow_provider_voicegenie.decisions.waiting import End, EndReason
+
+T = 1_000_000.0
+COMPLETED = End(
+    EndReason.DONE, "it is completed", result={"status": "completed", "completed_at": None, "statistics": None}, at=T
+)
+
+
+def stats(completed_at="2026-01-01T00:00:00Z", **changed):
+    return CampaignStats.from_json(
+        {
+            "campaign_id": "c",
+            "total_contacts": 10,
+            "calls_completed": 8,
+            "calls_failed": 2,
+            "calls_in_progress": 0,
+            "calls_pending": 0,
+            "success_rate": 80.0,
+            "average_call_duration": 30.0,
+            "total_call_duration": 300,
+            "call_status_breakdown": {"answered": 8},
+            "started_at": None,
+            "completed_at": completed_at,
+            **changed,
+        }
+    )
+
+
+def final(**arguments):
+    return FinalStatistics("c", COMPLETED, T, **arguments)
+
+
+def test_the_final_statistics():
+    end = final().see(stats(), T).end
+    assert end.reason is EndReason.DONE
+    assert json.loads(json.dumps(end.result)) == {
+        "status": "completed",
+        "completed_at": "2026-01-01T00:00:00Z",
+        "statistics": {
+            "total_contacts": 10,
+            "calls_completed": 8,
+            "calls_failed": 2,
+            "call_status_breakdown": {"answered": 8},
+            "success_rate": 80.0,
+            "average_call_duration": 30.0,
+            "total_call_duration": 300,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("numbers", "wanted", "is_low"),
+    [
+        ({"success_rate": 80.0}, 80, False),
+        ({"success_rate": "80.0"}, 80, False),
+        ({"success_rate": 79.9}, 80, True),
+        ({"success_rate": None}, 80, False),
+        ({"success_rate": None}, 81, True),
+        ({"success_rate": None, "calls_completed": 0, "calls_failed": 0}, 1, True),
+        ({"success_rate": 0.0}, 0, False),
+    ],
+)
+def test_the_success_rate(numbers, wanted, is_low):
+    end = final(min_success_rate=wanted).see(stats(**numbers), T).end
+    assert end.condition is (Condition.SUCCESS_RATE_TOO_LOW if is_low else None)
+    assert end.reason is (EndReason.CONDITION if is_low else EndReason.DONE)
+    assert end.result["statistics"]["total_contacts"] == 10
+
+
+@pytest.mark.parametrize("minimum", [None, 50])
+def test_statistics_that_may_be_older_than_the_completion_are_read_again_but_not_for_ever(minimum):
+    wait = final(min_success_rate=minimum)
+    for at in (0, 10, 34):
+        assert wait.see(stats(completed_at=None), T + at).end is None
+    assert wait.see(stats(completed_at=None), T + 35).end.result["statistics"]["calls_completed"] == 8
+
+
+@pytest.mark.parametrize("completed_at", ["2024-01-17:00:00Z", "yesterday", 17])
+def test_a_completion_whose_time_cannot_be_read_is_one(completed_at):
+    end = final().see(stats(completed_at=completed_at), T).end
+    assert (end.reason, end.result["completed_at"]) == (EndReason.DONE, None)
+    assert end.result["statistics"]["calls_completed"] == 8
+
+
+@pytest.mark.parametrize("error", [errors.NotFoundError, errors.ForbiddenError, errors.RefusedError])
+def test_statistics_that_are_refused_do_not_hide_the_completion(error):
+    step = final().see_error(error("None."), T)
+    assert (step.end, step.end.result["statistics"]) == (COMPLETED, None)
+    assert any("cannot be read (None)" in note.text for note in step.notes)
+    step = final(min_success_rate=1).see_error(error("None."), T)
+    assert (step.end.reason, step.end.condition) == (EndReason.CONDITION, error.kind)
+    assert "min_success_rate needs" in step.end.message
+
+
+#: Seconds for which each kind of trouble is waited out: minutes, and then the campaign is completed all the same.
+PATIENCE = {
+    errors.ServerError: 300,
+    errors.ConnectionFailedError: 300,
+    errors.RateLimitError: 300,
+    errors.InvalidAnswerError: 60,
+}
+
+
+@pytest.mark.parametrize("minimum", [None, 50])
+@pytest.mark.parametrize("error", PATIENCE)
+def test_trouble_that_may_pass_is_waited_out_for_some_minutes(error, minimum):
+    wait, patience = final(min_success_rate=minimum), PATIENCE[error]
+    first = wait.see_error(error("Later.", retry_after=7), T)
+    assert (first.end, len(first.notes)) == (None, 1)
+    assert wait.see_error(error("Later."), T + patience - 1) == ((), False, None)
+    step = wait.see_error(error("Later.", retry_after=7), T + patience)
+    if minimum is None:
+        assert step.end == COMPLETED
+        assert "the task goes on without" in step.notes[0].text
+    else:
+        assert (step.end.condition, step.end.retry_after) == (error.kind, 7)
+        assert step.end.result["status"] == "completed"
+
+
+def test_each_outage_has_its_own_patience():
+    wait = final()
+    wait.see_error(errors.ServerError("Later."), T)
+    assert wait.see(stats(completed_at=None), T + 20).end is None
+    assert wait.see_error(errors.ServerError("Later."), T + 301).end is None
+    assert wait.see_error(errors.ServerError("Later."), T + 601).end == COMPLETED
+
+
+def test_invalid_answers_have_their_own_minute():
+    wait = final()
+    for at in (0, 70):
+        assert wait.see_error(errors.ServerError("Later."), T + at).end is None
+    assert wait.see_error(errors.InvalidAnswerError("What?"), T + 71).end is None
+    assert wait.see_error(errors.ServerError("Later."), T + 130).end is None
+    assert wait.see_error(errors.InvalidAnswerError("What?"), T + 135).end is None
+    assert wait.see_error(errors.InvalidAnswerError("What?"), T + 195).end == COMPLETED
+
+
+def test_no_wait_for_the_next_read_is_longer_than_there_is_time():
+    assert final().delay(30, T) == 30
+    assert final(deadline=T + 100).delay(30, T) == 30
+    assert final(deadline=T + 20).delay(30, T) == 15
+    assert final(deadline=T + 2).delay(30, T) == 0
+    assert final(deadline=T + 20, min_success_rate=50).delay(30, T) == 30
+
+
+def test_the_execution_timeout_is_not_waited_for_without_need():
+    for_none, for_some = (final(min_success_rate=minimum, deadline=T + 20) for minimum in (None, 50))
+    assert for_none.see_error(errors.ServerError("Later."), T + 14).end is None
+    assert for_none.see_error(errors.ServerError("Later."), T + 15).end == COMPLETED
+    assert for_none.see(stats(completed_at=None), T + 15).end == COMPLETED
+    assert for_some.see_error(errors.ServerError("Later."), T + 15).end is None
