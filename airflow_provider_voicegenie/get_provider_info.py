@@ -15,9 +15,9 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     "hidden-fields": ["login", "schema"],
     "relabeling": {"password": "API key", "host": "Base URL"},
     "placeholders": {
-        "password": "from Settings, API Keys of the VoiceGenie dashboard",
+        "password": "from the VoiceGenie dashboard, under Settings > API Keys",
         "host": "https://your-voicegenie-host (empty: the address in the vendor's documentation)",
-        "port": "443 (may be empty, but the Test of Airflow 3.3 needs it)",
+        "port": "443 (optional; Airflow 3.3's Test button needs it)",
     },
 }
 
@@ -25,7 +25,7 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
 CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "timeout": {
         "label": "Timeout",
-        "description": "Seconds that one whole exchange with the service may take. Empty: 30.",
+        "description": "Seconds that one whole request may take, from resolving the host to the last byte. Empty: 30.",
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 3600},
     },
     "max_attempts": {

@@ -22,10 +22,9 @@ _KEY = "_link_CampaignLink"
 
 class CampaignLink(BaseOperatorLink):
     """
-    Leads to the campaign in the VoiceGenie dashboard, where the connection's extra has a ``campaign_url``.
+    Leads to the campaign in the VoiceGenie dashboard, if the connection's extra has a ``campaign_url``.
 
-    Where the connection leads to the sandbox, and has none, the link leads to the sandbox's page. The task keeps the
-    link in XCom as soon as it has looked at its campaign.
+    The task stores the link in XCom as soon as it has looked at its campaign.
     """
 
     name = "VoiceGenie campaign"

@@ -186,7 +186,7 @@ async def wait_for_all(side: str, waits: int, interval: float) -> None:
     from airflow.providers.common.compat.sdk import BaseHook
 
     # Modules are no wait's memory; this one is loaded with the first client.
-    import airflow_provider_voicegenie.api.async_client  # noqa: F401
+    import airflow_provider_voicegenie.api.client  # noqa: F401
 
     make = makers()[side]
     make("warm-up", interval)

@@ -56,14 +56,15 @@ def main() -> int:
 
 def airflow_environment(home: Path, url: str, api_key: str) -> dict[str, str]:
     """Return the environment of a throw-away Airflow that knows the sandbox."""
-    connection = {"conn_type": "voicegenie", "host": url, "password": api_key}
+    from airflow_provider_voicegenie.sandbox.connection import airflow_connection
+
     return {
         **os.environ,
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
-        "AIRFLOW_CONN_VOICEGENIE_DEFAULT": json.dumps(connection),
+        "AIRFLOW_CONN_VOICEGENIE_DEFAULT": airflow_connection(url, api_key),
     }
 
 

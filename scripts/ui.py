@@ -90,7 +90,8 @@ def serve(home: Path, environment: dict[str, str], port: int, url: str, api_key:
     host, _, sandbox_port = url.rpartition(":")
     # With the port apart: Airflow 3.3.1 and 3.3.2 refuse to test a connection that has none.
     address = ["--conn-host", host, "--conn-port", sandbox_port]
-    connection = ["--conn-type", "voicegenie", *address, "--conn-password", api_key]
+    extra = json.dumps({"campaign_url": f"{url}/#campaign-{{campaign_id}}"})
+    connection = ["--conn-type", "voicegenie", *address, "--conn-password", api_key, "--conn-extra", extra]
     for arguments in (
         ["db", "migrate"],
         ["connections", "add", "voicegenie_default", *connection],

@@ -2,8 +2,7 @@
 """
 The VoiceGenie campaign service, without Airflow.
 
-``models`` says what the service answers, ``errors`` how it refuses, ``endpoints`` which calls there are and how
-an answer to each is read. ``answers``, ``retries`` and ``pacing`` hold the decisions every transport shares.
-``client`` is the transport for workers and ``async_client`` the one for event loops, on what they share in ``wire``:
-they move bytes and decide nothing.
+``endpoints`` makes requests, ``client`` sends them, ``session`` is what it sends them through: a ``requests.Session``
+that is bound to one host. ``responses`` reads what comes back, into ``models`` or ``errors``. ``retries`` and
+``rate_limit`` decide when.
 """

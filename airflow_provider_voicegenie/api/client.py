@@ -1,213 +1,252 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transport for workers: moves bytes, within a time and a size, and decides nothing else."""
+"""The client: sends requests, repeats those that may be repeated, and makes one typed error of whatever goes wrong."""
 
 from __future__ import annotations
 
+import logging
+import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
 
-import httpcore
-from tenacity import Retrying
+import requests
+from requests import exceptions
+from tenacity import RetryCallState, Retrying
 
-from airflow_provider_voicegenie.api import endpoints
-from airflow_provider_voicegenie.api.answers import MAX_ANSWER_BYTES, Answer
-from airflow_provider_voicegenie.api.endpoints import Call, campaign_call, list_call
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, PausedCampaign, StartedCampaign
-from airflow_provider_voicegenie.api.settings import ClientSettings
-from airflow_provider_voicegenie.api.transport import Breakage, Broken, Dialogue, breakage_of
-from airflow_provider_voicegenie.api.wire import (
-    BREAKAGES,
-    EXCHANGE_ERRORS,
-    Route,
-    answer_of,
-    goes_out,
-    quiet_library,
-    request_for,
+from airflow_provider_voicegenie.api.endpoints import Request
+from airflow_provider_voicegenie.api.errors import (
+    NOT_THE_SERVICE,
+    ConnectionFailedError,
+    InvalidAnswerError,
+    InvalidConnectionError,
+    NotFoundError,
+    RequestTimeoutError,
+    TlsFailedError,
+    VoiceGenieError,
 )
+from airflow_provider_voicegenie.api.rate_limit import RateLimiter
+from airflow_provider_voicegenie.api.responses import MAX_RESPONSE_BYTES, Redactor, Response
+from airflow_provider_voicegenie.api.retries import MAX_WAIT, rate_limit_reset, retry_arguments, server_time
+from airflow_provider_voicegenie.api.session import BoundSession, ResponseTooLargeError
+from airflow_provider_voicegenie.api.settings import ClientSettings
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 
 class VoiceGenieClient:
     """
-    Speaks to the service, one exchange at a time.
+    Speaks to the service. May be used by several threads at a time.
 
-    Reads are repeated while trouble looks temporary, at most ``max_attempts`` times in all: the settings' number,
-    unless a call gives its own. Starts and pauses go out once. All methods raise
-    :class:`~airflow_provider_voicegenie.api.errors.VoiceGenieError`.
+    It needs no closing: no connection outlives its request.
 
     :param settings: Where the service is, and how to speak to it.
     :param sleep: Waits so many seconds; for tests.
     """
 
     def __init__(self, settings: ClientSettings, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._settings = settings
-        self._dialogue = Dialogue(settings)
+        self.settings = settings
+        self.session = BoundSession(settings)
         self._sleep = sleep
-        self._route = Route.of(settings)
+        self._limiter = RateLimiter(settings.requests_per_minute)
+        self._redactor = Redactor(settings.api_key)
+        self._clock_offset = 0.0
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A VoiceGenie client holds the API key and cannot be pickled; pass the connection id.")
 
-    def start_campaign(self, campaign_id: str) -> StartedCampaign:
-        """Start a campaign: phones people at once. See the service's Start Campaign page."""
-        return self._call(campaign_call(endpoints.START, campaign_id))
-
-    def pause_campaign(self, campaign_id: str) -> PausedCampaign:
-        """Pause a campaign: calls in progress run to their end, none begins. See the Pause Campaign page."""
-        return self._call(campaign_call(endpoints.PAUSE, campaign_id))
-
-    def get_campaign(self, campaign_id: str, *, max_attempts: int | None = None) -> Campaign:
-        """Read one campaign. See the Get Campaign page."""
-        return self._call(campaign_call(endpoints.GET, campaign_id), max_attempts)
-
-    def get_campaign_stats(self, campaign_id: str, *, max_attempts: int | None = None) -> CampaignStats:
-        """Read one campaign's counters, which may be 30 seconds old. See the Campaign Stats page."""
-        return self._call(campaign_call(endpoints.STATS, campaign_id), max_attempts)
-
-    def list_campaigns(
-        self, page_size: int = endpoints.MAX_PAGE_SIZE, *, max_attempts: int | None = None
-    ) -> Iterator[Campaign]:
+    def send(self, request: Request[Result], *, max_attempts: int | None = None) -> Result:
         """
-        Read all campaigns, page after page, each page when it is needed. See the List Campaigns page.
+        Send a request, and read the response.
 
-        The service promises no order, so pages may shift while they are read: a campaign that shows up twice is
-        given once, and one may be missed.
+        One that may be repeated waits for the rate limit, and is repeated while trouble looks temporary. Any other is
+        sent once, and at once: a start must not slip past its calling hours, nor a pause come late.
 
-        :param page_size: Campaigns asked for at a time, 1 to 1000.
-        :param max_attempts: Attempts for each page; the settings' number by default.
+        :param request: The request.
+        :param max_attempts: Attempts in all; the settings' number by default.
+        :raises VoiceGenieError: There is no good response.
         """
-        if (
-            isinstance(page_size, bool)
-            or not isinstance(page_size, int)
-            or not 1 <= page_size <= endpoints.MAX_PAGE_SIZE
-        ):
-            raise ValueError(
-                f"page_size must be a whole number from 1 to {endpoints.MAX_PAGE_SIZE}, not {page_size!r}."
-            )
-        return self._all_pages(page_size, max_attempts)
-
-    def server_time(self) -> float:
-        """Return the service's clock in Unix seconds, as its last answer showed it; ours before any answer."""
-        return self._dialogue.server_time()
-
-    def campaign_url(self, campaign_id: str) -> str | None:
-        """Return where people see a campaign; ``None`` where nobody said, and the last answer was not the sandbox's."""
-        template = self._settings.campaign_url
-        if template is None and self._dialogue.is_with_sandbox:
-            template = f"{self._settings.base_url}/#campaign-{{campaign_id}}"
-        return template and template.replace("{campaign_id}", quote(campaign_id, safe=""))
-
-    def _all_pages(self, page_size: int, max_attempts: int | None) -> Iterator[Campaign]:
-        seen: set[str] = set()
-        offset = 0
-        while True:
-            page = self._call(list_call(limit=page_size, offset=offset), max_attempts)
-            for campaign in page.campaigns:
-                if campaign.campaign_id not in seen:
-                    seen.add(campaign.campaign_id)
-                    yield campaign
-            offset += page.size
-            if page.size == 0 or offset >= page.total:
-                return
-
-    def _call(self, call: Call[Result], max_attempts: int | None = None) -> Result:
-        if call.endpoint.has_effect:
-            return self._attempt(call)
-        retrying = Retrying(sleep=self._sleep, **self._dialogue.retry_arguments(max_attempts))
-        result: Result = retrying(self._paced_attempt, call)
+        if not request.is_repeatable:
+            self._limiter.reserve(time.monotonic(), may_wait=False)
+            return self._send_once(request)
+        attempts = max_attempts or self.settings.max_attempts
+        retrying = Retrying(sleep=self._sleep, **retry_arguments(attempts, partial(_announce, attempts)))
+        result: Result = retrying(self._send_in_turn, request)
         return result
 
-    def _paced_attempt(self, call: Call[Result]) -> Result:
-        # Only reads wait for the budget: a start must not slip past its calling hours, nor a pause come late.
-        if (delay := self._dialogue.delay(call)) > 0:
+    def server_time(self) -> float:
+        """Return the service's clock in Unix seconds, as its last response showed it; ours before any response."""
+        return time.time() + self._clock_offset
+
+    def campaign_url(self, campaign_id: str) -> str | None:
+        """Return the address at which people see a campaign; ``None`` if the settings have none."""
+        template = self.settings.campaign_url
+        return template and template.replace("{campaign_id}", quote(campaign_id, safe=""))
+
+    def _send_in_turn(self, request: Request[Result]) -> Result:
+        if (delay := self._limiter.reserve(time.monotonic())) > 0:
+            log.info("%s: waiting %.1f s to stay within the rate limit.", request, delay)
             self._sleep(delay)
-        return self._attempt(call)
+        return self._send_once(request)
 
-    def _attempt(self, call: Call[Result]) -> Result:
-        self._dialogue.note_request()
-        # What broke is raised there and not where it was caught: exceptions of the library must not hang on to ours.
-        return self._dialogue.read(call, self._exchange(call))
-
-    def _exchange(self, call: Call[Any]) -> Answer | Broken:
-        sent = False
-
-        def trace(event: str, details: dict[str, Any]) -> None:
-            nonlocal sent
-            sent = sent or goes_out(event, details)
-
+    def _send_once(self, request: Request[Result]) -> Result:
+        received = self._exchange(request)
+        # Raised here, and not where it was caught: an exception of the library must not hang on to ours.
+        if isinstance(received, VoiceGenieError):
+            raise received
+        now = time.time()
+        self._clock_offset = server_time(received.headers, now) - now
+        if (reset := rate_limit_reset(received.headers, now)) is not None:
+            self._limiter.block(min(reset, MAX_WAIT), time.monotonic())
         try:
-            network = _BoundedNetwork(_Deadline(self._settings.timeout))
-            with quiet_library(), self._route.pool(httpcore.ConnectionPool, httpcore.HTTPProxy, network) as pool:
-                response = pool.handle_request(request_for(self._settings, call, trace))
-                body = bytearray()
-                # As it came over the wire: decompressing is not the transport's business.
-                for chunk in response.iter_stream():
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        return Broken(Breakage.TOO_LARGE, sent=True)
-                return answer_of(response, body)
-        except EXCHANGE_ERRORS as error:
-            return Broken(breakage_of(error, BREAKAGES, sent=sent), sent)
+            return request.read(received, redactor=self._redactor, now=now)
+        except VoiceGenieError as error:
+            if isinstance(error, NotFoundError) and request.campaign_id is None:
+                error.remedy = NOT_THE_SERVICE
+            error.add_remedy(self.settings.connection, self.settings.address)
+            raise
+
+    def _exchange(self, request: Request[Result]) -> Response | VoiceGenieError:
+        is_sent = False
+        try:
+            exchange = self.session.exchange(
+                self.session.prepare_request(
+                    requests.Request(request.method, request.path, params=request.params, json=request.json)
+                )
+            )
+            try:
+                response = exchange.run()
+            finally:
+                is_sent = exchange.is_sent
+        except (OSError, ValueError) as error:
+            failure = _failure(error, is_sent=is_sent)
+        else:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            return Response(response.status_code, headers, response.content)
+        words = failure.words.format(connection=self.settings.connection, address=self.settings.address)
+        return failure.error_class(f"{request}: {words}.", may_have_taken_effect=is_sent and not request.is_repeatable)
 
 
-class _Deadline:
-    """When an exchange has to be over."""
-
-    def __init__(self, timeout: float) -> None:
-        self._end = time.monotonic() + timeout
-
-    def remaining(self) -> float:
-        """
-        Return the seconds left.
-
-        :raises TimeoutError: None are left.
-        """
-        seconds = self._end - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError("the exchange took too long")
-        return seconds
+def _announce(attempts: int, state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    wait = state.next_action.sleep if state.next_action else 0.0
+    log.warning("%s Trying again in %.1f s (attempt %d of %d failed).", error, wait, state.attempt_number, attempts)
 
 
-class _BoundedNetwork(httpcore.NetworkBackend):
-    """The library bounds each step of an exchange; this bounds the whole, however slowly the bytes drip."""
+class _Failure(NamedTuple):
+    """
+    Why there is no response.
 
-    def __init__(self, deadline: _Deadline) -> None:
-        self._network = httpcore.SyncBackend()
-        self._deadline = deadline
+    :param error_class: What is raised.
+    :param words: What the user reads; ``{connection}`` and ``{address}`` are the connection and its host and port.
+    """
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
-        remaining = self._deadline.remaining()
-        stream = self._network.connect_tcp(host, port, remaining, local_address, socket_options)
-        return _BoundedStream(stream, self._deadline)
+    error_class: type[VoiceGenieError]
+    words: str
 
 
-class _BoundedStream(httpcore.NetworkStream):
-    def __init__(self, stream: httpcore.NetworkStream, deadline: _Deadline) -> None:
-        self._stream = stream
-        self._deadline = deadline
+_TOO_LARGE = _Failure(InvalidAnswerError, f"the response is larger than {MAX_RESPONSE_BYTES} bytes and was not read")
+_UNKNOWN_HOST = _Failure(
+    ConnectionFailedError,
+    "the name of the host ({address}) cannot be resolved. Check the host of {connection} for a typing error, and the "
+    "network",
+)
+_UNREACHABLE = _Failure(
+    ConnectionFailedError,
+    "no connection to {address} could be made. Check host and port of {connection}, whether a server listens there, "
+    "and the network",
+)
+_PROXY = _Failure(
+    ConnectionFailedError,
+    "the proxy did not let the connection to {address} through. Check `proxies` in the Extra of {connection}, or "
+    "HTTPS_PROXY",
+)
+_WRONG_PROXY = _Failure(
+    InvalidConnectionError,
+    "the proxy cannot be used: its URL is wrong, or it is a SOCKS proxy and the package requests[socks] is not "
+    "installed. Correct `proxies` in the Extra of {connection}, or HTTPS_PROXY",
+)
+_WRONG_BUNDLE = _Failure(
+    InvalidConnectionError,
+    "the CA bundle cannot be read. Correct `verify` in the Extra of {connection}, or REQUESTS_CA_BUNDLE",
+)
+_UNTRUSTED = _Failure(
+    TlsFailedError,
+    "the certificate of {address} is not trusted (unknown authority, expired, or of another host). Check the host of "
+    "{connection}, or give the CA bundle as `verify` in its Extra",
+)
+_NOT_TLS = _Failure(
+    TlsFailedError,
+    "{address} does not speak TLS. A server of plain HTTP, such as the sandbox, needs http:// before the host of "
+    "{connection}",
+)
+_NO_TLS_AGREED = _Failure(
+    TlsFailedError,
+    "{address} and this machine could not agree on a TLS connection. Check host and port of {connection}",
+)
+_TIMEOUT = _Failure(
+    RequestTimeoutError,
+    "there was no whole response from {address} in time. Raise `timeout` in the Extra of {connection} if this is usual",
+)
+_BROKEN = _Failure(
+    ConnectionFailedError,
+    "the connection to {address} broke before the whole response came. Check host and port of {connection} if this is "
+    "usual",
+)
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._deadline.remaining())
+#: What an exception means: the first row counts that has a class of it, or of one that it was made from.
+_FAILURES: tuple[tuple[tuple[type[BaseException], ...], _Failure], ...] = (
+    ((ResponseTooLargeError,), _TOO_LARGE),
+    ((exceptions.InvalidProxyURL, exceptions.InvalidSchema), _WRONG_PROXY),
+    ((exceptions.ProxyError,), _PROXY),
+    ((socket.gaierror, UnicodeError, exceptions.InvalidURL), _UNKNOWN_HOST),
+    ((exceptions.Timeout, TimeoutError), _TIMEOUT),
+    ((ssl.SSLCertVerificationError,), _UNTRUSTED),
+)
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._deadline.remaining())
+#: What OpenSSL calls an answer that is no TLS: which of them depends on its version and on the answer.
+_NOT_TLS_REASONS = frozenset(
+    {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"}
+)
 
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        stream = self._stream.start_tls(ssl_context, server_hostname, self._deadline.remaining())
-        return _BoundedStream(stream, self._deadline)
 
-    def close(self) -> None:
-        self._stream.close()
+def _failure(error: Exception, *, is_sent: bool) -> _Failure:
+    """
+    Say why there is no response.
+
+    :param error: What was raised.
+    :param is_sent: Whether any of the request had been sent.
+    """
+    if not isinstance(error, requests.RequestException):
+        # The session itself says so, before it connects.
+        return _WRONG_BUNDLE if isinstance(error, OSError) else _UNKNOWN_HOST
+    causes = list(_causes(error))
+    for classes, failure in _FAILURES:
+        if any(isinstance(cause, classes) for cause in causes):
+            return failure
+    if is_sent:
+        return _BROKEN
+    is_closed = any(isinstance(cause, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError) for cause in causes)
+    tls_errors = [cause for cause in causes if isinstance(cause, ssl.SSLError)]
+    if any(error.library in ("PEM", "X509") for error in tls_errors):
+        return _WRONG_BUNDLE
+    reasons = [error.reason for error in tls_errors]
+    if is_closed or not reasons:
+        return _UNREACHABLE
+    return _NOT_TLS if _NOT_TLS_REASONS.intersection(reasons) else _NO_TLS_AGREED
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and everything it wraps: cause, context, ``reason`` and ``args``."""
+    pending: list[object] = [error]
+    seen: set[int] = set()
+    while pending:
+        candidate = pending.pop()
+        if isinstance(candidate, BaseException) and id(candidate) not in seen:
+            seen.add(id(candidate))
+            yield candidate
+            pending += [candidate.__cause__, candidate.__context__, getattr(candidate, "reason", None), *candidate.args]

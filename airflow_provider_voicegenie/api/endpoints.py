@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What each call of the service is: where it goes, whether repeating it is harmless, how its answer is read.
+The requests that the service understands: where each goes, whether it may be repeated, how its response is read.
 
-The facts are those of the service's campaign pages (Start, Pause, Get, List and Stats Campaign). All five are
-``GET``; two of them change something. A campaign id is checked and escaped here, and nowhere else.
+The facts are those of the service's campaign pages (Start, Pause, Get, List and Stats Campaign). All five are ``GET``;
+two of them change something. A campaign id is checked and escaped here, and nowhere else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote, unquote, urlencode
+from urllib.parse import quote, unquote
 
-from airflow_provider_voicegenie.api.answers import Answer, Secrets, read_data
 from airflow_provider_voicegenie.api.errors import InvalidAnswerError, InvalidCampaignIdError
 from airflow_provider_voicegenie.api.models import (
     Campaign,
@@ -23,6 +22,7 @@ from airflow_provider_voicegenie.api.models import (
     ShapeError,
     StartedCampaign,
 )
+from airflow_provider_voicegenie.api.responses import Redactor, Response, read_data
 
 Result = TypeVar("Result")
 
@@ -34,100 +34,133 @@ MAX_PAGE_SIZE = 1000
 
 
 @dataclass(frozen=True)
-class Endpoint(Generic[Result]):
+class Request(Generic[Result]):
     """
-    One call of the service.
+    One request, ready to be sent. The functions of this module make them.
 
-    :param name: The call's name in messages.
-    :param path: Path below the base URL; ``{campaign_id}`` stands for the escaped id.
-    :param has_effect: Whether it changes something. Such a call is never repeated without looking first.
-    :param decode: Reads the answer's ``data``.
-    :param id_field: The field of ``data`` that must name the campaign that was asked for.
+    :param name: The request's name in messages.
+    :param path: Path below the base URL, escaped.
+    :param decode: Reads the ``data`` object of the response; ``None`` leaves ``data`` as it is.
+    :param is_repeatable: Whether sending it again is harmless. Any other is never repeated without looking first.
+    :param campaign_id: The campaign it is about.
+    :param id_field: The field of ``data`` that must name that campaign.
+    :param method: HTTP method.
+    :param params: The query.
+    :param json: The body.
     """
 
     name: str
     path: str
-    has_effect: bool
-    decode: Callable[[Mapping[str, Any]], Result]
-    id_field: str | None
-
-
-START = Endpoint("start", "/startCampaign/{campaign_id}", True, StartedCampaign.from_json, "campaign_id")
-PAUSE = Endpoint("pause", "/pauseTheCampaign/{campaign_id}", True, PausedCampaign.from_json, "campaign_id")
-GET = Endpoint("get", "/campaign/{campaign_id}", False, Campaign.from_json, "id")
-STATS = Endpoint("statistics", "/getCampaignStats/{campaign_id}", False, CampaignStats.from_json, "campaign_id")
-LIST = Endpoint("list", "/fetchCampaignData", False, CampaignPage.from_json, None)
-
-
-@dataclass(frozen=True)
-class Call(Generic[Result]):
-    """
-    One call, ready to go out. Build it with :func:`campaign_call` or :func:`list_call`.
-
-    :param endpoint: What is called.
-    :param target: Path below the base URL, with query, escaped.
-    :param campaign_id: The campaign it is about.
-    """
-
-    endpoint: Endpoint[Result]
-    target: str
+    decode: Callable[[Mapping[str, Any]], Result] | None
+    is_repeatable: bool = True
     campaign_id: str | None = None
+    id_field: str | None = None
+    method: str = "GET"
+    params: Mapping[str, Any] | None = field(default=None, repr=False)
+    json: Any = field(default=None, repr=False)
 
     def __str__(self) -> str:
         if self.campaign_id is None:
-            return f"VoiceGenie {self.endpoint.name}"
-        return f"VoiceGenie {self.endpoint.name} of campaign {self.campaign_id!r}"
+            return f"VoiceGenie {self.name}"
+        return f"VoiceGenie {self.name} of campaign {self.campaign_id!r}"
 
-    def read(self, answer: Answer, *, secrets: Secrets, now: float) -> Result:
+    def read(self, response: Response, *, redactor: Redactor, now: float) -> Result:
         """
-        Read the answer to this call.
+        Read the response to this request.
 
-        :raises VoiceGenieError: The answer is a refusal, or not one this service documents.
+        :param response: What came.
+        :param redactor: Keeps the key out of messages.
+        :param now: Unix seconds.
+        :raises VoiceGenieError: The response is a refusal, or not one this service documents.
         """
-        has_effect = self.endpoint.has_effect
-        data = read_data(answer, call=str(self), has_effect=has_effect, secrets=secrets, now=now)
+        has_effect = not self.is_repeatable
+        data = read_data(response, request=str(self), has_effect=has_effect, redactor=redactor, now=now)
+        if self.decode is None:
+            return data  # type: ignore[no-any-return]
         problem = None
-        try:
-            result = self.endpoint.decode(data)
-        except ShapeError as error:
-            problem = str(error)
+        if not isinstance(data, Mapping):
+            problem = "`data` is not an object"
+        elif self._names_another(data):
+            problem = "it is about another campaign"
         else:
-            if self._names_another(data):
-                problem = "it is about another campaign"
-        if problem is not None:
-            raise InvalidAnswerError(
-                f"{self}: the answer ({answer.status}) is not the documented one: {problem}.",
-                status=answer.status,
-                may_have_taken_effect=has_effect,
-            )
-        return result
+            try:
+                return self.decode(data)
+            except ShapeError as error:
+                problem = str(error)
+        raise InvalidAnswerError(
+            f"{self}: the response ({response.status}) is not the documented one: {problem}.",
+            status=response.status,
+            may_have_taken_effect=has_effect,
+        )
 
     def _names_another(self, data: Mapping[str, Any]) -> bool:
-        if self.endpoint.id_field is None or self.campaign_id is None:
+        if self.id_field is None or self.campaign_id is None:
             return False
-        return str(data.get(self.endpoint.id_field)).strip().casefold() != self.campaign_id.casefold()
+        return str(data.get(self.id_field)).strip().casefold() != self.campaign_id.casefold()
 
 
-def campaign_call(endpoint: Endpoint[Result], campaign_id: str) -> Call[Result]:
+def start(campaign_id: str) -> Request[StartedCampaign]:
+    """Start a campaign: people are phoned at once. See the Start Campaign page."""
+    return _about("start", "/startCampaign/", campaign_id, StartedCampaign.from_json, is_repeatable=False)
+
+
+def pause(campaign_id: str) -> Request[PausedCampaign]:
+    """Pause a campaign: no call begins, those in progress run to their end. See the Pause Campaign page."""
+    return _about("pause", "/pauseTheCampaign/", campaign_id, PausedCampaign.from_json, is_repeatable=False)
+
+
+def campaign(campaign_id: str) -> Request[Campaign]:
+    """Read one campaign. See the Get Campaign page."""
+    return _about("get", "/campaign/", campaign_id, Campaign.from_json, id_field="id")
+
+
+def statistics(campaign_id: str) -> Request[CampaignStats]:
+    """Read one campaign's counters, which may be 30 seconds old. See the Campaign Stats page."""
+    return _about("statistics", "/getCampaignStats/", campaign_id, CampaignStats.from_json)
+
+
+def campaign_page(*, limit: int, offset: int, call_count: bool = True) -> Request[CampaignPage]:
     """
-    Build a call about one campaign.
-
-    :raises InvalidCampaignIdError: ``campaign_id`` cannot be an id.
-    """
-    check_campaign_id(campaign_id)
-    return Call(endpoint, endpoint.path.format(campaign_id=quote(campaign_id, safe="")), campaign_id)
-
-
-def list_call(*, limit: int, offset: int, call_count: bool = True) -> Call[CampaignPage]:
-    """
-    Build a call for one page of the list.
+    Read one page of all campaigns. See the List Campaigns page.
 
     :param limit: Campaigns on the page, 1 to 1000.
     :param offset: Campaigns to skip.
     :param call_count: Whether the counters are wanted; without them the service answers faster.
     """
-    query = {"call_count": "true" if call_count else "false", "limit": limit, "offset": offset}
-    return Call(LIST, f"{LIST.path}?{urlencode(query)}")
+    params = {"call_count": "true" if call_count else "false", "limit": limit, "offset": offset}
+    return Request("list", "/fetchCampaignData", CampaignPage.from_json, params=params)
+
+
+def other(
+    method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None, repeatable: bool = False
+) -> Request[Any]:
+    """
+    Make a request that this module does not name; its result is ``data`` as it came.
+
+    :param method: HTTP method.
+    :param path: Path below the base URL; whatever of it is data must be escaped.
+    :param params: The query.
+    :param json: The body.
+    :param repeatable: Whether sending it again is harmless.
+    :raises ValueError: ``path`` is no path.
+    """
+    if not path.startswith("/") or path.startswith("//"):
+        raise ValueError(f'path must be a path below the base URL, such as "/getHistory"; got {path!r:.80}.')
+    method = method.upper()
+    return Request(f"{method} {path}", path, None, is_repeatable=repeatable, method=method, params=params, json=json)
+
+
+def _about(
+    name: str,
+    path: str,
+    campaign_id: str,
+    decode: Callable[[Mapping[str, Any]], Result],
+    *,
+    is_repeatable: bool = True,
+    id_field: str = "campaign_id",
+) -> Request[Result]:
+    check_campaign_id(campaign_id)
+    return Request(name, path + quote(campaign_id, safe=""), decode, is_repeatable, campaign_id, id_field)
 
 
 def check_campaign_id(campaign_id: object) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One family of errors for everything that can go wrong with a call, and the tables that choose among them.
+One family of errors for everything that can go wrong with a request, and the tables that choose among them.
 
 None of them is Airflow's. What an error does to a task is decided where the task ends, by
 :mod:`airflow_provider_voicegenie.decisions.outcomes`, which knows each error by its ``kind``.
@@ -16,20 +16,20 @@ from typing import Any, ClassVar
 
 class VoiceGenieError(Exception):
     """
-    A call to the service did not do what it should.
+    A request to the service did not do what it should.
 
     :param message: What happened and what to do, in one line without the API key.
-    :param status: HTTP status of the answer; ``None`` where none came.
-    :param code: The service's own error code (``error``, or ``error.code``); ``None`` where it gave none.
+    :param status: HTTP status of the response; ``None`` if none came.
+    :param code: The service's own error code (``error``, or ``error.code``); ``None`` if it gave none.
     :param details: The service's ``details`` object.
-    :param may_have_taken_effect: Whether the service may have acted on the call although no valid answer came.
-        Only ever true of a start or a pause.
-    :param retry_after: Seconds the server asked to wait; ``None`` where it did not.
+    :param may_have_taken_effect: Whether the service may have acted on the request although no valid response came.
+        Only ever true of a request that changes something, such as a start or a pause.
+    :param retry_after: Seconds the service asked to wait; ``None`` if it did not.
     """
 
     #: Name of the condition this is, one of :class:`~airflow_provider_voicegenie.decisions.outcomes.Condition`.
     kind: ClassVar[str]
-    #: Whether the same call may succeed a little later.
+    #: Whether the same request may succeed a little later.
     temporary: ClassVar[bool] = False
     #: What to look at; ``{connection}`` and ``{address}`` stand for the connection and for its host and port.
     remedy: str = ""
@@ -64,7 +64,7 @@ class VoiceGenieError(Exception):
             self.args = (self.message,)
 
 
-#: For an answer that another server than the service may have given.
+#: For a response that another server than the service may have given.
 NOT_THE_SERVICE = "Check that {address}, the host of {connection}, is a VoiceGenie API."
 
 
@@ -81,14 +81,14 @@ class InvalidCampaignIdError(VoiceGenieError):
 
 
 class ConnectionFailedError(VoiceGenieError):
-    """The service could not be reached, or the connection broke before a whole answer came."""
+    """The service could not be reached, or the connection broke before the whole response came."""
 
     kind = "CONNECTION_FAILED"
     temporary = True
 
 
-class ExchangeTimeoutError(ConnectionFailedError):
-    """The exchange took longer than the connection's ``timeout``."""
+class RequestTimeoutError(ConnectionFailedError):
+    """The request took longer than the connection's ``timeout``."""
 
 
 class TlsFailedError(VoiceGenieError):
@@ -98,7 +98,7 @@ class TlsFailedError(VoiceGenieError):
 
 
 class InvalidAnswerError(VoiceGenieError):
-    """An answer came, but not one this service documents: not JSON, too large, or of another shape."""
+    """A response came, but not one this service documents: not JSON, too large, or of another shape."""
 
     kind = "INVALID_ANSWER"
     temporary = True
@@ -106,14 +106,14 @@ class InvalidAnswerError(VoiceGenieError):
 
 
 class RedirectedError(VoiceGenieError):
-    """The answer was a redirect; none is ever followed, as the API key would go along."""
+    """The response was a redirect; none is ever followed, as the API key would go along."""
 
     kind = "REDIRECTED"
     remedy = "Check the scheme, the host and the path of {connection}, which leads to {address}."
 
 
 class RefusedError(VoiceGenieError):
-    """The service refused the call with a 4xx that has no class of its own."""
+    """The service refused the request with a 4xx that has no class of its own."""
 
     kind = "REFUSED"
 
@@ -143,7 +143,7 @@ class NotFoundError(RefusedError):
 
 
 class CampaignAlreadyRunningError(RefusedError):
-    """The campaign runs already."""
+    """The campaign is already running."""
 
     kind = "CAMPAIGN_ALREADY_RUNNING"
 
@@ -161,7 +161,7 @@ class InvalidCampaignStateError(RefusedError):
 
 
 class RateLimitError(RefusedError):
-    """Too many calls (429)."""
+    """Too many requests (429)."""
 
     kind = "RATE_LIMIT_EXCEEDED"
     temporary = True
@@ -200,7 +200,7 @@ KNOWN_CODES: Mapping[str, type[VoiceGenieError]] = {
     "INTERNAL_SERVER_ERROR": ServerError,
 }
 
-#: For an answer in the service's own envelope that has no code.
+#: For a response in the service's own envelope that has no code.
 _BY_STATUS_WITHOUT_CODE: Mapping[int, type[VoiceGenieError]] = {
     404: NotFoundError,
     422: InvalidCampaignStateError,
@@ -209,10 +209,10 @@ _BY_STATUS_WITHOUT_CODE: Mapping[int, type[VoiceGenieError]] = {
 
 def error_class(status: int, code: str | None, *, in_envelope: bool) -> type[VoiceGenieError]:
     """
-    Choose the error for an answer that is not a success.
+    Choose the error for a response that is not a success.
 
     :param status: HTTP status, 400 or above.
-    :param code: The service's error code, where there is one.
+    :param code: The service's error code, if there is one.
     :param in_envelope: Whether the body was the service's own error object. A 404 page of a proxy is not, and
         does not prove that a campaign is unknown.
     """

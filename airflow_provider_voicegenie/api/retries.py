@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a read is repeated, and after how long. Shared by every transport, and without I/O."""
+"""When a read is repeated, and after how long."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BACKOFF = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
 
 def retry_arguments(max_attempts: int, announce: Callable[[RetryCallState], None]) -> dict[str, Any]:
     """
-    Return the arguments for tenacity's ``Retrying`` or ``AsyncRetrying``.
+    Return the arguments for tenacity's ``Retrying``.
 
     :param max_attempts: Attempts in all, the first included.
     :param announce: Called before each wait.
@@ -50,8 +50,8 @@ def poll_delay(interval: float, failures: int, retry_after: float | None = None)
     """
     Return the seconds until the next poll of something that is waited for.
 
-    Failures put it off, but never for longer than :data:`MAX_POLL_BACKOFF`, and bring it forward where the interval
-    is longer than that: a long outage costs few requests, and its end is noticed soon.
+    Failures put it off, but never for longer than :data:`MAX_POLL_BACKOFF`, and bring it forward if the interval is
+    longer than that: a long outage costs few requests, and its end is noticed soon.
 
     :param interval: Seconds between polls while all is well.
     :param failures: How many polls failed in a row.
@@ -65,13 +65,13 @@ def poll_delay(interval: float, failures: int, retry_after: float | None = None)
 
 def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
     """
-    Return how many seconds the server asks to wait; ``None`` where it does not say so in a readable way.
+    Return how many seconds the server asks to wait; ``None`` if it does not say so in a readable way.
 
-    ``Retry-After`` counts before ``X-RateLimit-Reset``, and that one only where nothing remains. Dates are read
-    against the answer's own ``Date``, so that a clock that is off, theirs or ours, does no harm.
+    ``Retry-After`` counts before ``X-RateLimit-Reset``, and that one only if nothing remains. Dates are read against
+    the response's own ``Date``, so that a clock that is off, theirs or ours, does no harm.
 
     :param headers: Header fields, names in lower case.
-    :param now: The time in Unix seconds, used where the answer has no ``Date``.
+    :param now: The time in Unix seconds, used if the response has no ``Date``.
     """
     asked = headers.get("retry-after", "").strip()
     if asked:
@@ -85,10 +85,10 @@ def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
 
 def rate_limit_reset(headers: Mapping[str, str], now: float) -> float | None:
     """
-    Return the seconds until the rate limit's window ends, where the headers say that nothing of it remains.
+    Return the seconds until the rate limit's window ends, if the headers say that nothing of it remains.
 
     :param headers: Header fields, names in lower case.
-    :param now: The time in Unix seconds, used where the answer has no ``Date``.
+    :param now: The time in Unix seconds, used if the response has no ``Date``.
     """
     remaining = _number(headers.get("x-ratelimit-remaining", ""))
     reset = _number(headers.get("x-ratelimit-reset", ""))
@@ -101,7 +101,7 @@ def rate_limit_reset(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def server_time(headers: Mapping[str, str], now: float) -> float:
-    """Return the server's clock in Unix seconds, or ``now`` where it did not tell."""
+    """Return the server's clock in Unix seconds; ``now`` if the response has no ``Date``."""
     moment = _read_date(headers.get("date", ""))
     return now if moment is None else moment
 

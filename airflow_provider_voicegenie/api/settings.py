@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a transport needs to know, already checked."""
+"""What a client needs to know, already checked."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from urllib.parse import urlsplit
 
 #: The only host on the vendor's Start Campaign page. The vendor names others, and calls none of them production.
 DOCUMENTED_BASE_URL = "https://seamless-sandbox-dev-cm.oriserve.com"
-
-#: What the sandbox calls itself in the header ``Server``.
-SANDBOX_SERVER = "voicegenie-sandbox"
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_MAX_ATTEMPTS = 4
@@ -31,11 +28,11 @@ class ClientSettings:
 
     :param base_url: Scheme, host, port and path, without a trailing slash.
     :param api_key: The API key.
-    :param timeout: Seconds that one whole exchange may take, from connecting to the last byte.
+    :param timeout: Seconds that one whole request may take, from resolving the host to the last byte.
     :param max_attempts: Attempts that a read may take in all.
     :param requests_per_minute: Requests that one client sends in any 60 seconds at most.
     :param verify: ``True``, ``False``, or the path of a CA bundle.
-    :param proxies: Proxy URLs by scheme; empty leaves it to the environment for ``https``, none for ``http``.
+    :param proxies: Proxy URLs by scheme. If none is for the service, those of the environment apply, to ``https`` only.
     :param campaign_url: Where people see a campaign, with ``{campaign_id}`` in place of its id.
     :param conn_id: Id of the Airflow connection, for messages; ``None`` for one that has no name.
     """
@@ -57,7 +54,7 @@ class ClientSettings:
 
     @property
     def address(self) -> str:
-        """Host and port, in words; without the host's name where that could be an API key in the wrong field."""
+        """Host and port, in words; without the host's name if that could be an API key in the wrong field."""
         parts = urlsplit(self.base_url)
         host = parts.hostname or ""
         port = parts.port or (443 if self.is_encrypted else 80)

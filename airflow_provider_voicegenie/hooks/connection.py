@@ -18,7 +18,7 @@ from itertools import chain
 from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from airflow_provider_voicegenie.api.errors import InvalidConnectionError
+from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError
 from airflow_provider_voicegenie.api.settings import DOCUMENTED_BASE_URL, ClientSettings
 from airflow_provider_voicegenie.decisions.parameters import did_you_mean
 
@@ -75,6 +75,11 @@ def no_such_connection(conn_id: str) -> InvalidConnectionError:
     )
 
 
+def unreadable_connection(conn_id: str, error: Exception) -> ConnectionFailedError:
+    """Return the error for a connection that Airflow could not be asked for."""
+    return ConnectionFailedError(f"Connection {conn_id!r} could not be read from Airflow ({type(error).__name__}).")
+
+
 def _check(connection: ConnectionFields) -> ClientSettings | _FieldError:
     try:
         extra = _read_extra(connection.conn_id, connection.extra)
@@ -91,7 +96,7 @@ def _api_key(password: object) -> str:
     if not isinstance(password, str) or not password:
         raise _FieldError(
             "Password (API key)",
-            "it is empty. Enter the API key, from Settings, API Keys of the VoiceGenie dashboard.",
+            "it is empty. Enter the API key, from the VoiceGenie dashboard, under Settings > API Keys.",
         )
     # A header can hold no more, and a pasted line end is the usual mistake.
     if not password.isascii() or not password.isprintable() or " " in password:
@@ -283,6 +288,10 @@ def _read_verify(value: Any) -> bool | str:
     return value
 
 
+#: The SOCKS ones need the package ``requests[socks]``.
+_PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
+
+
 def _read_proxies(value: Any) -> Mapping[str, str]:
     proxies = json.loads(value) if isinstance(value, str) else value
     if not isinstance(proxies, Mapping):
@@ -291,7 +300,7 @@ def _read_proxies(value: Any) -> Mapping[str, str]:
         proxy = urlsplit(url)
         if scheme.partition("://")[0] not in ("http", "https", "all") or not proxy.hostname:
             raise ValueError
-        if proxy.scheme not in ("http", "https"):
+        if proxy.scheme not in _PROXY_SCHEMES:
             raise ValueError
     return dict(proxies)
 

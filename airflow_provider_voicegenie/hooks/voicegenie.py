@@ -1,45 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hook: an Airflow connection in, the service's answers as typed objects out."""
+"""The hook: an Airflow connection in, the service's responses as typed objects out."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_provider_voicegenie.api.errors import ConnectionFailedError, VoiceGenieError
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
-from airflow_provider_voicegenie.hooks.connection import client_settings, no_such_connection, unknown_fields
+from airflow_provider_voicegenie.hooks.connection import (
+    client_settings,
+    no_such_connection,
+    unknown_fields,
+    unreadable_connection,
+)
 
 if TYPE_CHECKING:
-    from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
-    from airflow_provider_voicegenie.api.models import (
-        Campaign,
-        CampaignPage,
-        CampaignStats,
-        PausedCampaign,
-        StartedCampaign,
-    )
-    from airflow_provider_voicegenie.api.settings import ClientSettings
+    from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, PausedCampaign, StartedCampaign
+    from airflow_provider_voicegenie.api.session import BoundSession
 
 
 class VoiceGenieHook(BaseHook):
     """
     Speaks to the VoiceGenie campaign service with the API key of an Airflow connection.
 
-    Every call raises a :class:`~airflow_provider_voicegenie.api.errors.VoiceGenieError` where it does not succeed;
-    it says what happened, and whether the service may have acted all the same. Reads are repeated while trouble
-    looks temporary. Starts and pauses are sent once: after an error with ``may_have_taken_effect``, read the
-    campaign before anything else, as
-    :class:`~airflow_provider_voicegenie.operators.campaign.StartCampaignOperator` does.
+    A request that does not succeed raises a :class:`~airflow_provider_voicegenie.api.errors.VoiceGenieError`; it says
+    what happened, and whether the service may have acted all the same. Reads are repeated while trouble looks
+    temporary. Starts and pauses are sent once: after an error with ``may_have_taken_effect``, read the campaign before
+    anything else, as :class:`~airflow_provider_voicegenie.operators.campaign.StartCampaignOperator` does.
 
-    The connection is read when the first call needs it. The hook can be pickled; its client, which holds the key,
+    The connection is read when the first request needs it. The hook can be pickled; its client, which holds the key,
     stays behind.
 
     :param voicegenie_conn_id: Id of the Airflow connection.
@@ -54,13 +50,42 @@ class VoiceGenieHook(BaseHook):
         super().__init__(**kwargs)
         self.voicegenie_conn_id = voicegenie_conn_id
 
-    def get_conn(self) -> VoiceGenieClient:
+    def get_conn(self) -> BoundSession:
         """
-        Return the client that speaks to the service.
+        Return a ``requests.Session`` for the service, for requests that this hook has no method for.
+
+        A path is one below the connection's base URL: ``hook.get_conn().get("/campaign/1")``. The API key goes to the
+        connection's own scheme, host and port, and nowhere else. Each request is bounded by the connection's
+        ``timeout``, follows no redirect, and is never repeated. :meth:`request` checks the response, too.
 
         :raises InvalidConnectionError: The connection has a missing or wrong value; nothing is sent.
         """
-        return self._client
+        return self._client.session
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        repeatable: bool = False,
+    ) -> Any:
+        """
+        Send a request that this hook has no method for, and return the ``data`` of the response.
+
+        :param method: HTTP method, such as ``"POST"``.
+        :param path: Path below the connection's base URL, such as ``"/getHistory"``. Escape what is data in it.
+        :param params: The query.
+        :param json: The body.
+        :param repeatable: Whether sending it again is harmless. It is repeated then while trouble looks temporary, and
+            otherwise never.
+        :raises VoiceGenieError: There is no response, or one that does not say success.
+        :raises ValueError: ``path`` is no path.
+        """
+        from airflow_provider_voicegenie.api import endpoints
+
+        return self._client.send(endpoints.other(method, path, params=params, json=json, repeatable=repeatable))
 
     def start_campaign(self, campaign_id: str) -> StartedCampaign:
         """
@@ -68,7 +93,9 @@ class VoiceGenieHook(BaseHook):
 
         :param campaign_id: Id of the campaign.
         """
-        return self._client.start_campaign(campaign_id)
+        from airflow_provider_voicegenie.api import endpoints
+
+        return self._client.send(endpoints.start(campaign_id))
 
     def pause_campaign(self, campaign_id: str) -> PausedCampaign:
         """
@@ -76,7 +103,9 @@ class VoiceGenieHook(BaseHook):
 
         :param campaign_id: Id of the campaign.
         """
-        return self._client.pause_campaign(campaign_id)
+        from airflow_provider_voicegenie.api import endpoints
+
+        return self._client.send(endpoints.pause(campaign_id))
 
     def get_campaign(self, campaign_id: str, *, max_attempts: int | None = None) -> Campaign:
         """
@@ -85,16 +114,9 @@ class VoiceGenieHook(BaseHook):
         :param campaign_id: Id of the campaign.
         :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
         """
-        return self._client.get_campaign(campaign_id, max_attempts=max_attempts)
+        from airflow_provider_voicegenie.api import endpoints
 
-    def list_campaigns(self, page_size: int = 1000, *, max_attempts: int | None = None) -> Iterator[Campaign]:
-        """
-        Read all campaigns of the key (``GET /fetchCampaignData``), each page when the iteration comes to it.
-
-        :param page_size: Campaigns asked for at a time, 1 to 1000.
-        :param max_attempts: Attempts for each page while trouble looks temporary; the connection's number by default.
-        """
-        return self._client.list_campaigns(page_size, max_attempts=max_attempts)
+        return self._client.send(endpoints.campaign(campaign_id), max_attempts=max_attempts)
 
     def get_campaign_stats(self, campaign_id: str, *, max_attempts: int | None = None) -> CampaignStats:
         """
@@ -103,17 +125,49 @@ class VoiceGenieHook(BaseHook):
         :param campaign_id: Id of the campaign.
         :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
         """
-        return self._client.get_campaign_stats(campaign_id, max_attempts=max_attempts)
+        from airflow_provider_voicegenie.api import endpoints
+
+        return self._client.send(endpoints.statistics(campaign_id), max_attempts=max_attempts)
+
+    def list_campaigns(self, page_size: int = 1000, *, max_attempts: int | None = None) -> Iterator[Campaign]:
+        """
+        Read all campaigns of the key (``GET /fetchCampaignData``), each page when the iteration comes to it.
+
+        The service promises no order, so pages may shift while they are read: a campaign that shows up twice is
+        given once, and one may be missed.
+
+        :param page_size: Campaigns asked for at a time, 1 to 1000.
+        :param max_attempts: Attempts for each page while trouble looks temporary; the connection's number by default.
+        :raises ValueError: ``page_size`` is something else.
+        """
+        from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE
+
+        if isinstance(page_size, bool) or not isinstance(page_size, int) or not 1 <= page_size <= MAX_PAGE_SIZE:
+            raise ValueError(f"page_size must be a whole number from 1 to {MAX_PAGE_SIZE}, not {page_size!r}.")
+        return self._all_pages(page_size, max_attempts)
+
+    def _all_pages(self, page_size: int, max_attempts: int | None) -> Iterator[Campaign]:
+        from airflow_provider_voicegenie.api import endpoints
+
+        seen: set[str] = set()
+        offset = 0
+        while True:
+            page = self._client.send(endpoints.campaign_page(limit=page_size, offset=offset), max_attempts=max_attempts)
+            for campaign in page.campaigns:
+                if campaign.campaign_id not in seen:
+                    seen.add(campaign.campaign_id)
+                    yield campaign
+            offset += page.size
+            if page.size == 0 or offset >= page.total:
+                return
 
     def server_time(self) -> float:
-        """Return the service's clock in Unix seconds, as its last answer showed it."""
+        """Return the service's clock in Unix seconds, as its last response showed it."""
         return self._client.server_time()
 
     def campaign_url(self, campaign_id: str) -> str | None:
         """
-        Return where people see a campaign, from the connection's extra ``campaign_url``.
-
-        ``None`` where the extra has none; after an answer from the sandbox, the sandbox's page.
+        Return the address at which people see a campaign; ``None`` if the connection's extra has no ``campaign_url``.
 
         :param campaign_id: Id of the campaign.
         """
@@ -121,13 +175,14 @@ class VoiceGenieHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service once for one campaign of the list, which changes nothing, and say in words how it went."""
+        from airflow_provider_voicegenie.api import endpoints
         from airflow_provider_voicegenie.api.client import VoiceGenieClient
 
         try:
             connection = self._airflow_connection()
             # Airflow tests what is in a form under a name that it makes up.
             client = VoiceGenieClient(replace(client_settings(connection), conn_id=None))
-            next(client.list_campaigns(page_size=1, max_attempts=1), None)
+            client.send(endpoints.campaign_page(limit=1, offset=0), max_attempts=1)
         except VoiceGenieError as error:
             message = error.message.removeprefix(f"Connection {self.voicegenie_conn_id!r}, ")
             return False, message[:1].upper() + message[1:]
@@ -143,7 +198,7 @@ class VoiceGenieHook(BaseHook):
         except AirflowNotFoundException:
             problem = no_such_connection(self.voicegenie_conn_id)
         except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
-            problem = _unreadable_connection(self.voicegenie_conn_id, error)
+            problem = unreadable_connection(self.voicegenie_conn_id, error)
         raise problem
 
     @cached_property
@@ -184,106 +239,3 @@ class VoiceGenieHook(BaseHook):
                 field["label"], description=field["description"], validators=[Optional()], **style
             )
         return widgets
-
-
-class VoiceGenieAsyncHook(BaseHook):
-    """
-    Speaks to the VoiceGenie campaign service from an event loop, with the API key of an Airflow connection.
-
-    By the same rules as :class:`VoiceGenieHook`, and with the same results and errors. Starts are left to workers. The
-    client is made when the first call needs it.
-
-    :param voicegenie_conn_id: Id of the Airflow connection.
-    """
-
-    conn_name_attr = VoiceGenieHook.conn_name_attr
-    default_conn_name = VoiceGenieHook.default_conn_name
-
-    def __init__(self, voicegenie_conn_id: str = default_conn_name, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.voicegenie_conn_id = voicegenie_conn_id
-        self._client: AsyncVoiceGenieClient | None = None
-
-    async def get_conn(self) -> AsyncVoiceGenieClient:
-        """
-        Return the client that speaks to the service.
-
-        :raises InvalidConnectionError: The connection has a missing or wrong value, or is not there.
-        :raises ConnectionFailedError: Airflow could not be asked for the connection.
-        """
-        if self._client is None:
-            client_class = await asyncio.to_thread(_load_async_client)
-            self._client = await client_class.open(await self._settings())
-        return self._client
-
-    async def reread_connection(self) -> None:
-        """Read the Airflow connection again; if it has changed, the next call uses a new client."""
-        settings = await self._settings()
-        if self._client is not None and settings != self._client.settings:
-            self._client = None
-
-    async def pause_campaign(self, campaign_id: str) -> PausedCampaign:
-        """
-        Pause a campaign (``GET /pauseTheCampaign/{id}``): no call begins, those in progress run to their end.
-
-        :param campaign_id: Id of the campaign.
-        """
-        return await (await self.get_conn()).pause_campaign(campaign_id)
-
-    async def get_campaign(self, campaign_id: str, *, max_attempts: int | None = None) -> Campaign:
-        """
-        Read a campaign (``GET /campaign/{id}``).
-
-        :param campaign_id: Id of the campaign.
-        :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
-        """
-        return await (await self.get_conn()).get_campaign(campaign_id, max_attempts=max_attempts)
-
-    async def get_campaign_stats(self, campaign_id: str, *, max_attempts: int | None = None) -> CampaignStats:
-        """
-        Read a campaign's counters (``GET /getCampaignStats/{id}``); they may be 30 seconds old.
-
-        :param campaign_id: Id of the campaign.
-        :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
-        """
-        return await (await self.get_conn()).get_campaign_stats(campaign_id, max_attempts=max_attempts)
-
-    async def list_page(self, *, limit: int, offset: int, max_attempts: int | None = None) -> CampaignPage:
-        """
-        Read one page of all campaigns of the key (``GET /fetchCampaignData``).
-
-        :param limit: Campaigns on the page, 1 to 1000.
-        :param offset: Campaigns to skip.
-        :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
-        """
-        return await (await self.get_conn()).list_page(limit=limit, offset=offset, max_attempts=max_attempts)
-
-    async def _settings(self) -> ClientSettings:
-        # From here, as its own import loads what a worker does not need.
-        from airflow.providers.common.compat.connection import get_async_connection
-
-        problem: VoiceGenieError
-        try:
-            # Checking a connection may look at files, so it is left to a thread.
-            return await asyncio.to_thread(client_settings, await get_async_connection(self.voicegenie_conn_id))
-        except AirflowNotFoundException:
-            problem = no_such_connection(self.voicegenie_conn_id)
-        except VoiceGenieError as error:
-            problem = error
-        except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
-            problem = _unreadable_connection(self.voicegenie_conn_id, error)
-        raise problem
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_client": None}
-
-
-def _unreadable_connection(conn_id: str, error: Exception) -> ConnectionFailedError:
-    return ConnectionFailedError(f"Connection {conn_id!r} could not be read from Airflow ({type(error).__name__}).")
-
-
-def _load_async_client() -> type[AsyncVoiceGenieClient]:
-    """Load what takes an event loop too long to load."""
-    from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
-
-    return AsyncVoiceGenieClient

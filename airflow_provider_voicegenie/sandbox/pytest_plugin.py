@@ -14,7 +14,6 @@ Pytest loads this by itself where the provider is installed. The server is loade
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +47,9 @@ class SandboxForTests:
 
         :param extra: Fields of the connection's extra.
         """
-        return json.dumps(
-            {"conn_type": "voicegenie", "host": self.url, "password": self.api_key, "extra": json.dumps(extra)}
-        )
+        from airflow_provider_voicegenie.sandbox.connection import airflow_connection
+
+        return airflow_connection(self.url, self.api_key, **extra)
 
     @property
     def speed(self) -> float:

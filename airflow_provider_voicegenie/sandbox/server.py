@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from airflow_provider_voicegenie.api.settings import SANDBOX_SERVER
 from airflow_provider_voicegenie.sandbox.app import create_app, open_connections
 from airflow_provider_voicegenie.sandbox.service import Sandbox
 
@@ -60,7 +59,7 @@ def make_server(sandbox: Sandbox) -> uvicorn.Server:
         access_log=False,
         log_config=None,
         server_header=False,
-        headers=[("Server", SANDBOX_SERVER)],
+        headers=[("Server", "voicegenie-sandbox")],
         timeout_graceful_shutdown=1,
     )
     return uvicorn.Server(config)

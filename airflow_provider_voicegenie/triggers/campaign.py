@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
+from airflow_provider_voicegenie.api.endpoints import pause
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.decisions.completion import CompletionWatch
@@ -35,10 +36,10 @@ from airflow_provider_voicegenie.decisions.outcomes import OutcomeRules, TaskKin
 from airflow_provider_voicegenie.decisions.prerequisites import Prerequisite, check_readiness
 from airflow_provider_voicegenie.decisions.readiness import ReadinessWatch
 from airflow_provider_voicegenie.decisions.waiting import End, EndReason, Note, Watch
-from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieAsyncHook
 from airflow_provider_voicegenie.task_state import state_in_airflow
 from airflow_provider_voicegenie.triggers.feed import subscribe
 from airflow_provider_voicegenie.triggers.loading import load_prerequisite
+from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 
 #: The pauses under way. An event loop does not keep its tasks alive.
 _PAUSING: set[asyncio.Task[None]] = set()
@@ -160,11 +161,11 @@ class CampaignCompletedTrigger(_CampaignTrigger):
     async def _pause_after_kill(self) -> None:
         if not await self._was_ended_by_user():
             return
-        hook = VoiceGenieAsyncHook(self.voicegenie_conn_id)
         for delay in PAUSE_DELAYS:
             await asyncio.sleep(delay)
             try:
-                note = after_pause(self.campaign_id, await hook.pause_campaign(self.campaign_id))
+                client = await open_client(await read_settings(self.voicegenie_conn_id))
+                note = after_pause(self.campaign_id, await in_thread(client.send, pause(self.campaign_id)))
             except VoiceGenieError as error:
                 note = after_pause(self.campaign_id, error)
             self.log.log(note.level, "%s", note.text)
@@ -249,7 +250,7 @@ class CampaignReadyTrigger(_CampaignTrigger):
 
     async def _wait(self, watch: ReadinessWatch) -> End:
         # In a thread, as is the checking: a module or a check of the author's own may take its time.
-        prerequisites = await asyncio.to_thread(_load, self.prerequisites)
+        prerequisites = await in_thread(_load, self.prerequisites)
         # Alone, as the list tells nothing of scripts.
         subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, _as_it_is, alone=True)
         try:
@@ -258,7 +259,7 @@ class CampaignReadyTrigger(_CampaignTrigger):
                 if isinstance(sighting, VoiceGenieError):
                     step = watch.see_error(sighting, time.time())
                 else:
-                    found = await asyncio.to_thread(check_readiness, prerequisites, sighting, datetime.now(UTC))
+                    found = await in_thread(check_readiness, prerequisites, sighting, datetime.now(UTC))
                     step = watch.see_campaign(sighting, found, time.time())
                 self._write(step.notes)
                 if step.end is not None:

@@ -17,7 +17,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE
+from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE, campaign, campaign_page
 from airflow_provider_voicegenie.api.errors import (
     ConnectionFailedError,
     ForbiddenError,
@@ -30,11 +30,11 @@ from airflow_provider_voicegenie.api.errors import (
 )
 from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.api.retries import poll_delay
-from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieAsyncHook
 from airflow_provider_voicegenie.triggers.polling import Entry, PageRead, PollingPlan
+from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 
 if TYPE_CHECKING:
-    from airflow_provider_voicegenie.api.async_client import AsyncVoiceGenieClient
+    from airflow_provider_voicegenie.api.client import VoiceGenieClient
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,8 @@ class CampaignFeed:
     """
 
     def __init__(self, voicegenie_conn_id: str) -> None:
-        self._hook = VoiceGenieAsyncHook(voicegenie_conn_id)
+        self._voicegenie_conn_id = voicegenie_conn_id
+        self._client: VoiceGenieClient | None = None
         self._loop = asyncio.get_running_loop()
         self._plan: PollingPlan[Subscription] = PollingPlan()
         self._wake = asyncio.Event()
@@ -214,22 +215,25 @@ class CampaignFeed:
 
     async def _poll(self, request: PageRead | Entry[Subscription]) -> None:
         sent_at = self._loop.time()
-        client: AsyncVoiceGenieClient | None = None
+        client: VoiceGenieClient | None = None
         try:
-            client = await self._hook.get_conn()
+            if self._client is None:
+                self._client = await open_client(await read_settings(self._voicegenie_conn_id))
+            client = self._client
             self._spacing = 60.0 / (_SHARE_OF_LIMIT * client.settings.requests_per_minute)
             self._wake.set()
             if isinstance(request, PageRead):
-                page = await client.list_page(limit=MAX_PAGE_SIZE, offset=request.offset, max_attempts=1)
+                page_request = campaign_page(limit=MAX_PAGE_SIZE, offset=request.offset)
+                page = await in_thread(client.send, page_request, max_attempts=1)
                 self._failures = 0
                 ids = [campaign.campaign_id for campaign in page.campaigns]
                 self._plan.page_was_read(ids, page.size, page.total, self._loop.time(), sent_at)
                 await self._show_all(((each.campaign_id, each) for each in page.campaigns), sent_at)
             else:
-                campaign = await client.get_campaign(request.campaign_id, max_attempts=1)
+                found = await in_thread(client.send, campaign(request.campaign_id), max_attempts=1)
                 self._failures = 0
                 self._plan.campaign_was_read(request, self._loop.time())
-                self._show(request, campaign, sent_at, in_full=True)
+                self._show(request, found, sent_at, in_full=True)
         except VoiceGenieError as error:
             await self._failed(request, error, sent_at, client)
 
@@ -238,7 +242,7 @@ class CampaignFeed:
         request: PageRead | Entry[Subscription],
         error: VoiceGenieError,
         sent_at: float,
-        client: AsyncVoiceGenieClient | None,
+        client: VoiceGenieClient | None,
     ) -> None:
         self._note_failure(error)
         mended = isinstance(error, _MENDED_BY_CONNECTION) and await self._connection_has_changed(client)
@@ -266,14 +270,16 @@ class CampaignFeed:
             pause = poll_delay(1.0, max(1, self._failures - _FAILING + 1), error.retry_after)
             self._next_request = max(self._next_request, self._loop.time() + pause)
 
-    async def _connection_has_changed(self, client: AsyncVoiceGenieClient | None) -> bool:
+    async def _connection_has_changed(self, client: VoiceGenieClient | None) -> bool:
         """Look whether someone has mended the Airflow connection since a client was made."""
         now = self._loop.time()
         try:
             if now - self._looked_at >= _LOOK_AGAIN:
                 self._looked_at = now
-                await self._hook.reread_connection()
-            return client is not None and await self._hook.get_conn() is not client
+                settings = await read_settings(self._voicegenie_conn_id)
+                if self._client is not None and settings != self._client.settings:
+                    self._client = await open_client(settings)
+            return client is not None and self._client is not client
         except VoiceGenieError:
             return False
 

@@ -19,7 +19,7 @@ def raw_server(handle, tls=None):
                 try:
                     connection, _ = listener.accept()
                     with connection, tls.wrap_socket(connection, server_side=True) if tls else connection as stream:
-                        request = stream.recv(65536)
+                        request = received(stream)
                         requests.append(request)
                         handle(stream, request)
                 except OSError:
@@ -32,6 +32,23 @@ def raw_server(handle, tls=None):
         # Closing alone does not wake up the thread that accepts.
         listener.shutdown(socket.SHUT_RDWR)
     thread.join(timeout=5)
+
+
+def received(stream):
+    """Return a request, its body included."""
+    request = stream.recv(65536)
+    head, _, body = request.partition(b"\r\n\r\n")
+    for line in head.lower().split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        missing = int(value) - len(body) if name == b"content-length" else 0
+        while missing > 0:
+            part = stream.recv(65536)
+            request, missing = request + part, missing - len(part)
+    return request
+
+
+def refuse(stream, request):
+    stream.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
 
 
 def chain_of(error):

@@ -101,7 +101,7 @@ def test_base_url(fields, base_url):
         ({"proxies": {"https": 5}}, "proxies"),
         ({"proxies": {"gopher": "http://sk-secret"}}, "proxies"),
         ({"proxies": {"https": "sk-secret"}}, "proxies"),
-        ({"proxies": {"https": "socks5://sk-secret:1080"}}, "proxies"),
+        ({"proxies": {"https": "ftp://sk-secret:1080"}}, "proxies"),
         ({"campaign_url": "https://dashboard.example.com/sk-secret"}, "campaign_url"),
         ({"campaign_url": "javascript:secret('{campaign_id}')"}, "campaign_url"),
         ({"campaign_url": "https://sk-secret@dashboard.example.com/{campaign_id}"}, "campaign_url"),
@@ -154,6 +154,8 @@ def test_extra_fields_as_numbers_and_as_texts(tmp_path):
     assert settings.verify is False
     assert client_settings(connection(verify=str(bundle))).verify == str(bundle)
     assert client_settings(connection(timeout="", verify=None)) == client_settings(connection())
+    for scheme in ("socks4", "socks4a", "socks5", "socks5h"):
+        assert client_settings(connection(proxies={"all": f"{scheme}://p:1"})).proxies == {"all": f"{scheme}://p:1"}
 
 
 def test_an_unknown_extra_field_is_reported_without_its_text(caplog):

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_voicegenie.api.endpoints import GET, PAUSE, START, STATS, campaign_call, list_call
+from airflow_provider_voicegenie.api.endpoints import campaign, campaign_page, other, pause, start, statistics
 from airflow_provider_voicegenie.api.errors import InvalidCampaignIdError
 
 
 @pytest.mark.parametrize(
-    ("campaign_id", "target"),
+    ("campaign_id", "path"),
     [
         ("550e8400-e29b-41d4-a716-446655440000", "/startCampaign/550e8400-e29b-41d4-a716-446655440000"),
         ("x?y=z", "/startCampaign/x%3Fy%3Dz"),
@@ -23,8 +23,8 @@ from airflow_provider_voicegenie.api.errors import InvalidCampaignIdError
         ("50%", "/startCampaign/50%25"),
     ],
 )
-def test_ids_are_escaped(campaign_id, target):
-    assert campaign_call(START, campaign_id).target == target
+def test_ids_are_escaped(campaign_id, path):
+    assert start(campaign_id).path == path
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_ids_are_escaped(campaign_id, target):
 )
 def test_what_cannot_be_an_id_is_refused(campaign_id, problem):
     with pytest.raises(InvalidCampaignIdError) as caught:
-        campaign_call(GET, campaign_id)
+        campaign(campaign_id)
     assert problem in str(caught.value)
     assert "campaign_id" in str(caught.value)
     assert len(str(caught.value)) < 350
@@ -66,27 +66,36 @@ def test_what_cannot_be_an_id_is_refused(campaign_id, problem):
 
 @given(st.text(max_size=300))
 def test_an_id_stays_one_segment_of_the_path(campaign_id):
-    for endpoint in (START, PAUSE, GET, STATS):
+    for make in (start, pause, campaign, statistics):
         try:
-            target = campaign_call(endpoint, campaign_id).target
+            path = make(campaign_id).path
         except InvalidCampaignIdError:
             continue
-        parts = urlsplit(f"https://host{target}")
+        parts = urlsplit(f"https://host{path}")
         assert parts.netloc == "host"
         assert not parts.query
         assert not parts.fragment
         *folder, last = parts.path.split("/")
-        assert "/".join(folder) == endpoint.path.rpartition("/")[0]
+        assert "/".join(folder) == make("c").path.rpartition("/")[0]
         assert unquote(last) == campaign_id
         assert last not in (".", "..")
 
 
-def test_only_start_and_pause_have_an_effect():
-    assert [endpoint.has_effect for endpoint in (START, PAUSE, GET, STATS)] == [True, True, False, False]
+def test_only_what_changes_something_is_sent_once():
+    assert [make("c").is_repeatable for make in (start, pause, campaign, statistics)] == [False, False, True, True]
+    assert campaign_page(limit=1, offset=0).is_repeatable
+    assert [other("GET", "/x", repeatable=repeatable).is_repeatable for repeatable in (False, True)] == [False, True]
 
 
 def test_the_list_writes_its_flag_in_lower_case():
-    assert (
-        list_call(limit=5, offset=10, call_count=False).target
-        == "/fetchCampaignData?call_count=false&limit=5&offset=10"
+    request = campaign_page(limit=5, offset=10, call_count=False)
+    assert (request.path, request.params) == (
+        "/fetchCampaignData",
+        {"call_count": "false", "limit": 5, "offset": 10},
     )
+
+
+@pytest.mark.parametrize("path", ["getHistory", "", "//elsewhere.example.com/x", "https://elsewhere.example.com/x"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ValueError, match=r"path must be a path below the base URL, such as .*; got"):
+        other("GET", path)

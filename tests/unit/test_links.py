@@ -65,6 +65,7 @@ def test_an_id_is_escaped(sandbox):
 
 
 def test_there_is_no_link_where_nobody_said_where_it_leads(sandbox):
+    sandbox.connect(campaign_url=None)
     assert VoiceGenieHook().campaign_url("ready") is None
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_voicegenie.api.pacing import RequestBudget
+from airflow_provider_voicegenie.api.rate_limit import RateLimiter
 from airflow_provider_voicegenie.api.retries import seconds_to_wait
 
 DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
@@ -46,20 +46,31 @@ def test_any_header_is_a_wait_or_none(headers):
 
 
 @given(st.lists(st.floats(0, 30), max_size=60), st.integers(1, 5))
-def test_never_more_than_the_budget_in_any_minute(gaps, limit):
-    budget, now, sent = RequestBudget(limit), 0.0, []
+def test_never_more_than_the_limit_in_any_minute(gaps, limit):
+    limiter, now, sent = RateLimiter(limit), 0.0, []
     for gap in gaps:
         now += gap
-        now += budget.delay(now)
-        budget.spend(now)
+        now += limiter.reserve(now)
         sent.append(now)
     for moment in sent:
         # Just under a minute, as sums of floats may fall short of it by a hair.
         assert sum(moment <= other < moment + 59.999 for other in sent) <= limit
 
 
-def test_a_closed_budget_opens_again():
-    budget = RequestBudget(100)
-    budget.close(20, now=5)
-    assert budget.delay(10) == 15
-    assert budget.delay(30) == 0
+def test_requests_at_one_time_are_given_times_of_their_own():
+    limiter = RateLimiter(2)
+    assert [limiter.reserve(10) for _ in range(5)] == [0, 0, 60, 60, 120]
+
+
+def test_what_cannot_wait_counts_and_is_sent():
+    limiter = RateLimiter(2)
+    limiter.block(20, now=0)
+    assert [limiter.reserve(0, may_wait=False) for _ in range(3)] == [0, 0, 0]
+    assert limiter.reserve(1) == 59
+
+
+def test_a_block_ends():
+    limiter = RateLimiter(100)
+    limiter.block(20, now=5)
+    assert limiter.reserve(10) == 15
+    assert limiter.reserve(30) == 0

@@ -208,4 +208,5 @@ def test_a_port_that_is_taken_is_said_to_be(voicegenie_sandbox):
 
 
 def test_the_connection_of_the_fixture_carries_extras(voicegenie_sandbox):
-    assert json.loads(json.loads(voicegenie_sandbox.connection(timeout=3))["extra"]) == {"timeout": 3}
+    extra = json.loads(json.loads(voicegenie_sandbox.connection(timeout=3))["extra"])
+    assert extra == {"timeout": 3, "campaign_url": f"{voicegenie_sandbox.url}/#campaign-{{campaign_id}}"}

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Reading an answer: bytes in, the service's ``data`` object out, or one typed error.
+Reads a response: bytes in, the service's ``data`` out, or one typed error.
 
-Shared by every transport, and without I/O. Whatever text of an answer can reach an error message goes through
-:class:`Secrets` first: a server, or a proxy before it, may echo the request's headers.
+Whatever text of a response can reach an error message goes through :class:`Redactor` first: a server, or a proxy before
+it, may echo the request's headers.
 """
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,29 +25,33 @@ from airflow_provider_voicegenie.api.errors import (
 )
 from airflow_provider_voicegenie.api.retries import seconds_to_wait
 
-#: No answer of this service is expected to come near this; what is larger is not read to its end.
-MAX_ANSWER_BYTES = 16 * 1024 * 1024
+#: No response of this service is expected to come near this; what is larger is not read to its end.
+MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 
 _EXCERPT_CHARACTERS = 160
 _REDACTED = "***"
 
 
-class Secrets:
-    """Texts that must not leave: the API key, as it is and percent-encoded."""
+class Redactor:
+    """
+    Replaces the API key, as it is and percent-encoded.
 
-    def __init__(self, *secrets: str) -> None:
-        forms = {form for secret in secrets if secret for form in (secret, quote(secret, safe=""))}
+    :param api_key: The API key.
+    """
+
+    def __init__(self, api_key: str) -> None:
+        forms = {api_key, quote(api_key, safe="")} - {""}
         # The longest first, so that no remainder of one stays behind another.
         self._forms = sorted(forms, key=len, reverse=True)
 
     def redact(self, text: str) -> str:
-        """Replace every secret in a text."""
+        """Replace the key in a text."""
         for form in self._forms:
             text = text.replace(form, _REDACTED)
         return text
 
     def redact_json(self, value: Any) -> Any:
-        """Replace every secret in a JSON value, keys included."""
+        """Replace the key in a JSON value, names of fields included."""
         if isinstance(value, str):
             return self.redact(value)
         if isinstance(value, list):
@@ -58,18 +61,18 @@ class Secrets:
         return value
 
     def may_be_in(self, text: str) -> bool:
-        """Whether a JSON text could hold a secret, in plain or behind escapes."""
+        """Whether a JSON text could hold the key, in plain or behind escapes."""
         return "\\" in text or any(form in text for form in self._forms)
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """
-    What came back from one exchange. Its ``repr``, which a traceback may show, holds only the status.
+    What came back. Its ``repr``, which a traceback may show, holds only the status.
 
     :param status: HTTP status.
     :param headers: Header fields, names in lower case.
-    :param body: The body as it came over the wire, at most :data:`MAX_ANSWER_BYTES`.
+    :param body: The body as it came over the wire, at most :data:`MAX_RESPONSE_BYTES`.
     """
 
     status: int
@@ -77,103 +80,87 @@ class Answer:
     body: bytes = field(repr=False)
 
 
-def read_data(answer: Answer, *, call: str, has_effect: bool, secrets: Secrets, now: float) -> Mapping[str, Any]:
+def read_data(response: Response, *, request: str, has_effect: bool, redactor: Redactor, now: float) -> Any:
     """
-    Return the ``data`` object of a good answer.
+    Return the ``data`` of a good response.
 
-    :param answer: What came.
-    :param call: The call in words, for messages.
-    :param has_effect: Whether the call changes something, so that a bad answer leaves open whether it did.
-    :param secrets: What to keep out of messages.
+    :param response: What came.
+    :param request: The request in words, for messages.
+    :param has_effect: Whether the request changes something, so that a bad response leaves open whether it did.
+    :param redactor: Keeps the key out of messages.
     :param now: The time, in Unix seconds, to read ``Retry-After`` dates against.
-    :raises VoiceGenieError: The answer is a refusal, a redirect, or nothing this service documents.
+    :raises VoiceGenieError: The response is a refusal, a redirect, or nothing this service documents.
     """
-    if 300 <= answer.status < 400:
+    if 300 <= response.status < 400:
         raise RedirectedError(
-            f"{call}: the answer was a redirect ({answer.status}). It was not followed, because the API key would "
-            "have gone along.",
-            status=answer.status,
+            f"{request}: the response was a redirect ({response.status}). It was not followed, because the API key "
+            "would have gone along.",
+            status=response.status,
             may_have_taken_effect=has_effect,
         )
-    text, document = _read_document(answer, secrets)
-    if not 200 <= answer.status < 300:
-        raise _refusal(answer, document, text, call=call, has_effect=has_effect, now=now)
+    text, document = _read_document(response, redactor)
+    if not 200 <= response.status < 300:
+        raise _refusal(response, document, text, request=request, has_effect=has_effect, now=now)
     if document is None:
         problem = f"is not a JSON object ({_excerpt(text)})"
     elif document.get("success") is not True:
         code, said = _error_code(document), _message(document)
         if chosen := refusal_class(document.get("success"), code, said):
             raise chosen(
-                f"{call}: {_shorten(said or str(code)).rstrip('.')} ({_numbers(answer.status, code)}).",
-                status=answer.status,
+                f"{request}: {_shorten(said or str(code)).rstrip('.')} ({_numbers(response.status, code)}).",
+                status=response.status,
                 code=code,
                 details=_details(document),
                 # Only a code that the service documents for a refusal says that nothing was done.
                 may_have_taken_effect=has_effect and (chosen.temporary or code not in KNOWN_CODES),
-                retry_after=seconds_to_wait(answer.headers, now),
+                retry_after=seconds_to_wait(response.headers, now),
             )
         problem = f"does not say success ({_excerpt(text)})"
-    elif not isinstance(document.get("data"), dict):
-        problem = "has no object `data`"
+    elif "data" not in document:
+        problem = "has no `data`"
     else:
-        return document["data"]  # type: ignore[no-any-return]
+        return document["data"]
     raise InvalidAnswerError(
-        f"{call}: the answer ({answer.status}) {problem}.",
-        status=answer.status,
+        f"{request}: the response ({response.status}) {problem}.",
+        status=response.status,
         code=_error_code(document or {}),
         may_have_taken_effect=has_effect,
     )
 
 
-def _read_document(answer: Answer, secrets: Secrets) -> tuple[str, dict[str, Any] | None]:
+def _read_document(response: Response, redactor: Redactor) -> tuple[str, dict[str, Any] | None]:
     """
-    Return the body as text, and as a JSON object where it is one.
+    Return the body as text, and as a JSON object if it is one.
 
     Both are redacted: a traceback may show the local variables of whoever raises about them.
     """
-    try:
-        body = _decompress(answer.body, answer.headers.get("content-encoding", "").strip().lower())
-    except (zlib.error, ValueError) as error:
-        return f"unreadable: {error}", None
+    if response.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        return "a content encoding that was not asked for", None
     # Says UTF-8, but for a byte order mark of another encoding.
-    text = body.decode(json.detect_encoding(body), errors="replace")
-    shown = secrets.redact(text)
+    text = response.body.decode(json.detect_encoding(response.body), errors="replace")
+    shown = redactor.redact(text)
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         return shown, None
     if not isinstance(document, dict):
         return shown, None
-    return shown, secrets.redact_json(document) if secrets.may_be_in(text) else document
-
-
-def _decompress(body: bytes, encoding: str) -> bytes:
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "x-gzip"):
-        raise ValueError("a content encoding that was not asked for")
-    decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    content = decompressor.decompress(body, MAX_ANSWER_BYTES + 1)
-    if len(content) > MAX_ANSWER_BYTES:
-        raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes when decompressed")
-    if not decompressor.eof:
-        raise ValueError("compressed data that breaks off")
-    return content
+    return shown, redactor.redact_json(document) if redactor.may_be_in(text) else document
 
 
 def _refusal(
-    answer: Answer,
+    response: Response,
     document: dict[str, Any] | None,
     text: str,
     *,
-    call: str,
+    request: str,
     has_effect: bool,
     now: float,
 ) -> VoiceGenieError:
     code = _error_code(document or {})
     said = _message(document or {})
     in_envelope = document is not None and bool(code or said)
-    chosen = error_class(answer.status, code, in_envelope=in_envelope)
+    chosen = error_class(response.status, code, in_envelope=in_envelope)
     details = _details(document or {})
     words = said or code or _excerpt(text)
     if missing := details.get("missing"):
@@ -181,14 +168,15 @@ def _refusal(
     # A refusal that says success contradicts itself; a failing server may have acted before it failed.
     contradictory = (document or {}).get("success") is True
     error = chosen(
-        f"{call}: {_shorten(words).rstrip('.')} ({_numbers(answer.status, code)}).",
-        status=answer.status,
+        f"{request}: {_shorten(words).rstrip('.')} ({_numbers(response.status, code)}).",
+        status=response.status,
         code=code,
         details=details,
-        may_have_taken_effect=has_effect and (contradictory or not 400 <= answer.status < 500 or answer.status == 408),
-        retry_after=seconds_to_wait(answer.headers, now),
+        may_have_taken_effect=has_effect
+        and (contradictory or not 400 <= response.status < 500 or response.status == 408),
+        retry_after=seconds_to_wait(response.headers, now),
     )
-    if not error.remedy and (not in_envelope or answer.status == 404):
+    if not error.remedy and (not in_envelope or response.status == 404):
         error.remedy = NOT_THE_SERVICE
     return error
 

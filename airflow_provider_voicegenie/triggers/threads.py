@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the triggerer does in threads, as its event loop must not wait for the network, or for modules to load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.hooks.connection import client_settings, no_such_connection, unreadable_connection
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.client import VoiceGenieClient
+    from airflow_provider_voicegenie.api.settings import ClientSettings
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+async def in_thread(
+    function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
+) -> Result:
+    """
+    Call a function in a thread of its own, and return what it returns.
+
+    Unlike ``asyncio.to_thread``, it takes no thread of a pool that other triggers share, and does not hold up the
+    triggerer's exit. A cancellation leaves the thread behind.
+
+    :param function: The function; it sees the caller's context variables.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def deliver(result: Result | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = context.run(function, *arguments, **options)
+        except BaseException as caught:  # noqa: BLE001  it is raised again, where it is waited for
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(deliver, result, error)
+
+    threading.Thread(target=work, name="voicegenie-trigger", daemon=True).start()
+    return await future
+
+
+async def read_settings(voicegenie_conn_id: str) -> ClientSettings:
+    """
+    Read an Airflow connection.
+
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :raises InvalidConnectionError: It has a missing or wrong value, or is not there.
+    :raises ConnectionFailedError: Airflow could not be asked for it.
+    """
+    # From here, as its own import loads what a worker does not need.
+    from airflow.providers.common.compat.connection import get_async_connection
+
+    problem: VoiceGenieError
+    try:
+        return await in_thread(client_settings, await get_async_connection(voicegenie_conn_id))
+    except AirflowNotFoundException:
+        problem = no_such_connection(voicegenie_conn_id)
+    except VoiceGenieError as error:
+        problem = error
+    except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
+        problem = unreadable_connection(voicegenie_conn_id, error)
+    raise problem
+
+
+async def open_client(settings: ClientSettings) -> VoiceGenieClient:
+    """
+    Return a client. Its ``send`` is for :func:`in_thread`.
+
+    :param settings: Where the service is, and how to speak to it.
+    """
+    return await in_thread(_make_client, settings)
+
+
+def _make_client(settings: ClientSettings) -> VoiceGenieClient:
+    from airflow_provider_voicegenie.api.client import VoiceGenieClient
+
+    return VoiceGenieClient(settings)

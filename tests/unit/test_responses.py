@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of response, to every request: which error it becomes, and whether it leaves a start open."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_voicegenie.api import errors
+from airflow_provider_voicegenie.api.endpoints import campaign, other, start
+from airflow_provider_voicegenie.api.responses import Redactor, Response
+from airflow_provider_voicegenie.decisions.outcomes import Condition
+
+KEY = "k3y/with+odd=chars"
+REDACTOR = Redactor(KEY)
+
+
+def response(status=200, document=None, *, body=None, **headers):
+    content = json.dumps(document).encode() if body is None else body
+    return Response(status, {name.replace("_", "-"): value for name, value in headers.items()}, content)
+
+
+def refusal(code=None, message="no", **more):
+    return {"success": False, "message": message, **({"error": code} if code is not None else {}), **more}
+
+
+GOOD_START = {"success": True, "data": {"campaign_id": "c1", "status": "running", "started_at": "2024-01-16T10:30:00Z"}}
+
+
+def read_start(given):
+    return start("c1").read(given, redactor=REDACTOR, now=0)
+
+
+def error_of(given, request=start):
+    with pytest.raises(errors.VoiceGenieError) as caught:
+        request("c1").read(given, redactor=REDACTOR, now=0)
+    return caught.value
+
+
+def test_a_good_response():
+    started = read_start(response(200, GOOD_START))
+    assert started.campaign_id == "c1"
+    assert started.status.is_running
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "may_have_taken_effect"),
+    [
+        (response(400, refusal("CAMPAIGN_ALREADY_RUNNING")), "CAMPAIGN_ALREADY_RUNNING", False),
+        (response(400, refusal({"code": "CAMPAIGN_ALREADY_RUNNING"})), "CAMPAIGN_ALREADY_RUNNING", False),
+        (response(409, refusal("CAMPAIGN_ALREADY_RUNNING")), "CAMPAIGN_ALREADY_RUNNING", False),
+        (response(400, refusal("CAMPAIGN_NOT_RUNNING")), "CAMPAIGN_NOT_RUNNING", False),
+        (response(400, refusal()), "REFUSED", False),
+        (response(400, refusal("BRAND_NEW")), "REFUSED", False),
+        (response(404, refusal("NOT_FOUND")), "NOT_FOUND", False),
+        (response(404, refusal("CAMPAIGN_NOT_FOUND")), "NOT_FOUND", False),
+        (response(404, refusal()), "NOT_FOUND", False),
+        (response(404, refusal("NO_SUCH_ENDPOINT")), "REFUSED", False),
+        (response(404, body=b"<html>Not Found</html>"), "REFUSED", False),
+        (response(404, {"detail": "Not Found"}), "REFUSED", False),
+        (response(422, refusal("INVALID_CAMPAIGN_STATE")), "INVALID_CAMPAIGN_STATE", False),
+        (response(422, refusal()), "INVALID_CAMPAIGN_STATE", False),
+        (response(401, refusal("UNAUTHORIZED")), "UNAUTHORIZED", False),
+        (response(401, refusal()), "UNAUTHORIZED", False),
+        (response(401, body=b""), "UNAUTHORIZED", False),
+        (response(403, refusal()), "FORBIDDEN", False),
+        (response(418, refusal()), "REFUSED", False),
+        (response(429, refusal("RATE_LIMIT_EXCEEDED")), "RATE_LIMIT_EXCEEDED", False),
+        (response(429, body=b"slow down"), "RATE_LIMIT_EXCEEDED", False),
+        (response(408, body=b""), "INTERNAL_SERVER_ERROR", True),
+        (response(425, body=b""), "INTERNAL_SERVER_ERROR", False),
+        (response(500, refusal("INTERNAL_SERVER_ERROR")), "INTERNAL_SERVER_ERROR", True),
+        (response(500, refusal("NOT_FOUND")), "INTERNAL_SERVER_ERROR", True),
+        (response(502, body=b"<html>Bad Gateway</html>"), "INTERNAL_SERVER_ERROR", True),
+        (response(599, body=b""), "INTERNAL_SERVER_ERROR", True),
+        (response(302, body=b"", location="https://elsewhere"), "REDIRECTED", True),
+        (response(304, body=b""), "REDIRECTED", True),
+        (response(200, refusal("CAMPAIGN_ALREADY_RUNNING")), "CAMPAIGN_ALREADY_RUNNING", False),
+        (response(200, refusal("CAMPAIGN_NOT_RUNNING")), "CAMPAIGN_NOT_RUNNING", False),
+        (response(200, refusal("INVALID_CAMPAIGN_STATE")), "INVALID_CAMPAIGN_STATE", False),
+        # What the service does not document for a refusal does not say that nothing was done.
+        (response(200, refusal("INTERNAL_SERVER_ERROR")), "INTERNAL_SERVER_ERROR", True),
+        (response(200, refusal("BRAND_NEW")), "REFUSED", True),
+        (response(200, refusal()), "REFUSED", True),
+        (response(200, refusal("BRAND_NEW", None)), "REFUSED", True),
+        (response(200, refusal(None, None)), "INVALID_ANSWER", True),
+        (response(200, {"message": "no"}), "INVALID_ANSWER", True),
+        (response(400, {**GOOD_START, "error": "X"}), "REFUSED", True),
+        (response(200, body=b""), "INVALID_ANSWER", True),
+        (response(200, body=b"<html>"), "INVALID_ANSWER", True),
+        (response(200, body=b"[1]"), "INVALID_ANSWER", True),
+        (response(200, body=b"[" * 200_000), "INVALID_ANSWER", True),
+        (response(200, body=b'{"success": true, "data"'), "INVALID_ANSWER", True),
+        (response(200, {"success": "true", "data": {}}), "INVALID_ANSWER", True),
+        (response(200, {"success": True}), "INVALID_ANSWER", True),
+        (response(200, {"success": True, "data": {"campaign_id": "c1"}}), "INVALID_ANSWER", True),
+        (
+            response(200, {"success": True, "data": {"campaign_id": "other", "status": "running"}}),
+            "INVALID_ANSWER",
+            True,
+        ),
+        (response(200, {"success": True, "data": {"campaign_id": "c1", "status": "paused"}}), "INVALID_ANSWER", True),
+        (response(200, body=b"not gzip", content_encoding="gzip"), "INVALID_ANSWER", True),
+        (response(200, {**GOOD_START, "success": "false"}), "INVALID_ANSWER", True),
+        (response(200, {**GOOD_START, "success": 1}), "INVALID_ANSWER", True),
+        (response(200, body=b"{}", content_encoding="br"), "INVALID_ANSWER", True),
+    ],
+)
+def test_what_a_response_to_a_start_becomes(given, kind, may_have_taken_effect):
+    error = error_of(given)
+    # What goes on behind it is another sentence.
+    assert str(error).endswith(".")
+    assert (error.kind, error.may_have_taken_effect) == (kind, may_have_taken_effect)
+    assert Condition(error.kind)
+    assert error_of(given, campaign).may_have_taken_effect is False
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_does_not_matter(encoding):
+    body = json.dumps(GOOD_START).encode(encoding)
+    assert read_start(response(200, body=body)).campaign_id == "c1"
+    assert error_of(response(400, body=json.dumps(refusal("CAMPAIGN_ALREADY_RUNNING")).encode(encoding))).status == 400
+
+
+@pytest.mark.parametrize("code", ["NO_CREDITS", None])
+def test_what_the_service_refuses_with_200_is_said_in_its_words(code):
+    error = error_of(response(200, refusal(code, "No credits left.")))
+    assert f"No credits left ({'200 NO_CREDITS' if code else '200'})." in str(error)
+    assert not error.temporary
+    # The host is not the matter.
+    assert not error.remedy
+
+
+def test_what_is_compressed_is_not_unpacked():
+    body = gzip.compress(json.dumps(GOOD_START).encode())
+    assert "content encoding that was not asked for" in str(error_of(response(200, body=body, content_encoding="gzip")))
+    # What was asked for may be named.
+    assert read_start(response(200, GOOD_START, content_encoding="identity")).campaign_id == "c1"
+
+
+@pytest.mark.parametrize("data", [{"a": 1}, [1, 2], "text", 5, None])
+def test_a_request_that_is_not_named_here_gives_data_as_it_came(data):
+    request = other("get", "/quota")
+    assert str(request) == "VoiceGenie GET /quota"
+    assert request.read(response(200, {"success": True, "data": data}), redactor=REDACTOR, now=0) == data
+    with pytest.raises(errors.InvalidAnswerError, match="has no `data`"):
+        request.read(response(200, {"success": True}), redactor=REDACTOR, now=0)
+
+
+def test_an_invalid_state_says_what_is_missing():
+    error = error_of(response(422, refusal("INVALID_CAMPAIGN_STATE", details={"missing": ["script_id", "contacts"]})))
+    assert "script_id, contacts" in str(error)
+    assert error.details == {"missing": ["script_id", "contacts"]}
+    assert (error.status, error.code) == (422, "INVALID_CAMPAIGN_STATE")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps(refusal("X", KEY)),
+        json.dumps(refusal(KEY)),
+        json.dumps(refusal("X", details={KEY: {"deep": [KEY]}})),
+        json.dumps(refusal("X", details={"missing": [KEY]})),
+        # An escaped slash and an escaped letter say the same text.
+        json.dumps(refusal("X", KEY)).replace("/", "\\/").replace("k3y", "\\u006b3y"),
+        f"<html>x-api-key: {KEY}</html>",
+        "<html>k3y%2Fwith%2Bodd%3Dchars</html>",
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400, 401, 404, 500])
+def test_no_echoed_key_gets_into_an_error(status, body):
+    with pytest.raises(errors.VoiceGenieError) as caught:
+        read_start(response(status, body=body.encode(), location=KEY))
+    error = caught.value
+    # What a traceback with local variables would show.
+    for frame in caught.traceback[2:]:
+        assert "k3y" not in repr(frame.frame.f_locals)
+    shown = f"{error} {error!r} {error.code} {error.details} {vars(error)}"
+    assert "k3y" not in shown
+    assert "k3y" not in str(pickle.loads(pickle.dumps(error)).__dict__)
+
+
+def test_an_error_survives_pickling():
+    error = error_of(response(429, refusal(), retry_after="7"))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.retry_after, copy.status) == (type(error), str(error), 7, 429)
+
+
+def test_an_excerpt_is_short_and_on_one_line():
+    text = str(error_of(response(200, body=b"<html>\r\n\x1b[31m" + b"x" * 5000)))
+    assert len(text) < 400
+    assert text.isprintable()
+
+
+@given(st.integers(200, 599), st.binary(max_size=200), st.sampled_from(["", "gzip", "deflate"]))
+def test_any_bytes_are_an_error_of_the_family(status, body, encoding):
+    assert error_of(Response(status, {"content-encoding": encoding}, body)).kind in Condition.__members__

@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The session: where the key goes, how long a request may take, and that one whose time is over is never sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pickle
+import signal
+import socket
+import ssl
+import threading
+import time
+
+import pytest
+import requests
+import trustme
+from leaks import MARKED_KEY, leak_in
+from raw_server import raw_server, refuse
+
+from airflow_provider_voicegenie.api import endpoints, errors
+from airflow_provider_voicegenie.api.client import VoiceGenieClient
+from airflow_provider_voicegenie.api.session import BoundSession
+from airflow_provider_voicegenie.api.settings import ClientSettings
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.triggers.threads import in_thread
+
+KEY = MARKED_KEY.encode()
+
+
+def settings_for(port, scheme="http", host="127.0.0.1", path="", **fields):
+    return ClientSettings(f"{scheme}://{host}:{port}{path}", MARKED_KEY, **{"timeout": 2, "max_attempts": 1, **fields})
+
+
+def in_worker(client, request):
+    return client.send(request)
+
+
+def in_triggerer(client, request):
+    return asyncio.run(in_thread(client.send, request))
+
+
+BOTH = pytest.mark.parametrize("send", [in_worker, in_triggerer])
+
+
+@pytest.fixture(autouse=True)
+def no_proxies_of_this_machine(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+# Where the key goes.
+
+
+def ok(stream, request):
+    stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=b\r\n\r\n{}")
+
+
+def test_the_session_speaks_to_its_service():
+    with raw_server(ok) as (port, seen):
+        session = BoundSession(settings_for(port, path="/base"))
+        for url in ("/campaign/1?a=b", "campaign/1?a=b", f"http://127.0.0.1:{port}/base/campaign/1?a=b"):
+            assert session.get(url, params={"c": "d e"}).json() == {}
+        assert session.post("/x", json={"a": 1}).json() == {}
+    for request in seen[:3]:
+        assert request.startswith(b"GET /base/campaign/1?a=b&c=d+e HTTP/1.1\r\n")
+    assert seen[3].endswith(b'{"a": 1}')
+    for request in seen:
+        head = request.lower()
+        assert b"x-api-key: " + KEY.lower() in head
+        assert head.count(KEY.lower()) == 1
+        for field in (b"connection: close", b"cache-control: no-store", b"accept-encoding: identity"):
+            assert field in head
+        assert b"cookie" not in head
+
+
+def test_the_key_goes_to_no_other_address():
+    with raw_server(ok) as (port, _), raw_server(ok) as (other, seen):
+        session = BoundSession(settings_for(port))
+        for url in (
+            f"http://127.0.0.1:{other}/",
+            f"http://localhost:{port}/",
+            f"http://127.0.0.1:{port}@127.0.0.1:{other}/",
+            f"http://127.0.0.1:{other}/?http://127.0.0.1:{port}/",
+            f"http://127.0.0.1:{port}\\@127.0.0.1:{other}/",
+        ):
+            prepared = session.prepare_request(requests.Request("GET", url))
+            if prepared.url.startswith(f"http://127.0.0.1:{port}/"):
+                continue  # it is the service's
+            with contextlib.suppress(requests.RequestException):
+                assert session.get(url).status_code == 200
+            assert leak_in(str(prepared.headers)) is None
+        # Of two schemes, the key is for one.
+        prepared = session.prepare_request(requests.Request("GET", f"https://127.0.0.1:{port}/"))
+        assert leak_in(str(prepared.headers)) is None
+    assert len(seen) >= 3
+    assert all(leak_in(request) is None for request in seen)
+
+
+@pytest.mark.parametrize(
+    ("base", "url"),
+    [
+        ("https://API.example.com", "https://api.example.com:443/x"),
+        ("https://api.example.com:443", "https://api.example.com/x"),
+        ("https://bücher.example", "https://xn--bcher-kva.example/x"),
+        ("http://[::1]:80", "http://[::1]/x"),
+    ],
+)
+def test_an_address_may_be_written_in_several_ways(base, url):
+    session = BoundSession(ClientSettings(base, MARKED_KEY))
+    assert session.prepare_request(requests.Request("GET", url)).headers["x-api-key"] == MARKED_KEY
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(status):
+    with raw_server(ok) as (other, seen):
+
+        def redirect(stream, request):
+            place = b"Location: http://127.0.0.1:%d/\r\n" % other
+            stream.sendall(b"HTTP/1.1 %d Moved\r\n%sContent-Length: 0\r\n\r\n" % (status, place))
+
+        with raw_server(redirect) as (port, _):
+            session = BoundSession(settings_for(port))
+            assert session.get("/x", allow_redirects=True).status_code == status
+    assert seen == []
+
+
+def test_what_is_handed_out_has_no_key():
+    with raw_server(ok) as (port, _):
+        session = BoundSession(settings_for(port))
+        response = session.get("/x")
+        # It is put on again if a request is sent again.
+        assert session.send(response.request).json() == {}
+    assert leak_in(repr(response.request.headers)) is None
+    assert leak_in(f"{session!r} {session.headers!r} {session.auth!r}") is None
+    with pytest.raises(requests.ConnectionError) as caught:
+        session.get("/x")
+    assert leak_in(pickle.dumps(caught.value.request.headers)) is None
+    with pytest.raises(TypeError, match="pickled"):
+        pickle.dumps(session)
+
+
+def test_what_a_response_echoes_is_not_logged(caplog):
+    def echo(stream, request):
+        stream.sendall(b"HTTP/1.1 302 %s\r\nLocation: /%s\r\nContent-Length: 0\r\n\r\n" % (KEY, KEY))
+
+    caplog.set_level("DEBUG")
+    with raw_server(echo) as (port, _), pytest.raises(errors.RedirectedError):
+        VoiceGenieClient(settings_for(port)).send(endpoints.campaign("c"))
+    assert leak_in(caplog.text) is None
+
+
+# How long it may take.
+
+
+@contextlib.contextmanager
+def silent_address():
+    """Give a port that does not answer: its queue is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port = listener.getsockname()[1]
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        yield port
+
+
+def resolve_to(monkeypatch, port, *, after=0.0, count=1):
+    """Let the name of a host stand for so many addresses, found after so many seconds."""
+    original = socket.getaddrinfo
+
+    def getaddrinfo(host, *rest, **more):
+        if host not in ("slow.example.com", b"slow.example.com"):
+            return original(host, *rest, **more)
+        time.sleep(after)
+        return count * original("127.0.0.1", port, type=socket.SOCK_STREAM)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@BOTH
+def test_the_time_limit_is_for_all_addresses(monkeypatch, send):
+    with silent_address() as port:
+        resolve_to(monkeypatch, port, count=3)
+        client = VoiceGenieClient(settings_for(port, host="slow.example.com", timeout=0.5))
+        begun = time.monotonic()
+        with pytest.raises(errors.RequestTimeoutError, match="in time") as caught:
+            send(client, endpoints.start("c"))
+        assert time.monotonic() - begun < 1.2
+    assert not caught.value.may_have_taken_effect
+
+
+@BOTH
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_time_limit_is_for_the_resolver_too_and_nothing_is_sent_after_it(monkeypatch, send, scheme):
+    with raw_server(ok) as (port, seen):
+        resolve_to(monkeypatch, port, after=1.5)
+        client = VoiceGenieClient(settings_for(port, scheme, "slow.example.com", timeout=0.3))
+        begun = time.monotonic()
+        with pytest.raises(errors.RequestTimeoutError) as caught:
+            send(client, endpoints.start("c"))
+        # Nor does the event loop's end wait for the thread.
+        assert time.monotonic() - begun < 1
+        time.sleep(2)
+    assert not caught.value.may_have_taken_effect
+    assert all(KEY not in request for request in seen)
+
+
+class Interruption(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["before it is sent", "after it was sent"])
+def test_an_interruption_ends_a_request(monkeypatch, moment):
+    """As ``execution_timeout`` and a kill do."""
+    over = threading.Event()
+
+    def handle(stream, request):
+        over.wait(5)
+
+    def interrupt(number, frame):
+        raise Interruption
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with raw_server(handle) as (port, seen):
+            resolve_to(monkeypatch, port, after=1.0 if moment == "before it is sent" else 0)
+            client = VoiceGenieClient(settings_for(port, host="slow.example.com", timeout=5))
+            threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            begun = time.monotonic()
+            with pytest.raises(Interruption):
+                client.send(endpoints.start("c"))
+            assert time.monotonic() - begun < 0.9
+            time.sleep(1.2)
+            over.set()
+            assert len([request for request in seen if KEY in request]) == (moment == "after it was sent")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_thread_that_is_left_behind_is_woken_up():
+    over = threading.Event()
+    with raw_server(lambda stream, request: over.wait(5)) as (port, _):
+        client = VoiceGenieClient(settings_for(port, timeout=0.2))
+        with pytest.raises(errors.RequestTimeoutError) as caught:
+            client.send(endpoints.start("c"))
+        deadline = time.monotonic() + 2
+        while any(thread.name == "voicegenie-request" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        over.set()
+    assert caught.value.may_have_taken_effect
+
+
+def test_the_event_loop_reads_no_response(voicegenie_sandbox):
+    threads = []
+
+    def decode(data):
+        threads.append(threading.current_thread())
+        return data
+
+    client = VoiceGenieClient(ClientSettings(voicegenie_sandbox.url, voicegenie_sandbox.api_key))
+    request = endpoints.Request("get", "/campaign/ready", decode)
+    assert in_triggerer(client, request)["id"] == "ready"
+    assert threads != [threading.main_thread()]
+
+
+# What is on the way.
+
+
+@pytest.mark.parametrize("trouble", ["unknown authority", "another name", None, "unchecked", "no tls", "no bundle"])
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_certificates(trouble, tmp_path):
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("elsewhere.example.com" if trouble == "another name" else "127.0.0.1").configure_cert(context)
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    if trouble == "no bundle":
+        bundle.write_text("no certificate")
+    verify = {"unknown authority": True, "unchecked": False}.get(trouble, str(bundle))
+    with raw_server(refuse, tls=None if trouble == "no tls" else context) as (port, seen):
+        client = VoiceGenieClient(settings_for(port, "https", verify=verify))
+        with pytest.raises(errors.VoiceGenieError) as caught:
+            client.send(endpoints.pause("c"))
+    expected = {None: errors.UnauthorizedError, "unchecked": errors.UnauthorizedError}
+    expected["no bundle"] = errors.InvalidConnectionError
+    assert type(caught.value) is expected.get(trouble, errors.TlsFailedError)
+    if trouble in (None, "unchecked"):
+        assert len(seen) == 1
+    else:
+        assert not caught.value.may_have_taken_effect
+        assert all(leak_in(request) is None for request in seen)
+
+
+def test_the_bundle_of_the_environment_is_not_for_who_trusts_anybody(monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle")
+    session = BoundSession(ClientSettings("https://far.example.com", MARKED_KEY, verify=False))
+    assert session.merge_environment_settings("https://far.example.com/x", {}, None, None, None)["verify"] is False
+
+
+@pytest.mark.parametrize("source", ["environment", "connection"])
+def test_proxies_of_plain_http(monkeypatch, source):
+    with raw_server(refuse) as (proxy, at_proxy), raw_server(refuse) as (port, at_host):
+        url = f"http://127.0.0.1:{proxy}"
+        monkeypatch.setenv("http_proxy", url if source == "environment" else "")
+        proxies = {"http": url} if source == "connection" else {}
+        with pytest.raises(errors.UnauthorizedError):
+            VoiceGenieClient(settings_for(port, proxies=proxies)).send(endpoints.campaign("c"))
+    # Of plain http, a proxy of the environment would see the key.
+    assert (len(at_proxy), len(at_host)) == ((0, 1) if source == "environment" else (1, 0))
+
+
+def test_an_encrypted_request_goes_through_the_proxy_of_the_environment(monkeypatch):
+    def forbid(stream, request):
+        stream.sendall(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
+
+    with raw_server(forbid) as (proxy, seen):
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy}")
+        client = VoiceGenieClient(ClientSettings("https://far.example.com", MARKED_KEY, timeout=2))
+        with pytest.raises(errors.ConnectionFailedError, match="the proxy did not let the connection") as caught:
+            client.send(endpoints.pause("c"))
+    assert not caught.value.may_have_taken_effect
+    assert [request.split(b" HTTP/")[0] for request in seen] == [b"CONNECT far.example.com:443"]
+    assert all(leak_in(request) is None for request in seen)
+
+
+@pytest.mark.parametrize(
+    ("environment", "proxies", "chosen"),
+    [
+        ({"https_proxy": "http://of-environment:1"}, {}, "http://of-environment:1"),
+        ({"all_proxy": "http://of-environment:1"}, {}, "http://of-environment:1"),
+        ({"HTTPS_PROXY": "http://of-environment:1", "no_proxy": "example.com"}, {}, None),
+        ({"https_proxy": "http://of-environment:1", "NO_PROXY": "*"}, {}, None),
+        ({"https_proxy": "http://of-environment:1"}, {"all": "http://own:2"}, "http://own:2"),
+        ({"https_proxy": "http://of-environment:1"}, {"https://far.example.com": "http://own:2"}, "http://own:2"),
+        ({"https_proxy": "http://of-environment:1"}, {"http": "http://own:2"}, "http://of-environment:1"),
+    ],
+)
+def test_the_connection_chooses_before_the_environment(monkeypatch, environment, proxies, chosen):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    url = "https://far.example.com/x"
+    session = BoundSession(ClientSettings("https://far.example.com", MARKED_KEY, proxies=proxies))
+    merged = session.merge_environment_settings(url, {}, None, None, None)["proxies"]
+    assert requests.utils.select_proxy(url, merged) == chosen
+
+
+@pytest.mark.parametrize("name", ["https_proxy", "REQUESTS_CA_BUNDLE"])
+def test_an_environment_that_cannot_be_used_is_named(monkeypatch, name):
+    def no_socks(*arguments, **options):
+        raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
+
+    monkeypatch.setattr(requests.adapters, "SOCKSProxyManager", no_socks)
+    monkeypatch.setenv(name, {"https_proxy": "socks5://proxy.example.com"}.get(name, "/no/such/bundle"))
+    with pytest.raises(errors.InvalidConnectionError, match=name.upper()):
+        VoiceGenieClient(ClientSettings("https://far.example.com", MARKED_KEY)).send(endpoints.campaign("c"))
+
+
+def test_a_socks_proxy_is_gone_through():
+    pytest.importorskip("socks")
+    asked = []
+
+    def socks(stream, greeting):
+        stream.sendall(b"\x05\x00")
+        asked.append(stream.recv(65536))
+        stream.sendall(b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
+        asked.append(stream.recv(65536))
+        refuse(stream, asked[-1])
+
+    with raw_server(socks) as (proxy, _):
+        settings = settings_for(80, host="far.example.com", proxies={"http": f"socks5h://127.0.0.1:{proxy}"})
+        with pytest.raises(errors.UnauthorizedError):
+            VoiceGenieClient(settings).send(endpoints.campaign("c"))
+    assert b"far.example.com" in asked[0]
+    assert asked[1].startswith(b"GET /campaign/c HTTP/1.1\r\n")
+
+
+# The hook's own way in.
+
+
+def connect(monkeypatch, port):
+    extra = json.dumps({"max_attempts": 3, "timeout": 2})
+    fields = {"conn_type": "voicegenie", "host": f"http://127.0.0.1:{port}", "password": MARKED_KEY, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps(fields))
+
+
+def test_the_hook_asks_for_what_it_has_no_method_for(monkeypatch):
+    def handle(stream, request):
+        body = b'{"success": true, "data": [1, 2]}'
+        stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    with raw_server(handle) as (port, seen):
+        connect(monkeypatch, port)
+        assert VoiceGenieHook().request("post", "/getHistory", params={"page": 2}, json={"campaign_id": "c"}) == [1, 2]
+        assert VoiceGenieHook().get_conn().get("/quota").json()["data"] == [1, 2]
+    assert seen[0].startswith(b"POST /getHistory?page=2 HTTP/1.1\r\n")
+    assert seen[0].endswith(b'{"campaign_id": "c"}')
+    assert seen[1].startswith(b"GET /quota HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_what_the_hook_asks_for_is_repeated_only_if_that_is_harmless(monkeypatch, repeatable):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+    def fail(stream, request):
+        stream.sendall(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
+
+    with raw_server(fail) as (port, seen):
+        connect(monkeypatch, port)
+        with pytest.raises(errors.ServerError) as caught:
+            VoiceGenieHook().request("POST", "/x", repeatable=repeatable)
+    assert len(seen) == (3 if repeatable else 1)
+    assert caught.value.may_have_taken_effect is not repeatable
