@@ -15,11 +15,11 @@ from airflow_provider_voicegenie.links import CampaignLink
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_voicegenie.decisions.outcomes import OutcomeRules
+    from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
 
 log = logging.getLogger(__name__)
 
-#: The XCom under which a deferred task keeps what it is about, and the key of the same in Airflow's task state store.
+#: The key of what a task is about in Airflow's task state store.
 _KEY = "voicegenie_task"
 
 _FACTS = ("campaign_id", "voicegenie_conn_id")
@@ -31,9 +31,9 @@ class CampaignTask(BaseOperator):
 
     Airflow renders a task's templates anew in each process that runs it: at a retry, when it is resumed after a
     deferral, at each poke of a rescheduled sensor. What they give may be another campaign by then. So once a task has
-    looked at a campaign, that campaign and the connection are facts, which are kept and taken back:
-    in the trigger and in XCom for a deferral, and on Airflow 3.3 and later in the task state store for later tries.
-    Clearing a task makes it forget them.
+    looked at a campaign, that campaign and the connection are facts, which are kept and taken back: in the trigger and
+    in XCom for a deferral, and on Airflow 3.3 and later in the task state store for later tries. Clearing a task makes
+    it forget them.
 
     :param campaign_id: Id of the campaign.
     :param voicegenie_conn_id: Id of the Airflow connection.
@@ -50,7 +50,7 @@ class CampaignTask(BaseOperator):
 
     #: Whether Airflow told this process to end the task, even before the task's own code runs.
     told_to_end = False
-    #: The link to the campaign; ``None`` if an earlier process of this task has kept it.
+    #: The link to the campaign; ``None`` if an earlier process of this task has stored it.
     campaign_url: str | None = ""
 
     def __init__(
@@ -100,22 +100,6 @@ class CampaignTask(BaseOperator):
             # So that Airflow's UI shows what the task is about.
             self.overwrite_rtif_after_execution = True
 
-    def keep_for_resuming(self, context: Context, **more: Any) -> None:
-        """
-        Keep the facts in XCom: if Airflow itself ends a deferral, it drops what the trigger knows.
-
-        :param context: The task's context.
-        :param more: What else the task has to know then, plain JSON.
-        """
-        if (task_instance := context.get("ti")) is not None:
-            task_instance.xcom_push(key=_KEY, value={**self.facts(), **more})
-
-    def kept_for_resuming(self, context: Context) -> dict[str, Any]:
-        """Return what :meth:`keep_for_resuming` kept; an empty dict if it is lost."""
-        task_instance: Any = context["ti"]
-        kept = task_instance.xcom_pull(task_ids=task_instance.task_id, key=_KEY, map_indexes=task_instance.map_index)
-        return kept if isinstance(kept, dict) else {}
-
     def keep_for_later(self, context: Context, **more: Any) -> None:
         """
         Keep the facts across pokes and tries, until a user clears the task; on Airflow 3.3 and later.
@@ -128,7 +112,9 @@ class CampaignTask(BaseOperator):
         try:
             store.set(_KEY, {**self.facts(), "generation": _generation(context), **more})
         except Exception:
-            log.warning("Campaign %r: could not be kept in Airflow for later tries.", self.campaign_id, exc_info=True)
+            log.warning(
+                "Campaign %r: Airflow could not keep it for later tries of this task.", self.campaign_id, exc_info=True
+            )
 
     def kept_for_later(self, context: Context) -> dict[str, Any] | None:
         """Return what :meth:`keep_for_later` kept since the task was created or cleared; ``None`` for nothing."""

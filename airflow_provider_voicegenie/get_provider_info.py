@@ -21,7 +21,7 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     },
 }
 
-#: The fields of the form that live in the connection's extra.
+#: The fields of the form that live in the connection's extra; each bound stands here, and nowhere else.
 CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "timeout": {
         "label": "Timeout",
@@ -36,7 +36,7 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "requests_per_minute": {
         "label": "Requests per minute",
         "description": "Your plan's rate limit. Empty: 60, the smallest documented plan.",
-        "schema": {"type": ["integer", "null"], "minimum": 1},
+        "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
     },
     "verify": {
         "label": "TLS verification",

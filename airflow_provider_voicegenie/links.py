@@ -35,7 +35,7 @@ class CampaignLink(BaseOperatorLink):
         return _KEY
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
-        """Return what the task has kept, or nothing."""
+        """Return the link that the task has stored, or nothing."""
         # Airflow 3 asks at the end of a task too, and an XCom that is not there leaves an error in its log.
         if (url := getattr(operator, "campaign_url", None)) is not None:
             return str(url)
@@ -46,7 +46,7 @@ class CampaignLink(BaseOperatorLink):
 
 def keep_link(context: Mapping[str, Any], hook: VoiceGenieHook, task: CampaignTask) -> None:
     """
-    Keep the link to a task's campaign, an empty one if there is none. A failure is logged, never raised.
+    Store the link to a task's campaign in XCom, an empty one if there is none. A failure is logged, never raised.
 
     :param context: The task's context.
     :param hook: The task's hook.
@@ -56,4 +56,4 @@ def keep_link(context: Mapping[str, Any], hook: VoiceGenieHook, task: CampaignTa
         task.campaign_url = hook.campaign_url(task.campaign_id) or ""
         context["ti"].xcom_push(key=_KEY, value=task.campaign_url)
     except Exception as error:  # noqa: BLE001  Airflow may raise anything here
-        log.debug("Campaign %r: no link to it could be kept (%s).", task.campaign_id, type(error).__name__)
+        log.debug("Campaign %r: no link to it could be stored (%s).", task.campaign_id, type(error).__name__)

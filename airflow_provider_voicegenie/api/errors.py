@@ -3,7 +3,7 @@
 One family of errors for everything that can go wrong with a request, and the tables that choose among them.
 
 None of them is Airflow's. What an error does to a task is decided where the task ends, by
-:mod:`airflow_provider_voicegenie.decisions.outcomes`, which knows each error by its ``kind``.
+:mod:`airflow_provider_voicegenie.rules.outcomes`, which knows each error by its ``kind``.
 
 No error holds a request, a header or the exception of an HTTP library: those carry the API key.
 """
@@ -27,7 +27,7 @@ class VoiceGenieError(Exception):
     :param retry_after: Seconds the service asked to wait; ``None`` if it did not.
     """
 
-    #: Name of the condition this is, one of :class:`~airflow_provider_voicegenie.decisions.outcomes.Condition`.
+    #: Name of the condition this is, one of :class:`~airflow_provider_voicegenie.rules.outcomes.Condition`.
     kind: ClassVar[str]
     #: Whether the same request may succeed a little later.
     temporary: ClassVar[bool] = False

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -20,7 +19,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError
 from airflow_provider_voicegenie.api.settings import DOCUMENTED_BASE_URL, ClientSettings
-from airflow_provider_voicegenie.decisions.parameters import did_you_mean
+from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS
+from airflow_provider_voicegenie.rules.parameters import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 _SHORTEST_KEY = 8
 # As Airflow calls it, and as our form does.
 _HOST = "Host (Base URL)"
-_NO_HOST = "it is not a host or base URL. Enter a host name, or https://host/path."
+_PASSWORD = "Password (API key)"  # noqa: S105  the name of a field
+_NO_HOST = f"{_HOST} is not a host or base URL. Enter a host name, or https://host/path."
 
 
 class ConnectionFields(Protocol):
@@ -43,12 +44,7 @@ class ConnectionFields(Protocol):
 
 
 class _FieldError(Exception):
-    """A field has no usable value."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(field, problem)
-        self.field = field
-        self.problem = problem
+    """A field has no usable value; the message is a sentence that begins with the field."""
 
 
 def client_settings(connection: ConnectionFields) -> ClientSettings:
@@ -63,7 +59,7 @@ def client_settings(connection: ConnectionFields) -> ClientSettings:
     # A traceback may show local variables, and the connection's own `repr` has the password.
     del connection
     if isinstance(checked, _FieldError):
-        raise InvalidConnectionError(f"Connection {conn_id!r}, field {checked.field}: {checked.problem}")
+        raise InvalidConnectionError(f"Connection {conn_id!r}: {checked}")
     return checked
 
 
@@ -86,7 +82,7 @@ def _check(connection: ConnectionFields) -> ClientSettings | _FieldError:
         base_url = _base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False))
         api_key = _api_key(connection.password)
         _refuse_key_in(_HOST, base_url, api_key)
-        _refuse_key_in("Extra: campaign_url", extra.get("campaign_url") or "", api_key)
+        _refuse_key_in("Extra field `campaign_url`", extra.get("campaign_url") or "", api_key)
         return ClientSettings(base_url, api_key, conn_id=connection.conn_id, **extra)
     except _FieldError as error:
         return error
@@ -95,15 +91,13 @@ def _check(connection: ConnectionFields) -> ClientSettings | _FieldError:
 def _api_key(password: object) -> str:
     if not isinstance(password, str) or not password:
         raise _FieldError(
-            "Password (API key)",
-            "it is empty. Enter the API key, from the VoiceGenie dashboard, under Settings > API Keys.",
+            f"{_PASSWORD} is empty. Enter the API key, from the VoiceGenie dashboard, under Settings > API Keys."
         )
     # A header can hold no more, and a pasted line end is the usual mistake.
     if not password.isascii() or not password.isprintable() or " " in password:
         raise _FieldError(
-            "Password (API key)",
-            "it holds white space, a line end, or a character that no API key has. Enter the key again, without "
-            "anything before or after it.",
+            f"{_PASSWORD} contains whitespace, a line break or an invalid character. Enter the key again, without "
+            "anything before or after it."
         )
     return password
 
@@ -112,9 +106,8 @@ def _refuse_key_in(field: str, url: str, api_key: str) -> None:
     # What is shorter is no key of a service, and may well be part of a name.
     if len(api_key) >= _SHORTEST_KEY and api_key in (url + unquote(url)):
         raise _FieldError(
-            field,
-            "it holds the API key, which would end up in the logs of every server on the way. Remove it; the API key "
-            "belongs in Password.",
+            f"{field} contains the API key, which would end up in the logs of every server on the way. Remove it; the "
+            "API key belongs in Password."
         )
 
 
@@ -139,15 +132,14 @@ def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
     parts = _split(host)
     _refuse_odd_parts(parts)
     if scheme and scheme != parts.scheme:
-        raise _FieldError("Schema", "it names another scheme than the host does. Leave it empty.")
+        raise _FieldError("Schema names another scheme than the host does. Leave it empty.")
     name = parts.hostname or ""
     if not name or any(c.isspace() or not c.isprintable() for c in host):
-        raise _FieldError(_HOST, _NO_HOST)
+        raise _FieldError(_NO_HOST)
     if parts.scheme == "http" and not _is_loopback(name) and not insecure_allowed:
         raise _FieldError(
-            _HOST,
-            "plain http:// to another machine would show the API key to the network. Use https://, or set "
-            '"allow_insecure_http": true in Extra if the network is yours.',
+            f"{_HOST} is plain http:// to another machine, which would show the API key to the network. Use https://, "
+            'or set "allow_insecure_http": true in Extra if the network is yours.'
         )
     port = _port(parts, connection.port)
     netloc = f"[{name}]" if ":" in name else name
@@ -160,7 +152,7 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         parts.port  # noqa: B018  reading it checks it
     except ValueError:
-        raise _FieldError(_HOST, _NO_HOST) from None
+        raise _FieldError(_NO_HOST) from None
     return parts
 
 
@@ -173,7 +165,7 @@ def _refuse_odd_parts(parts: SplitResult) -> None:
     }
     for problem, present in problems.items():
         if present:
-            raise _FieldError(_HOST, f"it has {problem}")
+            raise _FieldError(f"{_HOST} has {problem}")
 
 
 def _port(parts: SplitResult, port: object) -> int | None:
@@ -182,9 +174,9 @@ def _port(parts: SplitResult, port: object) -> int | None:
         return parts.port
     text = str(port)
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
-        raise _FieldError("Port", "it is not a number from 1 to 65535. Correct it or leave it empty.")
+        raise _FieldError("Port must be a number from 1 to 65535. Correct it or leave it empty.")
     if parts.port not in (None, int(text)):
-        raise _FieldError("Port", "the host names another port. Enter it in one place only.")
+        raise _FieldError("Port differs from the port in the host. Enter it in one place only.")
     return int(text)
 
 
@@ -208,21 +200,20 @@ def _read_extra(conn_id: object, text: object) -> dict[str, Any]:
     """Read the fields we know; an empty one, as the connection form leaves behind, counts as not there."""
     extra = _parse_extra(text)
     if extra is None:
-        raise _FieldError("Extra", 'it is not a JSON object. Enter one, such as {"timeout": 30}, or nothing.')
+        raise _FieldError('Extra must be a JSON object, such as {"timeout": 30}, or empty.')
     if found := "; ".join(chain.from_iterable(unknown_fields(extra))):
         log.warning("Connection %r: Extra has %s.", conn_id, found)
     values = {}
-    for name, (read, remedy) in _EXTRA_FIELDS.items():
+    for name, (read, wanted) in _EXTRA_FIELDS.items():
         value = extra.get(name)
         if value in (None, ""):
             continue
         try:
             values[name] = read(value)
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-            remedy_message = remedy
-        else:
             continue
-        raise _FieldError(f"Extra: {name}", remedy_message)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            pass
+        raise _FieldError(f"Extra field `{name}` must be {wanted}.")
     return values
 
 
@@ -256,21 +247,21 @@ def unknown_fields(extra: object) -> tuple[list[str], list[str]]:
     return misspelled, [f"{others} field(s) that mean nothing here (known: {known})"] if others else []
 
 
-def _read_seconds(value: Any) -> float:
-    number = float(value)
-    if isinstance(value, bool) or not math.isfinite(number) or not 0 < number <= 3600:
-        raise ValueError
-    return number
+def _number(name: str, what: str, example: int) -> tuple[Callable[[Any], float], str]:
+    """Return what reads a number within the bounds that the connection form has for it, and what it must be."""
+    schema = CONNECTION_FIELDS[name]["schema"]
+    above, least, most = (schema.get(bound) for bound in ("exclusiveMinimum", "minimum", "maximum"))
+    is_whole = "integer" in schema["type"]
 
-
-def _read_whole(maximum: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
+    def read(value: Any) -> float:
         number = float(value)
-        if isinstance(value, bool) or not number.is_integer() or not 1 <= number <= maximum:
+        is_within = (above is None or number > above) and (least is None or number >= least) and number <= most
+        if isinstance(value, bool) or not is_within or (is_whole and not number.is_integer()):
             raise ValueError
-        return int(number)
+        return int(number) if is_whole else number
 
-    return read
+    from_where = f"above {above}" if least is None else f"from {least}"
+    return read, f"{what} {from_where}, at most {most}, such as {example}"
 
 
 def _read_flag(value: Any) -> bool:
@@ -315,26 +306,21 @@ def _read_campaign_url(value: Any) -> str:
     return str(value)
 
 
+#: What reads each field, and what the field must be.
 _EXTRA_FIELDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
-    "timeout": (_read_seconds, "it is not a number of seconds above 0 and up to 3600. Enter one, such as 30."),
-    "max_attempts": (_read_whole(20), "it is not a whole number from 1 to 20. Enter one, such as 4."),
-    "requests_per_minute": (
-        _read_whole(1_000_000),
-        "it is not a whole number of 1 or more. Enter your plan's limit, such as 60.",
-    ),
-    "verify": (
-        _read_verify,
-        "it is neither true, false, nor the path of an existing CA bundle on this machine. Correct or remove it.",
-    ),
+    "timeout": _number("timeout", "a number of seconds", 30),
+    "max_attempts": _number("max_attempts", "a whole number", 4),
+    "requests_per_minute": _number("requests_per_minute", "a whole number", 60),
+    "verify": (_read_verify, "true, false, or the path of an existing CA bundle on this machine"),
     "proxies": (
         _read_proxies,
-        'it is not an object of proxy URLs by scheme. Enter one, such as {"https": "http://proxy.example.com:3128"}.',
+        'an object of proxy URLs by scheme, such as {"https": "http://proxy.example.com:3128"}',
     ),
     "campaign_url": (
         _read_campaign_url,
-        "it is not a URL with {campaign_id} in it. Enter one, such as https://dashboard.example.com/{campaign_id}.",
+        "a URL with {campaign_id} in it, such as https://dashboard.example.com/{campaign_id}",
     ),
-    "allow_insecure_http": (_read_flag, "it is neither true nor false. Correct or remove it."),
+    "allow_insecure_http": (_read_flag, "true or false"),
 }
 
 _FORM_PREFIX = "extra__voicegenie__"

@@ -184,7 +184,7 @@ class VoiceGenieHook(BaseHook):
             client = VoiceGenieClient(replace(client_settings(connection), conn_id=None))
             client.send(endpoints.campaign_page(limit=1, offset=0), max_attempts=1)
         except VoiceGenieError as error:
-            message = error.message.removeprefix(f"Connection {self.voicegenie_conn_id!r}, ")
+            message = error.message.removeprefix(f"Connection {self.voicegenie_conn_id!r}: ")
             return False, message[:1].upper() + message[1:]
         misspelled, others = unknown_fields(connection.extra)
         found = "; ".join((*misspelled, *others))

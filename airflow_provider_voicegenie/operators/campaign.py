@@ -4,30 +4,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, get_current_context
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
-from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
-from airflow_provider_voicegenie.decisions.parameters import (
+from airflow_provider_voicegenie.links import keep_link
+from airflow_provider_voicegenie.rules.calling_hours import CallingHours
+from airflow_provider_voicegenie.rules.outcomes import (
+    Condition,
+    Outcome,
+    OutcomeRules,
+    TaskKind,
+    VoiceGenieRetryException,
+    apply_error,
+    apply_outcome,
+)
+from airflow_provider_voicegenie.rules.parameters import (
     check_flags,
     read_interval,
     read_optional_seconds,
     read_percent,
 )
-from airflow_provider_voicegenie.links import keep_link
-from airflow_provider_voicegenie.task_end import VoiceGenieRetryException, settle_error, settle_task
-from airflow_provider_voicegenie.waits import default_deferrable, was_ended_by_airflow
+from airflow_provider_voicegenie.waiting.deferral import default_deferrable, kept_for_resuming, was_ended_by_airflow
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
     from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
-    from airflow_provider_voicegenie.operators.start_task import StartTask
+    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+    from airflow_provider_voicegenie.start.task import StartTask
 
 __all__ = ["CallingHours", "Condition", "Outcome", "PauseCampaignOperator", "StartCampaignOperator"]
 
@@ -36,14 +45,15 @@ class StartCampaignOperator(CampaignTask):
     """
     Start a VoiceGenie campaign: people are phoned at once. Optionally, follow it to its end.
 
-    The task checks the DAG run, reads the campaign, checks it and the time, and then sends one start
-    (``GET /startCampaign/{id}``, the service's Start Campaign page). A start is never repeated blindly. Where its
-    answer is lost, the task looks at the campaign and succeeds if the start took effect. A later try of the task takes
-    over the start of an earlier one, and starts nothing.
+    The task checks the DAG run, reads the campaign, checks it and the time, and then sends one start (``GET
+    /startCampaign/{id}``, the service's Start Campaign page). A start is never repeated blindly. If its response is
+    lost, the task looks at the campaign and succeeds if the start took effect. A later try of the task takes over the
+    start of an earlier one, and starts nothing.
 
-    Whatever stands in the way is a condition, and each condition has an outcome: *skip*, *fail* (at once, without
-    retry), *retry* (Airflow's ``retries`` decide), *succeed*, or *wait*. The defaults stand in the README's table;
-    ``outcomes`` changes single lines. While the task waits for completion, temporary trouble never ends the wait.
+    Anything that prevents the start is a *condition*; every condition has an *outcome*: *skip*, *fail* (at once,
+    without retry), *retry* (Airflow's ``retries`` decide), *succeed*, or *wait*. The documentation has a table of the
+    defaults; ``outcomes`` changes single lines. While the task waits for completion, temporary trouble never ends the
+    wait.
 
     Once the task has looked at a campaign, it stays with it and with its connection, whatever the templates give after
     a deferral. A retry whose campaign differs from the one that an earlier try started fails (Airflow 3.3).
@@ -51,14 +61,13 @@ class StartCampaignOperator(CampaignTask):
     Returns to XCom, as plain JSON, and each field under its own key too; ``campaign_id`` already before the start:
 
     - ``campaign_id``: the id.
-    - ``status``: the campaign's status after the start, ``running`` as a rule; at the end, where the task waited.
-    - ``started_at``: when the service says it was started, ISO 8601 in UTC; null where it did not say.
-    - ``started_by_task``: false where the campaign was running or over already, and the outcome for that is
-      *succeed*.
+    - ``status``: the campaign's status after the start, ``running`` as a rule; at the end, if the task waited.
+    - ``started_at``: when the service says it was started, ISO 8601 in UTC; null if it did not say.
+    - ``started_by_task``: false if the campaign was running or over already, and the outcome for that is *succeed*.
 
     and with ``wait_for_completion`` also
 
-    - ``completed_at``: when the service says it was completed, ISO 8601 in UTC; null where it did not say.
+    - ``completed_at``: when the service says it was completed, ISO 8601 in UTC; null if it did not say.
     - ``statistics``: ``total_contacts``, ``calls_completed``, ``calls_failed``, ``call_status_breakdown`` (calls by
       outcome), ``success_rate`` (percentage of successful calls among the finished ones), ``average_call_duration``
       and ``total_call_duration`` (seconds); from ``GET /getCampaignStats/{id}``. Null if they cannot be read within
@@ -150,6 +159,8 @@ class StartCampaignOperator(CampaignTask):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the campaign, wait for it if asked to, and return the XCom value described in the class docstring."""
+        if not self.told_to_end:
+            keep_link(context, self._hook(), self)
         return self._begin(context).execute()
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -174,15 +185,22 @@ class StartCampaignOperator(CampaignTask):
             self._begin(context).end_before_resuming(start)
 
     def _begin(self, context: Context) -> StartTask:
-        from airflow_provider_voicegenie.operators.start_task import StartTask
+        from airflow_provider_voicegenie.start.options import StartOptions
+        from airflow_provider_voicegenie.start.task import StartTask
 
-        self._running = StartTask(self, context)
+        options = StartOptions(**{field.name: getattr(self, field.name) for field in fields(StartOptions)})
+        self._running = StartTask(self._hook(), self.campaign_id, context, options)
         if self.told_to_end:
             self._running.kill()
         return self._running
 
+    def _hook(self) -> VoiceGenieHook:
+        from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+
+        return VoiceGenieHook(self.voicegenie_conn_id)
+
     def _start_before_deferral(self, context: Context) -> dict[str, Any]:
-        kept = self.kept_for_resuming(context)
+        kept = kept_for_resuming(context)
         if "start" not in kept:
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: Airflow has lost what this task knew of its start (XCom). Look at the "
@@ -215,16 +233,16 @@ class PauseCampaignOperator(CampaignTask):
     Pause a VoiceGenie campaign: no new call begins, calls in progress run to their end.
 
     Sends one pause (``GET /pauseTheCampaign/{id}``, the service's Pause Campaign page). The service gives one
-    refusal for every campaign that does not run; the task then reads the campaign to tell a paused one, which is
-    a success by default, from one that is over or was not started yet, which fails. Where the answer is lost, it
-    reads the campaign too.
+    refusal for every campaign that does not run; the task then reads the campaign to distinguish a paused one, which is
+    a success by default, from one that is over or was not started yet, which fails. If the response is lost, it reads
+    the campaign too.
 
     Returns to XCom, as plain JSON:
 
     - ``campaign_id``: the id.
     - ``status``: the campaign's status after the pause, ``paused`` as a rule.
-    - ``paused_at``: when the service says it was paused, ISO 8601 in UTC; null where it did not say.
-    - ``active_calls``: calls that were still going on; null where the service did not say.
+    - ``paused_at``: when the service says it was paused, ISO 8601 in UTC; null if it did not say.
+    - ``active_calls``: calls that were still going on; null if the service did not say.
 
     :param campaign_id: Id of the campaign. (templated)
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
@@ -276,7 +294,7 @@ class PauseCampaignOperator(CampaignTask):
                 self.log.info("%s Looking at the campaign.", error)
                 return self._find_out(hook.get_campaign(self.campaign_id), error)
         except VoiceGenieError as error:
-            settle_error(self.outcome_rules, error, self.campaign_id)
+            apply_error(self.outcome_rules, error, self.campaign_id)
             raise
         finally:
             keep_link(context, hook, self)
@@ -288,27 +306,27 @@ class PauseCampaignOperator(CampaignTask):
         return self._result(paused.status, paused.paused_at, paused.active_calls)
 
     def _find_out(self, campaign: Campaign, error: VoiceGenieError) -> dict[str, Any]:
-        """Tell the states apart that the service refuses a pause for, or in which a lost answer left the campaign."""
+        """Apply the condition that the campaign's state is, after a refusal or a lost response."""
         from airflow_provider_voicegenie.api.models import CampaignStatus
 
         status = campaign.status
         if status is CampaignStatus.PAUSED and error.may_have_taken_effect:
             self.log.info("Campaign %r is paused now.", self.campaign_id)
         elif status is CampaignStatus.PAUSED:
-            self._settle(Condition.CAMPAIGN_ALREADY_PAUSED, "it was paused already")
+            self._apply(Condition.CAMPAIGN_ALREADY_PAUSED, "it is already paused")
         elif status.has_ended:
-            self._settle(Condition.CAMPAIGN_COMPLETED, f"it is over ({status.value}), so there is nothing to pause")
+            self._apply(Condition.CAMPAIGN_COMPLETED, f"it is over ({status.value}), so there is nothing to pause")
         elif error.may_have_taken_effect or status.is_running:
             raise error
         else:
-            self._settle(
+            self._apply(
                 Condition.CAMPAIGN_NOT_RUNNING,
                 f"it does not run yet (status {campaign.status_text!r:.40}), so it cannot be paused",
             )
         return self._result(status, None, None)
 
-    def _settle(self, condition: Condition, message: str) -> None:
-        settle_task(self.outcome_rules, condition, self.campaign_id, message)
+    def _apply(self, condition: Condition, message: str) -> None:
+        apply_outcome(self.outcome_rules, condition, self.campaign_id, message)
 
     def _result(self, status: CampaignStatus, paused_at: datetime | None, active_calls: int | None) -> dict[str, Any]:
         from airflow_provider_voicegenie.api.models import write_time

@@ -21,41 +21,48 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
-from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
-from airflow_provider_voicegenie.decisions.parameters import check_flags, read_optional_seconds, read_percent
-from airflow_provider_voicegenie.decisions.prerequisites import (
+from airflow_provider_voicegenie.links import keep_link
+from airflow_provider_voicegenie.rules.calling_hours import CallingHours
+from airflow_provider_voicegenie.rules.outcomes import (
+    Condition,
+    Outcome,
+    OutcomeRules,
+    TaskKind,
+    VoiceGenieRetryException,
+    apply_outcome,
+)
+from airflow_provider_voicegenie.rules.parameters import check_flags, read_optional_seconds, read_percent
+from airflow_provider_voicegenie.rules.prerequisites import (
     Check,
     HasContacts,
     HasScript,
     IsStartable,
     Prerequisite,
+    check_importable,
     check_readiness,
     effective_prerequisites,
 )
-from airflow_provider_voicegenie.links import keep_link
-from airflow_provider_voicegenie.task_end import VoiceGenieRetryException, settle_task
-from airflow_provider_voicegenie.waits import (
+from airflow_provider_voicegenie.waiting.deferral import (
     default_deferrable,
     deferral_timeout,
     execution_deadline,
-    read_final_statistics,
+    keep_for_resuming,
+    kept_for_resuming,
     was_ended_by_airflow,
-    write_notes,
 )
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
-    from airflow_provider_voicegenie.decisions.completion import CompletionWatch
-    from airflow_provider_voicegenie.decisions.readiness import ReadinessWatch
-    from airflow_provider_voicegenie.decisions.waiting import End, Watch
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+    from airflow_provider_voicegenie.waiting.completion import CompletionWatch
+    from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
+    from airflow_provider_voicegenie.waiting.watch import End, Watch
 
 _AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
 
-#: Whether this Airflow keeps anything of a task between its runs.
+#: Whether this Airflow keeps anything of a task between its pokes and tries.
 _KEEPS_TASK_STATE = _AIRFLOW >= (3, 3)
 
 #: The least time between reads in the triggerer; a sensor may have ``poke_interval=0``.
@@ -109,7 +116,7 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the campaign once; defer, if the sensor does and the wait is not over."""
-        from airflow_provider_voicegenie.operators.killing import was_ended_by_user
+        from airflow_provider_voicegenie.waiting.killing import was_ended_by_user
 
         if not self._has_begun:
             self._has_begun = True
@@ -124,27 +131,27 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
         if not self._has_link:
             self._has_link = True
             keep_link(context, self._hook, self)
-        outcome = PokeReturnValue(False) if end is None else self._settle(end)
+        outcome = PokeReturnValue(False) if end is None else self._apply(end)
         if self.deferrable and not outcome.is_done:
             self._defer(context, time.time() + self.timeout)
         return outcome
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after the wait in the triggerer."""
-        from airflow_provider_voicegenie.decisions.waiting import End
+        from airflow_provider_voicegenie.waiting.watch import End
 
         deferred = event["deferred"]
         self._take_up(deferred)
-        outcome = self._settle(self._finished(End.from_json(event), context))
+        outcome = self._apply(self._finished(End.from_json(event), context))
         if not outcome.is_done:
             self._defer(context, deferred["deadline"])
         return outcome.xcom_value
 
     def execute_late(self, context: Context) -> Any:
         """Look once more, after Airflow ended the deferral as no triggerer did in time."""
-        from airflow_provider_voicegenie.decisions.waiting import EndReason
+        from airflow_provider_voicegenie.waiting.watch import EndReason
 
-        if kept := self.kept_for_resuming(context):
+        if kept := kept_for_resuming(context):
             self._take_up(kept)
         end = self._look(context)
         if end is None:
@@ -152,7 +159,7 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
             is_over = execution_ends is not None and time.time() >= execution_ends
             reason = EndReason.EXECUTION_TIMEOUT if is_over else EndReason.TIMEOUT
             end = self._watch.time_is_up(time.time(), reason)
-        return self._settle(end).xcom_value
+        return self._apply(end).xcom_value
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
@@ -166,9 +173,9 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
                 raise skip.__cause__ from None
             raise
 
-    def _settle(self, end: End) -> PokeReturnValue:
+    def _apply(self, end: End) -> PokeReturnValue:
         """Return whether the wait is over and what goes to XCom, or raise what ends the task otherwise."""
-        from airflow_provider_voicegenie.decisions.waiting import EndReason
+        from airflow_provider_voicegenie.waiting.watch import EndReason
 
         if end.reason is EndReason.TIMEOUT:
             raise AirflowSensorTimeout(f"Campaign {self.campaign_id!r}: the sensor's timeout: {end.message}.")
@@ -178,7 +185,7 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
                 raise AirflowSkipException(message)
             raise AirflowTaskTimeout(message)
         if end.condition is not None:
-            outcome = settle_task(
+            outcome = apply_outcome(
                 self.outcome_rules, end.condition, self.campaign_id, end.message, retry_after=end.retry_after
             )
             if outcome is Outcome.WAIT:
@@ -195,7 +202,7 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
             "execution_deadline": execution_ends,
         }
         trigger = self._trigger(shared)
-        self.keep_for_resuming(context, seen=getattr(trigger, "seen", None))
+        keep_for_resuming(context, {**self.facts(), "seen": getattr(trigger, "seen", None)})
         self.defer(trigger=trigger, method_name="execute_complete", timeout=deferral_timeout(deadline, execution_ends))
 
     def _take_up(self, kept: Mapping[str, Any]) -> None:
@@ -245,14 +252,13 @@ class CampaignReadySensor(_CampaignSensor):
     contacts, has a status from which it can be started (paused or scheduled), and meets every further
     prerequisite. What is missing is logged when it changes.
 
-    What can never come true ends the wait through the outcome table of the README: an unknown id, a key that is
-    not accepted and a campaign that is over *fail*, one that runs already *skips*. Temporary trouble (rate limit,
-    5xx, a broken connection) does not end it. As in every sensor, ``timeout`` does, and ``poke_interval``,
-    ``mode``, ``soft_fail`` mean what they always mean.
+    What can never come true ends the wait through the outcome table of the documentation: an unknown id, a key that is
+    not accepted and a campaign that is over *fail*, one that is already running *skips*. Temporary trouble (rate limit,
+    5xx, a broken connection) does not end it. As in every sensor, ``timeout`` does, and ``poke_interval``, ``mode``,
+    ``soft_fail`` mean what they always mean.
 
     Returns to XCom, as plain JSON: ``campaign_id``, ``status``, ``total_count`` (contacts), ``completed_count``
-    and ``failed_count`` (calls), ``updated_at`` (ISO 8601 in UTC). Numbers and time are null where the service
-    gave none.
+    and ``failed_count`` (calls), ``updated_at`` (ISO 8601 in UTC). Numbers and time are null if the service gave none.
 
     :param campaign_id: Id of the campaign. (templated)
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
@@ -285,14 +291,12 @@ class CampaignReadySensor(_CampaignSensor):
         )
         self.prerequisites = effective_prerequisites(prerequisites)
         if self.deferrable and prerequisites:
-            from airflow_provider_voicegenie.triggers.loading import check_importable
-
             # Airflow 2 has the DAG folder on the import path of every process.
             check_importable(self.prerequisites, None if _AIRFLOW < (3,) else conf.get("core", "dags_folder"))
 
     @cached_property
     def _watch(self) -> ReadinessWatch:
-        from airflow_provider_voicegenie.decisions.readiness import ReadinessWatch
+        from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
 
         return ReadinessWatch(self.campaign_id, self.outcome_rules, time.time())
 
@@ -302,13 +306,10 @@ class CampaignReadySensor(_CampaignSensor):
         try:
             campaign = self._hook.get_campaign(self.campaign_id)
         except VoiceGenieError as error:
-            step = self._watch.see_error(error, time.time())
-        else:
-            self._keep(context)
-            readiness = check_readiness(self.prerequisites, campaign, datetime.now(UTC))
-            step = self._watch.see_campaign(campaign, readiness, time.time())
-        write_notes(step.notes)
-        return step.end
+            return self._watch.observe_error(error, time.time())
+        self._keep(context)
+        readiness = check_readiness(self.prerequisites, campaign, datetime.now(UTC))
+        return self._watch.observe(campaign, readiness, time.time())
 
     def _trigger(self, shared: dict[str, Any]) -> BaseTrigger:
         from airflow_provider_voicegenie.triggers.campaign import CampaignReadyTrigger
@@ -322,18 +323,18 @@ class CampaignCompletedSensor(_CampaignSensor):
     Wait until a VoiceGenie campaign that was started elsewhere is completed.
 
     Reads the campaign (``GET /campaign/{id}``, the service's Get Campaign page; deferred, ``GET /fetchCampaignData``
-    where that takes fewer requests) until its status is ``completed``, and then its statistics
+    if that takes fewer requests) until its status is ``completed``, and then its statistics
     (``GET /getCampaignStats/{id}``). Progress is logged when it changes.
 
-    What else may come ends the wait through the outcome table of the README: a campaign that ended as ``failed`` or was
-    stopped, an unknown id and a key that is not accepted *fail*; a paused campaign is waited for. Temporary trouble
-    (rate limit, 5xx, a broken connection) does not end it. As in every sensor, ``timeout`` does, and
-    ``poke_interval``, ``mode``, ``soft_fail`` mean what they always mean. The campaign is never paused by this task.
+    Anything else ends the wait through the outcome table of the documentation: a campaign that ended as ``failed`` or
+    was stopped, an unknown id and a key that is not accepted *fail*; a paused campaign is waited for. Temporary trouble
+    (rate limit, 5xx, a broken connection) does not end it. As in every sensor, ``timeout`` does, and ``poke_interval``,
+    ``mode``, ``soft_fail`` mean what they always mean. The campaign is never paused by this task.
 
     Returns to XCom, as plain JSON: ``campaign_id``, ``status``, ``completed_at`` (ISO 8601 in UTC), and ``statistics``:
     ``total_contacts``, ``calls_completed``, ``calls_failed``, ``call_status_breakdown`` (calls by outcome),
     ``success_rate`` (percentage of successful calls among the finished ones), ``average_call_duration`` and
-    ``total_call_duration`` (seconds). What the service does not tell is null, as are statistics that cannot be read
+    ``total_call_duration`` (seconds). What the service does not give is null, as are statistics that cannot be read
     within some minutes.
 
     :param campaign_id: Id of the campaign. (templated)
@@ -379,16 +380,10 @@ class CampaignCompletedSensor(_CampaignSensor):
 
     @cached_property
     def _watch(self) -> CompletionWatch:
-        from airflow_provider_voicegenie.decisions.completion import CompletionWatch
+        from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 
-        seen = self._seen or {}
         return CompletionWatch(
-            self.campaign_id,
-            self.outcome_rules,
-            seen.get("at", time.time()),
-            stall_timeout=self.stall_timeout,
-            completed=seen.get("completed"),
-            failed=seen.get("failed"),
+            self.campaign_id, self.outcome_rules, time.time(), stall_timeout=self.stall_timeout, seen=self._seen
         )
 
     def _look(self, context: Context) -> End | None:
@@ -397,13 +392,12 @@ class CampaignCompletedSensor(_CampaignSensor):
         try:
             campaign = self._hook.get_campaign(self.campaign_id)
         except VoiceGenieError as error:
-            step = self._watch.see_error(error, time.time())
+            end = self._watch.observe_error(error, time.time())
         else:
-            step = self._watch.see_campaign(campaign, time.time(), in_full=True)
+            end = self._watch.observe(campaign, time.time())
             has_to_last = self.reschedule and self.stall_timeout is not None
             self._keep(context, self._watch.seen() if has_to_last else None)
-        write_notes(step.notes)
-        return None if step.end is None else self._finished(step.end, context)
+        return None if end is None else self._finished(end, context)
 
     def _trigger(self, shared: dict[str, Any]) -> BaseTrigger:
         from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
@@ -413,7 +407,8 @@ class CampaignCompletedSensor(_CampaignSensor):
         )
 
     def _finished(self, end: End, context: Context) -> End:
-        from airflow_provider_voicegenie.decisions.final_statistics import FinalStatistics
+        from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
+        from airflow_provider_voicegenie.waiting.worker import read_final_statistics
 
         if not end.is_done:
             return end

@@ -3,82 +3,73 @@
 Triggers that wait for a campaign.
 
 Their arguments are plain JSON without a secret. All waits of a triggerer on one connection share one poll, see
-:mod:`airflow_provider_voicegenie.triggers.feed`; what ends a wait is decided by
-:mod:`airflow_provider_voicegenie.decisions`, as it is in a worker.
+:mod:`airflow_provider_voicegenie.triggers.feed`. When a wait ends is decided by
+:mod:`airflow_provider_voicegenie.waiting`, as it is in a worker.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_provider_voicegenie.api.endpoints import pause
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
-from airflow_provider_voicegenie.api.models import Campaign
-from airflow_provider_voicegenie.decisions.completion import CompletionWatch
-from airflow_provider_voicegenie.decisions.killing import (
-    PAUSE_DELAYS,
-    after_pause,
-    gave_up,
-    is_deferred_task_ended_by_user,
-)
-from airflow_provider_voicegenie.decisions.outcomes import OutcomeRules, TaskKind
-from airflow_provider_voicegenie.decisions.prerequisites import Prerequisite, check_readiness
-from airflow_provider_voicegenie.decisions.readiness import ReadinessWatch
-from airflow_provider_voicegenie.decisions.waiting import End, EndReason, Note, Watch
-from airflow_provider_voicegenie.task_state import state_in_airflow
-from airflow_provider_voicegenie.triggers.feed import subscribe
-from airflow_provider_voicegenie.triggers.loading import load_prerequisite
+from airflow_provider_voicegenie.api.models import PausedCampaign
+from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
+from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_readiness, load_prerequisite
+from airflow_provider_voicegenie.triggers.feed import Reading, subscribe
 from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
+from airflow_provider_voicegenie.waiting.completion import CompletionWatch
+from airflow_provider_voicegenie.waiting.killing import pause_campaign_of_killed_task, was_deferred_task_ended_by_user
+from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
+from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
 #: The pauses under way. An event loop does not keep its tasks alive.
 _PAUSING: set[asyncio.Task[None]] = set()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class _CampaignTrigger(BaseTrigger):
-    """
-    What the waits have in common: one event, with an :class:`~airflow_provider_voicegenie.decisions.waiting.End`.
+    """Base class of the triggers: one event, with an :class:`~airflow_provider_voicegenie.waiting.watch.End`."""
 
-    Each argument is kept as the attribute of its name, as it was given.
-    """
-
-    #: The names of the arguments.
-    _arguments: ClassVar[tuple[str, ...]]
-
-    deadline: float | None
-    execution_deadline: float | None
+    campaign_id: str
+    voicegenie_conn_id: str
     outcomes: dict[str, str]
+    poll_interval: float
+    deadline: float | None = None
+    execution_deadline: float | None = None
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls._arguments = tuple(inspect.signature(cls).parameters)
+    def __post_init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and keyword arguments."""
-        return f"{type(self).__module__}.{type(self).__name__}", {name: getattr(self, name) for name in self._arguments}
+        arguments = {field.name: getattr(self, field.name) for field in fields(self)}
+        return f"{type(self).__module__}.{type(self).__name__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield the one event."""
-        deadline, reason = _earliest(self.deadline, self.execution_deadline)
-        watch = self._watch()
-        end = await (self._wait(watch) if deadline is None else self._wait_until(deadline, reason, watch))
-        payload = {**end.to_json(), "deferred": self.serialize()[1]}
+        payload = {**(await self._wait()).to_json(), "deferred": self.serialize()[1]}
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
 
-    async def _wait_until(self, deadline: float, reason: EndReason, watch: Watch) -> End:
+    async def _wait(self) -> End:
+        deadline, reason = self.deadline, EndReason.TIMEOUT
+        if self.execution_deadline is not None and (deadline is None or self.execution_deadline < deadline):
+            deadline, reason = self.execution_deadline, EndReason.EXECUTION_TIMEOUT
+        watch = self._watch()
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.time())) as limit:
-                return await self._wait(watch)
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.time())) as limit:
+                return await self._follow(watch)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -86,64 +77,36 @@ class _CampaignTrigger(BaseTrigger):
 
     @abstractmethod
     def _watch(self) -> Watch:
-        """Return the decisions of this wait."""
+        """Return the rules of this wait."""
 
     @abstractmethod
-    async def _wait(self, watch: Any) -> End:
+    async def _follow(self, watch: Any) -> End:
         """Wait for as long as it takes."""
 
-    def _rules(self, kind: TaskKind) -> OutcomeRules:
-        return _rules(kind, tuple(self.outcomes.items()))
 
-    def _write(self, notes: Sequence[Note]) -> None:
-        for note in notes:
-            self.log.log(note.level, "%s", note.text)
-
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class CampaignCompletedTrigger(_CampaignTrigger):
     """
     Waits until a campaign is completed. Its statistics are read in the worker, once the task is resumed.
 
     :param campaign_id: Id of the campaign.
     :param voicegenie_conn_id: Id of the Airflow connection.
-    :param kind: The kind of task whose outcome rules apply.
-    :param outcomes: The author's changes to them.
+    :param outcomes: The author's changes to the outcome rules.
     :param poll_interval: Seconds between reads of the campaign, at most.
     :param deadline: When the wait ends in any case, Unix seconds.
     :param execution_deadline: When the task's ``execution_timeout`` is over, Unix seconds.
+    :param kind: The kind of task whose outcome rules apply.
     :param stall_timeout: Seconds without progress that are too many.
     :param seen: What was last known of the campaign: ``at`` (Unix seconds), ``completed`` and ``failed`` (calls).
     :param pause_on_kill: Whether to pause the campaign when a user ends the task.
     :param start: What the task knows of the start, handed through to its event.
     """
 
-    def __init__(
-        self,
-        *,
-        campaign_id: str,
-        voicegenie_conn_id: str,
-        kind: str,
-        outcomes: dict[str, str],
-        poll_interval: float,
-        deadline: float | None = None,
-        execution_deadline: float | None = None,
-        stall_timeout: float | None = None,
-        seen: dict[str, Any] | None = None,
-        pause_on_kill: bool = False,
-        start: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.campaign_id = campaign_id
-        self.voicegenie_conn_id = voicegenie_conn_id
-        self.kind = kind
-        self.outcomes = outcomes
-        self.poll_interval = poll_interval
-        self.deadline = deadline
-        self.execution_deadline = execution_deadline
-        self.stall_timeout = stall_timeout
-        self.seen = seen
-        self.pause_on_kill = pause_on_kill
-        self.start = start
+    kind: str
+    stall_timeout: float | None = None
+    seen: dict[str, Any] | None = None
+    pause_on_kill: bool = False
+    start: dict[str, Any] | None = None
 
     async def on_kill(self) -> None:
         """Pause the campaign, if a user ended the deferred task. Called by Airflow 3.3 and later."""
@@ -159,117 +122,81 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         pausing.result()
 
     async def _pause_after_kill(self) -> None:
-        if not await self._was_ended_by_user():
+        # Airflow itself must be asked in a thread that knows of this event loop.
+        if not await sync_to_async(was_deferred_task_ended_by_user)(self.task_instance):
+            self.log.info("Campaign %r: the task is still deferred, so another triggerer follows it.", self.campaign_id)
             return
-        for delay in PAUSE_DELAYS:
-            await asyncio.sleep(delay)
-            try:
-                client = await open_client(await read_settings(self.voicegenie_conn_id))
-                note = after_pause(self.campaign_id, await in_thread(client.send, pause(self.campaign_id)))
-            except VoiceGenieError as error:
-                note = after_pause(self.campaign_id, error)
-            self.log.log(note.level, "%s", note.text)
-            if not note.again:
-                return
-        self.log.error("%s", gave_up(self.campaign_id))
+        loop = asyncio.get_running_loop()
 
-    async def _was_ended_by_user(self) -> bool:
-        if self.task_instance is None:
-            return True
-        try:
-            state = await sync_to_async(state_in_airflow)(self.task_instance)
-        except Exception:
-            self.log.warning("Airflow cannot be asked who ended this task.", exc_info=True)
-            return True
-        ended_by_user = is_deferred_task_ended_by_user(state)
-        if not ended_by_user:
-            self.log.info("Campaign %r: the task is deferred still, so another triggerer follows it.", self.campaign_id)
-        return ended_by_user
+        def send_pause(campaign_id: str) -> PausedCampaign:
+            settings = asyncio.run_coroutine_threadsafe(read_settings(self.voicegenie_conn_id), loop).result()
+            client = asyncio.run_coroutine_threadsafe(open_client(settings), loop).result()
+            return client.send(pause(campaign_id))
+
+        await in_thread(pause_campaign_of_killed_task, send_pause, self.campaign_id)
 
     def _watch(self) -> CompletionWatch:
-        seen = self.seen or {}
-        return CompletionWatch(
-            self.campaign_id,
-            self._rules(TaskKind(self.kind)),
-            seen.get("at", time.time()),
-            stall_timeout=self.stall_timeout,
-            completed=seen.get("completed"),
-            failed=seen.get("failed"),
-        )
+        rules = _rules(TaskKind(self.kind), tuple(self.outcomes.items()))
+        return CompletionWatch(self.campaign_id, rules, time.time(), stall_timeout=self.stall_timeout, seen=self.seen)
 
-    async def _wait(self, watch: CompletionWatch) -> End:
-        subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, watch.see)
+    async def _follow(self, watch: CompletionWatch) -> End:
+        def on_reading(reading: Reading, in_full: bool, now: float) -> End | None:
+            end = watch.observe(reading, now, in_full=in_full)
+            if watch.needs_single_read:
+                subscription.poll_now()
+            return end
+
+        subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, on_reading)
         try:
-            while True:
-                step = await subscription.news()
-                self._write(step.notes)
-                if step.end is not None:
-                    end: End = step.end
-                    return end
-                if step.read_alone:
-                    subscription.read_alone()
+            end: End = await subscription.update()
+            return end
         finally:
             subscription.close()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CampaignReadyTrigger(_CampaignTrigger):
     """
     Waits until a campaign meets its prerequisites.
 
     :param campaign_id: Id of the campaign.
     :param voicegenie_conn_id: Id of the Airflow connection.
-    :param prerequisites: Class path and keyword arguments of each prerequisite.
     :param outcomes: The author's changes to the outcome rules.
     :param poll_interval: Seconds between reads of the campaign, at most.
     :param deadline: When the wait ends in any case, Unix seconds.
     :param execution_deadline: When the task's ``execution_timeout`` is over, Unix seconds.
+    :param prerequisites: Class path and keyword arguments of each prerequisite.
     """
 
-    def __init__(
-        self,
-        *,
-        campaign_id: str,
-        voicegenie_conn_id: str,
-        prerequisites: list[list[Any]],
-        outcomes: dict[str, str],
-        poll_interval: float,
-        deadline: float | None = None,
-        execution_deadline: float | None = None,
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.campaign_id = campaign_id
-        self.voicegenie_conn_id = voicegenie_conn_id
-        self.prerequisites = prerequisites
-        self.outcomes = outcomes
-        self.poll_interval = poll_interval
-        self.deadline = deadline
-        self.execution_deadline = execution_deadline
+    prerequisites: list[list[Any]]
 
     def _watch(self) -> ReadinessWatch:
-        return ReadinessWatch(self.campaign_id, self._rules(TaskKind.READY), time.time())
+        rules = _rules(TaskKind.READY, tuple(self.outcomes.items()))
+        return ReadinessWatch(self.campaign_id, rules, time.time())
 
-    async def _wait(self, watch: ReadinessWatch) -> End:
+    async def _follow(self, watch: ReadinessWatch) -> End:
         # In a thread, as is the checking: a module or a check of the author's own may take its time.
         prerequisites = await in_thread(_load, self.prerequisites)
-        # Alone, as the list tells nothing of scripts.
-        subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, _as_it_is, alone=True)
+        # The list does not have scripts.
+        subscription = subscribe(
+            self.voicegenie_conn_id, self.campaign_id, self.poll_interval, _as_it_is, needs_single_reads=True
+        )
         try:
             while True:
-                sighting = await subscription.news()
-                if isinstance(sighting, VoiceGenieError):
-                    step = watch.see_error(sighting, time.time())
+                reading = await subscription.update()
+                if isinstance(reading, VoiceGenieError):
+                    end = watch.observe_error(reading, time.time())
                 else:
-                    found = await in_thread(check_readiness, prerequisites, sighting, datetime.now(UTC))
-                    step = watch.see_campaign(sighting, found, time.time())
-                self._write(step.notes)
-                if step.end is not None:
-                    return step.end
+                    readiness = await in_thread(check_readiness, prerequisites, reading, datetime.now(UTC))
+                    end = watch.observe(reading, readiness, time.time())
+                if end is not None:
+                    return end
         finally:
             subscription.close()
 
 
-def _as_it_is(sighting: Campaign | VoiceGenieError, in_full: bool, now: float) -> Campaign | VoiceGenieError:
-    return sighting
+def _as_it_is(reading: Reading, in_full: bool, now: float) -> Reading:
+    return reading
 
 
 def _load(prerequisites: list[list[Any]]) -> list[Prerequisite]:
@@ -280,9 +207,3 @@ def _load(prerequisites: list[list[Any]]) -> list[Prerequisite]:
 def _rules(kind: TaskKind, outcomes: tuple[tuple[str, str], ...]) -> OutcomeRules:
     """Return outcome rules; ten thousand waits share the few there are."""
     return OutcomeRules(kind, dict(outcomes)).while_waiting()
-
-
-def _earliest(deadline: float | None, execution_deadline: float | None) -> tuple[float | None, EndReason]:
-    if deadline is not None and (execution_deadline is None or deadline <= execution_deadline):
-        return deadline, EndReason.TIMEOUT
-    return execution_deadline, EndReason.EXECUTION_TIMEOUT

@@ -3,17 +3,17 @@
 One poll for all waits of an event loop on one connection.
 
 Triggers of one triggerer share its event loop. Each subscribes to the feed of its connection, which lives while it has
-subscribers. The feed's own tasks run in an empty context: what they log is not one trigger's.
+subscribers. The feed's own tasks run in an empty context, and call each subscriber in that subscriber's own: what it
+logs lands in the log of its task.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import contextvars
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from contextvars import Context
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -30,15 +30,13 @@ from airflow_provider_voicegenie.api.errors import (
 )
 from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.api.retries import poll_delay
-from airflow_provider_voicegenie.triggers.polling import Entry, PageRead, PollingPlan
+from airflow_provider_voicegenie.triggers.polling import PageRead, PolledCampaign, PollingPlan
 from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
 
-log = logging.getLogger(__name__)
-
-#: Exchanges under way at a time, so that one that hangs holds up no other.
+#: Requests under way at a time, so that one that hangs delays no other.
 _MAX_CONCURRENT = 8
 
 #: The part of the connection's rate limit that a feed uses; the rest is for tasks in workers.
@@ -47,7 +45,7 @@ _SHARE_OF_LIMIT = 0.8
 #: Failures in a row after which it is the service that fails, and all requests slow down.
 _FAILING = 3
 
-#: Campaigns told about before other tasks of the event loop get a turn.
+#: Campaigns published before other tasks of the event loop get a turn.
 _AT_A_TIME = 50
 
 #: Errors that a change of the Airflow connection could mend, and seconds between two looks at it.
@@ -61,41 +59,59 @@ _MENDED_BY_CONNECTION = (
 )
 _LOOK_AGAIN = 5.0
 
-#: What a subscriber is shown: the campaign or why it could not be read, whether it was read by itself, Unix seconds.
-Notice = Callable[[Campaign | VoiceGenieError, bool, float], object]
+#: What the feed reads: the campaign, or why it could not be read.
+Reading = Campaign | VoiceGenieError
+
+#: Called with a reading, whether the campaign was read by itself, and Unix seconds; what it returns is an update.
+OnReading = Callable[[Reading, bool, float], object]
 
 
 class Subscription:
     """
     One wait's part in a feed.
 
+    :param feed: The feed.
     :param campaign_id: The campaign.
     :param interval: Seconds between reads, at most.
-    :param alone: Whether what the list tells is not enough.
-    :param notice: Called with each sighting; whatever it returns, but ``None``, wakes up the subscriber.
+    :param needs_single_reads: Whether what the list has is not enough.
+    :param on_reading: Called with each reading; what it returns, unless it is ``None``, is an update.
     """
 
-    __slots__ = ("_entry", "_failure", "_feed", "_news", "_waiter", "alone", "interval", "joined_at", "notice")
+    __slots__ = (
+        "_campaign",
+        "_context",
+        "_failure",
+        "_feed",
+        "_on_reading",
+        "_update",
+        "_waiter",
+        "interval",
+        "joined_at",
+        "needs_single_reads",
+    )
 
-    def __init__(self, feed: CampaignFeed, campaign_id: str, interval: float, notice: Notice, *, alone: bool) -> None:
+    def __init__(
+        self, feed: CampaignFeed, campaign_id: str, interval: float, on_reading: OnReading, *, needs_single_reads: bool
+    ) -> None:
         now = asyncio.get_running_loop().time()
         self.interval = interval
-        self.alone = alone
-        self.notice = notice
+        self.needs_single_reads = needs_single_reads
         self.joined_at = now
+        self._on_reading = on_reading
+        self._context = contextvars.copy_context()
         self._feed = feed
-        self._news: object = None
+        self._update: object = None
         self._failure: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._entry: Entry[Subscription] = feed._join(campaign_id, self, now)
+        self._campaign: PolledCampaign = feed._join(campaign_id, self, now)
 
-    async def news(self) -> Any:
+    async def update(self) -> Any:
         """
-        Wait until ``notice`` returned something, and return that.
+        Wait for the next update, and return it.
 
-        :raises Exception: What ``notice`` raised, or what broke the feed.
+        :raises Exception: What ``on_reading`` raised, or what broke the feed.
         """
-        while self._news is None and self._failure is None:
+        while self._update is None and self._failure is None:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -103,32 +119,34 @@ class Subscription:
                 self._waiter = None
         if self._failure is not None:
             raise self._failure
-        news, self._news = self._news, None
-        return news
+        update, self._update = self._update, None
+        return update
 
-    def read_alone(self) -> None:
-        """Have the campaign read by itself at once; ``notice`` is shown what comes of it."""
-        self._feed._hurry(self._entry)
+    def poll_now(self) -> None:
+        """Have the campaign read by itself at once."""
+        self._feed._poll_now(self._campaign)
 
     def close(self) -> None:
         """Leave the feed."""
-        self._feed._leave(self._entry, self)
+        self._feed._leave(self._campaign, self)
 
-    def _show(self, sighting: Campaign | VoiceGenieError, in_full: bool, now: float) -> None:
-        if self._news is not None:
-            return  # it has not taken in the last news yet; the next sighting is not far
+    def publish(self, reading: Reading, in_full: bool, now: float) -> None:
+        """Show the subscriber a reading. One that has not taken its last update yet is left out."""
+        if self._update is not None:
+            return
         try:
-            self._news = self.notice(sighting, in_full, now)
+            self._update = self._context.run(self._on_reading, reading, in_full, now)
         except Exception as error:  # noqa: BLE001  one subscriber's error is its own
             self._failure = error
         self._wake()
 
-    def _break(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End the wait with an error that is not the service's."""
         self._failure = error
         self._wake()
 
     def _wake(self) -> None:
-        if (self._news is not None or self._failure is not None) and self._waiter and not self._waiter.done():
+        if (self._update is not None or self._failure is not None) and self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
 
@@ -143,7 +161,7 @@ class CampaignFeed:
         self._voicegenie_conn_id = voicegenie_conn_id
         self._client: VoiceGenieClient | None = None
         self._loop = asyncio.get_running_loop()
-        self._plan: PollingPlan[Subscription] = PollingPlan()
+        self._plan = PollingPlan()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._spacing = 0.0
@@ -154,32 +172,32 @@ class CampaignFeed:
         self._poller = self._start(self._run())
         self._poller.add_done_callback(self._report)
 
-    # What subscribers do.
+    # For subscriptions.
 
-    def _join(self, campaign_id: str, subscription: Subscription, now: float) -> Entry[Subscription]:
-        entry = self._plan.add(campaign_id, subscription, now)
+    def _join(self, campaign_id: str, subscription: Subscription, now: float) -> PolledCampaign:
+        polled = self._plan.add(campaign_id, subscription, now)
         self._wake.set()
-        return entry
+        return polled
 
-    def _leave(self, entry: Entry[Subscription], subscription: Subscription) -> None:
-        self._plan.remove(entry, subscription, self._loop.time())
-        if not self._plan.entries:
+    def _leave(self, polled: PolledCampaign, subscription: Subscription) -> None:
+        self._plan.remove(polled, subscription, self._loop.time())
+        if not self._plan.campaigns:
             _forget(self)
             for task in (self._poller, *self._tasks):
                 task.cancel()
         self._wake.set()
 
-    def _hurry(self, entry: Entry[Subscription]) -> None:
-        self._plan.hurry(entry, self._loop.time())
+    def _poll_now(self, polled: PolledCampaign) -> None:
+        self._plan.poll_now(polled, self._loop.time())
         self._wake.set()
 
-    # What the feed does.
+    # The poll.
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._loop.create_task(work, context=Context())
+        return self._loop.create_task(work, context=contextvars.Context())
 
     async def _run(self) -> None:
-        """Send each request when it is due, one after another, but for no longer than it takes to send it."""
+        """Send requests as they fall due, within the rate limit. Each has its own task: a slow one delays no other."""
         while True:
             now = self._loop.time()
             at = max(self._next_request, self._plan.due_at())
@@ -208,12 +226,12 @@ class CampaignFeed:
 
     def _report(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Not one of the service's: whoever waits must hear of it rather than wait for ever.
-            for entry in list(self._plan.entries.values()):
-                for subscription in entry.members:
-                    subscription._break(error)
+            # Not one of the service's: subscribers must hear of it rather than wait for ever.
+            for polled in list(self._plan.campaigns.values()):
+                for subscription in polled.subscribers:
+                    subscription.fail(error)
 
-    async def _poll(self, request: PageRead | Entry[Subscription]) -> None:
+    async def _poll(self, request: PageRead | PolledCampaign) -> None:
         sent_at = self._loop.time()
         client: VoiceGenieClient | None = None
         try:
@@ -228,31 +246,31 @@ class CampaignFeed:
                 self._failures = 0
                 ids = [campaign.campaign_id for campaign in page.campaigns]
                 self._plan.page_was_read(ids, page.size, page.total, self._loop.time(), sent_at)
-                await self._show_all(((each.campaign_id, each) for each in page.campaigns), sent_at)
+                await self._publish_all(((each.campaign_id, each) for each in page.campaigns), sent_at)
             else:
                 found = await in_thread(client.send, campaign(request.campaign_id), max_attempts=1)
                 self._failures = 0
                 self._plan.campaign_was_read(request, self._loop.time())
-                self._show(request, found, sent_at, in_full=True)
+                self._publish(request, found, sent_at, in_full=True)
         except VoiceGenieError as error:
             await self._failed(request, error, sent_at, client)
 
     async def _failed(
         self,
-        request: PageRead | Entry[Subscription],
+        request: PageRead | PolledCampaign,
         error: VoiceGenieError,
         sent_at: float,
         client: VoiceGenieClient | None,
     ) -> None:
-        self._note_failure(error)
+        self._count_failure(error)
         mended = isinstance(error, _MENDED_BY_CONNECTION) and await self._connection_has_changed(client)
         now = self._loop.time()
-        if isinstance(request, Entry):
+        if isinstance(request, PolledCampaign):
             self._plan.campaign_failed(request, now, retry_after=error.retry_after)
             if mended:
-                self._plan.hurry(request, now)
+                self._plan.poll_now(request, now)
             else:
-                self._show(request, error, sent_at, in_full=True)
+                self._publish(request, error, sent_at, in_full=True)
             return
         is_about_all = isinstance(error, UnauthorizedError | InvalidConnectionError)
         if mended or error.temporary or is_about_all:
@@ -260,9 +278,9 @@ class CampaignFeed:
         else:
             self._plan.block_list(now)
         if not mended and (error.temporary or is_about_all):
-            await self._show_all([(campaign_id, error) for campaign_id in self._plan.entries], sent_at)
+            await self._publish_all([(campaign_id, error) for campaign_id in self._plan.campaigns], sent_at)
 
-    def _note_failure(self, error: VoiceGenieError) -> None:
+    def _count_failure(self, error: VoiceGenieError) -> None:
         if not error.temporary:
             return
         self._failures += 1
@@ -283,32 +301,35 @@ class CampaignFeed:
         except VoiceGenieError:
             return False
 
-    async def _show_all(self, sightings: Iterable[tuple[str, Campaign | VoiceGenieError]], sent_at: float) -> None:
-        shown = 0
-        for campaign_id, sighting in sightings:
-            entry = self._plan.entries.get(campaign_id)
-            if entry is None:
+    async def _publish_all(self, readings: Iterable[tuple[str, Reading]], sent_at: float) -> None:
+        published = 0
+        for campaign_id, reading in readings:
+            polled = self._plan.campaigns.get(campaign_id)
+            if polled is None:
                 continue
-            self._show(entry, sighting, sent_at, in_full=False)
-            shown += 1
-            if shown % _AT_A_TIME == 0:
+            self._publish(polled, reading, sent_at, in_full=False)
+            published += 1
+            if published % _AT_A_TIME == 0:
                 await asyncio.sleep(0)
 
-    def _show(
-        self, entry: Entry[Subscription], sighting: Campaign | VoiceGenieError, sent_at: float, *, in_full: bool
-    ) -> None:
+    def _publish(self, polled: PolledCampaign, reading: Reading, sent_at: float, *, in_full: bool) -> None:
         now = time.time()
-        for subscription in entry.members:
-            # One that joined after the request was sent is owed a fresher answer.
-            if subscription.joined_at <= sent_at and (in_full or not subscription.alone):
-                subscription._show(sighting, in_full, now)
+        for subscription in polled.subscribers:
+            # One that joined after the request was sent is owed a fresher reading.
+            if subscription.joined_at <= sent_at and (in_full or not subscription.needs_single_reads):
+                subscription.publish(reading, in_full, now)
 
 
 _feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CampaignFeed]] = WeakKeyDictionary()
 
 
 def subscribe(
-    voicegenie_conn_id: str, campaign_id: str, interval: float, notice: Notice, *, alone: bool = False
+    voicegenie_conn_id: str,
+    campaign_id: str,
+    interval: float,
+    on_reading: OnReading,
+    *,
+    needs_single_reads: bool = False,
 ) -> Subscription:
     """
     Join the feed of a connection in the running event loop, which begins with its first subscriber.
@@ -316,14 +337,15 @@ def subscribe(
     :param voicegenie_conn_id: Id of the Airflow connection.
     :param campaign_id: The campaign.
     :param interval: Seconds between reads, at most.
-    :param notice: Called with each sighting; whatever it returns, but ``None``, wakes up the subscriber.
-    :param alone: Whether what the list tells is not enough.
+    :param on_reading: Called with each reading, in the caller's context; what it returns, unless it is ``None``, is an
+        update.
+    :param needs_single_reads: Whether what the list has is not enough.
     """
     feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
     feed = feeds.get(voicegenie_conn_id)
     if feed is None:
         feed = feeds[voicegenie_conn_id] = CampaignFeed(voicegenie_conn_id)
-    return Subscription(feed, campaign_id, interval, notice, alone=alone)
+    return Subscription(feed, campaign_id, interval, on_reading, needs_single_reads=needs_single_reads)
 
 
 def _forget(feed: CampaignFeed) -> None:

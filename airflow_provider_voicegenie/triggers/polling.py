@@ -2,9 +2,9 @@
 """
 Which request a shared poll sends next, and when. Without I/O: the caller brings the time and sends the requests.
 
-A page of the list tells up to a thousand campaigns; a single read tells one. For the waits at hand, whichever takes
-fewer requests is chosen. The pages of one pass over the list, and the single reads, are spread over the poll interval.
-Every campaign is read at least once in an interval: each round takes a little less than one.
+A page of the list has up to a thousand campaigns; a single read has one. For the waits at hand, whichever takes fewer
+requests is chosen. The pages of one pass over the list, and the single reads, are spread over the poll interval. Every
+campaign is read at least once in an interval: each round takes a little less than one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.api.retries import poll_delay
 
 #: A round takes between these parts of the interval, so that reads of several triggerers do not stay in step.
@@ -29,53 +31,69 @@ _GATHERING = 1.0
 #: Seconds for which the list is not tried again after it was refused while single reads worked.
 _LIST_REST = 600.0
 
-#: Seconds after which the size of the account is measured anew, where single reads are the cheaper way.
+#: Seconds after which the size of the account is measured anew, if single reads are the cheaper way.
 _MEASURE_AGAIN = 3600.0
 
 #: Failed pages in a row after which a single read shows whether it is the list alone that fails.
 _DOUBTFUL = 3
 
 
-class Member(Protocol):
-    """Who waits for news of a campaign."""
+class Subscriber(Protocol):
+    """Who waits for updates of a campaign."""
 
     @property
     def interval(self) -> float:
         """Seconds between reads, at most."""
 
     @property
-    def alone(self) -> bool:
-        """Whether what the list tells is not enough."""
+    def needs_single_reads(self) -> bool:
+        """Whether what the list has is not enough."""
+
+    @property
+    def joined_at(self) -> float:
+        """When it subscribed, by the event loop's clock."""
+
+    def publish(self, reading: Campaign | VoiceGenieError, in_full: bool, now: float) -> None:
+        """Show it a reading."""
+
+    def fail(self, error: BaseException) -> None:
+        """End its wait with an error."""
 
 
-AnyMember = TypeVar("AnyMember", bound=Member)
-
-
-class Entry(Generic[AnyMember]):
+class PolledCampaign:
     """
     One campaign that is polled for.
 
     :param campaign_id: Its id.
     """
 
-    __slots__ = ("_due", "alone", "campaign_id", "failures", "joined_at", "members", "reading", "seen_at")
+    __slots__ = (
+        "_due",
+        "campaign_id",
+        "failures",
+        "is_being_read",
+        "joined_at",
+        "needs_single_reads",
+        "seen_at",
+        "subscribers",
+    )
 
     def __init__(self, campaign_id: str, now: float) -> None:
         self.campaign_id = campaign_id
         self.joined_at = now
-        self.members: tuple[AnyMember, ...] = ()
-        #: Whether it must be read by itself: a member asks for what the list does not tell, or it is not listed.
-        self.alone = False
+        self.subscribers: tuple[Subscriber, ...] = ()
+        #: Whether it must be read by itself: a subscriber asks for what the list does not have, or it is not listed.
+        self.needs_single_reads = False
         self.seen_at = -math.inf
         self.failures = 0
-        self.reading = False
-        #: When it is to be read by itself; ``None`` while the list does.
+        self.is_being_read = False
+        #: When it is to be read by itself; ``None`` while the list covers it.
         self._due: float | None = None
 
     @property
     def interval(self) -> float:
-        """The shortest interval that a member asks for."""
-        return min(member.interval for member in self.members)
+        """The shortest interval that a subscriber asks for."""
+        return min(subscriber.interval for subscriber in self.subscribers)
 
 
 class PageRead(NamedTuple):
@@ -84,14 +102,14 @@ class PageRead(NamedTuple):
     offset: int
 
 
-class PollingPlan(Generic[AnyMember]):
-    """The campaigns that are polled for, and what is to be sent for them."""
+class PollingPlan:
+    """The campaigns that are polled for, and which requests are to be sent for them."""
 
     def __init__(self) -> None:
-        self.entries: dict[str, Entry[AnyMember]] = {}
-        self._singles: list[tuple[float, int, Entry[AnyMember]]] = []
+        self.campaigns: dict[str, PolledCampaign] = {}
+        self._singles: list[tuple[float, int, PolledCampaign]] = []
         self._sequence = 0
-        # The entries that the list may serve, by interval.
+        # How many campaigns the list may cover, by interval.
         self._listable: Counter[float] = Counter()
         self._total: int | None = None
         self._measured_at = -math.inf
@@ -104,59 +122,59 @@ class PollingPlan(Generic[AnyMember]):
         self._pass_began = -math.inf
         self._offset = 0
 
-    def add(self, campaign_id: str, member: AnyMember, now: float) -> Entry[AnyMember]:
+    def add(self, campaign_id: str, subscriber: Subscriber, now: float) -> PolledCampaign:
         """
-        Poll for a campaign on behalf of one more member.
+        Poll for a campaign on behalf of one more subscriber.
 
         :param campaign_id: The campaign.
-        :param member: Who wants to know.
+        :param subscriber: Who wants to know.
         :param now: Seconds of a monotonic clock.
         """
-        entry = self.entries.get(campaign_id)
-        if entry is None:
-            entry = self.entries[campaign_id] = Entry(campaign_id, now)
+        polled = self.campaigns.get(campaign_id)
+        if polled is None:
+            polled = self.campaigns[campaign_id] = PolledCampaign(campaign_id, now)
         else:
-            self._unlist(entry)
-        entry.members = (*entry.members, member)
-        entry.alone = entry.alone or member.alone
-        self._list(entry)
+            self._unlist(polled)
+        polled.subscribers = (*polled.subscribers, subscriber)
+        polled.needs_single_reads = polled.needs_single_reads or subscriber.needs_single_reads
+        self._list(polled)
         self._choose(now)
-        if not self._serves(entry) and entry._due is None and not entry.reading:
-            self._schedule(entry, now + member.interval * random.uniform(0.0, _LONGEST_ROUND))  # noqa: S311
-        return entry
+        if not self._covers(polled) and polled._due is None and not polled.is_being_read:
+            self._schedule(polled, now + subscriber.interval * random.uniform(0.0, _LONGEST_ROUND))  # noqa: S311
+        return polled
 
-    def remove(self, entry: Entry[AnyMember], member: AnyMember, now: float) -> None:
-        """Stop polling for a member."""
-        self._unlist(entry)
-        entry.members = tuple(each for each in entry.members if each is not member)
-        if entry.members:
-            self._list(entry)
+    def remove(self, polled: PolledCampaign, subscriber: Subscriber, now: float) -> None:
+        """Stop polling for a subscriber."""
+        self._unlist(polled)
+        polled.subscribers = tuple(each for each in polled.subscribers if each is not subscriber)
+        if polled.subscribers:
+            self._list(polled)
         else:
-            del self.entries[entry.campaign_id]
-            entry._due = None
+            del self.campaigns[polled.campaign_id]
+            polled._due = None
         self._choose(now)
 
-    def hurry(self, entry: Entry[AnyMember], now: float) -> None:
+    def poll_now(self, polled: PolledCampaign, now: float) -> None:
         """Read a campaign by itself at once."""
-        if not entry.reading:
-            self._schedule(entry, now)
+        if not polled.is_being_read:
+            self._schedule(polled, now)
 
     def due_at(self) -> float:
-        """Return when the next request is due; infinity where none is."""
+        """Return when the next request is due; infinity if none is."""
         while self._singles and self._singles[0][2]._due != self._singles[0][0]:
             heapq.heappop(self._singles)
         single = self._singles[0][0] if self._singles else math.inf
         page = self._page_due if self._uses_list and not self._page_reading and self._page_due is not None else math.inf
         return min(single, page)
 
-    def take(self) -> PageRead | Entry[AnyMember]:
-        """Return the request that :meth:`due_at` spoke of; it counts as under way until its result is noted."""
+    def take(self) -> PageRead | PolledCampaign:
+        """Return the request that :meth:`due_at` is about; it counts as under way until its result is reported."""
         due = self.due_at()
         if self._singles and self._singles[0][0] <= due:
-            _, _, entry = heapq.heappop(self._singles)
-            entry._due = None
-            entry.reading = True
-            return entry
+            _, _, polled = heapq.heappop(self._singles)
+            polled._due = None
+            polled.is_being_read = True
+            return polled
         self._page_reading = True
         return PageRead(self._offset)
 
@@ -179,15 +197,15 @@ class PollingPlan(Generic[AnyMember]):
         if self._offset == 0:
             self._pass_began = sent_at
         for campaign_id in campaign_ids:
-            entry = self.entries.get(campaign_id)
-            if entry is not None:
-                entry.seen_at = now
-                if self._serves(entry):
-                    entry._due = None
-                if entry.alone and not any(member.alone for member in entry.members):
-                    self._unlist(entry)
-                    entry.alone = False
-                    self._list(entry)
+            polled = self.campaigns.get(campaign_id)
+            if polled is not None:
+                polled.seen_at = now
+                if self._covers(polled):
+                    polled._due = None
+                if polled.needs_single_reads and not any(each.needs_single_reads for each in polled.subscribers):
+                    self._unlist(polled)
+                    polled.needs_single_reads = False
+                    self._list(polled)
         self._offset += size
         if size == 0 or self._offset >= total:
             self._offset = 0
@@ -213,62 +231,62 @@ class PollingPlan(Generic[AnyMember]):
         slot = min(self._listable, default=0.0) / self._pages()
         self._page_due = now + poll_delay(slot, self._list_failures, retry_after)
         if self._list_failures >= _DOUBTFUL:
-            idle = [entry for entry in self.entries.values() if not entry.reading]
+            idle = [polled for polled in self.campaigns.values() if not polled.is_being_read]
             if idle:
                 self._schedule(random.choice(idle), self._page_due)  # noqa: S311
 
     def block_list(self, now: float) -> None:
-        """Do without the list for a while: it is refused, or fails where single reads do not."""
+        """Do without the list for a while: it is refused, or fails while single reads succeed."""
         self._page_reading = False
         self._list_is_the_trouble = False
         self._list_failures = 0
         self._list_blocked_until = now + _LIST_REST
         self._choose(now)
 
-    def campaign_was_read(self, entry: Entry[AnyMember], now: float) -> None:
+    def campaign_was_read(self, polled: PolledCampaign, now: float) -> None:
         """Take note of a campaign that was read by itself."""
-        entry.reading = False
-        entry.failures = 0
-        entry.seen_at = now
+        polled.is_being_read = False
+        polled.failures = 0
+        polled.seen_at = now
         if self._list_failures >= _DOUBTFUL and self._uses_list and not self._page_reading:
             self._list_is_the_trouble = True
             self._page_due = now
         self._choose(now)
-        self._schedule_next(entry, now, entry.interval * random.uniform(_SHORTEST_ROUND, _LONGEST_ROUND))  # noqa: S311
+        self._schedule_next(polled, now, polled.interval * random.uniform(_SHORTEST_ROUND, _LONGEST_ROUND))  # noqa: S311
 
-    def campaign_failed(self, entry: Entry[AnyMember], now: float, *, retry_after: float | None) -> None:
+    def campaign_failed(self, polled: PolledCampaign, now: float, *, retry_after: float | None) -> None:
         """
         Take note of a campaign that could not be read.
 
-        :param entry: The campaign.
+        :param polled: The campaign.
         :param now: The time.
         :param retry_after: Seconds the service asked to wait.
         """
-        entry.reading = False
-        entry.failures += 1
-        self._schedule_next(entry, now, poll_delay(entry.interval, entry.failures, retry_after))
+        polled.is_being_read = False
+        polled.failures += 1
+        self._schedule_next(polled, now, poll_delay(polled.interval, polled.failures, retry_after))
 
     # What is chosen.
 
-    def _schedule_next(self, entry: Entry[AnyMember], now: float, delay: float) -> None:
-        if entry.members and not self._serves(entry):
-            self._schedule(entry, now + delay)
+    def _schedule_next(self, polled: PolledCampaign, now: float, delay: float) -> None:
+        if polled.subscribers and not self._covers(polled):
+            self._schedule(polled, now + delay)
 
-    def _schedule(self, entry: Entry[AnyMember], due: float) -> None:
-        entry._due = due
+    def _schedule(self, polled: PolledCampaign, due: float) -> None:
+        polled._due = due
         self._sequence += 1
-        heapq.heappush(self._singles, (due, self._sequence, entry))
+        heapq.heappush(self._singles, (due, self._sequence, polled))
 
-    def _serves(self, entry: Entry[AnyMember]) -> bool:
-        return self._uses_list and not entry.alone
+    def _covers(self, polled: PolledCampaign) -> bool:
+        return self._uses_list and not polled.needs_single_reads
 
-    def _list(self, entry: Entry[AnyMember]) -> None:
-        if not entry.alone:
-            self._listable[entry.interval] += 1
+    def _list(self, polled: PolledCampaign) -> None:
+        if not polled.needs_single_reads:
+            self._listable[polled.interval] += 1
 
-    def _unlist(self, entry: Entry[AnyMember]) -> None:
-        if not entry.alone:
-            interval = entry.interval
+    def _unlist(self, polled: PolledCampaign) -> None:
+        if not polled.needs_single_reads:
+            interval = polled.interval
             self._listable[interval] -= 1
             if not self._listable[interval]:
                 del self._listable[interval]
@@ -280,17 +298,17 @@ class PollingPlan(Generic[AnyMember]):
         """Choose between list and single reads, by the requests they take."""
         used, self._uses_list = self._uses_list, self._list_is_cheaper(now)
         if self._uses_list and not used:
-            # Single reads that are due stay so until the list has told their campaigns.
+            # Single reads that are due stay so until the list has covered their campaigns.
             self._offset = 0
             self._page_due = now + min(_GATHERING, min(self._listable) / 10)
         elif used and not self._uses_list:
-            for entry in self.entries.values():
-                if entry._due is None and not entry.reading:
-                    self._schedule(entry, self._next_single(entry, now))
+            for polled in self.campaigns.values():
+                if polled._due is None and not polled.is_being_read:
+                    self._schedule(polled, self._next_single(polled, now))
 
-    def _next_single(self, entry: Entry[AnyMember], now: float) -> float:
-        """Return when to read a campaign by itself that the list has told so far: in time, but not all at once."""
-        left = max(entry.seen_at, entry.joined_at) + entry.interval * _LONGEST_ROUND - now
+    def _next_single(self, polled: PolledCampaign, now: float) -> float:
+        """Return when to start polling singly a campaign the list has covered: in time, at a random offset."""
+        left = max(polled.seen_at, polled.joined_at) + polled.interval * _LONGEST_ROUND - now
         return now + max(0.0, left) * random.random()  # noqa: S311
 
     def _list_is_cheaper(self, now: float) -> bool:
@@ -303,13 +321,17 @@ class PollingPlan(Generic[AnyMember]):
 
     def _look_for_missing(self, now: float) -> None:
         """Read those by themselves that a whole pass over the list did not show: pages shift while they are read."""
-        for entry in self._missing():
-            self._unlist(entry)
-            entry.alone = True
-            if entry._due is None and not entry.reading:
-                self._schedule(entry, now)
+        for polled in self._missing():
+            self._unlist(polled)
+            polled.needs_single_reads = True
+            if polled._due is None and not polled.is_being_read:
+                self._schedule(polled, now)
 
-    def _missing(self) -> Iterator[Entry[AnyMember]]:
-        for entry in self.entries.values():
-            if not entry.alone and entry.seen_at < self._pass_began and entry.joined_at < self._pass_began:
-                yield entry
+    def _missing(self) -> Iterator[PolledCampaign]:
+        for polled in self.campaigns.values():
+            if (
+                not polled.needs_single_reads
+                and polled.seen_at < self._pass_began
+                and polled.joined_at < self._pass_began
+            ):
+                yield polled

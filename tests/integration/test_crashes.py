@@ -36,9 +36,9 @@ def stop(step, campaign_id):
 
 class Stopping(StartCampaignOperator):
     def execute(self, context):
-        from airflow_provider_voicegenie.operators.start_memory import StartMemory
+        from airflow_provider_voicegenie.start.record import StartRecords
 
-        note_sending, note, campaign_id = StartMemory.note_sending, StartMemory.note, self.campaign_id
+        note_sending, note, campaign_id = StartRecords.note_sending, StartRecords.note, self.campaign_id
 
         def slow_note_sending(memory, *arguments):
             stop("before_intent", campaign_id)
@@ -50,7 +50,7 @@ class Stopping(StartCampaignOperator):
             note(memory, *arguments)
             stop("after_result", campaign_id)
 
-        StartMemory.note_sending, StartMemory.note = slow_note_sending, slow_note
+        StartRecords.note_sending, StartRecords.note = slow_note_sending, slow_note
         result = super().execute(context)
         stop("before_xcom", campaign_id)
         return result

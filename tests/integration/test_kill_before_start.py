@@ -103,7 +103,7 @@ class Pause(Told, PauseCampaignOperator):
 
 class SlowImport(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "airflow_provider_voicegenie.operators.start_task":
+        if name == "airflow_provider_voicegenie.start.once":
             stop("import")
         return None
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
-from airflow_provider_voicegenie.decisions.prerequisites import Verdict
+from airflow_provider_voicegenie.rules.calling_hours import CallingHours
+from airflow_provider_voicegenie.rules.prerequisites import Verdict
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -129,6 +129,6 @@ def test_as_prerequisite_its_words_do_not_change_while_it_waits():
 def test_it_can_be_made_again_from_what_it_serialises_to():
     window = CallingHours("22:00", time(2, 30), "Europe/Berlin", ["fri", "mon"])
     path, arguments = window.serialize()
-    assert path == "airflow_provider_voicegenie.decisions.calling_hours.CallingHours"
+    assert path == "airflow_provider_voicegenie.rules.calling_hours.CallingHours"
     assert CallingHours(**arguments) == window
     assert arguments["days"] == ["monday", "friday"]

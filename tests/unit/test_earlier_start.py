@@ -7,9 +7,10 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from waiting import Store, context
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
-from airflow_provider_voicegenie.decisions.earlier_start import StartPhase, StartRecord, earlier_start, was_cleared
+from airflow_provider_voicegenie.start.record import StartPhase, StartRecord, StartRecords
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -26,7 +27,7 @@ def test_a_record_of_a_start_keeps_what_is_known():
 
 
 @pytest.mark.parametrize(
-    ("phase", "campaign_id", "life", "found", "cleared"),
+    ("phase", "campaign_id", "generation", "found", "cleared"),
     [
         (StartPhase.SENT, "c", 3, True, False),
         (StartPhase.STARTED, "c", 3, True, False),
@@ -41,15 +42,17 @@ def test_a_record_of_a_start_keeps_what_is_known():
         (StartPhase.STARTED, "d", 4, False, False),
     ],
 )
-def test_which_record_counts_for_a_try(phase, campaign_id, life, found, cleared):
+def test_which_record_counts_for_a_try(phase, campaign_id, generation, found, cleared):
     before = Campaign("c", CampaignStatus.PAUSED, "paused")
     record = StartRecord.of(before, "c", "vg", 3, NOW).in_phase(phase)
-    assert (earlier_start(record, life) is record) is found
-    assert was_cleared(record, campaign_id, life) is cleared
+    records = StartRecords(context(Store(voicegenie_start=record.to_json()), max_tries=generation), campaign_id, "vg")
+    assert records.recall() == (record if found else None)
+    assert records.was_cleared is cleared
 
 
 @pytest.mark.parametrize("data", [None, {}, [], "x", {"campaign_id": "c"}, {"phase": "sent"}])
 def test_what_is_no_record_is_none(data):
     assert StartRecord.from_json(data) is None
-    assert earlier_start(None, 3) is None
-    assert not was_cleared(None, "c", 3)
+    records = StartRecords(context(Store(voicegenie_start=data)), "c", "vg")
+    assert records.recall() is None
+    assert not records.was_cleared

@@ -14,8 +14,8 @@ from waiting import context
 from airflow_provider_voicegenie.api.settings import ClientSettings
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
-from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
 
 CONNECTION = "connection 'production'"
 

@@ -18,14 +18,13 @@ from raw_server import raw_server
 from waiting import WAYS, context
 
 from airflow_provider_voicegenie.api import retries
-from airflow_provider_voicegenie.decisions import final_statistics
-from airflow_provider_voicegenie.decisions.outcomes import Condition, OutcomeRules, TaskKind
-from airflow_provider_voicegenie.operators import start_task
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, TaskKind, VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
-from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
+from airflow_provider_voicegenie.start import once
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
+from airflow_provider_voicegenie.waiting import final_statistics
 
 ENDS = {AirflowSkipException: "skip", AirflowFailException: "fail", VoiceGenieRetryException: "retry"}
 
@@ -150,8 +149,8 @@ TASKS = {
 
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
-    monkeypatch.setattr(start_task, "_LOOK_DELAYS", (0.0, 0.05))
-    monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
+    monkeypatch.setattr(once, "_LOOK_DELAYS", (0.0, 0.05))
+    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(0))
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     monkeypatch.setattr(retries, "MAX_WAIT", 1.5)
     monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)

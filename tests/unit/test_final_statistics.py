@@ -9,9 +9,9 @@ import pytest
 
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.models import CampaignStats
-from airflow_provider_voicegenie.decisions.final_statistics import FinalStatistics
-from airflow_provider_voicegenie.decisions.outcomes import Condition
-from airflow_provider_voicegenie.decisions.waiting import End, EndReason
+from airflow_provider_voicegenie.rules.outcomes import Condition
+from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
+from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
 T = 1_000_000.0
 COMPLETED = End(
@@ -44,7 +44,7 @@ def final(**arguments):
 
 
 def test_the_final_statistics():
-    end = final().see(stats(), T).end
+    end = final().observe(stats(), T)
     assert end.reason is EndReason.DONE
     assert json.loads(json.dumps(end.result)) == {
         "status": "completed",
@@ -74,7 +74,7 @@ def test_the_final_statistics():
     ],
 )
 def test_the_success_rate(numbers, wanted, is_low):
-    end = final(min_success_rate=wanted).see(stats(**numbers), T).end
+    end = final(min_success_rate=wanted).observe(stats(**numbers), T)
     assert end.condition is (Condition.SUCCESS_RATE_TOO_LOW if is_low else None)
     assert end.reason is (EndReason.CONDITION if is_low else EndReason.DONE)
     assert end.result["statistics"]["total_contacts"] == 10
@@ -84,25 +84,25 @@ def test_the_success_rate(numbers, wanted, is_low):
 def test_statistics_that_may_be_older_than_the_completion_are_read_again_but_not_for_ever(minimum):
     wait = final(min_success_rate=minimum)
     for at in (0, 10, 34):
-        assert wait.see(stats(completed_at=None), T + at).end is None
-    assert wait.see(stats(completed_at=None), T + 35).end.result["statistics"]["calls_completed"] == 8
+        assert wait.observe(stats(completed_at=None), T + at) is None
+    assert wait.observe(stats(completed_at=None), T + 35).result["statistics"]["calls_completed"] == 8
 
 
 @pytest.mark.parametrize("completed_at", ["2024-01-17:00:00Z", "yesterday", 17])
 def test_a_completion_whose_time_cannot_be_read_is_one(completed_at):
-    end = final().see(stats(completed_at=completed_at), T).end
+    end = final().observe(stats(completed_at=completed_at), T)
     assert (end.reason, end.result["completed_at"]) == (EndReason.DONE, None)
     assert end.result["statistics"]["calls_completed"] == 8
 
 
 @pytest.mark.parametrize("error", [errors.NotFoundError, errors.ForbiddenError, errors.RefusedError])
-def test_statistics_that_are_refused_do_not_hide_the_completion(error):
-    step = final().see_error(error("None."), T)
-    assert (step.end, step.end.result["statistics"]) == (COMPLETED, None)
-    assert any("cannot be read (None)" in note.text for note in step.notes)
-    step = final(min_success_rate=1).see_error(error("None."), T)
-    assert (step.end.reason, step.end.condition) == (EndReason.CONDITION, error.kind)
-    assert "min_success_rate needs" in step.end.message
+def test_statistics_that_are_refused_do_not_hide_the_completion(said, error):
+    end = final().observe_error(error("None."), T)
+    assert (end, end.result["statistics"]) == (COMPLETED, None)
+    assert any("cannot be read (None)" in line for line in said())
+    end = final(min_success_rate=1).observe_error(error("None."), T)
+    assert (end.reason, end.condition) == (EndReason.CONDITION, error.kind)
+    assert "min_success_rate needs" in end.message
 
 
 #: Seconds for which each kind of trouble is waited out: minutes, and then the campaign is completed all the same.
@@ -116,36 +116,37 @@ PATIENCE = {
 
 @pytest.mark.parametrize("minimum", [None, 50])
 @pytest.mark.parametrize("error", PATIENCE)
-def test_trouble_that_may_pass_is_waited_out_for_some_minutes(error, minimum):
+def test_trouble_that_may_pass_is_waited_out_for_some_minutes(said, error, minimum):
     wait, patience = final(min_success_rate=minimum), PATIENCE[error]
-    first = wait.see_error(error("Later.", retry_after=7), T)
-    assert (first.end, len(first.notes)) == (None, 1)
-    assert wait.see_error(error("Later."), T + patience - 1) == ((), False, None)
-    step = wait.see_error(error("Later.", retry_after=7), T + patience)
+    assert wait.observe_error(error("Later.", retry_after=7), T) is None
+    assert len(said()) == 1
+    assert wait.observe_error(error("Later."), T + patience - 1) is None
+    assert said() == []
+    end = wait.observe_error(error("Later.", retry_after=7), T + patience)
     if minimum is None:
-        assert step.end == COMPLETED
-        assert "the task goes on without" in step.notes[0].text
+        assert end == COMPLETED
+        assert "the task goes on without them" in said()[0]
     else:
-        assert (step.end.condition, step.end.retry_after) == (error.kind, 7)
-        assert step.end.result["status"] == "completed"
+        assert (end.condition, end.retry_after) == (error.kind, 7)
+        assert end.result["status"] == "completed"
 
 
 def test_each_outage_has_its_own_patience():
     wait = final()
-    wait.see_error(errors.ServerError("Later."), T)
-    assert wait.see(stats(completed_at=None), T + 20).end is None
-    assert wait.see_error(errors.ServerError("Later."), T + 301).end is None
-    assert wait.see_error(errors.ServerError("Later."), T + 601).end == COMPLETED
+    wait.observe_error(errors.ServerError("Later."), T)
+    assert wait.observe(stats(completed_at=None), T + 20) is None
+    assert wait.observe_error(errors.ServerError("Later."), T + 301) is None
+    assert wait.observe_error(errors.ServerError("Later."), T + 601) == COMPLETED
 
 
 def test_invalid_answers_have_their_own_minute():
     wait = final()
     for at in (0, 70):
-        assert wait.see_error(errors.ServerError("Later."), T + at).end is None
-    assert wait.see_error(errors.InvalidAnswerError("What?"), T + 71).end is None
-    assert wait.see_error(errors.ServerError("Later."), T + 130).end is None
-    assert wait.see_error(errors.InvalidAnswerError("What?"), T + 135).end is None
-    assert wait.see_error(errors.InvalidAnswerError("What?"), T + 195).end == COMPLETED
+        assert wait.observe_error(errors.ServerError("Later."), T + at) is None
+    assert wait.observe_error(errors.InvalidAnswerError("What?"), T + 71) is None
+    assert wait.observe_error(errors.ServerError("Later."), T + 130) is None
+    assert wait.observe_error(errors.InvalidAnswerError("What?"), T + 135) is None
+    assert wait.observe_error(errors.InvalidAnswerError("What?"), T + 195) == COMPLETED
 
 
 def test_no_wait_for_the_next_read_is_longer_than_there_is_time():
@@ -158,7 +159,7 @@ def test_no_wait_for_the_next_read_is_longer_than_there_is_time():
 
 def test_the_execution_timeout_is_not_waited_for_without_need():
     for_none, for_some = (final(min_success_rate=minimum, deadline=T + 20) for minimum in (None, 50))
-    assert for_none.see_error(errors.ServerError("Later."), T + 14).end is None
-    assert for_none.see_error(errors.ServerError("Later."), T + 15).end == COMPLETED
-    assert for_none.see(stats(completed_at=None), T + 15).end == COMPLETED
-    assert for_some.see_error(errors.ServerError("Later."), T + 15).end is None
+    assert for_none.observe_error(errors.ServerError("Later."), T + 14) is None
+    assert for_none.observe_error(errors.ServerError("Later."), T + 15) == COMPLETED
+    assert for_none.observe(stats(completed_at=None), T + 15) == COMPLETED
+    assert for_some.observe_error(errors.ServerError("Later."), T + 15) is None

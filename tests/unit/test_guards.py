@@ -7,12 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats
-from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
-from airflow_provider_voicegenie.decisions.guards import RunFacts, check_calling_hours, check_campaign, check_run
-from airflow_provider_voicegenie.decisions.outcomes import Condition
-from airflow_provider_voicegenie.decisions.parameters import read_seconds
-from airflow_provider_voicegenie.decisions.settlement import Settlement, settle_by_stats, settle_by_status
-from airflow_provider_voicegenie.operators.run_facts import run_facts
+from airflow_provider_voicegenie.rules.calling_hours import CallingHours
+from airflow_provider_voicegenie.rules.outcomes import Condition
+from airflow_provider_voicegenie.rules.parameters import read_seconds
+from airflow_provider_voicegenie.start.evidence import TookEffect, took_effect_by_statistics, took_effect_by_status
+from airflow_provider_voicegenie.start.guards import RunFacts, check_calling_hours, check_campaign, check_run
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -46,7 +45,7 @@ def test_the_run_is_read_on_both_airflow_majors():
     three = SimpleNamespace(run_type=SimpleNamespace(value="scheduled"), run_after=NOW, data_interval_end=None)
     two = SimpleNamespace(run_type="scheduled", data_interval_end=NOW)
     for dag_run in (three, two):
-        assert run_facts({"dag_run": dag_run}) == RunFacts("scheduled", NOW)
+        assert RunFacts.of({"dag_run": dag_run}) == RunFacts("scheduled", NOW)
 
 
 def event_of(run_type, *, has_run=True, name=None):
@@ -88,7 +87,7 @@ def test_a_run_that_only_backfills_have_triggered(name, major):
         else ("dataset_triggered", "triggering_dataset_events")
     )
     context = {"dag_run": SimpleNamespace(run_type=word, run_after=NOW), key: {"first": events[:1], "rest": events[1:]}}
-    run = run_facts(context)
+    run = RunFacts.of(context)
     assert run.triggered_by_backfill is expected
     for start_in_backfill in (False, True):
         finding = check_run(run, NOW, start_in_backfill=start_in_backfill, max_lateness=None)
@@ -98,7 +97,7 @@ def test_a_run_that_only_backfills_have_triggered(name, major):
 
 def test_events_of_a_run_that_assets_did_not_trigger_say_nothing():
     run = SimpleNamespace(run_type="manual", run_after=NOW)
-    assert not run_facts(
+    assert not RunFacts.of(
         {"dag_run": run, "triggering_asset_events": {"a": [event_of("backfill")]}}
     ).triggered_by_backfill
 
@@ -112,7 +111,7 @@ def test_a_run_that_is_gone_is_known_by_its_name():
     run = SimpleNamespace(run_type="asset_triggered", run_after=NOW)
     for name, expected in (("backfill__x", True), ("scheduled__x", False)):
         context = {"dag_run": run, "triggering_asset_events": {"a": [Gone(source_run_id=name)]}}
-        assert run_facts(context).triggered_by_backfill is expected
+        assert RunFacts.of(context).triggered_by_backfill is expected
 
 
 @pytest.mark.parametrize(
@@ -159,44 +158,44 @@ T1, T2, T3 = "2026-11-23T10:00:00Z", "2026-11-23T11:00:00Z", "2026-11-23T12:00:0
 @pytest.mark.parametrize(
     ("before", "looks", "expected"),
     [
-        (campaign("scheduled"), [campaign("running")], Settlement.STARTED),
-        (campaign("paused"), [campaign("in_progress")], Settlement.STARTED),
-        (campaign("paused"), [campaign("paused"), campaign("running")], Settlement.STARTED),
-        (campaign("scheduled"), [campaign("completed")], Settlement.STARTED),
-        (campaign("scheduled"), [campaign("paused")], Settlement.STARTED),
-        (campaign("paused", completed_count=3), [campaign("paused", completed_count=4)], Settlement.STARTED),
-        (campaign("paused", failed_count=3), [campaign("paused", failed_count=4)], Settlement.STARTED),
-        (campaign("scheduled"), [campaign("scheduled")], Settlement.NOT_STARTED),
-        (campaign("paused", updated_at=T1), [campaign("paused", updated_at=T1)], Settlement.NOT_STARTED),
-        (campaign("paused", updated_at=T1), [campaign("paused", updated_at=T2)], Settlement.UNKNOWN),
+        (campaign("scheduled"), [campaign("running")], TookEffect.YES),
+        (campaign("paused"), [campaign("in_progress")], TookEffect.YES),
+        (campaign("paused"), [campaign("paused"), campaign("running")], TookEffect.YES),
+        (campaign("scheduled"), [campaign("completed")], TookEffect.YES),
+        (campaign("scheduled"), [campaign("paused")], TookEffect.YES),
+        (campaign("paused", completed_count=3), [campaign("paused", completed_count=4)], TookEffect.YES),
+        (campaign("paused", failed_count=3), [campaign("paused", failed_count=4)], TookEffect.YES),
+        (campaign("scheduled"), [campaign("scheduled")], TookEffect.NO),
+        (campaign("paused", updated_at=T1), [campaign("paused", updated_at=T1)], TookEffect.NO),
+        (campaign("paused", updated_at=T1), [campaign("paused", updated_at=T2)], TookEffect.UNKNOWN),
         # Where every look has another time, the time says nothing.
         (
             campaign("paused", updated_at=T1),
             [campaign("paused", updated_at=T2), campaign("paused", updated_at=T3)],
-            Settlement.NOT_STARTED,
+            TookEffect.NO,
         ),
-        (campaign("scheduled", updated_at=T1), [campaign("scheduled", updated_at=T2)], Settlement.NOT_STARTED),
-        (campaign("scheduled"), [campaign("stopped")], Settlement.UNKNOWN),
-        (campaign("scheduled"), [campaign("failed")], Settlement.UNKNOWN),
-        (campaign("scheduled"), [campaign("archived")], Settlement.UNKNOWN),
+        (campaign("scheduled", updated_at=T1), [campaign("scheduled", updated_at=T2)], TookEffect.NO),
+        (campaign("scheduled"), [campaign("stopped")], TookEffect.UNKNOWN),
+        (campaign("scheduled"), [campaign("failed")], TookEffect.UNKNOWN),
+        (campaign("scheduled"), [campaign("archived")], TookEffect.UNKNOWN),
     ],
 )
 def test_what_became_of_a_start(before, looks, expected):
-    assert settle_by_status(before, looks) is expected
+    assert took_effect_by_status(before, looks) is expected
 
 
 @pytest.mark.parametrize(
     ("started_at", "judged", "expected"),
     [
-        ("2026-11-23T12:00:01Z", Settlement.NOT_STARTED, Settlement.STARTED),
-        ("2026-11-23T11:59:58Z", Settlement.UNKNOWN, Settlement.STARTED),
-        ("2026-11-23T11:59:57Z", Settlement.NOT_STARTED, Settlement.NOT_STARTED),
-        ("2026-11-23T11:59:57Z", Settlement.UNKNOWN, Settlement.UNKNOWN),
-        (None, Settlement.NOT_STARTED, Settlement.NOT_STARTED),
+        ("2026-11-23T12:00:01Z", TookEffect.NO, TookEffect.YES),
+        ("2026-11-23T11:59:58Z", TookEffect.UNKNOWN, TookEffect.YES),
+        ("2026-11-23T11:59:57Z", TookEffect.NO, TookEffect.NO),
+        ("2026-11-23T11:59:57Z", TookEffect.UNKNOWN, TookEffect.UNKNOWN),
+        (None, TookEffect.NO, TookEffect.NO),
     ],
 )
 def test_what_the_statistics_add(started_at, judged, expected):
     names = ["total_contacts", "calls_completed", "calls_failed", "calls_in_progress", "calls_pending"]
     counts = dict.fromkeys(names, 0)
     stats = CampaignStats.from_json({"campaign_id": "c", "started_at": started_at, **counts})
-    assert settle_by_stats(judged, stats, NOW) is expected
+    assert took_effect_by_statistics(judged, stats, NOW) is expected

@@ -4,32 +4,64 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 from waiting import TaskInstance
 
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.models import CampaignStatus, PausedCampaign
-from airflow_provider_voicegenie.decisions.killing import after_pause
-from airflow_provider_voicegenie.operators.killing import KillSwitch, TaskKilled
-from airflow_provider_voicegenie.task_state import state_in_airflow
+from airflow_provider_voicegenie.waiting.killing import (
+    KillSwitch,
+    TaskKilled,
+    pause_campaign_of_killed_task,
+    state_in_airflow,
+)
+
+OK = PausedCampaign("c", CampaignStatus.PAUSED, "paused", None, 0)
+LOST = errors.RedirectedError("lost", may_have_taken_effect=True)
+BUSY = errors.ConnectionFailedError("busy")
 
 
 @pytest.mark.parametrize(
-    ("outcome", "level", "again"),
+    ("results", "level", "words"),
     [
-        (PausedCampaign("c", CampaignStatus.PAUSED, "paused", None, 0), logging.WARNING, False),
-        (errors.CampaignNotRunningError("no"), logging.INFO, False),
-        (errors.ConnectionFailedError("no"), logging.WARNING, True),
-        (errors.RedirectedError("no", may_have_taken_effect=True), logging.WARNING, True),
-        (errors.RedirectedError("no"), logging.ERROR, False),
-        (errors.UnauthorizedError("no"), logging.ERROR, False),
+        ([OK], logging.WARNING, "so the campaign was paused"),
+        ([errors.CampaignNotRunningError("no")], logging.INFO, "does not run"),
+        ([errors.RedirectedError("no")], logging.ERROR, "IT MAY GO ON CALLING"),
+        ([errors.UnauthorizedError("no")], logging.ERROR, "IT MAY GO ON CALLING"),
+        # What may pass, or may have taken effect, is tried again: a second pause does no harm.
+        ([BUSY, LOST, OK], logging.WARNING, "so the campaign was paused"),
+        ([LOST, errors.CampaignNotRunningError("no")], logging.INFO, "does not run"),
+        ([BUSY, BUSY, BUSY, BUSY], logging.ERROR, "could not be paused: busy IT MAY GO ON CALLING"),
     ],
 )
-def test_after_a_pause(outcome, level, again):
-    note = after_pause("c", outcome)
-    assert (note.level, note.again) == (level, again)
-    assert ("IT MAY GO ON CALLING" in note.text) == (level == logging.ERROR)
+def test_the_pause_of_a_killed_task(monkeypatch, caplog, results, level, words):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    caplog.set_level("INFO", "airflow_provider_voicegenie")
+    pending = list(results)
+
+    def pause(campaign_id):
+        assert campaign_id == "c"
+        result = pending.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    pause_campaign_of_killed_task(pause, "c")
+    assert not pending
+    assert waits == [0.5, 1.0, 2.0][: len(results) - 1]
+    *again, last = caplog.records
+    assert last.levelno == level
+    assert words in last.getMessage()
+    assert all("Trying again" in record.getMessage() and record.levelno == logging.WARNING for record in again)
+    assert len(again) == len(results) - 1
+
+
+def test_what_is_not_of_the_service_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        pause_campaign_of_killed_task(lambda campaign_id: 1 / 0, "c")
 
 
 def break_off(kill, *, at_once=False):

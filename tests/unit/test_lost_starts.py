@@ -17,9 +17,9 @@ from waiting import Store, context
 
 from airflow_provider_voicegenie.api.models import read_time, write_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-from airflow_provider_voicegenie.operators import start_task
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
-from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.start import once
 
 ALREADY_RUNNING = '{"success": false, "message": "Campaign is already running", "error": "CAMPAIGN_ALREADY_RUNNING"}'
 
@@ -51,9 +51,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(
-        start_task, "time", SimpleNamespace(sleep=clock.sleep, time=clock.time, monotonic=time.monotonic)
-    )
+    monkeypatch.setattr(once, "time", SimpleNamespace(sleep=clock.sleep, time=clock.time, monotonic=time.monotonic))
     monkeypatch.setattr(VoiceGenieHook, "server_time", lambda hook: clock.time() + clock.service_ahead)
     return clock
 
@@ -174,7 +172,7 @@ def test_a_later_try_judges_by_when_the_start_was_sent_and_not_by_now(sandbox, c
     store = Store()
     lose(sandbox, took_effect=True)
     with monkeypatch.context() as patch:
-        patch.setattr(start_task.StartTask, "_find_out", lambda *_: 1 / 0)
+        patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             start("paused", context(store))
     record = store["voicegenie_start"]

@@ -13,13 +13,12 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from waiting import Store
 
-from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome
-from airflow_provider_voicegenie.operators import start_task
 from airflow_provider_voicegenie.operators.campaign import (
     CallingHours,
     PauseCampaignOperator,
     StartCampaignOperator,
 )
+from airflow_provider_voicegenie.rules.outcomes import Condition, Outcome, VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import (
     CampaignReadySensor,
     Check,
@@ -28,7 +27,7 @@ from airflow_provider_voicegenie.sensors.campaign import (
     IsStartable,
     Prerequisite,
 )
-from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
+from airflow_provider_voicegenie.start import once
 
 ENDS = {"skip": AirflowSkipException, "fail": AirflowFailException, "retry": VoiceGenieRetryException}
 NOW = datetime.now(UTC)
@@ -36,8 +35,8 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
-    monkeypatch.setattr(start_task, "_LOOK_DELAYS", (0.0, 0.05))
-    monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
+    monkeypatch.setattr(once, "_LOOK_DELAYS", (0.0, 0.05))
+    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(0))
     connection = voicegenie_sandbox.connection(max_attempts=1, timeout=1, requests_per_minute=10_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     return voicegenie_sandbox
@@ -165,13 +164,13 @@ def test_someone_else_starting_it_in_between_is_not_our_start(sandbox):
 def test_of_tasks_that_race_for_a_campaign_one_starts_it(sandbox, monkeypatch):
     racers = 4
     all_have_looked = threading.Barrier(racers, timeout=10)
-    monkeypatch.setattr(start_task.StartMemory, "note_sending", lambda *_: all_have_looked.wait())
+    monkeypatch.setattr(once.StartRecords, "add", lambda *_: all_have_looked.wait())
 
     def run(_):
         operator = StartCampaignOperator(task_id="start", campaign_id="ready")
         try:
             # Not by way of the operator, which Airflow 2 lets run in a thread of its own only.
-            return start_task.StartTask(operator, context()).execute()["started_by_task"]
+            return operator._begin(context()).execute()["started_by_task"]
         except AirflowSkipException as error:
             return "CAMPAIGN_ALREADY_RUNNING" in str(error) and "skipped"
 
@@ -200,13 +199,13 @@ def test_a_backfill_starts_where_the_dag_says_so(sandbox):
 
 def test_calling_hours_that_end_while_airflow_takes_its_time_are_kept(sandbox, monkeypatch):
     run = {**context(), "task_state_store": Store()}
-    original, checks = start_task.check_calling_hours, []
+    original, checks = once.check_calling_hours, []
 
     def check(hours, now):
         checks.append(len(sandbox.sandbox.requests))
         return original(closed_hours() if len(checks) == 2 else hours, now)
 
-    monkeypatch.setattr(start_task, "check_calling_hours", check)
+    monkeypatch.setattr(once, "check_calling_hours", check)
     with pytest.raises(AirflowFailException, match="OUTSIDE_CALLING_HOURS"):
         start(run=run, calling_hours=CallingHours("00:00", "23:59:59.999999", "UTC"))
     assert (checks, sandbox.request_count("start")) == ([1, 1], 0)
@@ -285,14 +284,14 @@ def test_a_campaign_that_ran_to_its_end_meanwhile_is_not_started_again(sandbox, 
 def test_where_nobody_can_tell_the_task_fails_and_says_how_to_decide(sandbox):
     sandbox.inject("close", "start", after_acting=True)
     operator = StartCampaignOperator(task_id="start", campaign_id="ready")
-    original = start_task.time.sleep
+    original = once.time.sleep
 
     def outage(seconds):
         sandbox.inject("close", "*", times=None)
         original(seconds)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start_task.time, "sleep", outage)
+        patch.setattr(once.time, "sleep", outage)
         with pytest.raises(AirflowFailException, match="START_UNCONFIRMED") as caught:
             operator.execute(context())
     assert "clear this task" in str(caught.value)
@@ -409,11 +408,15 @@ def test_ready(sandbox, campaign_id):
     ],
 )
 def test_not_ready_is_said_once_in_words(sandbox, caplog, campaign_id, prerequisites, missing):
-    caplog.set_level("INFO", "airflow_provider_voicegenie.waits")
+    caplog.set_level("INFO", "airflow_provider_voicegenie.waiting")
     sensor = CampaignReadySensor(task_id="ready", campaign_id=campaign_id, prerequisites=prerequisites)
     assert not sensor.poke(context()).is_done
     assert not sensor.poke(context()).is_done
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "airflow_provider_voicegenie.waits"]
+    (line,) = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("airflow_provider_voicegenie.waiting")
+    ]
     assert missing in line
     sandbox.sandbox.store.change(campaign_id, total_count=200, script_id="s", status="scheduled")
     if missing != "outside the calling hours":

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_voicegenie.api import errors
-from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules, TaskKind
-from airflow_provider_voicegenie.task_end import settle_task
+from airflow_provider_voicegenie.rules.outcomes import Condition, Outcome, OutcomeRules, TaskKind, apply_outcome
 
 
 @pytest.mark.parametrize(
@@ -184,6 +183,6 @@ def test_any_changes_are_taken_whole_or_refused(kind, changes):
 
 def test_the_reason_of_a_skip_is_logged(caplog):
     with pytest.raises(AirflowSkipException) as caught:
-        settle_task(OutcomeRules(TaskKind.START), Condition.BACKFILL_RUN, "c", "this is a backfill")
+        apply_outcome(OutcomeRules(TaskKind.START), Condition.BACKFILL_RUN, "c", "this is a backfill")
     assert [record.getMessage() for record in caplog.records] == [str(caught.value)]
     assert "this is a backfill [BACKFILL_RUN: the task is skipped]" in caplog.text

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from airflow_provider_voicegenie.triggers.polling import Entry, PageRead, PollingPlan
+from airflow_provider_voicegenie.triggers.polling import PageRead, PolledCampaign, PollingPlan
 
 
 @pytest.fixture(autouse=True, params=range(5))
@@ -53,14 +53,14 @@ class Service:
         return Counter("list" if what == "list" else "single" for at, what in self.sent if begin <= at < end)
 
 
-def member(interval=60.0, alone=False):
-    return SimpleNamespace(interval=interval, alone=alone)
+def subscriber(interval=60.0, needs_single_reads=False):
+    return SimpleNamespace(interval=interval, needs_single_reads=needs_single_reads)
 
 
 def plan_for(waits, interval=60.0):
     plan = PollingPlan()
     for number in range(waits):
-        plan.add(f"c{number}", member(interval), 0.0)
+        plan.add(f"c{number}", subscriber(interval), 0.0)
     return plan
 
 
@@ -100,7 +100,7 @@ def test_each_campaign_is_read_within_each_interval(waits, account):
     for now in range(1200):
         service.run(plan, now, now + 1)
         if now >= 60:
-            stale = max(stale, max(now + 1 - entry.seen_at for entry in plan.entries.values()))
+            stale = max(stale, max(now + 1 - polled.seen_at for polled in plan.campaigns.values()))
     assert stale <= 61
 
 
@@ -118,7 +118,7 @@ def test_pages_that_are_shorter_than_was_asked_for_hide_no_campaign():
     service = Service(names(1500), page_size=400)
     service.run(plan, 0, 600)
     assert {what for at, what in service.sent if at > 5} == {"list"}
-    assert all(600 - entry.seen_at <= 130 for entry in plan.entries.values())
+    assert all(600 - polled.seen_at <= 130 for polled in plan.campaigns.values())
 
 
 def test_pages_that_shift_while_they_are_read_hide_no_campaign():
@@ -132,7 +132,7 @@ def test_pages_that_shift_while_they_are_read_hide_no_campaign():
     for now in range(1200):
         service.run(plan, now, now + 1)
         if now >= 180:
-            assert all(now + 1 - entry.seen_at <= 130 for entry in plan.entries.values())
+            assert all(now + 1 - polled.seen_at <= 130 for polled in plan.campaigns.values())
 
 
 def test_a_campaign_that_is_not_listed_is_asked_for_by_itself_and_so_from_then_on():
@@ -154,19 +154,19 @@ def test_a_campaign_that_was_joined_during_a_pass_is_not_missing_in_it():
         while not isinstance(request := plan.take(), PageRead):
             plan.campaign_was_read(request, now)
         if page is second:
-            late = plan.add("c7", member(), now)
-            newcomer = plan.add("c999_999", member(), now)
+            late = plan.add("c7", subscriber(), now)
+            newcomer = plan.add("c999_999", subscriber(), now)
         plan.page_was_read(page, 1000, 2000, now, now)
-    assert not late.alone
-    assert not newcomer.alone
+    assert not late.needs_single_reads
+    assert not newcomer.needs_single_reads
     # In the next pass, who is not listed is missing.
     for page in (first, second):
         now = max(now, plan.due_at())
         while not isinstance(request := plan.take(), PageRead):
             plan.campaign_was_read(request, now)
         plan.page_was_read(page, 1000, 2000, now, now)
-    assert newcomer.alone
-    assert not late.alone
+    assert newcomer.needs_single_reads
+    assert not late.needs_single_reads
 
 
 def test_a_campaign_that_turns_up_in_the_list_again_costs_no_request_of_its_own():
@@ -181,7 +181,7 @@ def test_a_campaign_that_turns_up_in_the_list_again_costs_no_request_of_its_own(
 
 def test_a_member_that_needs_more_than_the_list_gets_single_reads():
     plan = plan_for(10)
-    plan.add("ready", member(alone=True), 0.0)
+    plan.add("ready", subscriber(needs_single_reads=True), 0.0)
     service = Service([*names(10), "ready"])
     service.run(plan, 0, 600)
     assert {what for at, what in service.sent if at > 2} == {"list", "ready"}
@@ -190,21 +190,21 @@ def test_a_member_that_needs_more_than_the_list_gets_single_reads():
 
 def test_the_shortest_interval_counts():
     plan = plan_for(3, interval=600)
-    plan.add("c0", member(10), 0.0)
+    plan.add("c0", subscriber(10), 0.0)
     service = Service(names(3))
     service.run(plan, 0, 600)
     assert 55 <= service.counts(0, 600)["list"] <= 75
 
 
-def test_members_come_and_go():
+def test_subscribers_come_and_go():
     plan = PollingPlan()
-    both = [(plan.add("c0", one, 0.0), one) for one in (member(), member(5))]
-    assert len(plan.entries) == 1
-    for entry, one in both:
-        plan.remove(entry, one, 1.0)
-    assert plan.entries == {}
+    both = [(plan.add("c0", one, 0.0), one) for one in (subscriber(), subscriber(5))]
+    assert len(plan.campaigns) == 1
+    for polled, one in both:
+        plan.remove(polled, one, 1.0)
+    assert plan.campaigns == {}
     assert plan.due_at() == math.inf
-    rejoined = plan.add("c0", member(), 2.0)
+    rejoined = plan.add("c0", subscriber(), 2.0)
     assert plan.due_at() < math.inf
     assert plan.take() is rejoined
 
@@ -213,11 +213,11 @@ def test_a_hurried_campaign_is_read_at_once_and_the_list_goes_on():
     plan = plan_for(10)
     service = Service(names(10))
     service.run(plan, 0, 100)
-    entry = plan.entries["c3"]
-    plan.hurry(entry, 100.0)
+    polled = plan.campaigns["c3"]
+    plan.poll_now(polled, 100.0)
     assert plan.due_at() == 100.0
-    assert plan.take() is entry
-    plan.campaign_was_read(entry, 100.1)
+    assert plan.take() is polled
+    plan.campaign_was_read(polled, 100.1)
     service.sent.clear()
     service.run(plan, 101, 400)
     assert {what for _, what in service.sent} == {"list"}
@@ -272,4 +272,4 @@ def test_single_reads_that_fail_are_repeated_with_growing_pauses():
     assert max(gaps) <= 30
     assert gaps[0] < 2
     assert min(gaps[6:]) > 20
-    assert isinstance(plan.entries["c0"], Entry)
+    assert isinstance(plan.campaigns["c0"], PolledCampaign)

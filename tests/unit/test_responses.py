@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.endpoints import campaign, other, start
 from airflow_provider_voicegenie.api.responses import Redactor, Response
-from airflow_provider_voicegenie.decisions.outcomes import Condition
+from airflow_provider_voicegenie.rules.outcomes import Condition
 
 KEY = "k3y/with+odd=chars"
 REDACTOR = Redactor(KEY)

@@ -23,8 +23,8 @@ from waiting import Store, TaskInstance, context, event_of
 
 from airflow_provider_voicegenie.links import CampaignLink
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
-from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
 
 #: What the templates give at first, and later: another campaign, another connection, or both.
 FIRST = {"campaign_id": "ours", "voicegenie_conn_id": "voicegenie_default"}
@@ -181,7 +181,7 @@ def test_an_id_that_a_subclass_found_in_execute_is_a_fact_too(sandbox):
 
 @change
 def test_a_sensor_that_defers_again_waits_for_the_right_campaign(sandbox, later, monkeypatch):
-    from airflow_provider_voicegenie.decisions import final_statistics
+    from airflow_provider_voicegenie.waiting import final_statistics
 
     monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_ANSWERS", 0.0)
     sandbox.sandbox.store.change("ours", status="running")

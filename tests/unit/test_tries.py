@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from leaks import MARKED_KEY, check_exception
 from waiting import Store, context
 
-from airflow_provider_voicegenie.operators import start_task
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
-from airflow_provider_voicegenie.operators.start_memory import StartMemory
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sandbox.faults import Fault
 from airflow_provider_voicegenie.sandbox.server import running
 from airflow_provider_voicegenie.sandbox.service import Sandbox
 from airflow_provider_voicegenie.sandbox.store import SandboxCampaign, SandboxStore
-from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
+from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.start.record import StartRecords
 
-CRASHES = ["before_intent", "after_intent", "before_note", "after_note"]
+CRASHES = ["before_add", "after_add", "before_set_phase", "after_set_phase"]
 
 
 class CrashError(BaseException):
@@ -39,21 +39,21 @@ def crashing(patch, at):
         if step == at:
             raise CrashError
 
-    originals = StartMemory.note_sending, StartMemory.note
+    originals = StartRecords.add, StartRecords.set_phase
 
-    def note_sending(memory, *arguments):
-        crash("before_intent")
-        originals[0](memory, *arguments)
-        crash("after_intent")
+    def add(records, *arguments):
+        crash("before_add")
+        originals[0](records, *arguments)
+        crash("after_add")
 
-    def note(memory, *arguments):
-        crash("before_note")
-        originals[1](memory, *arguments)
-        crash("after_note")
+    def set_phase(records, *arguments):
+        crash("before_set_phase")
+        originals[1](records, *arguments)
+        crash("after_set_phase")
 
     with patch.context() as inner:
-        inner.setattr(StartMemory, "note_sending", note_sending)
-        inner.setattr(StartMemory, "note", note)
+        inner.setattr(StartRecords, "add", add)
+        inner.setattr(StartRecords, "set_phase", set_phase)
         yield
 
 
@@ -64,8 +64,8 @@ class Tries:
         self.stack = contextlib.ExitStack()
         self.patch = pytest.MonkeyPatch()
         self.stack.callback(self.patch.undo)
-        self.patch.setattr(start_task, "_LOOK_DELAYS", (0.0,))
-        self.patch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
+        self.patch.setattr(once, "_LOOK_DELAYS", (0.0,))
+        self.patch.setattr(once, "_STATISTICS_LAG", timedelta(0))
         self.sandbox = Sandbox(SandboxStore(seeds=list), api_key=MARKED_KEY)
         url = self.stack.enter_context(running(self.sandbox))
         extra = {"max_attempts": 1, "timeout": 5, "requests_per_minute": 1_000_000}

@@ -16,8 +16,8 @@ from typing import ClassVar
 import pytest
 from waiting import TaskInstance
 
-from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
-from airflow_provider_voicegenie.decisions.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
+from airflow_provider_voicegenie.rules.calling_hours import CallingHours
+from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger, CampaignReadyTrigger
 
@@ -152,8 +152,8 @@ def test_cancellation_and_errors_of_one_wait_disturb_no_other(sandbox):
     async def work():
         tasks = {name: asyncio.create_task(first_event(trigger(name))) for name in (good, bad, gone)}
         await eventually(lambda: len(sandbox.sandbox.requests) >= 2)
-        subscription = next(iter(feeds._feeds[asyncio.get_running_loop()].values()))._plan.entries[bad].members[0]
-        subscription.notice = lambda *sighting: 1 / 0
+        subscription = next(iter(feeds._feeds[asyncio.get_running_loop()].values()))._plan.campaigns[bad].subscribers[0]
+        subscription._on_reading = lambda *reading: 1 / 0
         tasks[gone].cancel()
         sandbox.sandbox.store.remove(gone)
         with pytest.raises(ZeroDivisionError):
@@ -164,9 +164,47 @@ def test_cancellation_and_errors_of_one_wait_disturb_no_other(sandbox):
     run(work)
 
 
+def test_each_line_is_logged_in_the_context_of_its_own_wait(sandbox):
+    """Airflow finds by the context which task's log a line belongs to."""
+    whose = contextvars.ContextVar("whose", default="nobody's")
+    logged = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            if "Campaign " in (message := record.getMessage()):
+                logged.append((whose.get(), message.split("'")[1]))
+
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(3)]
+
+    async def wait(name):
+        whose.set(name)
+        waiting = trigger(name, pause_on_kill=True)
+        task = asyncio.create_task(first_event(waiting))
+        await eventually(lambda: (name, name) in logged)
+        task.cancel()
+        logged.append(("kill", name))
+        await waiting.on_kill()
+
+    async def work():
+        await asyncio.gather(*map(wait, names))
+
+    listener = Listener()
+    logging.getLogger("airflow_provider_voicegenie").addHandler(listener)
+    try:
+        run(work)
+    finally:
+        logging.getLogger("airflow_provider_voicegenie").removeHandler(listener)
+    assert {owner for owner, _ in logged} == {"kill", *names}
+    assert all(owner in ("kill", name) for owner, name in logged)
+    for name in names:
+        # Progress, and the pause.
+        assert len([owner for owner, about in logged if owner == about == name]) >= 2
+        assert sandbox.status(name) == "paused"
+
+
 def test_an_error_of_the_feed_itself_reaches_those_who_wait(sandbox, monkeypatch):
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
-    monkeypatch.setattr(feeds.CampaignFeed, "_show", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(feeds.CampaignFeed, "_publish", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         wait_for(trigger(campaign.id))
 
@@ -221,22 +259,22 @@ def test_one_campaign_that_hangs_holds_up_no_other(sandbox):
 
 
 def test_a_wait_that_needs_all_fields_is_not_shown_what_the_list_says(sandbox):
-    """The list tells of no script and of no failed call."""
+    """The list has no script and no failed calls."""
     names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(3)]
-    shown = {"alone": [], "others": []}
+    shown = {"wanted": [], "others": []}
 
-    def notice(whose):
-        return lambda sighting, in_full, now: shown[whose].append((sighting.script_id, in_full))
+    def on_reading(whose):
+        return lambda reading, in_full, now: shown[whose].append((reading.script_id, in_full))
 
     async def work():
-        wanted = feeds.subscribe("voicegenie_default", names[0], 0.2, notice("alone"), alone=True)
-        others = [feeds.subscribe("voicegenie_default", name, 0.2, notice("others")) for name in names]
-        await eventually(lambda: sandbox.request_count("list") >= 3 and len(shown["alone"]) >= 3)
+        wanted = feeds.subscribe("voicegenie_default", names[0], 0.2, on_reading("wanted"), needs_single_reads=True)
+        others = [feeds.subscribe("voicegenie_default", name, 0.2, on_reading("others")) for name in names]
+        await eventually(lambda: sandbox.request_count("list") >= 3 and len(shown["wanted"]) >= 3)
         for subscription in (wanted, *others):
             subscription.close()
 
     run(work)
-    assert set(shown["alone"]) == {("script-1", True)}
+    assert set(shown["wanted"]) == {("script-1", True)}
     assert (None, False) in shown["others"]
 
 
@@ -466,14 +504,14 @@ def test_a_completion_needs_no_statistics_in_the_triggerer(sandbox):
 
 def test_a_completion_that_was_seen_in_time_is_one_though_time_is_over(sandbox, monkeypatch):
     """The event loop may get to the deadline before it gets to what was seen."""
-    original = feeds.Subscription.news
+    original = feeds.Subscription.update
 
-    async def late_news(subscription):
-        news = await original(subscription)
+    async def late_update(subscription):
+        update = await original(subscription)
         await asyncio.sleep(2)
-        return news
+        return update
 
-    monkeypatch.setattr(feeds.Subscription, "news", late_news)
+    monkeypatch.setattr(feeds.Subscription, "update", late_update)
     campaign = sandbox.add_campaign(status="completed")
     (payload,) = wait_for(trigger(campaign.id, deadline=time.time() + 1.5))
     assert payload["reason"] == "done"
@@ -683,7 +721,8 @@ def test_a_campaign_that_cannot_be_paused_is_shouted_about(sandbox, caplog):
     sandbox.sandbox.faults.clear()
     outage(sandbox, "close")
     run(trigger("running", pause_on_kill=True).on_kill)
-    assert "could not be paused in 4 attempts" in caplog.text
+    assert caplog.text.count("Trying again") == 3
+    assert "IT MAY GO ON CALLING" in caplog.text
 
 
 def test_ending_the_triggerer_pauses_nothing(sandbox):

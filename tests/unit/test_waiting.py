@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import product
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -19,24 +20,23 @@ from airflow.providers.common.compat.sdk import (
 )
 from waiting import WAYS, Store, TaskInstance, context, deferred, event_of, in_worker, meanwhile, resume
 
-from airflow_provider_voicegenie import waits
-from airflow_provider_voicegenie.decisions import final_statistics
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators import campaign as operators
-from airflow_provider_voicegenie.operators import start_task
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors import campaign as sensors
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor, HasContacts
-from airflow_provider_voicegenie.task_end import VoiceGenieRetryException
+from airflow_provider_voicegenie.start import once
 from airflow_provider_voicegenie.triggers import feed as feeds
+from airflow_provider_voicegenie.waiting import final_statistics, worker
 
 ENDS = {"skip": AirflowSkipException, "fail": AirflowFailException, "retry": VoiceGenieRetryException}
 
 
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
-    monkeypatch.setattr(start_task, "_LOOK_DELAYS", (0.0, 0.05))
-    monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(0))
+    monkeypatch.setattr(once, "_LOOK_DELAYS", (0.0, 0.05))
+    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(0))
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     connection = voicegenie_sandbox.connection(max_attempts=1, timeout=1, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
@@ -247,7 +247,7 @@ def test_each_poll_in_a_worker_is_one_attempt(sandbox, monkeypatch):
         sandbox.inject("status", "get", status=503, times=None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VoiceGenieHook, "campaign_url", fail_from_now_on)
+        patch.setattr(once.StartRecords, "set_phase", fail_from_now_on)
         in_wait(patch, lambda: True, ZeroDivisionError())
         with pytest.raises(ZeroDivisionError):
             Starting(poll_interval=0.1)(deferrable=False).execute(run)
@@ -568,17 +568,17 @@ def test_the_execution_timeout_pauses_what_the_task_started(sandbox, way, pause_
 
 def in_wait(patch, when, act):
     """Raise an error, or do something, in the sleep of the wait in the worker, once ``when()`` is so."""
-    original = waits.time.sleep
+    original = worker.time.sleep
 
     def sleep(seconds):
         original(seconds)
         if when():
-            patch.setattr(waits.time, "sleep", original)
+            patch.setattr(worker.time, "sleep", original)
             if isinstance(act, BaseException):
                 raise act
             act()
 
-    patch.setattr(waits.time, "sleep", sleep)
+    patch.setattr(worker.time, "sleep", sleep)
 
 
 def test_a_retry_after_the_execution_timeout_does_not_start_again(sandbox):
@@ -625,21 +625,23 @@ def kill_in_wait(sandbox, state, *, pause_on_kill, map_index):
 
 
 #: The steps before a start at which a kill may come, in their order, and the requests that were sent by then.
-STEPS = ["before execute", "recall", "run_facts", "get_conn", "get_campaign", "note_sending", "xcom_push"]
+STEPS = ["before execute", "link", "recall", "run facts", "get_conn", "get_campaign", "record", "campaign_id"]
 
 
 def kill_at(patch, step, operator, run, state="failed", *, tells=True):
     """Let Airflow end the task at one step; it may tell the task at once, or not before the task asks."""
     act, at = {
-        "recall": (start_task.StartMemory, "recall"),
-        "run_facts": (start_task, "run_facts"),
+        "link": (TaskInstance, "xcom_push"),
+        "recall": (once.StartRecords, "recall"),
+        "run facts": (once.RunFacts, "of"),
         "get_conn": (VoiceGenieHook, "get_conn"),
         "get_campaign": (VoiceGenieHook, "get_campaign"),
-        "note_sending": (start_task.StartMemory, "note_sending"),
-        "xcom_push": (TaskInstance, "xcom_push"),
+        "record": (once.StartRecords, "add"),
+        "campaign_id": (TaskInstance, "xcom_push"),
         "start": (VoiceGenieHook, "start_campaign"),
-        "note": (start_task.StartMemory, "note"),
-        "look": (start_task.StartTask, "_look_for_start"),
+        "phase": (once.StartRecords, "set_phase"),
+        "look": (once.StartOnce, "_look_for_start"),
+        "deferral": (TaskInstance, "xcom_push"),
     }.get(step, (None, None))
 
     def kill():
@@ -651,9 +653,12 @@ def kill_at(patch, step, operator, run, state="failed", *, tells=True):
         kill()
         return
     original = getattr(act, at)
+    key = {"link": "_link_CampaignLink", "campaign_id": "campaign_id", "deferral": "voicegenie_task"}.get(step)
 
     def killed(*arguments, **more):
         result = original(*arguments, **more)
+        if more.get("key") != key:
+            return result
         patch.setattr(act, at, original)
         kill()
         return result
@@ -672,7 +677,7 @@ def test_a_kill_before_the_start_starts_nothing(sandbox, way, step, state):
         with pytest.raises(VoiceGenieRetryException, match="ended from outside before it started anything"):
             operator.execute(run)
     # Nor is Airflow asked for anything that takes time: five seconds are left.
-    assert "_link_CampaignLink" not in run["ti"].xcom
+    assert ("_link_CampaignLink" in run["ti"].xcom) is (step != "before execute")
     sent = ["get"] if STEPS.index(step) >= STEPS.index("get_campaign") else []
     assert [request.operation for request in sandbox.sandbox.requests] == sent
 
@@ -690,12 +695,12 @@ def test_a_task_that_was_marked_but_not_told_yet_starts_nothing(sandbox, way, st
     assert sandbox.request_count("start") == 0
 
 
-@pytest.mark.parametrize("step", ["before execute", "get_conn", "xcom_push"])
+@pytest.mark.parametrize("step", ["before execute", "get_conn", "task state"])
 def test_a_kill_before_a_pause_pauses_nothing(sandbox, step):
     run = context(Store(), state="failed")
     operator = PauseCampaignOperator(task_id="task", campaign_id="followed")
     with pytest.MonkeyPatch.context() as patch:
-        if step == "xcom_push":
+        if step == "task state":
             patch.setattr(Store, "set", lambda *_: operator.on_kill())
         else:
             kill_at(patch, step, operator, run)
@@ -718,17 +723,15 @@ def test_a_sensor_that_a_user_ended_asks_no_more(sandbox, state):
         assert not sensor.poke(run).is_done
 
 
-@pytest.mark.parametrize("step", ["start", "note", "xcom_push"])
-@pytest.mark.parametrize("waits", ["no", "in the worker", "deferred"])
+@pytest.mark.parametrize(
+    ("step", "waits"),
+    [*product(["start", "phase"], ["no", "in the worker", "deferred"]), ("deferral", "deferred")],
+)
 def test_a_kill_right_after_the_start_pauses_the_campaign(sandbox, step, waits):
     run = context(Store())
     operator = Starting(wait_for_completion=waits != "no")(deferrable=waits == "deferred")
     with pytest.MonkeyPatch.context() as patch:
-        if step == "xcom_push":
-            # That of a deferral, or of the link.
-            patch.setattr(VoiceGenieHook, "campaign_url", lambda *_: kill_at(patch, step, operator, run))
-        else:
-            kill_at(patch, step, operator, run)
+        kill_at(patch, step, operator, run)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
             operator.execute(run)
     assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")
@@ -739,7 +742,7 @@ def test_a_deferral_that_airflow_would_refuse_pauses_the_campaign(sandbox):
     run = context(Store())
     operator = Starting()(deferrable=True)
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, "note", operator, run, tells=False)
+        kill_at(patch, "phase", operator, run, tells=False)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
             operator.execute(run)
     assert sandbox.status("long") == "paused"
@@ -747,7 +750,7 @@ def test_a_deferral_that_airflow_would_refuse_pauses_the_campaign(sandbox):
 
 @pytest.mark.parametrize("state", ["failed", "running"])
 def test_a_kill_while_a_lost_start_is_looked_into_ends_that_at_once(sandbox, monkeypatch, state):
-    monkeypatch.setattr(start_task, "_LOOK_DELAYS", (30.0,))
+    monkeypatch.setattr(once, "_LOOK_DELAYS", (30.0,))
     run = context(Store())
     operator = Starting()(deferrable=False)
     sandbox.inject("close", "start", after_acting=True)
@@ -757,7 +760,7 @@ def test_a_kill_while_a_lost_start_is_looked_into_ends_that_at_once(sandbox, mon
         operator.on_kill()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start_task.time, "sleep", lambda seconds: kill(seconds) if seconds == 30 else None)
+        patch.setattr(once.time, "sleep", lambda seconds: kill(seconds) if seconds == 30 else None)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
             operator.execute(run)
     assert sandbox.status("long") == ("paused" if state == "failed" else "running")
@@ -906,7 +909,7 @@ def test_a_later_try_finds_out_what_became_of_a_start_that_was_cut_off(sandbox, 
     store = Store()
     sandbox.inject("close", "start", after_acting=took_effect)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start_task.StartTask, "_find_out", lambda *_: 1 / 0)
+        patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
     assert store["voicegenie_start"]["phase"] == "sent"
@@ -937,8 +940,8 @@ def test_without_a_store_old_statistics_are_read_again(sandbox, monkeypatch, sta
         waits.append(seconds)
         sandbox.sandbox.cache_stats = False
 
-    monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(seconds=32))
-    monkeypatch.setattr(start_task.time, "sleep", sleep)
+    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(once.time, "sleep", sleep)
     result = Starting(wait_for_completion=False)(deferrable=False).execute(context(try_number=2))
     assert (result["status"], result["started_by_task"]) == (status, True)
     assert 30 < waits[0] < 33
@@ -1004,8 +1007,8 @@ def test_a_paused_campaigns_lost_start_waits_for_statistics_from_after_it(sandbo
         return campaign
 
     monkeypatch.setattr(store, "start", start_and_pause)
-    monkeypatch.setattr(start_task, "_STATISTICS_LAG", timedelta(seconds=32))
-    monkeypatch.setattr(start_task.time, "sleep", sleep)
+    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(once.time, "sleep", sleep)
     sandbox.inject("close", "start", after_acting=True)
     result = Starting(campaign_id="paused", wait_for_completion=False)(deferrable=False).execute(context(Store()))
     assert (result["status"], result["started_by_task"]) == ("paused", True)
@@ -1108,7 +1111,7 @@ def test_a_task_that_a_user_cleared_waits_for_the_pause_that_follows(sandbox):
 
 
 def test_a_cleared_task_does_not_wait_for_a_pause_for_ever(sandbox, monkeypatch):
-    monkeypatch.setattr(start_task, "_PATIENCE_FOR_PAUSE", 0.1)
+    monkeypatch.setattr(once, "_PATIENCE_FOR_PAUSE", 0.1)
     store = Store()
     make = Starting()
     with pytest.raises(TaskDeferred):
@@ -1136,7 +1139,7 @@ def test_a_kill_after_a_start_was_found_not_to_have_taken_effect_pauses_nothing(
     operator = Starting()(deferrable=False)
     run = context(store, try_number=2)
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, "note_sending", operator, run)
+        kill_at(patch, "record", operator, run)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
             operator.execute(run)
     assert (sandbox.request_count("start"), sandbox.request_count("pause")) == (1, 0)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from airflow_provider_voicegenie.api.models import Campaign
 
-#: A line is due when this many per cent more are done, ...
+#: A line is due when this many percent more are done, ...
 _PERCENT = 5.0
 #: ... or when anything changed and the last line is this many seconds old.
 _SECONDS = 300.0
@@ -30,7 +30,7 @@ class ProgressLog:
         Return the line that is due, if one is.
 
         :param campaign: The campaign as it was just read.
-        :param failed: The failed calls as they were last known; the list does not tell them.
+        :param failed: The failed calls as they were last known; the list does not have them.
         :param now: Unix seconds.
         """
         done = (campaign.completed_count or 0) + (failed or 0)
@@ -69,7 +69,7 @@ def describe(status_text: str, completed: int | None, failed: int | None, total:
     words = f"status {status_text[:40]!r}"
     if completed is None:
         return words
-    # Where the failed calls are not known, those that were completed are not all that are done.
+    # If the failed calls are not known, those that were completed are not all that are done.
     done, verb = completed + (failed or 0), "completed" if failed is None else "done"
     if total:
         words += f", {done} of {total} calls {verb} ({100 * done / total:.0f} %)"

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wait for a campaign's end: all its rules, and no I/O."""
+"""The wait for a campaign's end: all its rules."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
-from airflow_provider_voicegenie.decisions.outcomes import Condition, OutcomeRules
-from airflow_provider_voicegenie.decisions.progress import ProgressLog, describe
-from airflow_provider_voicegenie.decisions.waiting import NOTHING, End, EndReason, Step, Watch
+from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules
+from airflow_provider_voicegenie.waiting.progress import ProgressLog, describe
+from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
@@ -24,7 +25,7 @@ _CONDITIONS: Mapping[CampaignStatus, tuple[Condition, str]] = {
     ),
 }
 
-#: Where calls are expected to go on, as far as we know.
+#: Statuses in which calls are expected to go on, as far as we know.
 _MOVING = (CampaignStatus.RUNNING, CampaignStatus.UNKNOWN)
 
 
@@ -34,10 +35,9 @@ class CompletionWatch(Watch):
 
     :param campaign_id: The campaign.
     :param rules: What each condition does to the wait.
-    :param now: When the wait began, Unix seconds; or when the counters were last seen to change.
+    :param now: When the wait began, Unix seconds.
     :param stall_timeout: Seconds without progress in any counter that are too many; ``None`` for any number.
-    :param completed: Calls completed as they were known at ``now``.
-    :param failed: Calls failed as they were known at ``now``.
+    :param seen: What :meth:`seen` returned in an earlier process of the same task.
     """
 
     __slots__ = (
@@ -52,6 +52,7 @@ class CompletionWatch(Watch):
         "_status",
         "_status_text",
         "_total",
+        "needs_single_read",
     )
 
     def __init__(
@@ -61,15 +62,15 @@ class CompletionWatch(Watch):
         now: float,
         *,
         stall_timeout: float | None = None,
-        completed: int | None = None,
-        failed: int | None = None,
+        seen: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(campaign_id, rules, now)
+        seen = seen or {}
         self._stall_timeout = stall_timeout
-        self._completed = completed
-        self._failed = failed
-        self._known_in_full = completed is not None and failed is not None
-        self._moved_at = now
+        self._completed: int | None = seen.get("completed")
+        self._failed: int | None = seen.get("failed")
+        self._known_in_full = self._completed is not None and self._failed is not None
+        self._moved_at: float = seen.get("at", now)
         self._seen_at = now
         # Of the campaign only what is needed: there may be ten thousand waits.
         self._status: CampaignStatus | None = None
@@ -77,59 +78,53 @@ class CompletionWatch(Watch):
         self._total: int | None = None
         self._ended_at: datetime | None = None
         self._progress = ProgressLog()
+        #: Whether the campaign has to be read by itself at once: a list does not have all its counters.
+        self.needs_single_read = False
 
-    def see(self, sighting: Campaign | VoiceGenieError, in_full: bool, now: float) -> Step | None:
+    def observe(self, reading: Campaign | VoiceGenieError, now: float, *, in_full: bool = True) -> End | None:
         """
-        Take note of a reading, whatever came of it.
+        Take note of a reading.
 
-        :param sighting: The campaign, or why it could not be read.
-        :param in_full: Whether it was read by itself.
+        :param reading: The campaign as it was just read, or why it could not be.
         :param now: Unix seconds.
-        :returns: What follows; ``None`` where nothing does.
+        :param in_full: Whether it was read by itself, and not in a list, which does not have all counters.
+        :returns: How the wait ended; ``None`` while it goes on.
         """
-        if isinstance(sighting, Campaign):
-            step = self.see_campaign(sighting, now, in_full=in_full)
-        else:
-            step = self.see_error(sighting, now)
-        return None if step == NOTHING else step
+        self.needs_single_read = False
+        if not isinstance(reading, Campaign):
+            return self.observe_error(reading, now)
+        self._end = self._observe_campaign(reading, now, in_full=in_full)
+        self._remind(now)
+        return self._end
 
-    def see_campaign(self, campaign: Campaign, now: float, *, in_full: bool) -> Step:
-        """
-        Take note of the campaign.
-
-        :param campaign: As it was just read.
-        :param now: Unix seconds.
-        :param in_full: Whether it was read by itself, and not in a list, which does not tell all counters.
-        """
-        return self._taken(self._step(campaign, now, in_full=in_full), now)
-
-    def _step(self, campaign: Campaign, now: float, *, in_full: bool) -> Step:
+    def _observe_campaign(self, campaign: Campaign, now: float, *, in_full: bool) -> End | None:
         status = campaign.status
         before, self._status = self._status, status
         self._status_text, self._total, self._ended_at = campaign.status_text, campaign.total_count, campaign.ended_at
         self._seen_at = now
-        notes = self._recovered()
+        self._recover(now)
         if before is not status:
             self._announced = None
             self._moved_at = now if before is not None else self._moved_at
             if status is CampaignStatus.UNKNOWN:
-                notes += (self._warning(f"status {campaign.status_text[:40]!r} is unknown here; waiting on"),)
+                self._log(f"status {campaign.status_text[:40]!r} is unknown here; still waiting", now, logging.WARNING)
         self._count(campaign, now, in_full=in_full)
         if line := self._progress.line(campaign, self._failed, now):
-            notes += (self._info(line),)
+            self._log(line, now)
         if status is CampaignStatus.COMPLETED:
-            return Step(notes, end=End(EndReason.DONE, "it is completed", result=self._result(), at=now))
+            return End(EndReason.DONE, "it is completed", result=self._result(), at=now)
         if status in _CONDITIONS:
             condition, words = _CONDITIONS[status]
-            return self._meet(condition, f"{words} ({self.last_seen(now)})", notes)
+            return self._meet(condition, f"{words} ({self.last_seen(now)})", now)
         if status not in _MOVING:
             self._moved_at = now
         elif self._stall_timeout is not None and now - self._moved_at >= self._stall_timeout:
             if not in_full:
-                return Step(notes, read_alone=True)
+                self.needs_single_read = True
+                return None
             words = f"no counter has changed for {now - self._moved_at:.0f} s ({self.last_seen(now)})"
-            return self._meet(Condition.CAMPAIGN_STALLED, words, notes)
-        return Step(notes) if notes else NOTHING
+            return self._meet(Condition.CAMPAIGN_STALLED, words, now)
+        return None
 
     def seen(self) -> dict[str, Any]:
         """Return when the counters were last seen to change, and what they are, as plain JSON."""

@@ -19,12 +19,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import pkgutil
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_voicegenie.decisions.outcomes import Condition
+from airflow_provider_voicegenie.rules.outcomes import Condition
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -76,7 +80,7 @@ class Prerequisite(ABC):
     """
     Something that must hold before a start.
 
-    Objects must be able to be made again from their class path and keyword arguments. That works by itself where
+    Objects must be able to be made again from their class path and keyword arguments. That works by itself if
     ``__init__`` keeps each of its arguments in an attribute of the same name and they are plain JSON; otherwise
     override :meth:`keyword_arguments`. Two objects of one class with equal arguments are equal, and are written alike
     in every process: Airflow makes a new DAG version whenever what it reads of a DAG changes.
@@ -149,8 +153,8 @@ class Readiness(NamedTuple):
     """
     What all prerequisites of a wait come to.
 
-    :param missing: What is waited for; empty where nothing is.
-    :param condition: The condition that ends the wait, where one can never hold.
+    :param missing: What is waited for; empty if nothing is.
+    :param condition: The condition that ends the wait, if one can never hold.
     :param why: What was seen of that condition.
     """
 
@@ -212,7 +216,7 @@ class HasContacts(Prerequisite):
 
     def __init__(self, minimum: int = 1) -> None:
         if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
-            raise ValueError(f"HasContacts: minimum must be a whole number of 1 or more, not {minimum!r}.")
+            raise ValueError(f"HasContacts: minimum must be a whole number of 1 or more; got {minimum!r}.")
         self.minimum = minimum
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
@@ -232,7 +236,7 @@ class IsStartable(Prerequisite):
         if status.is_startable:
             return Check.met()
         if status.is_running:
-            return Check.impossible("the campaign runs already", Condition.CAMPAIGN_ALREADY_RUNNING)
+            return Check.impossible("the campaign is already running", Condition.CAMPAIGN_ALREADY_RUNNING)
         if status.has_ended:
             return Check.impossible(f"the campaign is over ({status.value})", Condition.CAMPAIGN_COMPLETED)
         return Check.waiting(f"status {campaign.status_text!r:.40} (paused or scheduled is needed)")
@@ -265,3 +269,62 @@ def effective_prerequisites(wanted: Iterable[Prerequisite] | None) -> list[Prere
     classes = {type(prerequisite) for prerequisite in asked}
     defaults: list[Prerequisite] = [IsStartable(), HasScript(), HasContacts()]
     return [default for default in defaults if type(default) not in classes] + asked
+
+
+#: Why the triggerer cannot import a prerequisite, and what to do.
+_NOT_IMPORTABLE = (
+    "the triggerer cannot import it from there. Define it in a module that the triggerer can import too, such as one "
+    "of an installed package, of the plugins folder or on PYTHONPATH; or use deferrable=False."
+)
+
+
+def check_importable(prerequisites: Iterable[Prerequisite], dag_folder: str | None) -> None:
+    """
+    Refuse prerequisites that the triggerer cannot import.
+
+    :param prerequisites: What must hold.
+    :param dag_folder: The folder that is on the import path of a process that reads DAG files, and not in the
+        triggerer; ``None`` if there is none.
+    :raises ValueError: One of them is defined in a DAG file, which Airflow loads under a name of its own, or in a
+        module of the DAG folder.
+    """
+    for prerequisite in prerequisites:
+        cls = type(prerequisite)
+        place = None
+        if cls.__module__.startswith("unusual_prefix_"):
+            place = "a DAG file"
+        elif dag_folder is not None and _import_root(cls.__module__) == Path(dag_folder).resolve():
+            place = f"the DAG folder (module {cls.__module__})"
+        if place is not None:
+            raise ValueError(f"prerequisites: {cls.__name__} is defined in {place}, and {_NOT_IMPORTABLE}")
+
+
+def _import_root(module: str) -> Path | None:
+    """Return the folder on the import path that holds a module; ``None`` if PYTHONPATH gives it to every process."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        return None
+    path = Path(file).resolve()
+    root = path.parents[module.count(".") + (path.name == "__init__.py")]
+    everywhere = [Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return None if root in everywhere else root
+
+
+def load_prerequisite(path: str, arguments: Mapping[str, Any]) -> Prerequisite:
+    """
+    Make a prerequisite again from what :meth:`Prerequisite.serialize` returned.
+
+    :param path: Class path.
+    :param arguments: Keyword arguments.
+    :raises ValueError: The path does not lead to a subclass of :class:`Prerequisite`.
+    """
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if not (isinstance(found, type) and issubclass(found, Prerequisite)):
+        raise ValueError(
+            f"prerequisites: {path!r:.200} is no Prerequisite that can be imported here. If it is defined in the DAG "
+            f"folder, {_NOT_IMPORTABLE}"
+        )
+    return found(**arguments)

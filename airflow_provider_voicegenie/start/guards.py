@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_voicegenie.decisions.outcomes import Condition
+from airflow_provider_voicegenie.rules.outcomes import Condition
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.models import Campaign
-    from airflow_provider_voicegenie.decisions.calling_hours import CallingHours
+    from airflow_provider_voicegenie.rules.calling_hours import CallingHours
+
+
+#: Airflow 3's word for a run that asset events triggered, and Airflow 2's.
+_TRIGGERED_BY_ASSETS = ("asset_triggered", "dataset_triggered")
 
 
 class Finding(NamedTuple):
@@ -27,7 +33,7 @@ class Finding(NamedTuple):
 
 class RunFacts(NamedTuple):
     """
-    What of a DAG run decides whether it may start a campaign.
+    The facts of a DAG run that decide whether it may start a campaign.
 
     :param run_type: ``scheduled``, ``manual``, ``backfill``, ...
     :param due: When the run was due; ``None`` if nobody can say.
@@ -37,6 +43,41 @@ class RunFacts(NamedTuple):
     run_type: str
     due: datetime | None
     triggered_by_backfill: bool = False
+
+    @classmethod
+    def of(cls, context: Mapping[str, Any]) -> RunFacts:
+        """
+        Read them from a task's context.
+
+        :param context: The task's context.
+        """
+        dag_run = context["dag_run"]
+        run_type = _run_type(dag_run)
+        # Airflow 3 says when a run was due; before, a run was due at the end of its data interval.
+        due = getattr(dag_run, "run_after", None) or getattr(dag_run, "data_interval_end", None)
+        return cls(run_type, due, run_type in _TRIGGERED_BY_ASSETS and _is_triggered_by_backfills(context))
+
+
+def _run_type(dag_run: Any) -> str:
+    return str(getattr(dag_run.run_type, "value", dag_run.run_type))
+
+
+def _is_triggered_by_backfills(context: Mapping[str, Any]) -> bool:
+    """Say whether all asset events that triggered the run come from backfill runs."""
+    by_asset = context.get("triggering_asset_events") or context.get("triggering_dataset_events") or {}
+    events = list(chain.from_iterable(by_asset.values()))
+    return bool(events) and all(_comes_from_backfill(event) for event in events)
+
+
+def _comes_from_backfill(event: Any) -> bool:
+    try:
+        source = getattr(event, "source_dag_run", None)
+    except Exception:  # noqa: BLE001  the run may be gone, which each Airflow says in another way
+        source = None
+    if source is not None:
+        return _run_type(source) == "backfill"
+    # All that Airflow 3.0 and 3.1 give of the run is its id.
+    return str(getattr(event, "source_run_id", None) or "").startswith("backfill__")
 
 
 def check_run(run: RunFacts, now: datetime, *, start_in_backfill: bool, max_lateness: float | None) -> Finding | None:
@@ -88,5 +129,5 @@ def check_calling_hours(calling_hours: CallingHours | None, now: datetime) -> Fi
         return None
     return Finding(
         Condition.OUTSIDE_CALLING_HOURS,
-        f"there it is {calling_hours.local_time(now)}, outside the calling hours {calling_hours}",
+        f"local time is {calling_hours.local_time(now)}, outside the calling hours {calling_hours}",
     )

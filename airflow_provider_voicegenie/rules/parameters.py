@@ -21,14 +21,14 @@ def read_seconds(name: str, value: object) -> float:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
     else:
-        raise ValueError(f"{name} must be a timedelta or a number of seconds, not {value!r}.")
+        raise ValueError(f"{name} must be a timedelta or a number of seconds; got {value!r}.")
     if not math.isfinite(seconds) or seconds < 0:
         raise ValueError(f"{name} must be finite and not negative; got {value!r}.")
     return seconds
 
 
 def read_optional_seconds(name: str, value: object) -> float | None:
-    """Return a duration in seconds, or ``None`` where none is given; like :func:`read_seconds`."""
+    """Return a duration in seconds, or ``None`` if none is given; like :func:`read_seconds`."""
     return None if value is None else read_seconds(name, value)
 
 
@@ -42,7 +42,7 @@ def read_interval(name: str, value: object) -> float:
 
 def read_percent(name: str, value: object) -> float | None:
     """
-    Return a number from 0 to 100, or ``None`` where none is given.
+    Return a number from 0 to 100, or ``None`` if none is given.
 
     :param name: The parameter's name, for the message.
     :param value: The number.
@@ -85,4 +85,4 @@ def check_flags(**flags: object) -> None:
     """
     for name, value in flags.items():
         if not isinstance(value, bool):
-            raise ValueError(f"{name} must be True or False, not {value!r:.80}.")
+            raise ValueError(f"{name} must be True or False; got {value!r:.80}.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wait for a campaign's prerequisites: all its rules, and no I/O."""
+"""The wait for a campaign's prerequisites: all its rules."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_voicegenie.api.models import Campaign, write_time
-from airflow_provider_voicegenie.decisions.outcomes import OutcomeRules
-from airflow_provider_voicegenie.decisions.prerequisites import Readiness
-from airflow_provider_voicegenie.decisions.waiting import NOTHING, End, EndReason, Step, Watch
+from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
+from airflow_provider_voicegenie.rules.prerequisites import Readiness
+from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
 
 class ReadinessWatch(Watch):
@@ -28,27 +28,27 @@ class ReadinessWatch(Watch):
         self._campaign: Campaign | None = None
         self._last: Readiness | None = None
 
-    def see_campaign(self, campaign: Campaign, readiness: Readiness, now: float) -> Step:
+    def observe(self, campaign: Campaign, readiness: Readiness, now: float) -> End | None:
         """
         Take note of the campaign.
 
         :param campaign: As it was just read.
         :param readiness: What its prerequisites came to.
         :param now: Unix seconds.
+        :returns: How the wait ended; ``None`` while it goes on.
         """
-        return self._taken(self._step(campaign, readiness, now), now)
-
-    def _step(self, campaign: Campaign, readiness: Readiness, now: float) -> Step:
         before, self._campaign, self._last = self._last, campaign, readiness
-        notes = self._recovered()
+        self._recover(now)
         if readiness.condition is not None:
-            return self._meet(readiness.condition, readiness.why, notes)
-        self._announced = None
-        if readiness != before:
-            notes = (*notes, self._info(readiness.describe()))
-        if readiness.is_ready:
-            return Step(notes, end=End(EndReason.DONE, "it is ready", result=self._result(), at=now))
-        return Step(notes) if notes else NOTHING
+            self._end = self._meet(readiness.condition, readiness.why, now)
+        else:
+            self._announced = None
+            if readiness != before:
+                self._log(readiness.describe(), now)
+            if readiness.is_ready:
+                self._end = End(EndReason.DONE, "it is ready", result=self._result(), at=now)
+        self._remind(now)
+        return self._end
 
     def last_seen(self, now: float) -> str:
         """Say what was last seen of the campaign."""

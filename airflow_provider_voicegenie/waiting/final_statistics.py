@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The final statistics of a completed campaign: how long to try for them, and what the wait comes to with them."""
+"""The final statistics of a completed campaign: how long to try to read them, and how the wait ends with them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_voicegenie.api.models import CampaignStats, write_time
-from airflow_provider_voicegenie.decisions.outcomes import Condition
-from airflow_provider_voicegenie.decisions.waiting import End, EndReason, Note, Step
+from airflow_provider_voicegenie.rules.outcomes import Condition
+from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two reads.
 STATISTICS_DELAY = 5.0
@@ -21,8 +23,8 @@ STATISTICS_DELAY = 5.0
 #: completed campaign that name no completion are taken for old ones, and read again.
 _STATISTICS_AGE = 35.0
 
-#: Seconds for which they are tried for while the service fails, and while it answers something else. That the campaign
-#: is completed is known, and a task must not hang on its numbers.
+#: How many seconds to try while the service fails, and while its responses are invalid. That the campaign is completed
+#: is known, and a task must not hang on its numbers.
 _PATIENCE = 300.0
 _PATIENCE_WITH_INVALID_ANSWERS = 60.0
 
@@ -66,16 +68,17 @@ class FinalStatistics:
             return seconds
         return max(0.0, min(seconds, self._deadline - STATISTICS_DELAY - now))
 
-    def see(self, statistics: CampaignStats, now: float) -> Step:
+    def observe(self, statistics: CampaignStats, now: float) -> End | None:
         """
-        Take note of the statistics; without an end, they look old, and have to be read again.
+        Take note of the statistics.
 
         :param statistics: As they were just read.
         :param now: Unix seconds.
+        :returns: How the wait ended; ``None`` if they look old, and have to be read again.
         """
         self._failing_since = self._invalid_since = None
         if not statistics.is_final and now - self._completed_since < _STATISTICS_AGE:
-            return self._without_statistics("are not up to date yet") if self._is_over(now) else Step()
+            return self._go_on_without("are not up to date yet") if self._is_over(now) else None
         result = {
             **(self._end.result or {}),
             "statistics": statistics_json(statistics),
@@ -88,20 +91,20 @@ class FinalStatistics:
             ended = "no call has ended" if rate is None else f"{rate:g} % of the finished calls were successful"
             words = f"it is completed, but {ended}, and at least {wanted:g} % is wanted"
             end = end._replace(reason=EndReason.CONDITION, message=words, condition=Condition.SUCCESS_RATE_TOO_LOW)
-        return Step(end=end)
+        return end
 
-    def see_error(self, error: VoiceGenieError, now: float) -> Step:
+    def observe_error(self, error: VoiceGenieError, now: float) -> End | None:
         """
-        Take note that the statistics could not be read; without an end, they are to be tried for again.
+        Take note that the statistics could not be read.
 
         :param error: Why.
         :param now: Unix seconds.
+        :returns: How the wait ended; ``None`` if they are to be read again.
         """
-        notes: tuple[Note, ...] = ()
         condition = Condition(error.kind)
         if self._failing_since is None:
             self._failing_since = now
-            notes = (self._warning(f"its statistics cannot be read yet ({error.message.rstrip('.')}); trying again"),)
+            self._warn(f"its statistics cannot be read yet ({error.message.rstrip('.')}); trying again")
         if condition is not Condition.INVALID_ANSWER:
             self._invalid_since = None
         elif self._invalid_since is None:
@@ -109,22 +112,21 @@ class FinalStatistics:
         invalid_since = now if self._invalid_since is None else self._invalid_since
         is_patient = now - self._failing_since < _PATIENCE and now - invalid_since < _PATIENCE_WITH_INVALID_ANSWERS
         if error.temporary and is_patient and not self._is_over(now):
-            return Step(notes)
+            return None
         if self._min_success_rate is None:
-            return self._without_statistics(f"cannot be read ({error.message.rstrip('.')})")
+            return self._go_on_without(f"cannot be read ({error.message.rstrip('.')})")
         words = f"it is completed, but its statistics, which min_success_rate needs, cannot be read: {error.message}"
-        return Step(end=End(EndReason.CONDITION, words, condition, error.retry_after, self._end.result))
+        return End(EndReason.CONDITION, words, condition, error.retry_after, self._end.result)
 
     def _is_over(self, now: float) -> bool:
         return self._deadline is not None and now + STATISTICS_DELAY >= self._deadline
 
-    def _without_statistics(self, why: str) -> Step:
-        return Step(
-            (self._warning(f"its statistics {why}; it is completed, so the task goes on without"),), end=self._end
-        )
+    def _go_on_without(self, why: str) -> End:
+        self._warn(f"its statistics {why}; it is completed, so the task goes on without them")
+        return self._end
 
-    def _warning(self, message: str) -> Note:
-        return Note(logging.WARNING, f"Campaign {self._campaign_id!r}: {message}.")
+    def _warn(self, message: str) -> None:
+        log.warning("Campaign %r: %s.", self._campaign_id, message)
 
 
 def success_rate(statistics: CampaignStats) -> float | None:

@@ -3,16 +3,25 @@
 What a condition does to a task: one table, of which a DAG author can change single lines.
 
 The table has a column for each kind of task, because the same condition means different things to them: that a
-campaign runs already ends a start, and is what a pause needs.
+campaign is already running ends a start, and is what a pause needs.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from airflow_provider_voicegenie.decisions.parameters import did_you_mean
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
+
+from airflow_provider_voicegenie.rules.parameters import did_you_mean
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.errors import VoiceGenieError
+
+log = logging.getLogger(__name__)
 
 
 class Outcome(StrEnum):
@@ -31,7 +40,7 @@ class Outcome(StrEnum):
 
 
 class Condition(StrEnum):
-    """Why a task cannot simply go on. ``README.md`` explains each line."""
+    """Why a task cannot simply go on. The documentation explains each."""
 
     # What the service says.
     CAMPAIGN_ALREADY_RUNNING = "CAMPAIGN_ALREADY_RUNNING"
@@ -78,8 +87,8 @@ class TaskKind(StrEnum):
 _C = Condition
 _SKIP, _FAIL, _RETRY, _SUCCEED, _WAIT = Outcome.SKIP, Outcome.FAIL, Outcome.RETRY, Outcome.SUCCEED, Outcome.WAIT
 
-#: Condition -> default outcome for a start, a pause, a wait for readiness and one for completion; ``None`` where it
-#: cannot come up.
+#: Condition -> default outcome for a start, a pause, a wait for readiness and one for completion; ``None`` if it cannot
+#: come up there.
 _DEFAULTS: Mapping[Condition, tuple[Outcome | None, Outcome | None, Outcome | None, Outcome | None]] = {
     _C.CAMPAIGN_ALREADY_RUNNING: (_SKIP, None, _SKIP, None),
     _C.CAMPAIGN_NOT_RUNNING: (None, _FAIL, None, None),
@@ -123,7 +132,7 @@ _ENDS_OF_A_WAIT = frozenset(
     }
 )
 
-#: Where the author may call it a success: what was wanted is already so, or is good enough.
+#: What the author may call a success: what was wanted is already so, or is good enough.
 _MAY_SUCCEED: Mapping[TaskKind, frozenset[Condition]] = {
     TaskKind.START: _ENDS_OF_A_WAIT | {_C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED},
     TaskKind.PAUSE: frozenset({_C.CAMPAIGN_ALREADY_PAUSED, _C.CAMPAIGN_NOT_RUNNING, _C.CAMPAIGN_COMPLETED}),
@@ -216,3 +225,66 @@ class OutcomeRules:
 def _hint(word: object, known: Iterable[str]) -> str:
     hint = did_you_mean(word, known)
     return f"; {hint}" if hint else "."
+
+
+class VoiceGenieRetryException(AirflowException):
+    """
+    The task failed in a way that may pass: Airflow's ``retries`` decide.
+
+    :param message: What happened.
+    :param condition: The condition it is in the outcome table.
+    :param retry_after: Seconds the service asked to wait, for a retry policy to heed; ``None`` if it did not.
+    """
+
+    def __init__(self, message: str, condition: Condition | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.condition = condition
+        self.retry_after = retry_after
+
+
+_CONSEQUENCES = {
+    Outcome.SKIP: "the task is skipped",
+    Outcome.FAIL: "the task fails, without retry",
+    Outcome.RETRY: "the task fails, and is retried if it has retries left",
+    Outcome.SUCCEED: "the task succeeds",
+    Outcome.WAIT: "the wait goes on",
+}
+
+
+def apply_outcome(
+    rules: OutcomeRules,
+    condition: Condition,
+    campaign_id: object,
+    message: str,
+    *,
+    retry_after: float | None = None,
+) -> Outcome:
+    """
+    Apply a condition's outcome: raise what ends the task, or return ``SUCCEED`` or ``WAIT``.
+
+    :param rules: The task's outcome rules.
+    :param condition: What came up.
+    :param campaign_id: The campaign, for the message.
+    :param message: What was seen, in a sentence without its full stop.
+    :param retry_after: Seconds the service asked to wait.
+    :raises AirflowSkipException: The outcome is ``skip``.
+    :raises AirflowFailException: The outcome is ``fail``.
+    :raises VoiceGenieRetryException: The outcome is ``retry``.
+    """
+    outcome = rules.outcome(condition)
+    sentence = f"Campaign {campaign_id!r:.80}: {message.rstrip('.')} [{condition}: {_CONSEQUENCES[outcome]}]."
+    if outcome is Outcome.SKIP:
+        # Airflow's own line about it stands in a part of the log that its UI folds.
+        log.info("%s", sentence)
+        raise AirflowSkipException(sentence)
+    if outcome is Outcome.FAIL:
+        raise AirflowFailException(sentence)
+    if outcome is Outcome.RETRY:
+        raise VoiceGenieRetryException(sentence, condition, retry_after)
+    log.log(logging.INFO if outcome is Outcome.SUCCEED else logging.WARNING, "%s", sentence)
+    return outcome
+
+
+def apply_error(rules: OutcomeRules, error: VoiceGenieError, campaign_id: object) -> Outcome:
+    """Apply the outcome of the condition that an error is; like :func:`apply_outcome`."""
+    return apply_outcome(rules, Condition(error.kind), campaign_id, error.message, retry_after=error.retry_after)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What every wait has in common, as a machine without I/O.
+What every wait has in common.
 
-Whoever waits, in a worker or in the triggerer, shows a :class:`Watch` what the service says, and does what the returned
-:class:`Step` asks for. So both ways of waiting go by the same rules.
+Whoever waits, in a worker or in the triggerer, shows a :class:`Watch` each reading of the campaign. The watch logs what
+is worth a line, and returns how the wait ended, if it did. So both ways of waiting go by the same rules.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_voicegenie.decisions.outcomes import Condition, Outcome, OutcomeRules
+from airflow_provider_voicegenie.rules.outcomes import Condition, Outcome, OutcomeRules
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
+
+log = logging.getLogger(__name__)
+
+#: Seconds of silence after which a wait says again that it goes on, and on what.
+REMIND_AFTER = 600.0
 
 
 class EndReason(StrEnum):
@@ -38,7 +43,7 @@ class End(NamedTuple):
 
     :param reason: Why it ended.
     :param message: What was seen, in a sentence without its full stop.
-    :param condition: The condition, where that is the reason.
+    :param condition: The condition, if that is the reason.
     :param retry_after: Seconds the service asked to wait.
     :param result: What is known of the campaign, as plain JSON for XCom.
     :param at: When that was seen, Unix seconds.
@@ -81,40 +86,6 @@ class End(NamedTuple):
         )
 
 
-class Note(NamedTuple):
-    """
-    A line for the task's log.
-
-    :param level: Level of the ``logging`` module.
-    :param text: The line.
-    """
-
-    level: int
-    text: str
-
-
-class Step(NamedTuple):
-    """
-    What follows from a sighting; nothing, as a rule.
-
-    :param notes: Lines for the task's log.
-    :param read_alone: Whether the campaign has to be read by itself at once: a list does not tell all its counters.
-    :param end: How the wait ended, if it did.
-    """
-
-    notes: tuple[Note, ...] = ()
-    read_alone: bool = False
-    end: End | None = None
-
-
-#: The wait just goes on.
-NOTHING = Step()
-
-
-#: Seconds of silence after which a wait says again that it goes on, and on what.
-REMIND_AFTER = 600.0
-
-
 class Watch:
     """
     A wait for something to become true of a campaign.
@@ -124,7 +95,7 @@ class Watch:
     :param now: When the wait began, Unix seconds.
     """
 
-    __slots__ = ("_announced", "_campaign_id", "_end", "_rules", "_said_at", "_trouble")
+    __slots__ = ("_announced", "_campaign_id", "_end", "_logged_at", "_rules", "_trouble")
 
     def __init__(self, campaign_id: str, rules: OutcomeRules, now: float) -> None:
         self._campaign_id = campaign_id
@@ -132,10 +103,10 @@ class Watch:
         #: The condition that was said to be waited out, so that it is said once.
         self._announced: Condition | None = None
         self._trouble: Condition | None = None
-        self._said_at = now
+        self._logged_at = now
         self._end: End | None = None
 
-    def see_error(self, error: VoiceGenieError, now: float) -> Step:
+    def observe_error(self, error: VoiceGenieError, now: float) -> End | None:
         """
         Take note that the campaign could not be read.
 
@@ -144,13 +115,13 @@ class Watch:
         """
         condition = Condition(error.kind)
         if self._rules.outcome(condition) is not Outcome.WAIT:
-            end = End(EndReason.CONDITION, error.message, condition, error.retry_after, self._result())
-            return self._taken(Step(end=end), now)
-        if self._trouble is condition:
-            return self._taken(NOTHING, now)
-        self._trouble = condition
-        line = self._warning(f"{error.message.rstrip('.')} [{condition}: the wait goes on]")
-        return self._taken(Step((line,)), now)
+            self._end = End(EndReason.CONDITION, error.message, condition, error.retry_after, self._result())
+        elif self._trouble is not condition:
+            self._trouble = condition
+            self._log(f"{error.message.rstrip('.')} [{condition}: the wait goes on]", now, logging.WARNING)
+        else:
+            self._remind(now)
+        return self._end
 
     def time_is_up(self, now: float, reason: EndReason) -> End:
         """
@@ -171,38 +142,29 @@ class Watch:
         """Return what is known of the campaign, for XCom."""
         raise NotImplementedError
 
-    def _taken(self, step: Step, now: float) -> Step:
-        """Keep the end, if this is it; say from time to time that a wait goes on of which there is nothing new."""
-        if step.end is not None:
-            self._end = step.end
-        elif step.notes:
-            self._said_at = now
-        elif now - self._said_at >= REMIND_AFTER:
-            self._said_at = now
-            return step._replace(notes=(self._info(f"still waiting ({self.last_seen(now)})"),))
-        return step
-
-    def _meet(self, condition: Condition, message: str, notes: tuple[Note, ...]) -> Step:
+    def _meet(self, condition: Condition, message: str, now: float) -> End | None:
         """Apply the outcome of a condition, and say once that it is waited out."""
         if self._rules.outcome(condition) is not Outcome.WAIT:
-            return Step(notes, end=End(EndReason.CONDITION, message, condition, result=self._result()))
+            return End(EndReason.CONDITION, message, condition, result=self._result())
         if self._announced is not condition:
             self._announced = condition
-            notes = (*notes, self._warning(f"{message} [{condition}: the wait goes on]"))
-        return Step(notes) if notes else NOTHING
+            self._log(f"{message} [{condition}: the wait goes on]", now, logging.WARNING)
+        return None
 
-    def _recovered(self) -> tuple[Note, ...]:
-        """Note that the service can be read again, where it could not."""
-        if self._trouble is None:
-            return ()
-        self._trouble = None
-        return (self._info("the service answers again"),)
+    def _recover(self, now: float) -> None:
+        """Log that the service can be read again, if it could not."""
+        if self._trouble is not None:
+            self._trouble = None
+            self._log("the service answers again", now)
+
+    def _remind(self, now: float) -> None:
+        """Log, if nothing was logged for long, that the wait goes on."""
+        if self._end is None and now - self._logged_at >= REMIND_AFTER:
+            self._log(f"still waiting ({self.last_seen(now)})", now)
 
     def _since_then(self) -> str:
         return "" if self._trouble is None else f"; {self._trouble} since then"
 
-    def _info(self, message: str) -> Note:
-        return Note(logging.INFO, f"Campaign {self._campaign_id!r}: {message}.")
-
-    def _warning(self, message: str) -> Note:
-        return Note(logging.WARNING, f"Campaign {self._campaign_id!r}: {message}.")
+    def _log(self, message: str, now: float, level: int = logging.INFO) -> None:
+        self._logged_at = now
+        log.log(level, "Campaign %r: %s.", self._campaign_id, message)

@@ -8,8 +8,8 @@ from datetime import datetime, time
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from airflow_provider_voicegenie.decisions.parameters import did_you_mean
-from airflow_provider_voicegenie.decisions.prerequisites import Check, Prerequisite
+from airflow_provider_voicegenie.rules.parameters import did_you_mean
+from airflow_provider_voicegenie.rules.prerequisites import Check, Prerequisite
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.models import Campaign
@@ -22,11 +22,11 @@ class CallingHours(Prerequisite):
     A daily window in which a campaign may be started.
 
     The window holds from ``start``, which belongs to it, to ``end``, which does not: ``09:00`` to ``17:00`` has
-    09:00:00 and 16:59:59, but not 17:00:00. Where ``end`` is before ``start``, the window goes over midnight and
-    belongs to the day on which it begins: ``22:00`` to ``02:00`` on Fridays ends on Saturday at 02:00.
+    09:00:00 and 16:59:59, but not 17:00:00. If ``end`` is before ``start``, the window goes over midnight and belongs
+    to the day on which it begins: ``22:00`` to ``02:00`` on Fridays ends on Saturday at 02:00.
 
-    It is the clock on the wall in ``timezone`` that counts, so the window moves with daylight-saving time: an hour
-    that the clock skips is not in it, one that the clock repeats is in it twice.
+    Local time in ``timezone`` counts, so the window moves with daylight-saving time: an hour that the clock skips is
+    not in it, one that the clock repeats is in it twice.
 
     Guards the start itself as ``StartCampaignOperator(calling_hours=...)``, and is waited for as one of
     ``CampaignReadySensor(prerequisites=[...])``. It limits when a campaign is *started*; a campaign that runs on
@@ -54,7 +54,7 @@ class CallingHours(Prerequisite):
 
     def contains(self, moment: datetime) -> bool:
         """
-        Tell whether a moment is within the calling hours.
+        Say whether a moment is within the calling hours.
 
         :param moment: A time with time zone.
         """
@@ -73,7 +73,7 @@ class CallingHours(Prerequisite):
     def local_time(self, moment: datetime) -> str:
         """Write a moment as weekday and time of day in the calling hours' time zone."""
         local = moment.astimezone(self._zone)
-        return f"{_DAYS[local.weekday()]} {local:%H:%M:%S}"
+        return f"{_DAYS[local.weekday()].capitalize()} {local:%H:%M:%S}"
 
     def keyword_arguments(self) -> dict[str, Any]:
         """Return the arguments as plain JSON."""
@@ -122,7 +122,7 @@ def _read_zone(name: object) -> ZoneInfo:
             zone = None
     if zone is None:
         raise ValueError(
-            f'CallingHours: timezone must be the IANA name of a time zone, such as "Europe/Berlin", not {name!r}.'
+            f'CallingHours: timezone must be the IANA name of a time zone, such as "Europe/Berlin"; got {name!r}.'
         )
     return zone
 

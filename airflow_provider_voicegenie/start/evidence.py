@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Whether a start without a response took effect, judged by what the service says afterwards.
+
+The campaign was read just before the start and was neither running nor over, so a later status that only a running
+campaign can reach is evidence of our start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import Enum
+
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus
+
+#: How far the service's own times may differ from one another: its `Date` has whole seconds.
+_TOLERANCE = timedelta(seconds=2)
+
+
+#: How far the clocks of Airflow and the service may differ.
+_CLOCK_TOLERANCE = timedelta(minutes=2)
+
+
+class TookEffect(Enum):
+    """Whether the start took effect."""
+
+    YES = "the start took effect"
+    NO = "the start did not take effect"
+    UNKNOWN = "whether the start took effect is unknown"
+
+
+def took_effect_by_status(before: Campaign, looks: Sequence[Campaign]) -> TookEffect:
+    """
+    Judge by the campaign alone.
+
+    :param before: The campaign as it was read before the start.
+    :param looks: The campaign as it was read since, one time at least.
+    """
+    after = looks[-1]
+    if after.status in (CampaignStatus.RUNNING, CampaignStatus.COMPLETED):
+        return TookEffect.YES
+    if after.status is CampaignStatus.PAUSED and before.status is not CampaignStatus.PAUSED:
+        # Only a running campaign can be paused: it was started, and someone paused it since.
+        return TookEffect.YES
+    if _calls_made(after) > _calls_made(before):
+        return TookEffect.YES
+    if after.status is not before.status:
+        return TookEffect.UNKNOWN
+    if before.status is CampaignStatus.PAUSED and _was_touched(before, looks):
+        # It may have been started and paused again.
+        return TookEffect.UNKNOWN
+    return TookEffect.NO
+
+
+def took_effect_by_statistics(judged: TookEffect, statistics: CampaignStats, sent_at: datetime) -> TookEffect:
+    """
+    Judge by the statistics as well.
+
+    They show the difference between a campaign that was started and paused again, and one that was not started.
+
+    :param judged: What the campaign alone says.
+    :param statistics: The statistics, read after the start for the first time.
+    :param sent_at: When the start was sent, by the service's clock.
+    """
+    if statistics.started_at is not None and statistics.started_at >= sent_at - _TOLERANCE:
+        return TookEffect.YES
+    return judged
+
+
+def _was_touched(before: Campaign, looks: Sequence[Campaign]) -> bool:
+    """Whether ``updated_at`` changed once; one that changes at every look says nothing."""
+    moments = {look.updated_at for look in looks}
+    return len(moments) == 1 and before.updated_at not in moments
+
+
+def _calls_made(campaign: Campaign) -> int:
+    return (campaign.completed_count or 0) + (campaign.failed_count or 0)
+
+
+def was_started_in_run(statistics: CampaignStats, run_began: datetime | None) -> bool:
+    """
+    Say whether a campaign was started since a DAG run began: the evidence if nothing is kept across tries.
+
+    :param statistics: The campaign's statistics.
+    :param run_began: When the run began, by the service's clock; ``None`` if that is not known.
+    """
+    if statistics.started_at is None or run_began is None:
+        return False
+    return statistics.started_at >= run_began - _CLOCK_TOLERANCE

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""At most one start for one task instance: take over an earlier one, or check, record, send, and find out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, read_time
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.rules.outcomes import Condition, apply_outcome
+from airflow_provider_voicegenie.start.evidence import (
+    TookEffect,
+    took_effect_by_statistics,
+    took_effect_by_status,
+    was_started_in_run,
+)
+from airflow_provider_voicegenie.start.guards import (
+    Finding,
+    RunFacts,
+    check_calling_hours,
+    check_campaign,
+    check_run,
+)
+from airflow_provider_voicegenie.start.options import StartOptions
+from airflow_provider_voicegenie.start.record import Start, StartPhase, StartRecord, StartRecords
+from airflow_provider_voicegenie.waiting.killing import KillSwitch, pause_campaign_of_killed_task
+
+log = logging.getLogger(__name__)
+
+#: Seconds before each look at a campaign whose start got no response: a gateway may give up on a request that the
+#: service behind it still carries out.
+_LOOK_DELAYS = (0.0, 1.0, 2.0, 4.0)
+
+#: How long after a moment the statistics are sure to be of a later one: they may come from a cache of 30 seconds.
+_STATISTICS_LAG = timedelta(seconds=32)
+
+#: Seconds for which a cleared task leaves the triggerer the time to pause the campaign that it followed; Airflow gives
+#: the triggerer no more either.
+_PATIENCE_FOR_PAUSE = 30.0
+
+
+class StartOnce:
+    """
+    Starts a campaign at most once for one task instance.
+
+    *How it works.* A start of an earlier try is taken over. Otherwise the run, the campaign and the time are checked,
+    the start is recorded in Airflow, and one request is sent. If it gets no valid response, the campaign is looked at
+    before anything else.
+
+    *What it does not do.* It never repeats a start, and it starts nothing once Airflow has told the task to end.
+
+    *Known limitation.* Airflow before 3.3 keeps nothing across tries. There, the service's own time of the start is
+    compared with the begin of the DAG run.
+
+    :param hook: The service.
+    :param campaign_id: The campaign.
+    :param context: The task's context.
+    :param options: What the author wants.
+    :param kill: Whether Airflow has ended the task.
+    """
+
+    def __init__(
+        self,
+        hook: VoiceGenieHook,
+        campaign_id: str,
+        context: Mapping[str, Any],
+        options: StartOptions,
+        kill: KillSwitch,
+    ) -> None:
+        self.hook = hook
+        self.campaign_id = campaign_id
+        self._context = context
+        self._options = options
+        self._kill = kill
+        self._records = StartRecords(context, campaign_id, hook.voicegenie_conn_id)
+        #: Whether a start of this task is in effect, or may be.
+        self.may_be_in_effect = False
+
+    def start(self) -> Start:
+        """
+        Start the campaign, or take over the start of an earlier try.
+
+        :raises VoiceGenieError: The service refused, or could not be asked.
+        """
+        return self._take_over() or self._start()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """
+        Let a kill break off what is read of the service here. Nothing may be asked of Airflow meanwhile.
+
+        :raises VoiceGenieError: Airflow did not give the connection, which is asked for beforehand.
+        """
+        self.hook.get_conn()
+        with self._kill.interruptible():
+            yield
+
+    def stop_calls(self, phase: StartPhase) -> None:
+        """
+        Pause the campaign, if a start of this task may be in effect and the author wants it.
+
+        :param phase: How far the start has come with that.
+        """
+        if not (self.may_be_in_effect and self._options.pause_on_kill):
+            return
+        self.may_be_in_effect = False
+        pause_campaign_of_killed_task(self.hook.pause_campaign, self.campaign_id)
+        self._records.set_phase(phase)
+
+    def recognize_earlier_start(self) -> None:
+        """Ask the service whether a killed task's earlier try started the campaign, if Airflow keeps nothing of it."""
+        if self.may_be_in_effect or self._records.are_kept or self._records.is_first_try:
+            return
+        try:
+            if self.hook.get_campaign(self.campaign_id).status.is_running:
+                statistics = self.hook.get_campaign_stats(self.campaign_id)
+                self.may_be_in_effect = was_started_in_run(statistics, self._run_began())
+        except VoiceGenieError as error:
+            log.warning("%s Look in the VoiceGenie dashboard whether it has to be paused.", error)
+
+    # A start of this try.
+
+    def _start(self) -> Start:
+        finding = check_run(
+            RunFacts.of(self._context),
+            datetime.now(UTC),
+            start_in_backfill=self._options.start_in_backfill,
+            max_lateness=self._options.max_lateness,
+        )
+        if finding is not None:
+            return self._not_started(finding, CampaignStatus.UNKNOWN)
+        with self.reading():
+            before = self._campaign_before()
+        if before.status is CampaignStatus.UNKNOWN:
+            log.warning(
+                "Campaign %r: its status %.40r is unknown here, so the service decides whether it can be started.",
+                self.campaign_id,
+                before.status_text,
+            )
+        finding = check_campaign(before) or check_calling_hours(self._options.calling_hours, datetime.now(UTC))
+        if finding is not None:
+            return self._not_started(finding, before.status)
+        sent_at = self._service_time()
+        self._records.add(before, sent_at)
+        if (task_instance := self._context.get("ti")) is not None:
+            # Before anything can go wrong after it: whoever pauses the campaign then has to find it.
+            task_instance.xcom_push(key="campaign_id", value=self.campaign_id)
+        self._kill.check_with_airflow(self._context)
+        # Once more: Airflow may have taken its time since.
+        finding = check_calling_hours(self._options.calling_hours, datetime.now(UTC))
+        if finding is not None:
+            self._records.set_phase(StartPhase.CLOSED)
+            return self._not_started(finding, before.status)
+        return self._send(before, sent_at)
+
+    def _send(self, before: Campaign, sent_at: datetime) -> Start:
+        self.may_be_in_effect = True
+        ambiguous: VoiceGenieError
+        try:
+            started = self.hook.start_campaign(self.campaign_id)
+        except VoiceGenieError as error:
+            if not error.may_have_taken_effect:
+                self.may_be_in_effect = False
+                self._records.set_phase(StartPhase.CLOSED)
+                raise
+            ambiguous = error
+        else:
+            self._records.set_phase(StartPhase.STARTED, started.started_at)
+            if not started.status.is_running:
+                log.warning(
+                    "Campaign %r: the service accepted the start, but its status is %.40r, not running.",
+                    self.campaign_id,
+                    started.status_text,
+                )
+            log.info("Campaign %r was started: status %s.", self.campaign_id, started.status.value)
+            seen = {"at": time.time(), "completed": before.completed_count, "failed": before.failed_count}
+            return Start.by_task(started.status, started.started_at, seen)
+        log.warning("%s The start may have taken effect; looking at the campaign before anything else.", ambiguous)
+        start = self._find_out(before, sent_at, f" What went wrong was: {ambiguous.message}")
+        if start is None:
+            raise ambiguous
+        return start
+
+    def _campaign_before(self) -> Campaign:
+        """Read the campaign; if a user has cleared this task, once the triggerer has paused it."""
+        campaign = self.hook.get_campaign(self.campaign_id)
+        options = self._options
+        was_followed = options.wait_for_completion and options.deferrable and options.pause_on_kill
+        if not (was_followed and self._records.was_cleared and campaign.status.is_running):
+            return campaign
+        log.info("Campaign %r: this task was cleared while it ran; waiting for its pause.", self.campaign_id)
+        deadline = time.monotonic() + _PATIENCE_FOR_PAUSE
+        while campaign.status.is_running and time.monotonic() < deadline:
+            time.sleep(1)
+            campaign = self.hook.get_campaign(self.campaign_id)
+        return campaign
+
+    def _not_started(self, finding: Finding, status: CampaignStatus) -> Start:
+        apply_outcome(self._options.outcome_rules, finding.condition, self.campaign_id, finding.message)
+        return Start(status.value)
+
+    # A start without a response.
+
+    def _find_out(self, before: Campaign, sent_at: datetime, problem: str = "") -> Start | None:
+        """Find out what became of a start that got no valid response; ``None`` if it did not take effect."""
+        with self.reading():
+            looks, statistics = self._look_for_start(before, sent_at)
+        took_effect = took_effect_by_status(before, looks) if looks else TookEffect.UNKNOWN
+        started_at = None
+        if statistics is not None:
+            took_effect = took_effect_by_statistics(took_effect, statistics, sent_at)
+            started_at = statistics.started_at if took_effect is TookEffect.YES else None
+        now = f", is now {looks[-1].status.value}" if looks else ", and it cannot be read now"
+        seen = f"status was {before.status.value}{now}"
+        log.info("Campaign %r: %s (%s).", self.campaign_id, took_effect.value, seen)
+        if took_effect is TookEffect.YES:
+            self._records.set_phase(StartPhase.STARTED, started_at)
+            return Start.by_task(looks[-1].status, started_at)
+        if took_effect is TookEffect.NO:
+            # It stays on record as sent: should it take effect after all, the next try finds it.
+            self.may_be_in_effect = False
+            return None
+        return self._unconfirmed(f"the start was sent but got no response, and {took_effect.value} ({seen})", problem)
+
+    def _look_for_start(self, before: Campaign, sent_at: datetime) -> tuple[list[Campaign], CampaignStats | None]:
+        """Look at the campaign until it shows that the start took effect, and at the statistics if it does not."""
+        looks: list[Campaign] = []
+        for delay in _LOOK_DELAYS:
+            time.sleep(delay)
+            try:
+                looks.append(self.hook.get_campaign(self.campaign_id))
+            except VoiceGenieError as error:
+                log.warning("%s", error)
+                continue
+            if took_effect_by_status(before, looks) is TookEffect.YES:
+                return looks, None
+        if not looks:
+            return looks, None
+        if before.status is CampaignStatus.PAUSED:
+            # Only the statistics show whether it was started and paused again.
+            self._await_statistics_from_after(sent_at)
+        try:
+            return looks, self.hook.get_campaign_stats(self.campaign_id)
+        except VoiceGenieError as error:
+            log.warning("%s", error)
+            return looks, None
+
+    def _unconfirmed(self, what: str, problem: str = "") -> NoReturn:
+        apply_outcome(
+            self._options.outcome_rules,
+            Condition.START_UNCONFIRMED,
+            self.campaign_id,
+            f"{what}. Look at the campaign in the VoiceGenie dashboard: if it was not started, clear this task to "
+            f"start it; if it was, mark the task as success.{problem}",
+        )
+        raise AssertionError("START_UNCONFIRMED always ends the task")
+
+    def _await_statistics_from_after(self, moment: datetime) -> None:
+        """Wait until statistics read now cannot predate ``moment``, by the service's clock: it caches them for 30 s."""
+        seconds = (moment + _STATISTICS_LAG).timestamp() - self.hook.server_time()
+        if seconds > 0:
+            log.info("Campaign %r: its statistics may be old; reading them in %.0f s.", self.campaign_id, seconds)
+            time.sleep(seconds)
+
+    # The start of an earlier try.
+
+    def _take_over(self) -> Start | None:
+        """Return the start that an earlier try of this task made, if one did."""
+        record = self._records.recall()
+        if record is not None:
+            if self._kill.pulled:
+                # What this task started is what its end is about, whatever its templates give by now.
+                self.campaign_id, self.hook = record.campaign_id, VoiceGenieHook(record.voicegenie_conn_id)
+            self._refuse_another_campaign(record)
+            self.may_be_in_effect = record.phase is not StartPhase.TIMED_OUT
+        self._kill.check()
+        if record is None:
+            if self._records.are_kept or self._records.is_first_try:
+                return None
+            return self._take_over_by_evidence()
+        if record.phase is StartPhase.TIMED_OUT:
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r}: an earlier try of this task started it, and paused it when its "
+                "execution_timeout was over. A retry does not start it again. To let it go on, clear this task; to "
+                "give up waiting without a pause, use completion_timeout."
+            )
+        if record.phase is StartPhase.SENT:
+            log.warning(
+                "Campaign %r: an earlier try of this task was ended while it sent the start. Looking at the campaign.",
+                self.campaign_id,
+            )
+            return self._find_out(record.campaign_before(), read_time(record.sent_at) or datetime.now(UTC))
+        return self._taken_over(read_time(record.started_at))
+
+    def _refuse_another_campaign(self, record: StartRecord) -> None:
+        """Fail if the start of an earlier try was another campaign's: one task starts one campaign."""
+        earlier = (record.campaign_id, record.voicegenie_conn_id)
+        now = (self.campaign_id, self.hook.voicegenie_conn_id)
+        if earlier == now:
+            return
+        raise AirflowFailException(
+            f"Campaign {now[0]!r:.80} (connection {now[1]!r}): an earlier try of this task started campaign "
+            f"{earlier[0]!r:.80} (connection {earlier[1]!r}), so this try starts nothing. The templates of the task "
+            "give another campaign at each try: use one that stays the same. To start the new one, clear this task; "
+            "the earlier one is not paused by that."
+        )
+
+    def _take_over_by_evidence(self) -> Start | None:
+        """Ask the service whether an earlier try started the campaign: this Airflow keeps nothing across tries."""
+        with self.reading():
+            campaign = self.hook.get_campaign(self.campaign_id)
+            if not campaign.status.may_have_been_started:
+                return None
+            now, began = self._service_time(), self._run_began()
+            statistics = self.hook.get_campaign_stats(self.campaign_id)
+            if not was_started_in_run(statistics, began):
+                # The earlier try may have ended just now.
+                self._await_statistics_from_after(now)
+                statistics = self.hook.get_campaign_stats(self.campaign_id)
+        if was_started_in_run(statistics, began):
+            self.may_be_in_effect = True
+            return self._taken_over(statistics.started_at)
+        if began is None or (statistics.started_at is None and campaign.status is not CampaignStatus.PAUSED):
+            seen = f"status {campaign.status.value}, but no time of its start"
+            self._unconfirmed(
+                f"an earlier try of this task may have started it, and nothing shows whether it did ({seen})"
+            )
+        return None
+
+    def _taken_over(self, started_at: datetime | None) -> Start:
+        status = CampaignStatus.UNKNOWN
+        try:
+            with self.reading():
+                status = self.hook.get_campaign(self.campaign_id).status
+        except VoiceGenieError as error:
+            log.warning("%s", error)
+        log.info(
+            "Campaign %r: an earlier try of this task started it, so it is not started again; its status is %s.",
+            self.campaign_id,
+            status.value,
+        )
+        return Start.by_task(status, started_at)
+
+    def _service_time(self) -> datetime:
+        return datetime.fromtimestamp(self.hook.server_time(), UTC)
+
+    def _run_began(self) -> datetime | None:
+        """Return when the DAG run began, by the service's clock."""
+        began: datetime | None = getattr(self._context["dag_run"], "start_date", None)
+        return None if began is None else began + (self._service_time() - datetime.now(UTC))

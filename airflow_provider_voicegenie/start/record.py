@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The start that a task instance made, kept across its tries: Airflow's task state store, on Airflow 3.3 and later.
+
+A try records its start before it sends it. A *generation* begins when a task instance is created or cleared: a clear
+raises ``max_tries``. A campaign is started at most once in each.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time, write_time
+
+log = logging.getLogger(__name__)
+
+_KEY = "voicegenie_start"
+
+
+class StartPhase(StrEnum):
+    """How far the start of a task has come."""
+
+    #: The request may have gone out.
+    SENT = "sent"
+    #: It took effect.
+    STARTED = "started"
+    #: It took effect, and the campaign was paused when the task's ``execution_timeout`` was over.
+    TIMED_OUT = "timed_out"
+    #: It was refused, or a user has ended it by marking or clearing the task: the next try may start anew.
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Start:
+    """
+    What a task knows of the start once it is over.
+
+    :param status: The campaign's status.
+    :param started_at: When the service says it started the campaign, ISO 8601.
+    :param started_by_task: Whether this task, in this try or an earlier one, started it.
+    :param seen: When its counters were last seen, and what they were: ``at``, ``completed``, ``failed``.
+    """
+
+    status: str
+    started_at: str | None = None
+    started_by_task: bool = False
+    seen: Mapping[str, Any] | None = None
+
+    @classmethod
+    def by_task(
+        cls, status: CampaignStatus, started_at: datetime | None, seen: Mapping[str, Any] | None = None
+    ) -> Start:
+        """Return a start that this task made."""
+        return cls(status.value, write_time(started_at), True, seen)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StartRecord:
+    """
+    The start of a task, as it is kept across tries.
+
+    :param campaign_id: The campaign.
+    :param voicegenie_conn_id: The connection.
+    :param phase: How far it has come.
+    :param generation: The task instance's ``max_tries`` at that time: it changes when a user clears the task.
+    :param sent_at: When it was sent, by the service's clock, ISO 8601.
+    :param started_at: When the service says it started the campaign, ISO 8601.
+    :param before: The campaign's status, counters and last change as they were before.
+    """
+
+    campaign_id: str
+    voicegenie_conn_id: str
+    phase: StartPhase
+    generation: int
+    sent_at: str | None
+    started_at: str | None
+    before: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, before: Campaign, campaign_id: str, voicegenie_conn_id: str, generation: int, sent_at: datetime
+    ) -> StartRecord:
+        """Make the record of a start that is about to be sent."""
+        kept = {
+            "status_text": before.status_text,
+            "completed_count": before.completed_count,
+            "failed_count": before.failed_count,
+            "updated_at": write_time(before.updated_at),
+        }
+        return cls(campaign_id, voicegenie_conn_id, StartPhase.SENT, generation, write_time(sent_at), None, kept)
+
+    def facts(self) -> dict[str, str]:
+        """Return the campaign and the connection, as :meth:`CampaignTask.facts` does."""
+        return {"campaign_id": self.campaign_id, "voicegenie_conn_id": self.voicegenie_conn_id}
+
+    def in_phase(self, phase: StartPhase, started_at: datetime | None = None) -> StartRecord:
+        """Return the record, one phase on."""
+        return replace(self, phase=phase, started_at=write_time(started_at) or self.started_at)
+
+    def campaign_before(self) -> Campaign:
+        """Return the campaign as it was before the start."""
+        text = self.before["status_text"]
+        return Campaign(
+            self.campaign_id,
+            CampaignStatus.read(text),
+            text,
+            completed_count=self.before["completed_count"],
+            failed_count=self.before["failed_count"],
+            updated_at=read_time(self.before["updated_at"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        return {**asdict(self), "phase": self.phase.value}
+
+    @classmethod
+    def from_json(cls, data: object) -> StartRecord | None:
+        """Read what :meth:`to_json` wrote; ``None`` for anything else."""
+        try:
+            record = cls(**data)  # type: ignore[arg-type]
+            record = replace(record, phase=StartPhase(record.phase))
+            record.campaign_before()
+        except (TypeError, ValueError, KeyError, AttributeError):
+            return None
+        return record
+
+
+class StartRecords:
+    """
+    The start that one task instance made.
+
+    :param context: The task's context.
+    :param campaign_id: The campaign that this try is about.
+    :param voicegenie_conn_id: Its connection.
+    """
+
+    def __init__(self, context: Mapping[str, Any], campaign_id: str, voicegenie_conn_id: str) -> None:
+        self._store = context.get("task_state_store")
+        self._campaign_id = campaign_id
+        self._voicegenie_conn_id = voicegenie_conn_id
+        self._task_instance = context.get("ti")
+        self._record: StartRecord | None = None
+        #: Whether a user cleared the task while the start that it had made was in effect; known after :meth:`recall`.
+        self.was_cleared = False
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether this Airflow keeps anything across tries."""
+        return self._store is not None
+
+    @property
+    def is_first_try(self) -> bool:
+        """Whether no try came before this one since the task was created, or last cleared by a user."""
+        if self._task_instance is None:
+            return True
+        retries = getattr(getattr(self._task_instance, "task", None), "retries", 0) or 0
+        return bool(self._task_instance.try_number <= self._generation - retries + 1)
+
+    @property
+    def _generation(self) -> int:
+        return int(getattr(self._task_instance, "max_tries", 0) or 0)
+
+    def recall(self) -> StartRecord | None:
+        """Return the start that an earlier try of this generation made, if there is one; of whichever campaign."""
+        if self._store is None:
+            return None
+        record = StartRecord.from_json(self._store.get(_KEY))
+        if record is None or record.phase is StartPhase.CLOSED:
+            self._record, self.was_cleared = None, False
+        elif record.generation == self._generation:
+            self._record, self.was_cleared = record, False
+        else:
+            self._record = None
+            is_in_effect = record.phase in (StartPhase.SENT, StartPhase.STARTED)
+            self.was_cleared = is_in_effect and record.campaign_id == self._campaign_id
+        return self._record
+
+    def add(self, before: Campaign, sent_at: datetime) -> None:
+        """
+        Record that a start is about to be sent.
+
+        :param before: The campaign as it is now.
+        :param sent_at: The time by the service's clock.
+        :raises Exception: It could not be recorded; the start must not be sent then.
+        """
+        self._record = StartRecord.of(before, self._campaign_id, self._voicegenie_conn_id, self._generation, sent_at)
+        self._keep()
+
+    def set_phase(self, phase: StartPhase, started_at: datetime | None = None) -> None:
+        """
+        Record how far the start has come, if there is one. A failure to record is logged, never raised.
+
+        :param phase: How far.
+        :param started_at: When the service says it started the campaign.
+        """
+        try:
+            record = self._record or self.recall()
+            if record is not None:
+                self._record = record.in_phase(phase, started_at)
+                self._keep()
+        except Exception:
+            # The task instance that a user has cleared is gone, and with it what its start would mean to the next try.
+            expected = phase is StartPhase.CLOSED
+            log.log(
+                logging.INFO if expected else logging.WARNING,
+                "Campaign %r: could not record in Airflow that its start is %s.",
+                self._campaign_id,
+                phase.value,
+                exc_info=not expected,
+            )
+
+    def _keep(self) -> None:
+        if self._store is not None and self._record is not None:
+            self._store.set(_KEY, self._record.to_json())

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One run of a ``StartCampaignOperator``: start, wait, return, or be killed.
+
+Apart from the operator, whose module every parse of a DAG file loads.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
+
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.models import CampaignStatus
+from airflow_provider_voicegenie.rules.outcomes import (
+    Condition,
+    VoiceGenieRetryException,
+    apply_error,
+    apply_outcome,
+)
+from airflow_provider_voicegenie.start.once import StartOnce
+from airflow_provider_voicegenie.start.record import Start, StartPhase
+from airflow_provider_voicegenie.waiting.completion import CompletionWatch
+from airflow_provider_voicegenie.waiting.deferral import deferral_timeout, execution_deadline, keep_for_resuming
+from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
+from airflow_provider_voicegenie.waiting.killing import KillSwitch, TaskKilled, was_ended_by_user
+from airflow_provider_voicegenie.waiting.watch import End, EndReason
+from airflow_provider_voicegenie.waiting.worker import read_final_statistics, wait_for_completion
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+    from airflow_provider_voicegenie.start.options import StartOptions
+
+log = logging.getLogger(__name__)
+
+#: Statuses in which there is an end to wait for, whoever started the campaign.
+_TO_BE_FOLLOWED = (CampaignStatus.RUNNING, CampaignStatus.PAUSED, CampaignStatus.COMPLETED, CampaignStatus.UNKNOWN)
+
+
+class StartTask:
+    """
+    One run of the task in this process.
+
+    :param hook: The service.
+    :param campaign_id: The campaign.
+    :param context: The task's context.
+    :param options: What the author wants.
+    """
+
+    def __init__(self, hook: VoiceGenieHook, campaign_id: str, context: Context, options: StartOptions) -> None:
+        self._campaign_id = campaign_id
+        self._context = context
+        self._options = options
+        self._kill = KillSwitch()
+        self._once = StartOnce(hook, campaign_id, context, options, self._kill)
+
+    def execute(self) -> dict[str, Any]:
+        """Start the campaign, and wait for it if asked to."""
+        return self._guarded(self._execute)
+
+    def resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on after the wait in the triggerer."""
+        return self._guarded(lambda: self._resume(event))
+
+    def resume_late(self, start: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on after Airflow ended the deferral, as no triggerer did in time."""
+        return self._guarded(lambda: self._resume_late(Start(**start)))
+
+    def kill(self) -> None:
+        """Take note, in a signal handler too, that Airflow ends the task."""
+        self._kill.pull()
+
+    def end_before_resuming(self, start: Mapping[str, Any]) -> None:
+        """Stop the calls of a deferred task that Airflow 2 ends before it resumes it: out of time, or by a user."""
+        is_out_of_time = isinstance(sys.exception(), AirflowTaskTimeout)
+        if is_out_of_time or was_ended_by_user(self._context):
+            self._once.may_be_in_effect = Start(**start).started_by_task
+            self._once.stop_calls(StartPhase.TIMED_OUT if is_out_of_time else StartPhase.CLOSED)
+
+    def _execute(self) -> dict[str, Any]:
+        try:
+            start = self._once.start()
+        except VoiceGenieError as error:
+            # Only "already running" can come back from here: someone else's start came between.
+            apply_error(self._options.outcome_rules, error, self._campaign_id)
+            start = Start(CampaignStatus.RUNNING.value)
+        self._kill.check()
+        is_followed = start.started_by_task or CampaignStatus(start.status) in _TO_BE_FOLLOWED
+        if self._options.wait_for_completion and is_followed:
+            return self._wait(start)
+        return self._result(start, {})
+
+    # The wait.
+
+    def _wait(self, start: Start) -> dict[str, Any]:
+        timeout = self._options.completion_timeout
+        deadline = None if timeout is None else time.time() + timeout
+        if self._options.deferrable:
+            self._defer(start, deadline)
+        return self._end(start, self._wait_here(start, deadline))
+
+    def _wait_here(self, start: Start, deadline: float | None) -> End:
+        watch = CompletionWatch(
+            self._campaign_id,
+            self._options.outcome_rules.while_waiting(),
+            time.time(),
+            stall_timeout=self._options.stall_timeout,
+            seen=start.seen,
+        )
+        with self._once.reading():
+            return wait_for_completion(
+                self._once.hook, watch, self._campaign_id, poll_interval=self._options.poll_interval, deadline=deadline
+            )
+
+    def _defer(self, start: Start, deadline: float | None) -> NoReturn:
+        from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
+
+        options = self._options
+        about = {"campaign_id": self._campaign_id, "voicegenie_conn_id": self._once.hook.voicegenie_conn_id}
+        keep_for_resuming(self._context, {**about, "start": start.to_json()})
+        # What a user marked just now, Airflow refuses to defer, and tells nobody.
+        self._kill.check_with_airflow(self._context)
+        execution_ends = execution_deadline(self._context, options.execution_timeout)
+        raise TaskDeferred(
+            trigger=CampaignCompletedTrigger(
+                **about,
+                kind=options.outcome_rules.kind.value,
+                outcomes=options.outcome_rules.changes,
+                poll_interval=options.poll_interval,
+                deadline=deadline,
+                execution_deadline=execution_ends,
+                stall_timeout=options.stall_timeout,
+                seen=None if start.seen is None else dict(start.seen),
+                pause_on_kill=options.pause_on_kill and start.started_by_task,
+                start=start.to_json(),
+            ),
+            method_name="execute_complete",
+            timeout=deferral_timeout(deadline, execution_ends),
+        )
+
+    def _resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        start = Start(**event["deferred"]["start"])
+        self._once.may_be_in_effect = start.started_by_task
+        self._kill.check()
+        return self._end(start, End.from_json(event))
+
+    def _resume_late(self, start: Start) -> dict[str, Any]:
+        self._once.may_be_in_effect = start.started_by_task
+        try:
+            end = self._wait_here(start, time.time() + 1)
+        except VoiceGenieError as error:
+            # Airflow did not give the connection.
+            apply_error(self._options.outcome_rules, error, self._campaign_id)
+            raise
+        execution_ends = execution_deadline(self._context, self._options.execution_timeout)
+        if end.reason is EndReason.TIMEOUT and execution_ends is not None and time.time() >= execution_ends:
+            end = end._replace(reason=EndReason.EXECUTION_TIMEOUT)
+        return self._end(start, end)
+
+    def _end(self, start: Start, end: End) -> dict[str, Any]:
+        if end.is_done:
+            end = self._with_statistics(end)
+        if end.reason is EndReason.EXECUTION_TIMEOUT:
+            raise AirflowTaskTimeout(f"Campaign {self._campaign_id!r}: execution_timeout: {end.message}.")
+        condition = Condition.COMPLETION_TIMEOUT if end.reason is EndReason.TIMEOUT else end.condition
+        if condition is None:
+            log.info("Campaign %r is completed.", self._campaign_id)
+        else:
+            rules = self._options.outcome_rules
+            apply_outcome(rules, condition, self._campaign_id, end.message, retry_after=end.retry_after)
+        return self._result(start, end.result or {})
+
+    def _with_statistics(self, end: End) -> End:
+        final = FinalStatistics(
+            self._campaign_id,
+            end,
+            time.time(),
+            min_success_rate=self._options.min_success_rate,
+            deadline=execution_deadline(self._context, self._options.execution_timeout),
+        )
+        try:
+            with self._once.reading():
+                return read_final_statistics(self._once.hook, final, self._campaign_id)
+        except VoiceGenieError:
+            # Airflow did not give the connection: reading the statistics is tried all the same.
+            return read_final_statistics(self._once.hook, final, self._campaign_id)
+
+    def _result(self, start: Start, end: Mapping[str, Any]) -> dict[str, Any]:
+        result = {
+            "campaign_id": self._campaign_id,
+            "status": start.status,
+            "started_at": start.started_at,
+            "started_by_task": start.started_by_task,
+        }
+        if self._options.wait_for_completion:
+            result |= {"completed_at": None, "statistics": None, **end}
+        return result
+
+    # The end from outside.
+
+    def _guarded(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do the task's work; if it is ended from outside, stop the calls as the author wants it."""
+        try:
+            return work()
+        except (AirflowFailException, AirflowSkipException):
+            raise
+        except AirflowTaskTimeout:
+            self._once.stop_calls(StartPhase.TIMED_OUT)
+            raise
+        except BaseException as error:
+            if not self._kill.pulled:
+                raise
+            is_ended_by_user = was_ended_by_user(self._context)
+            if is_ended_by_user:
+                self._once.recognize_earlier_start()
+            campaign_id = self._once.campaign_id
+            when = "" if self._once.may_be_in_effect else " before it started anything"
+            if is_ended_by_user:
+                self._once.stop_calls(StartPhase.CLOSED)
+            elif self._once.may_be_in_effect:
+                log.warning(
+                    "Campaign %r: this worker is being stopped. The campaign goes on; the next try of this task, if it "
+                    "has one left, follows it.",
+                    campaign_id,
+                )
+            if not isinstance(error, TaskKilled):
+                raise
+        raise VoiceGenieRetryException(f"Campaign {campaign_id!r}: the task was ended from outside{when}.")

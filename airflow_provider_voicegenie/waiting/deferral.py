@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Airflow does to a deferral: its deadlines, how it ends one by itself, and what a resumed task knows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import conf
+
+#: Seconds after a deadline until Airflow's scheduler ends a deferral by itself: the trigger does so in time, unless no
+#: triggerer runs.
+_TRIGGER_GRACE = 60.0
+
+#: The XCom under which a deferred task keeps what it is about.
+_KEY = "voicegenie_task"
+
+
+def default_deferrable() -> bool:
+    """Return Airflow's setting ``[operators] default_deferrable``."""
+    return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
+
+
+def execution_deadline(context: Mapping[str, Any], execution_timeout: timedelta | None) -> float | None:
+    """
+    Return when a task's ``execution_timeout`` is over, in Unix seconds; ``None`` if it has none.
+
+    Airflow 3 does not count the time that a task is deferred, so waits have to.
+    """
+    task_instance = context.get("ti")
+    if execution_timeout is None or task_instance is None or task_instance.start_date is None:
+        return None
+    return float((task_instance.start_date + execution_timeout).timestamp())
+
+
+def deferral_timeout(*deadlines: float | None) -> timedelta | None:
+    """Return the time after which Airflow itself ends a deferral."""
+    given = [deadline for deadline in deadlines if deadline is not None]
+    if not given:
+        return None
+    return timedelta(seconds=max(0.0, min(given) - time.time()) + _TRIGGER_GRACE)
+
+
+def was_ended_by_airflow(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
+    """Say whether Airflow's scheduler resumes a task because its deferral took too long."""
+    # Airflow 2 says "Trigger/execution timeout", Airflow 3 "Trigger timeout".
+    return next_method == "__fail__" and "timeout" in str((next_kwargs or {}).get("error", "")).lower()
+
+
+def keep_for_resuming(context: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+    """
+    Keep in XCom what a task is about: if Airflow itself ends a deferral, it drops what the trigger knows.
+
+    :param context: The task's context.
+    :param kept: What the task has to know then, plain JSON.
+    """
+    if (task_instance := context.get("ti")) is not None:
+        task_instance.xcom_push(key=_KEY, value=dict(kept))
+
+
+def kept_for_resuming(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`keep_for_resuming` kept; an empty dict if it is lost."""
+    task_instance: Any = context["ti"]
+    kept = task_instance.xcom_pull(task_ids=task_instance.task_id, key=_KEY, map_indexes=task_instance.map_index)
+    return kept if isinstance(kept, dict) else {}

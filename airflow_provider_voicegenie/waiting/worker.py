@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wait for completion in a worker, and the final statistics, which are read there whoever waited."""
+
+from __future__ import annotations
+
+import time
+
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.retries import poll_delay
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.waiting.completion import CompletionWatch
+from airflow_provider_voicegenie.waiting.final_statistics import STATISTICS_DELAY, FinalStatistics
+from airflow_provider_voicegenie.waiting.watch import End, EndReason
+
+
+def wait_for_completion(
+    hook: VoiceGenieHook,
+    watch: CompletionWatch,
+    campaign_id: str,
+    *,
+    poll_interval: float,
+    deadline: float | None,
+) -> End:
+    """
+    Wait in this process for as long as it takes.
+
+    :param hook: The service.
+    :param watch: The rules of the wait.
+    :param campaign_id: The campaign.
+    :param poll_interval: Seconds between two reads.
+    :param deadline: When the wait ends in any case, Unix seconds.
+    """
+    failures = 0
+    while True:
+        if deadline is not None and time.time() >= deadline:
+            return watch.time_is_up(time.time(), EndReason.TIMEOUT)
+        retry_after = None
+        try:
+            # One attempt: the wait repeats by itself, and is not held up beyond its deadline.
+            end = watch.observe(hook.get_campaign(campaign_id, max_attempts=1), time.time())
+            failures = 0
+        except VoiceGenieError as error:
+            end = watch.observe_error(error, time.time())
+            retry_after = error.retry_after
+            failures += 1
+        if end is not None:
+            return end
+        delay = poll_delay(poll_interval, failures, retry_after)
+        time.sleep(delay if deadline is None else max(0.0, min(delay, deadline - time.time())))
+
+
+def read_final_statistics(hook: VoiceGenieHook, final: FinalStatistics, campaign_id: str) -> End:
+    """
+    Read the statistics of a completed campaign, within minutes: until they are up to date, or until it is no use.
+
+    :param hook: The service.
+    :param final: The rules for them.
+    :param campaign_id: The campaign.
+    """
+    failures = 0
+    while True:
+        retry_after = None
+        try:
+            end = final.observe(hook.get_campaign_stats(campaign_id, max_attempts=1), time.time())
+            failures = 0
+        except VoiceGenieError as error:
+            end = final.observe_error(error, time.time())
+            retry_after = error.retry_after
+            failures += 1
+        if end is not None:
+            return end
+        time.sleep(final.delay(poll_delay(STATISTICS_DELAY, failures, retry_after), time.time()))
