@@ -79,7 +79,7 @@ class CampaignTask(BaseOperator):
 
     def go_on_with(self, facts: Mapping[str, Any]) -> None:
         """
-        Be about what the task was about before, whatever its templates give by now.
+        Go on with the campaign of before, even if the templates give another one by now.
 
         :param facts: What :meth:`facts` returned then.
         """

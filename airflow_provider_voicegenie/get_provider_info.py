@@ -21,7 +21,7 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     },
 }
 
-#: The fields of the form that live in the connection's extra; each bound stands here, and nowhere else.
+#: The fields of the form that live in the connection's extra; each bound is here, and nowhere else.
 CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "timeout": {
         "label": "Timeout",

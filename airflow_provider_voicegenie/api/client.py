@@ -95,7 +95,7 @@ class VoiceGenieClient:
 
     def _send_once(self, request: Request[Result]) -> Result:
         received = self._exchange(request)
-        # Raised here, and not where it was caught: an exception of the library must not hang on to ours.
+        # Not raised in an `except`: the exception of the library, which may hold the key, would be chained to it.
         if isinstance(received, VoiceGenieError):
             raise received
         now = time.time()
@@ -208,7 +208,7 @@ _FAILURES: tuple[tuple[tuple[type[BaseException], ...], _Failure], ...] = (
     ((ssl.SSLCertVerificationError,), _UNTRUSTED),
 )
 
-#: What OpenSSL calls an answer that is no TLS: which of them depends on its version and on the answer.
+#: What OpenSSL calls a response that is no TLS: which of them depends on its version and on the response.
 _NOT_TLS_REASONS = frozenset(
     {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"}
 )

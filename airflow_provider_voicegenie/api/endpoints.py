@@ -125,7 +125,7 @@ def campaign_page(*, limit: int, offset: int, call_count: bool = True) -> Reques
 
     :param limit: Campaigns on the page, 1 to 1000.
     :param offset: Campaigns to skip.
-    :param call_count: Whether the counters are wanted; without them the service answers faster.
+    :param call_count: Whether the counters are wanted; without them the service is faster.
     """
     params = {"call_count": "true" if call_count else "false", "limit": limit, "offset": offset}
     return Request("list", "/fetchCampaignData", CampaignPage.from_json, params=params)
@@ -138,7 +138,7 @@ def other(
     Make a request that this module does not name; its result is ``data`` as it came.
 
     :param method: HTTP method.
-    :param path: Path below the base URL; whatever of it is data must be escaped.
+    :param path: Path below the base URL. Escape what is data in it.
     :param params: The query.
     :param json: The body.
     :param repeatable: Whether sending it again is harmless.
@@ -168,7 +168,7 @@ def check_campaign_id(campaign_id: object) -> None:
     Refuse what cannot be a campaign id.
 
     An id may come from a DAG run's ``conf``. Escaping keeps it out of other paths, queries and hosts; what is
-    refused here could still become another path where a proxy unescapes and tidies it.
+    refused here could still become another path if a proxy unescapes and tidies it.
 
     :raises InvalidCampaignIdError: It is no string, empty, what a template makes of a missing value, too long,
         surrounded by white space, has control or invisible characters, or a ``.`` or ``..`` segment.

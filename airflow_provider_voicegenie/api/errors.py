@@ -31,7 +31,7 @@ class VoiceGenieError(Exception):
     kind: ClassVar[str]
     #: Whether the same request may succeed a little later.
     temporary: ClassVar[bool] = False
-    #: What to look at; ``{connection}`` and ``{address}`` stand for the connection and for its host and port.
+    #: What to look at; ``{connection}`` and ``{address}`` are the connection and its host and port, in words.
     remedy: str = ""
 
     def __init__(

@@ -3,7 +3,7 @@
 What the service says about campaigns, as frozen objects.
 
 The service's pages disagree about words and types, so reading is lenient: only what a decision rests on is
-required (an id and a status); everything else is ``None`` where it is missing or unreadable.
+required (an id and a status); everything else is ``None`` if it is missing or unreadable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
 class ShapeError(ValueError):
-    """The answer lacks something that is required, or has it in another shape."""
+    """The response lacks something that is required, or has it in another shape."""
 
 
 class CampaignStatus(StrEnum):
@@ -84,7 +84,7 @@ _STATUS_WORDS: Mapping[str, CampaignStatus] = {
 
 
 class Model:
-    """What the service answers, as frozen objects that can be pickled, copied, and written as plain JSON."""
+    """What the service returns, as frozen objects that can be pickled, copied, and written as plain JSON."""
 
     __slots__ = ()
 
@@ -120,8 +120,8 @@ class Campaign(Model):
     :param status: How we read the status.
     :param status_text: The service's own word for it.
     :param name: The name users gave the campaign.
-    :param script_id: Id of the script; ``None`` where none is set, or in a list, which does not say.
-    :param total_count: Contacts in the campaign; where the service gives no total, the number of contact ids.
+    :param script_id: Id of the script; ``None`` if none is set, or in a list, which does not have it.
+    :param total_count: Contacts in the campaign; if the service gives no total, the number of contact ids.
     :param registered_count: Contacts loaded so far (list only).
     :param completed_count: Calls completed.
     :param failed_count: Calls failed (single reads only).
@@ -272,7 +272,7 @@ class CampaignStats(Model):
 @dataclass(frozen=True)
 class StartedCampaign(Model):
     """
-    The answer to ``GET /startCampaign/{id}``.
+    The response to ``GET /startCampaign/{id}``.
 
     :param campaign_id: The service's id.
     :param status: How we read the new status; the page says it should be ``running`` and promises nothing.
@@ -288,7 +288,7 @@ class StartedCampaign(Model):
     @classmethod
     def from_json(cls, data: Json) -> StartedCampaign:
         """
-        Read the answer.
+        Read the response.
 
         :raises ShapeError: the id or the status is missing, or the status is one that no start can lead to.
         """
@@ -307,7 +307,7 @@ class StartedCampaign(Model):
 @dataclass(frozen=True)
 class PausedCampaign(Model):
     """
-    The answer to ``GET /pauseTheCampaign/{id}``.
+    The response to ``GET /pauseTheCampaign/{id}``.
 
     :param campaign_id: The service's id.
     :param status: How we read the new status.
@@ -325,7 +325,7 @@ class PausedCampaign(Model):
     @classmethod
     def from_json(cls, data: Json) -> PausedCampaign:
         """
-        Read the answer.
+        Read the response.
 
         :raises ShapeError: the id or the status is missing, or the status says that calls go on.
         """
@@ -343,7 +343,7 @@ class PausedCampaign(Model):
 
 
 def read_time(value: object) -> datetime | None:
-    """Read an ISO 8601 time; UTC where it names no zone, ``None`` where it cannot be read."""
+    """Read an ISO 8601 time; UTC if it names no zone, ``None`` if it cannot be read."""
     if not isinstance(value, str) or value.strip()[10:11] not in ("T", "t", " "):
         return None
     try:

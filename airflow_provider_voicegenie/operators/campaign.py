@@ -91,7 +91,7 @@ class StartCampaignOperator(CampaignTask):
         Airflow's ``execution_timeout`` counts the whole task, and pauses the campaign.
     :param pause_on_kill: Whether to pause the campaign when the task is ended from outside: marked or cleared by a
         user, or by its ``execution_timeout``. Only a campaign that this task started is paused, and none because a
-        worker, a triggerer or a scheduler goes down. While the task is deferred, Airflow tells of marking and clearing
+        worker, a triggerer or a scheduler goes down. While the task is deferred, Airflow reports marking and clearing
         from 3.3 on.
     :param stall_timeout: How long the campaign may run without progress in any counter before the condition
         ``CAMPAIGN_STALLED`` holds, as a ``timedelta`` or a number of seconds. No limit by default. Needs

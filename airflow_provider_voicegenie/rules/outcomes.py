@@ -274,7 +274,7 @@ def apply_outcome(
     outcome = rules.outcome(condition)
     sentence = f"Campaign {campaign_id!r:.80}: {message.rstrip('.')} [{condition}: {_CONSEQUENCES[outcome]}]."
     if outcome is Outcome.SKIP:
-        # Airflow's own line about it stands in a part of the log that its UI folds.
+        # Airflow's own line about it is in a part of the log that its UI folds.
         log.info("%s", sentence)
         raise AirflowSkipException(sentence)
     if outcome is Outcome.FAIL:

@@ -151,7 +151,7 @@ class StartOnce:
         sent_at = self._service_time()
         self._records.add(before, sent_at)
         if (task_instance := self._context.get("ti")) is not None:
-            # Before anything can go wrong after it: whoever pauses the campaign then has to find it.
+            # Before the start: a task that pauses the campaign after a failure needs it.
             task_instance.xcom_push(key="campaign_id", value=self.campaign_id)
         self._kill.check_with_airflow(self._context)
         # Once more: Airflow may have taken its time since.
@@ -277,7 +277,8 @@ class StartOnce:
         record = self._records.recall()
         if record is not None:
             if self._kill.pulled:
-                # What this task started is what its end is about, whatever its templates give by now.
+                # The end of a task is about the campaign that it started, even if its templates give another one by
+                # now.
                 self.campaign_id, self.hook = record.campaign_id, VoiceGenieHook(record.voicegenie_conn_id)
             self._refuse_another_campaign(record)
             self.may_be_in_effect = record.phase is not StartPhase.TIMED_OUT

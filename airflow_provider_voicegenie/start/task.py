@@ -130,7 +130,7 @@ class StartTask:
         options = self._options
         about = {"campaign_id": self._campaign_id, "voicegenie_conn_id": self._once.hook.voicegenie_conn_id}
         keep_for_resuming(self._context, {**about, "start": start.to_json()})
-        # What a user marked just now, Airflow refuses to defer, and tells nobody.
+        # Airflow silently refuses to defer a task that a user has just marked.
         self._kill.check_with_airflow(self._context)
         execution_ends = execution_deadline(self._context, options.execution_timeout)
         raise TaskDeferred(

@@ -31,7 +31,7 @@ _PATIENCE_WITH_INVALID_ANSWERS = 60.0
 
 class FinalStatistics:
     """
-    What is read once a campaign is completed. The campaign stays completed, whatever comes of it.
+    The rules for reading statistics once a campaign is completed. It stays completed, even if they cannot be read.
 
     :param campaign_id: The campaign.
     :param end: How the wait ended: the campaign is completed.

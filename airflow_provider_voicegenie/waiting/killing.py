@@ -4,7 +4,7 @@ What happens when Airflow ends a task: who ended it, and the pause that follows.
 
 A campaign is paused when a user ends its task. Trouble of Airflow's own pauses nothing: the next try, or another
 triggerer, follows the campaign. Airflow ends the process, or the trigger, in both cases; the state that the task has
-in Airflow by then tells them apart.
+in Airflow by then shows which it was.
 
 ``on_kill`` of a running task is called from a signal handler, in which nothing may be asked of Airflow: the interrupted
 code may hold the lock of the channel. So it only sets a flag, or breaks off a wait; what to do is decided outside of
@@ -120,7 +120,7 @@ def was_ended_by_user(context: Mapping[str, Any]) -> bool:
     try:
         return state_in_airflow(task_instance) in _ENDED_BY_USER
     except Exception:
-        log.warning("Airflow cannot be asked who ended this task.", exc_info=True)
+        log.warning("Airflow could not say whether a user ended this task.", exc_info=True)
         return False
 
 
@@ -145,7 +145,7 @@ def was_deferred_task_ended_by_user(task_instance: Any) -> bool:
     try:
         return state_in_airflow(task_instance) != "deferred"
     except Exception:
-        log.warning("Airflow cannot be asked who ended this task.", exc_info=True)
+        log.warning("Airflow could not say whether a user ended this task.", exc_info=True)
         return True
 
 
@@ -183,7 +183,7 @@ def pause_campaign_of_killed_task(pause: Callable[[str], object], campaign_id: s
     try:
         retrying(pause, campaign_id)
     except CampaignNotRunningError:
-        log.info("Campaign %r: the task was killed; the campaign does not run, so it is not paused.", campaign_id)
+        log.info("Campaign %r: the task was killed; the campaign is not running, so it is not paused.", campaign_id)
     except VoiceGenieError as error:
         log.error(
             "Campaign %r: the task was killed, and the campaign could not be paused: %s IT MAY GO ON CALLING: pause it "

@@ -155,7 +155,7 @@ class Watch:
         """Log that the service can be read again, if it could not."""
         if self._trouble is not None:
             self._trouble = None
-            self._log("the service answers again", now)
+            self._log("the service responds again", now)
 
     def _remind(self, now: float) -> None:
         """Log, if nothing was logged for long, that the wait goes on."""

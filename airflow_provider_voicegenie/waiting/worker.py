@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wait for completion in a worker, and the final statistics, which are read there whoever waited."""
+"""The wait for completion in a worker, and the final statistics, which a worker reads after every wait."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_trouble_is_waited_out_and_said_once_until_it_is_over(said, kind, error)
     assert len(said()) == 1
     wait.observe(campaign(), T + 60)
     (over,) = said()
-    assert "answers again" in over
+    assert "responds again" in over
     wait.observe(error("Not now."), T)
     assert len(said()) == 1
 

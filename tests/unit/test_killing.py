@@ -27,12 +27,12 @@ BUSY = errors.ConnectionFailedError("busy")
     ("results", "level", "words"),
     [
         ([OK], logging.WARNING, "so the campaign was paused"),
-        ([errors.CampaignNotRunningError("no")], logging.INFO, "does not run"),
+        ([errors.CampaignNotRunningError("no")], logging.INFO, "is not running"),
         ([errors.RedirectedError("no")], logging.ERROR, "IT MAY GO ON CALLING"),
         ([errors.UnauthorizedError("no")], logging.ERROR, "IT MAY GO ON CALLING"),
         # What may pass, or may have taken effect, is tried again: a second pause does no harm.
         ([BUSY, LOST, OK], logging.WARNING, "so the campaign was paused"),
-        ([LOST, errors.CampaignNotRunningError("no")], logging.INFO, "does not run"),
+        ([LOST, errors.CampaignNotRunningError("no")], logging.INFO, "is not running"),
         ([BUSY, BUSY, BUSY, BUSY], logging.ERROR, "could not be paused: busy IT MAY GO ON CALLING"),
     ],
 )
