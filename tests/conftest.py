@@ -12,8 +12,8 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
 import pytest  # noqa: E402  Airflow's home comes first
+from helpers.leaks import MARKED_KEY, leak_in  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
-from leaks import MARKED_KEY, leak_in  # noqa: E402
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

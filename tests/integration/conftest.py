@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from leaks import leak_in
+from helpers.leaks import leak_in
 
 ROOT = Path(__file__).parents[2]
 

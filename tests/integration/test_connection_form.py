@@ -60,7 +60,7 @@ def test_the_form_and_its_test_over_rest(airflow, voicegenie_sandbox):
         assert not wrong["status"]
         assert "enter it again" in wrong["message"]
         empty = services.request("POST", "connections/test", **connection | {"connection_id": "e", "password": ""})
-        assert empty["message"].startswith("Field Password (API key): it is empty.")
+        assert empty["message"].startswith("Password (API key) is empty.")
         whole = {**connection, "connection_id": "u", "host": voicegenie_sandbox.url, "port": 0}
         assert services.request("POST", "connections/test", **whole)["status"]
 
@@ -122,7 +122,7 @@ def test_the_page_of_airflow_2_and_its_test(airflow, voicegenie_sandbox):
     assert right == {"status": True, "message": "The VoiceGenie service accepts the API key."}
     assert not wrong["status"]
     assert "enter it again" in wrong["message"]
-    assert empty["message"].startswith("Field Password (API key): it is empty.")
+    assert empty["message"].startswith("Password (API key) is empty.")
     assert "mean nothing here" not in result.stdout + result.stderr
     # What was saved works too, empty fields and all.
     saved = airflow.run("connections", "test", "vg")

@@ -38,19 +38,19 @@ class Stopping(StartCampaignOperator):
     def execute(self, context):
         from airflow_provider_voicegenie.start.record import StartRecords
 
-        note_sending, note, campaign_id = StartRecords.note_sending, StartRecords.note, self.campaign_id
+        add, set_phase, campaign_id = StartRecords.add, StartRecords.set_phase, self.campaign_id
 
-        def slow_note_sending(memory, *arguments):
-            stop("before_intent", campaign_id)
-            note_sending(memory, *arguments)
-            stop("after_intent", campaign_id)
+        def slow_add(records, *arguments):
+            stop("before_record", campaign_id)
+            add(records, *arguments)
+            stop("after_record", campaign_id)
 
-        def slow_note(memory, *arguments):
-            stop("after_answer", campaign_id)
-            note(memory, *arguments)
-            stop("after_result", campaign_id)
+        def slow_set_phase(records, *arguments):
+            stop("after_response", campaign_id)
+            set_phase(records, *arguments)
+            stop("after_phase", campaign_id)
 
-        StartRecords.note_sending, StartRecords.note = slow_note_sending, slow_note
+        StartRecords.add, StartRecords.set_phase = slow_add, slow_set_phase
         result = super().execute(context)
         stop("before_xcom", campaign_id)
         return result
@@ -69,7 +69,7 @@ with DAG("crashes", **once):
         )
 """
 
-IN_THE_TASK = ("before_intent", "after_intent", "after_answer", "after_result", "before_xcom")
+IN_THE_TASK = ("before_record", "after_record", "after_response", "after_phase", "before_xcom")
 AT_THE_SERVICE = {"sent": False, "acted": True, "paused_since": True, "completed_since": True}
 STEPS = (*IN_THE_TASK, *AT_THE_SERVICE, "waiting")
 
@@ -125,7 +125,7 @@ def test_a_task_that_is_killed_at_any_step_starts_its_campaign_once(airflow, voi
     assert (b"voicegenie_start" in airflow.everything_kept()) == HAS_TASK_STATE_STORE
     if not RETRIES_KILLED_TASKS:
         assert endings == dict.fromkeys(STEPS, ("failed", 1))
-        assert starts == {step: int(step not in ("before_intent", "after_intent", "sent")) for step in STEPS}
+        assert starts == {step: int(step not in ("before_record", "after_record", "sent")) for step in STEPS}
         return
     assert endings == dict.fromkeys(STEPS, ("success", 2))
     assert starts == dict.fromkeys(STEPS, 1)

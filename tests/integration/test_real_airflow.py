@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import airflow as installed_airflow
 import pytest
-from leaks import MARKED_KEY
+from helpers.leaks import MARKED_KEY
 
 from airflow_provider_voicegenie.sandbox.service import DEFAULT_API_KEY
 
@@ -60,7 +60,7 @@ def test_calling_hours_and_prerequisites_survive_mapping_and_parsing(airflow, vo
     assert airflow.test_dag("mapped") == {"ready[0]": "success", "start[0]": "success", "start[1]": "skipped"}
 
 
-def test_a_wrong_outcome_is_an_error_of_the_dag_file_that_names_the_valid_ones(airflow, tmp_path):
+def test_wrong_outcome_is_an_import_error_that_names_the_valid_ones(airflow, tmp_path):
     write_dag(
         airflow,
         tmp_path,
@@ -203,7 +203,7 @@ def test_the_connection_test_says_what_is_wrong(airflow, voicegenie_sandbox, tmp
     assert {name for name, (good, _) in answers.items() if good} == {"good"}
     for name, words in {
         "wrong_key": "(401 UNAUTHORIZED). The service does not accept the API key of the connection: enter it again",
-        "no_key": "Password (API key): it is empty",
+        "no_key": "Password (API key) is empty",
         "unknown_host": "cannot be resolved",
         "closed_port": "no connection to 127.0.0.1:1 could be made. Check host and port",
         "not_tls": "does not speak TLS",

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import trustme
-from raw_server import chain_of, raw_server
+from helpers.raw_server import chain_of, raw_server
 
 from airflow_provider_voicegenie.api import endpoints, errors
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
@@ -92,7 +92,7 @@ def test_the_server_says_when(client, voicegenie_sandbox, headers, least, most):
     assert least <= voicegenie_sandbox.waits[0] <= most
 
 
-def test_a_used_up_window_is_waited_for_by_the_next_read_but_not_by_a_pause(voicegenie_sandbox):
+def test_read_waits_for_the_rate_limit_and_pause_does_not(voicegenie_sandbox):
     waits = []
     voicegenie_sandbox.sandbox.enforce_rate_limits = True
     settings = ClientSettings(voicegenie_sandbox.url, voicegenie_sandbox.api_key, requests_per_minute=1000)

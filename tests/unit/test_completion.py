@@ -123,7 +123,7 @@ def test_trouble_is_waited_out_and_said_once_until_it_is_over(said, kind, error)
     assert len(said()) == 1
 
 
-def test_an_author_can_end_a_sensor_on_temporary_trouble_but_not_the_wait_of_a_start():
+def test_outcomes_can_end_a_sensor_on_temporary_trouble_but_not_the_wait_of_a_start():
     changes = {"CONNECTION_FAILED": "fail"}
     error = errors.ConnectionFailedError("Broken.")
     assert watch(TaskKind.COMPLETED, changes).observe_error(error, T).condition is Condition.CONNECTION_FAILED
@@ -155,7 +155,7 @@ def test_progress_in_either_counter_begins_the_time_anew(progress):
     assert stall(wait, 190, **progress).condition is Condition.CAMPAIGN_STALLED
 
 
-def test_a_list_without_failed_calls_is_no_proof_of_a_stall():
+def test_list_without_failed_calls_does_not_prove_a_stall():
     wait = watch(stall_timeout=100, seen={"at": T, "completed": 1, "failed": 0})
     assert wait.observe(campaign(completed=1), T + 100, in_full=False) is None
     assert wait.needs_single_read
@@ -230,7 +230,7 @@ def lines(said):
     return lines
 
 
-def test_progress_is_said_when_it_changes_and_at_most_every_few_percent_or_minutes(lines):
+def test_progress_is_logged_every_five_percent_or_five_minutes(lines):
     assert len(lines([(0, 0), (10, 0), (20, 0), (500, 0)])) == 1
     assert len(lines([(at, at // 10) for at in range(0, 1000, 10)])) == 20
     assert len(lines([(0, 0), (60, 10), (120, 20), (3600, 21)], total=10_000)) == 2

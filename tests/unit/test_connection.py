@@ -163,7 +163,7 @@ def test_an_unknown_extra_field_is_reported_without_its_text(caplog):
     assert "secret" not in caplog.text
 
 
-def test_a_field_under_the_name_that_it_has_in_a_form_is_no_unknown_one(caplog):
+def test_form_names_of_extra_fields_are_known(caplog):
     client_settings(connection(timeout="5", extra__voicegenie__timeout="5"))
     assert not caplog.text
 

@@ -7,7 +7,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from waiting import Store, context
+from helpers.tasks import Store, context
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
 from airflow_provider_voicegenie.start.record import StartPhase, StartRecord, StartRecords

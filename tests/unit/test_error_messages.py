@@ -8,8 +8,8 @@ import socket
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from raw_server import raw_server
-from waiting import context
+from helpers.raw_server import raw_server
+from helpers.tasks import context
 
 from airflow_provider_voicegenie.api.settings import ClientSettings
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook

@@ -7,21 +7,19 @@ import asyncio
 import contextlib
 import json
 import re
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
-from faults import ANSWERS, CONNECTIONS, Front
-from leaks import check_exception
-from raw_server import raw_server
-from waiting import WAYS, context
+from helpers.faults import ANSWERS, CONNECTIONS, Front
+from helpers.leaks import check_exception
+from helpers.raw_server import raw_server
+from helpers.tasks import WAYS, context, shorten_times
 
 from airflow_provider_voicegenie.api import retries
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, TaskKind, VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
-from airflow_provider_voicegenie.start import once
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
 from airflow_provider_voicegenie.waiting import final_statistics
@@ -149,8 +147,7 @@ TASKS = {
 
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
-    monkeypatch.setattr(once, "_LOOK_DELAYS", (0.0, 0.05))
-    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(0))
+    shorten_times(monkeypatch)
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     monkeypatch.setattr(retries, "MAX_WAIT", 1.5)
     monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)

@@ -81,7 +81,7 @@ def test_the_success_rate(numbers, wanted, is_low):
 
 
 @pytest.mark.parametrize("minimum", [None, 50])
-def test_statistics_that_may_be_older_than_the_completion_are_read_again_but_not_for_ever(minimum):
+def test_old_statistics_are_read_again_for_35_seconds(minimum):
     wait = final(min_success_rate=minimum)
     for at in (0, 10, 34):
         assert wait.observe(stats(completed_at=None), T + at) is None

@@ -7,7 +7,7 @@ import logging
 import time
 
 import pytest
-from waiting import TaskInstance
+from helpers.tasks import TaskInstance
 
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.models import CampaignStatus, PausedCampaign
@@ -107,5 +107,5 @@ class TaskInstanceOfAirflow2(TaskInstance):
 @pytest.mark.parametrize(
     ("state", "told"), [("running", "running"), ("restarting", "restarting"), (None, None), ("deleted", "removed")]
 )
-def test_what_airflow_has_a_task_down_as(kind, map_index, state, told):
+def test_state_of_a_task_in_airflow(kind, map_index, state, told):
     assert state_in_airflow(kind(state=state, map_index=map_index)) == told

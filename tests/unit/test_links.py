@@ -8,8 +8,8 @@ import json
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, XCom
-from leaks import MARKED_KEY
-from waiting import TaskInstance, context
+from helpers.leaks import MARKED_KEY
+from helpers.tasks import TaskInstance, context
 
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.links import CampaignLink

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
-from waiting import Store, context
+from helpers.tasks import Store, context
 
 from airflow_provider_voicegenie.api.models import read_time, write_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
@@ -92,7 +92,7 @@ def test_a_campaign_is_looked_at_four_times_in_seven_seconds(sandbox, clock):
     assert [request.operation for request in sandbox.sandbox.requests] == ["get", "start", *["get"] * 4, "stats"]
 
 
-def test_the_statistics_of_a_paused_campaign_are_read_when_they_are_sure_to_be_of_after_the_start(sandbox, clock):
+def test_after_a_lost_start_of_a_paused_campaign_fresh_statistics_are_awaited(sandbox, clock):
     lose(sandbox, took_effect=False)
     with pytest.raises(VoiceGenieRetryException, match="CONNECTION_FAILED"):
         start("paused")
@@ -138,9 +138,7 @@ def test_looks_that_fail_do_not_matter_if_one_succeeds(sandbox, clock, failing, 
 
 @pytest.mark.parametrize("ahead", [0.0, 3600.0, -3600.0])
 @pytest.mark.parametrize("took_effect", [True, False])
-def test_a_start_that_was_paused_again_without_a_trace_is_told_by_the_statistics(
-    sandbox, clock, monkeypatch, ahead, took_effect
-):
+def test_statistics_show_a_start_that_was_paused_again(sandbox, clock, monkeypatch, ahead, took_effect):
     """By the service's own clock, whatever ours shows."""
     clock.service_ahead = ahead
     started_at = datetime.now(UTC) + timedelta(seconds=ahead)

@@ -113,7 +113,7 @@ def test_temporary_trouble_never_ends_the_wait_of_a_start():
     assert sensor.while_waiting().outcome(Condition.CONNECTION_FAILED) is Outcome.FAIL
 
 
-def test_the_changes_are_plain_text_from_which_equal_rules_can_be_made():
+def test_outcome_changes_go_through_json():
     changes = {"NOT_FOUND": "skip", Condition.CAMPAIGN_PAUSED: Outcome.FAIL}
     rules = OutcomeRules(TaskKind.COMPLETED, changes)
     assert json.loads(json.dumps(rules.changes)) == {"NOT_FOUND": "skip", "CAMPAIGN_PAUSED": "fail"}

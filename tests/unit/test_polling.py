@@ -135,7 +135,7 @@ def test_pages_that_shift_while_they_are_read_hide_no_campaign():
             assert all(now + 1 - polled.seen_at <= 130 for polled in plan.campaigns.values())
 
 
-def test_a_campaign_that_is_not_listed_is_asked_for_by_itself_and_so_from_then_on():
+def test_unlisted_campaign_is_read_singly():
     plan = plan_for(10)
     service = Service(names(9))
     service.run(plan, 0, 600)
@@ -169,7 +169,7 @@ def test_a_campaign_that_was_joined_during_a_pass_is_not_missing_in_it():
     assert not late.needs_single_reads
 
 
-def test_a_campaign_that_turns_up_in_the_list_again_costs_no_request_of_its_own():
+def test_campaign_listed_again_is_no_longer_read_singly():
     plan = plan_for(10)
     service = Service(names(9))
     service.run(plan, 0, 300)
@@ -239,7 +239,7 @@ def test_an_outage_costs_few_requests_and_its_end_is_noticed_soon():
     assert service.counts(900, 1000)["single"] <= 2
 
 
-def test_where_only_the_list_fails_single_reads_take_over_for_a_while():
+def test_single_reads_take_over_if_only_the_list_fails():
     plan = plan_for(10)
     service = Service(names(10))
     service.list_fails = True

@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
-from waiting import Store, TaskInstance, context, event_of
+from helpers.tasks import Store, TaskInstance, context, event_of
 
 from airflow_provider_voicegenie.links import CampaignLink
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
@@ -326,7 +326,7 @@ def test_a_later_poke_or_try_of_a_sensor(sandbox, make, later, mode):
     assert make(later, deferrable=False, mode=mode).poke(context(store)).xcom_value["campaign_id"] == "ours"
 
 
-def test_a_sensor_that_has_not_seen_its_campaign_yet_may_wait_for_another(sandbox):
+def test_sensor_that_has_read_no_campaign_follows_its_template(sandbox):
     store = Store()
     with pytest.raises(VoiceGenieRetryException):
         ready({"campaign_id": "nobody"}, outcomes={"NOT_FOUND": "retry"}).poke(context(store))
@@ -356,7 +356,7 @@ class BrokenStore(Store):
         raise OSError("no database")
 
 
-def test_a_sensor_and_a_pause_go_on_where_airflow_cannot_keep_what_they_are_about(sandbox):
+def test_sensor_and_pause_go_on_if_the_task_state_store_fails(sandbox):
     store = BrokenStore()
     assert ready(deferrable=False).poke(context(store)).is_done
     sandbox.sandbox.store.change("ours", status="running")
@@ -377,7 +377,7 @@ def test_a_pause_does_not_guess_what_an_earlier_try_was_about(sandbox, monkeypat
 @pytest.mark.parametrize(
     "first", [{"campaign_id": "None"}, {"campaign_id": "nobody"}, {"voicegenie_conn_id": "elsewhere"}]
 )
-def test_a_pause_that_reached_no_campaign_may_be_about_another_one_later(sandbox, first):
+def test_pause_that_reached_no_campaign_follows_its_template(sandbox, first):
     store = Store()
     sandbox.sandbox.store.change("ours", status="running")
     outcomes = {"INVALID_CAMPAIGN_ID": "retry", "NOT_FOUND": "retry"}

@@ -17,8 +17,8 @@ import time
 import pytest
 import requests
 import trustme
-from leaks import MARKED_KEY, leak_in
-from raw_server import raw_server, refuse
+from helpers.leaks import MARKED_KEY, leak_in
+from helpers.raw_server import raw_server, refuse
 
 from airflow_provider_voicegenie.api import endpoints, errors
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
@@ -196,7 +196,7 @@ def test_the_time_limit_is_for_all_addresses(monkeypatch, send):
 
 @BOTH
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_the_time_limit_is_for_the_resolver_too_and_nothing_is_sent_after_it(monkeypatch, send, scheme):
+def test_time_limit_covers_the_resolver_and_nothing_is_sent_later(monkeypatch, send, scheme):
     with raw_server(ok) as (port, seen):
         resolve_to(monkeypatch, port, after=1.5)
         client = VoiceGenieClient(settings_for(port, scheme, "slow.example.com", timeout=0.3))
@@ -297,7 +297,7 @@ def test_certificates(trouble, tmp_path):
         assert all(leak_in(request) is None for request in seen)
 
 
-def test_the_bundle_of_the_environment_is_not_for_who_trusts_anybody(monkeypatch):
+def test_verify_false_ignores_the_bundle_of_the_environment(monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle")
     session = BoundSession(ClientSettings("https://far.example.com", MARKED_KEY, verify=False))
     assert session.merge_environment_settings("https://far.example.com/x", {}, None, None, None)["verify"] is False
@@ -389,7 +389,7 @@ def connect(monkeypatch, port):
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps(fields))
 
 
-def test_the_hook_asks_for_what_it_has_no_method_for(monkeypatch):
+def test_hook_request_and_get_conn(monkeypatch):
     def handle(stream, request):
         body = b'{"success": true, "data": [1, 2]}'
         stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
@@ -404,7 +404,7 @@ def test_the_hook_asks_for_what_it_has_no_method_for(monkeypatch):
 
 
 @pytest.mark.parametrize("repeatable", [False, True])
-def test_what_the_hook_asks_for_is_repeated_only_if_that_is_harmless(monkeypatch, repeatable):
+def test_hook_request_is_repeated_only_if_repeatable(monkeypatch, repeatable):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
     def fail(stream, request):

@@ -6,14 +6,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from helpers.leaks import MARKED_KEY, check_exception
+from helpers.tasks import Store, context, shorten_times
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from leaks import MARKED_KEY, check_exception
-from waiting import Store, context
 
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
@@ -21,7 +21,6 @@ from airflow_provider_voicegenie.sandbox.faults import Fault
 from airflow_provider_voicegenie.sandbox.server import running
 from airflow_provider_voicegenie.sandbox.service import Sandbox
 from airflow_provider_voicegenie.sandbox.store import SandboxCampaign, SandboxStore
-from airflow_provider_voicegenie.start import once
 from airflow_provider_voicegenie.start.record import StartRecords
 
 CRASHES = ["before_add", "after_add", "before_set_phase", "after_set_phase"]
@@ -64,8 +63,7 @@ class Tries:
         self.stack = contextlib.ExitStack()
         self.patch = pytest.MonkeyPatch()
         self.stack.callback(self.patch.undo)
-        self.patch.setattr(once, "_LOOK_DELAYS", (0.0,))
-        self.patch.setattr(once, "_STATISTICS_LAG", timedelta(0))
+        shorten_times(self.patch)
         self.sandbox = Sandbox(SandboxStore(seeds=list), api_key=MARKED_KEY)
         url = self.stack.enter_context(running(self.sandbox))
         extra = {"max_attempts": 1, "timeout": 5, "requests_per_minute": 1_000_000}

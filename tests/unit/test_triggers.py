@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import ClassVar
 
 import pytest
-from waiting import TaskInstance
+from helpers.tasks import TaskInstance
 
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
@@ -258,7 +258,7 @@ def test_one_campaign_that_hangs_holds_up_no_other(sandbox):
     run(work)
 
 
-def test_a_wait_that_needs_all_fields_is_not_shown_what_the_list_says(sandbox):
+def test_wait_that_needs_single_reads_gets_no_reading_of_the_list(sandbox):
     """The list has no script and no failed calls."""
     names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(3)]
     shown = {"wanted": [], "others": []}
@@ -502,7 +502,7 @@ def test_a_completion_needs_no_statistics_in_the_triggerer(sandbox):
     assert sandbox.request_count("stats") == 0
 
 
-def test_a_completion_that_was_seen_in_time_is_one_though_time_is_over(sandbox, monkeypatch):
+def test_completion_seen_in_time_counts_although_time_is_over(sandbox, monkeypatch):
     """The event loop may get to the deadline before it gets to what was seen."""
     original = feeds.Subscription.update
 
@@ -600,7 +600,7 @@ def test_only_prerequisites_are_loaded(sandbox, path):
 
 
 @pytest.mark.parametrize("waiting", [trigger("c"), ready("c", HasContacts(3))])
-def test_the_stored_arguments_are_plain_json_from_which_an_equal_trigger_is_made(waiting):
+def test_trigger_arguments_go_through_json(waiting):
     path, arguments = waiting.serialize()
     module, _, name = path.rpartition(".")
     assert module == LOGGER
@@ -670,7 +670,7 @@ def test_a_trigger_that_moves_to_another_triggerer_pauses_nothing(sandbox, state
     assert sandbox.request_count("pause") == pauses
 
 
-def test_where_airflow_cannot_be_asked_its_word_that_a_user_ended_the_task_counts(sandbox):
+def test_kill_pauses_when_airflow_cannot_be_asked(sandbox):
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
     waiting = trigger(campaign.id, pause_on_kill=True)
     waiting.task_instance = TaskInstance(task=None, get_task_states=None)
@@ -678,7 +678,7 @@ def test_where_airflow_cannot_be_asked_its_word_that_a_user_ended_the_task_count
     assert sandbox.request_count("pause") == 1
 
 
-def test_a_pause_outlives_that_airflow_cancels_its_trigger_again_and_again(sandbox):
+def test_pause_survives_repeated_cancellation(sandbox):
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
     waiting = trigger(campaign.id, pause_on_kill=True)
     asked, answer = threading.Event(), threading.Event()
@@ -713,7 +713,7 @@ def test_the_pause_of_a_killed_task_is_repeated_while_that_may_help(sandbox, cap
     assert sandbox.request_count("pause") == 2
 
 
-def test_a_campaign_that_cannot_be_paused_is_shouted_about(sandbox, caplog):
+def test_campaign_that_cannot_be_paused_is_an_error_in_the_log(sandbox, caplog):
     sandbox.inject("status", "pause", status=403, times=None)
     run(trigger("running", pause_on_kill=True).on_kill)
     assert "IT MAY GO ON CALLING" in caplog.text

@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus
 #: Has characters that each encoding writes in its own way.
 MARKED_KEY = "sk-marked/key+1234567890&<>"
 
-_TESTS = Path(__file__).parent
+_TESTS = Path(__file__).parents[1]
 
 
 def forms_of(key):

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run waiting tasks the way Airflow does, with each way of waiting, and without an Airflow around them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
+
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor
+from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.waiting import worker
+from helpers.leaks import leak_in
+
+PATIENCE = 15
+
+
+def kept(value):
+    """Return the JSON that Airflow would keep."""
+    text = json.dumps(value)
+    assert leak_in(text) is None
+    return text
+
+
+class TaskInstance(SimpleNamespace):
+    """What a task asks of its task instance; ``state`` is what Airflow has it down as."""
+
+    def __init__(self, **fields):
+        super().__init__(
+            **{
+                "dag_id": "dag",
+                "task_id": "task",
+                "run_id": "run",
+                "map_index": -1,
+                "try_number": 1,
+                "max_tries": 2,
+                "task": SimpleNamespace(retries=2),
+                "start_date": datetime.now(UTC),
+                "next_method": None,
+                "state": "running",
+                "xcom": {},
+                **fields,
+            }
+        )
+
+    def xcom_push(self, key, value):
+        self.xcom[key] = json.loads(kept(value))
+
+    def xcom_pull(self, task_ids, key, map_indexes):
+        assert (task_ids, map_indexes) == (self.task_id, self.map_index)
+        return self.xcom.get(key)
+
+    def get_task_states(self, dag_id, map_index, task_ids, run_ids):
+        assert (dag_id, map_index, task_ids, run_ids) == (self.dag_id, self.map_index, [self.task_id], [self.run_id])
+        name = self.task_id if map_index < 0 else f"{self.task_id}_{map_index}"
+        return {self.run_id: {name: self.state}} if self.state != "deleted" else {}
+
+
+class Store(dict):
+    """Airflow's task state store."""
+
+    def set(self, key, value):
+        self[key] = json.loads(kept(value))
+
+    def delete(self, key):
+        self.pop(key, None)
+
+
+def context(store=None, **task_instance):
+    now = datetime.now(UTC)
+    return {
+        "dag_run": SimpleNamespace(run_type="manual", run_after=now, start_date=now),
+        "ti": TaskInstance(**task_instance),
+        **({} if store is None else {"task_state_store": store}),
+    }
+
+
+def in_worker(make, run):
+    """Wait in the worker."""
+    return make(deferrable=False).execute(run)
+
+
+def deferred(make, run):
+    """Wait in the triggerer; each part runs with an operator of its own, and all that is kept is JSON."""
+    try:
+        return make(deferrable=True).execute(run)
+    except TaskDeferred as deferral:
+        return resume(make, run, deferral)
+
+
+def resume(make, run, deferral):
+    while True:
+        event = event_of(deferral.trigger)
+        run["ti"].next_method = deferral.method_name
+        try:
+            return make(deferrable=True).resume_execution(deferral.method_name, {"event": event}, run)
+        except TaskDeferred as again:
+            deferral = again
+
+
+def stored(trigger):
+    """Return the trigger as the triggerer makes it from the database."""
+    path, arguments = trigger.serialize()
+    module, _, name = path.rpartition(".")
+    assert leak_in(repr(trigger)) is None
+    return getattr(importlib.import_module(module), name)(**json.loads(kept(arguments)))
+
+
+def event_of(trigger):
+    async def events():
+        async with asyncio.timeout(PATIENCE):
+            return [event.payload async for event in stored(trigger).run()]
+
+    (payload,) = asyncio.run(events())
+    return json.loads(kept(payload))
+
+
+WAYS = {"worker": in_worker, "deferred": deferred}
+
+
+@contextlib.contextmanager
+def meanwhile(when, act):
+    """Once ``when()`` is so, do something in a thread."""
+    over = threading.Event()
+    failures = []
+
+    def work():
+        deadline = time.monotonic() + PATIENCE
+        while not when():
+            if over.wait(0.01) or time.monotonic() > deadline:
+                failures.append("what was waited for never came")
+                return
+        act()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert not failures
+
+
+# Tasks that wait, and what may happen to them.
+
+
+ENDS = {"skip": AirflowSkipException, "fail": AirflowFailException, "retry": VoiceGenieRetryException}
+
+
+class Starting:
+    """A task that starts a campaign and follows it."""
+
+    campaign_id = "long"
+
+    def __init__(self, **arguments):
+        self.arguments = arguments
+
+    def __call__(self, *, deferrable):
+        return StartCampaignOperator(
+            **{
+                "task_id": "task",
+                "campaign_id": self.campaign_id,
+                "wait_for_completion": True,
+                "poll_interval": 0.1,
+                "deferrable": deferrable,
+                **self.arguments,
+            }
+        )
+
+
+class Following:
+    """A sensor that follows a campaign started elsewhere."""
+
+    campaign_id = "followed"
+
+    def __init__(self, **arguments):
+        self.arguments = arguments
+
+    def __call__(self, *, deferrable):
+        return CampaignCompletedSensor(
+            **{
+                "task_id": "task",
+                "campaign_id": self.campaign_id,
+                "poke_interval": 0.1,
+                "deferrable": deferrable,
+                **self.arguments,
+            }
+        )
+
+
+TASKS = {"start": Starting, "sensor": Following}
+
+
+both_ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+both_tasks = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+
+
+def is_waiting(sandbox, campaign_id):
+    """Return a condition: the campaign runs, and the wait for its end has begun."""
+
+    def check():
+        return sandbox.status(campaign_id) == "running" and sandbox.request_count("get", campaign_id) >= 2
+
+    return check
+
+
+def change(sandbox, campaign_id, **changes):
+    return lambda: sandbox.sandbox.store.change(campaign_id, **changes)
+
+
+def complete(sandbox, campaign_id, **changes):
+    return change(sandbox, campaign_id, status="completed", ended_at=datetime.now(UTC), **changes)
+
+
+def after_requests(sandbox, number):
+    """Wait until so many requests more have come."""
+    wanted = len(sandbox.sandbox.requests) + number
+    while len(sandbox.sandbox.requests) < wanted:
+        time.sleep(0.01)
+
+
+def in_wait(patch, when, act):
+    """Raise an error, or do something, in the sleep of the wait in the worker, once ``when()`` is so."""
+    original = worker.time.sleep
+
+    def sleep(seconds):
+        original(seconds)
+        if when():
+            patch.setattr(worker.time, "sleep", original)
+            if isinstance(act, BaseException):
+                raise act
+            act()
+
+    patch.setattr(worker.time, "sleep", sleep)
+
+
+#: The steps before a start at which a kill may come, in their order, and the requests that were sent by then.
+STEPS = ["before execute", "link", "recall", "run facts", "get_conn", "get_campaign", "record", "campaign_id"]
+
+
+def kill_at(patch, step, operator, run, state="failed", *, tells=True):
+    """Let Airflow end the task at one step; it may tell the task at once, or not before the task asks."""
+    act, at = {
+        "link": (TaskInstance, "xcom_push"),
+        "recall": (once.StartRecords, "recall"),
+        "run facts": (once.RunFacts, "of"),
+        "get_conn": (VoiceGenieHook, "get_conn"),
+        "get_campaign": (VoiceGenieHook, "get_campaign"),
+        "record": (once.StartRecords, "add"),
+        "campaign_id": (TaskInstance, "xcom_push"),
+        "start": (VoiceGenieHook, "start_campaign"),
+        "phase": (once.StartRecords, "set_phase"),
+        "look": (once.StartOnce, "_look_for_start"),
+        "deferral": (TaskInstance, "xcom_push"),
+    }.get(step, (None, None))
+
+    def kill():
+        run["ti"].state = state
+        if tells:
+            operator.on_kill()
+
+    if act is None:
+        kill()
+        return
+    original = getattr(act, at)
+    key = {"link": "_link_CampaignLink", "campaign_id": "campaign_id", "deferral": "voicegenie_task"}.get(step)
+
+    def killed(*arguments, **more):
+        result = original(*arguments, **more)
+        if more.get("key") != key:
+            return result
+        patch.setattr(act, at, original)
+        kill()
+        return result
+
+    patch.setattr(act, at, killed)
+
+
+def shorten_times(patch):
+    """Let what waits for seconds or minutes after a start without a response wait for next to nothing."""
+    patch.setattr(once, "_LOOK_DELAYS", (0.0, 0.05))
+    patch.setattr(once, "_STATISTICS_LAG", timedelta(0))

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that are ended from outside: what is paused, what is not, and that nothing is sent afterwards."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import product
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
+from helpers.tasks import (
+    STEPS,
+    Following,
+    Starting,
+    Store,
+    TaskInstance,
+    both_ways,
+    change,
+    context,
+    deferred,
+    event_of,
+    in_wait,
+    in_worker,
+    is_waiting,
+    kill_at,
+    meanwhile,
+)
+
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.operators import campaign as operators
+from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.start import once
+
+
+@both_ways
+@pytest.mark.parametrize("pause_on_kill", [True, False])
+@pytest.mark.parametrize("campaign_id", ["long", "followed"])
+def test_the_execution_timeout_pauses_what_the_task_started(sandbox, way, pause_on_kill, campaign_id):
+    def make(*, deferrable):
+        task = Starting(
+            campaign_id=campaign_id,
+            outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"},
+            execution_timeout=timedelta(seconds=2),
+            pause_on_kill=pause_on_kill,
+        )
+        return task(deferrable=deferrable)
+
+    run = context()
+    if way is in_worker:
+        # Airflow raises this in the waiting task.
+        with pytest.MonkeyPatch.context() as patch:
+            in_wait(patch, is_waiting(sandbox, campaign_id), AirflowTaskTimeout("Timeout"))
+            with pytest.raises(AirflowTaskTimeout):
+                way(make, run)
+    else:
+        with pytest.raises(AirflowTaskTimeout, match=r"execution_timeout.*'running'"):
+            way(make, run)
+    paused = pause_on_kill and campaign_id == "long"
+    assert sandbox.status(campaign_id) == ("paused" if paused else "running")
+    assert sandbox.request_count("pause") == int(paused)
+
+
+def test_a_retry_after_the_execution_timeout_does_not_start_again(sandbox):
+    store = Store()
+    make = Starting(execution_timeout=timedelta(seconds=0.3))
+    with pytest.raises(AirflowTaskTimeout):
+        deferred(make, context(store))
+    with pytest.raises(AirflowFailException, match="clear this task"):
+        deferred(make, context(store, try_number=2))
+    assert sandbox.start_count("long") == 1
+    # Cleared by a user, it starts.
+    with pytest.raises(AirflowTaskTimeout):
+        deferred(make, context(store, try_number=3, max_tries=4))
+    assert sandbox.start_count("long") == 2
+
+
+@pytest.mark.parametrize("map_index", [-1, 2])
+@pytest.mark.parametrize("state", ["running", None, "scheduled", "queued", "up_for_retry"])
+def test_a_worker_or_a_scheduler_in_trouble_pauses_nothing(sandbox, state, map_index):
+    kill_in_wait(sandbox, state, pause_on_kill=True, map_index=map_index)
+    assert sandbox.status("long") == "running"
+
+
+@pytest.mark.parametrize("state", ["failed", "success", "skipped", "restarting", "deleted"])
+@pytest.mark.parametrize("pause_on_kill", [True, False])
+def test_a_user_who_ends_the_task_pauses_the_campaign(sandbox, state, pause_on_kill):
+    kill_in_wait(sandbox, state, pause_on_kill=pause_on_kill, map_index=-1)
+    assert sandbox.status("long") == ("paused" if pause_on_kill else "running")
+
+
+def kill_in_wait(sandbox, state, *, pause_on_kill, map_index):
+    """Have Airflow end a task that waits in a worker, and has another state by then."""
+    run = context(Store(), map_index=map_index)
+    operator = Starting(pause_on_kill=pause_on_kill)(deferrable=False)
+
+    def kill():
+        run["ti"].state = state
+        operator.on_kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, is_waiting(sandbox, "long"), kill)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+
+
+@both_ways
+@pytest.mark.parametrize("state", ["failed", "running"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_before_the_start_starts_nothing(sandbox, way, step, state):
+    run = context(Store())
+    operator = Starting()(deferrable=way is deferred)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, step, operator, run, state)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside before it started anything"):
+            operator.execute(run)
+    # Nor is Airflow asked for anything that takes time: five seconds are left.
+    assert ("_link_CampaignLink" in run["ti"].xcom) is (step != "before execute")
+    sent = ["get"] if STEPS.index(step) >= STEPS.index("get_campaign") else []
+    assert [request.operation for request in sandbox.sandbox.requests] == sent
+
+
+@both_ways
+@pytest.mark.parametrize("step", STEPS)
+def test_a_task_that_was_marked_but_not_told_yet_starts_nothing(sandbox, way, step):
+    """Airflow tells the process of a task some seconds after a user has marked or cleared it."""
+    run = context(Store())
+    operator = Starting()(deferrable=way is deferred)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, step, operator, run, tells=False)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside before it started anything"):
+            operator.execute(run)
+    assert sandbox.request_count("start") == 0
+
+
+@pytest.mark.parametrize("step", ["before execute", "get_conn", "task state"])
+def test_a_kill_before_a_pause_pauses_nothing(sandbox, step):
+    run = context(Store(), state="failed")
+    operator = PauseCampaignOperator(task_id="task", campaign_id="followed")
+    with pytest.MonkeyPatch.context() as patch:
+        if step == "task state":
+            patch.setattr(Store, "set", lambda *_: operator.on_kill())
+        else:
+            kill_at(patch, step, operator, run)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert sandbox.request_count("pause") == 0
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_a_sensor_that_a_user_ended_asks_no_more(sandbox, state):
+    sensor = Following()(deferrable=False)
+    sensor.on_kill()
+    run = context(state=state)
+    if state == "failed":
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            sensor.poke(run)
+        assert not sandbox.sandbox.requests
+    else:
+        # A worker that is going down lets it finish what it is at.
+        assert not sensor.poke(run).is_done
+
+
+@pytest.mark.parametrize(
+    ("step", "waits"),
+    [*product(["start", "phase"], ["no", "in the worker", "deferred"]), ("deferral", "deferred")],
+)
+def test_a_kill_right_after_the_start_pauses_the_campaign(sandbox, step, waits):
+    run = context(Store())
+    operator = Starting(wait_for_completion=waits != "no")(deferrable=waits == "deferred")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, step, operator, run)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")
+
+
+def test_a_deferral_that_airflow_would_refuse_pauses_the_campaign(sandbox):
+    """A user marks the task, which is not told: it ends by itself before it could be."""
+    run = context(Store())
+    operator = Starting()(deferrable=True)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, "phase", operator, run, tells=False)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert sandbox.status("long") == "paused"
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_a_kill_while_a_lost_start_is_looked_into_ends_that_at_once(sandbox, monkeypatch, state):
+    monkeypatch.setattr(once, "_LOOK_DELAYS", (30.0,))
+    run = context(Store())
+    operator = Starting()(deferrable=False)
+    sandbox.inject("close", "start", after_acting=True)
+
+    def kill(seconds):
+        run["ti"].state = state
+        operator.on_kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(once.time, "sleep", lambda seconds: kill(seconds) if seconds == 30 else None)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert sandbox.status("long") == ("paused" if state == "failed" else "running")
+
+
+def test_kill_during_the_start_waits_for_its_response(sandbox):
+    run = context()
+    operator = Starting()(deferrable=False)
+    sandbox.inject("delay", "start", seconds=0.4, after_acting=True)
+
+    def kill():
+        run["ti"].state = "failed"
+        operator.on_kill()
+
+    with (
+        meanwhile(lambda: sandbox.status("long") == "running", kill),
+        pytest.raises(VoiceGenieRetryException),
+    ):
+        operator.execute(run)
+    assert sandbox.status("long") == "paused"
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_a_kill_before_a_deferred_task_is_resumed(sandbox, state):
+    run = context()
+    make = Starting(completion_timeout=0.3)
+    with pytest.raises(TaskDeferred) as deferral:
+        make(deferrable=True).execute(run)
+    event = event_of(deferral.value.trigger)
+    operator = make(deferrable=True)
+    run["ti"].state = state
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.resume_execution("execute_complete", {"event": event}, run)
+    assert sandbox.status("long") == ("paused" if state == "failed" else "running")
+
+
+def test_kill_of_a_later_try_pauses_the_start_of_an_earlier_one(sandbox):
+    store = Store()
+    Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    operator = Starting()(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context(store, try_number=2, state="failed"))
+    assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+@pytest.mark.parametrize("minutes", [0, -30])
+def test_without_a_store_a_killed_try_asks_the_service_what_it_started(sandbox, state, minutes):
+    """An earlier try started the campaign; or somebody did, half an hour before the run."""
+    run = context(try_number=2)
+    started_at = run["dag_run"].start_date + timedelta(minutes=minutes)
+    change(sandbox, "long", status="running", started_at=started_at)()
+    operator = Starting()(deferrable=False)
+    run["ti"].state = state
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(run)
+    assert sandbox.status("long") == ("paused" if (state, minutes) == ("failed", 0) else "running")
+    assert sandbox.request_count("start") == 0
+
+
+def test_without_a_store_a_first_try_that_is_killed_has_left_nothing(sandbox):
+    operator = Starting()(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="before it started anything"):
+        operator.execute(context(state="failed"))
+    assert not sandbox.sandbox.requests
+
+
+def test_a_kill_during_a_late_resume_pauses_the_campaign(sandbox):
+    run = context()
+    make = Starting(completion_timeout=60)
+    with pytest.raises(TaskDeferred):
+        make(deferrable=True).execute(run)
+    operator = make(deferrable=True)
+    sandbox.inject("hold", "get")
+
+    def kill():
+        run["ti"].state = "failed"
+        operator.on_kill()
+
+    def held(hook, campaign_id, **more):
+        kill()
+        raise AssertionError("a read is broken off")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VoiceGenieHook, "get_campaign", held)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.resume_execution("__fail__", {"error": "Trigger timeout"}, run)
+    assert sandbox.status("long") == "paused"
+
+
+class Airflow2TaskInstance(TaskInstance):
+    get_task_states = property()
+
+    def current_state(self):
+        return self.state
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "paused"),
+    [(AirflowTaskTimeout, "running", True), (RuntimeError, "failed", True), (RuntimeError, "running", False)],
+)
+def test_airflow_2_ends_a_deferred_task_before_it_resumes_it(sandbox, monkeypatch, error, state, paused):
+    run = context()
+    make = Starting()
+    with pytest.raises(TaskDeferred) as deferral:
+        make(deferrable=True).execute(run)
+    run["ti"] = Airflow2TaskInstance(**{**vars(run["ti"]), "state": state, "next_method": deferral.value.method_name})
+    monkeypatch.setattr(operators, "get_current_context", lambda: run)
+    operator = make(deferrable=True)
+    operator.campaign_id = "followed"  # what the template gives by now
+    try:
+        raise error
+    except error:
+        operator.on_kill()
+    assert sandbox.status("long") == ("paused" if paused else "running")
+    assert sandbox.status("followed") == "running"
+
+
+class UnaskableTaskInstance(TaskInstance):
+    """Airflow cannot be asked for the state of the task."""
+
+    def get_task_states(self, *_, **__):
+        raise OSError("no database")
+
+
+def test_running_task_pauses_nothing_when_airflow_cannot_be_asked(sandbox):
+    run = context(Store())
+    run["ti"] = UnaskableTaskInstance()
+    operator = Starting()(deferrable=False)
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, is_waiting(sandbox, "long"), operator.on_kill)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "running")
+
+
+def test_kill_after_a_start_without_effect_pauses_nothing(sandbox):
+    store = Store()
+    sandbox.inject("close", "start")
+    with pytest.raises(VoiceGenieRetryException, match="CONNECTION_FAILED"):
+        Starting()(deferrable=False).execute(context(store))
+    operator = Starting()(deferrable=False)
+    run = context(store, try_number=2)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, "record", operator, run)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert (sandbox.request_count("start"), sandbox.request_count("pause")) == (1, 0)
+
+
+@pytest.mark.parametrize("store", [Store(), None])
+def test_a_user_who_ends_a_later_try_pauses_what_an_earlier_one_started(sandbox, store):
+    Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    operator = Starting()(deferrable=False)
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, is_waiting(sandbox, "long"), operator.on_kill)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(context(store, try_number=2, state="failed"))
+    assert sandbox.status("long") == "paused"
+
+
+@pytest.mark.parametrize("state", ["restarting", "failed"])
+def test_after_a_user_ended_a_running_task_the_next_try_may_start(sandbox, state):
+    """A task that is cleared while it runs becomes another try of the same task, with the same number of tries."""
+    store = Store()
+    run = context(store)
+    operator = Starting()(deferrable=False)
+
+    def kill():
+        run["ti"].state = state
+        operator.on_kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, is_waiting(sandbox, "long"), kill)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert store["voicegenie_start"]["phase"] == "closed"
+    assert Starting(wait_for_completion=False)(deferrable=False).execute(context(store, try_number=2))[
+        "started_by_task"
+    ]
+    assert sandbox.start_count("long") == 2
+
+
+@both_ways
+def test_kill_does_not_pause_a_campaign_that_others_started(sandbox, way):
+    """Someone started it right before the task could, and the service refused the task's own start."""
+    body = '{"success": false, "message": "Campaign is already running", "error": "CAMPAIGN_ALREADY_RUNNING"}'
+    sandbox.inject("status", "start", status=400, body=body)
+    run = context(Store())
+    operator = Starting(outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})(deferrable=way is deferred)
+
+    def start_campaign(hook, campaign_id, original=VoiceGenieHook.start_campaign):
+        change(sandbox, campaign_id, status="running")()
+        return original(hook, campaign_id)
+
+    def kill():
+        run["ti"].state = "failed"
+        operator.on_kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VoiceGenieHook, "start_campaign", start_campaign)
+        if way is deferred:
+            with pytest.raises(TaskDeferred) as deferral:
+                operator.execute(run)
+            assert deferral.value.trigger.serialize()[1]["pause_on_kill"] is False
+        else:
+            in_wait(patch, is_waiting(sandbox, "long"), kill)
+            with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+                operator.execute(run)
+    assert sandbox.status("long") == "running"
+    assert sandbox.request_count("pause") == 0

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that follow a campaign to its end, in a worker and deferred, over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from datetime import datetime, timedelta
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from helpers.tasks import (
+    ENDS,
+    Following,
+    Starting,
+    after_requests,
+    both_tasks,
+    both_ways,
+    change,
+    complete,
+    context,
+    in_wait,
+    in_worker,
+    is_waiting,
+    meanwhile,
+    resume,
+)
+
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.waiting import final_statistics
+
+
+@both_ways
+@both_tasks
+def test_a_campaign_that_completes(sandbox, way, task):
+    run = context()
+    with meanwhile(
+        is_waiting(sandbox, task.campaign_id),
+        complete(sandbox, task.campaign_id, total_count=100, completed_count=80, failed_count=20),
+    ):
+        result = way(task(), run)
+    assert json.loads(json.dumps(result)) == result
+    assert (result["campaign_id"], result["status"]) == (task.campaign_id, "completed")
+    assert datetime.fromisoformat(result["completed_at"]).tzinfo
+    assert set(result["statistics"]) == {
+        "total_contacts",
+        "calls_completed",
+        "calls_failed",
+        "call_status_breakdown",
+        "success_rate",
+        "average_call_duration",
+        "total_call_duration",
+    }
+    numbers = result["statistics"]
+    assert (numbers["total_contacts"], numbers["calls_completed"], numbers["calls_failed"]) == (100, 80, 20)
+    if task is Starting:
+        assert result["started_by_task"] is True
+        assert result["started_at"].endswith("Z")
+        assert sandbox.start_count("long") == 1
+    assert sandbox.request_count("pause") == 0
+
+
+#: Condition -> what happens to the campaign, and what the task is given.
+CONDITIONS = {
+    "CAMPAIGN_FAILED": ({"status": "failed"}, {}),
+    "CAMPAIGN_STOPPED": ({"status": "stopped"}, {}),
+    "CAMPAIGN_PAUSED": ({"status": "paused"}, {}),
+    # No call of the sandbox ends in its first half minute.
+    "CAMPAIGN_STALLED": ({}, {"stall_timeout": 0.3}),
+    "SUCCESS_RATE_TOO_LOW": (
+        {"status": "completed", "total_count": 10, "completed_count": 3, "failed_count": 7},
+        {"min_success_rate": 30.1},
+    ),
+    "NOT_FOUND": (None, {}),
+    "UNAUTHORIZED": (None, {}),
+    "FORBIDDEN": (None, {}),
+}
+
+
+@both_ways
+@both_tasks
+@pytest.mark.parametrize(
+    ("condition", "outcome"),
+    # That each of them can have each outcome is the table's business, see test_outcomes.
+    [*((condition, None) for condition in CONDITIONS), ("CAMPAIGN_STOPPED", "skip"), ("NOT_FOUND", "retry")],
+)
+def test_each_condition_of_a_wait_has_its_outcome(sandbox, way, task, condition, outcome):
+    changes, arguments = CONDITIONS[condition]
+    if condition == "CAMPAIGN_PAUSED" and outcome is None:
+        outcome = "fail"
+    outcomes = {condition: outcome} if outcome else {}
+
+    def act():
+        store = sandbox.sandbox.store
+        if condition == "NOT_FOUND":
+            store.remove(task.campaign_id)
+        elif condition == "UNAUTHORIZED":
+            sandbox.sandbox.api_key = "another"
+        elif condition == "FORBIDDEN":
+            sandbox.inject("status", "get", status=403, times=None)
+            sandbox.inject("status", "list", status=403, times=None)
+        else:
+            store.change(task.campaign_id, **changes)
+
+    with (
+        meanwhile(is_waiting(sandbox, task.campaign_id), act),
+        pytest.raises(ENDS[outcome or "fail"]) as caught,
+    ):
+        way(task(outcomes=outcomes, **arguments), context())
+    assert f"[{condition}:" in str(caught.value)
+    assert repr(task.campaign_id) in str(caught.value)
+    assert sandbox.request_count("pause") == 0
+
+
+@both_ways
+@both_tasks
+@pytest.mark.parametrize("condition", ["CAMPAIGN_STOPPED", "SUCCESS_RATE_TOO_LOW"])
+def test_a_condition_of_a_wait_may_count_as_success(sandbox, way, task, condition):
+    changes, arguments = CONDITIONS[condition]
+    with meanwhile(is_waiting(sandbox, task.campaign_id), change(sandbox, task.campaign_id, **changes)):
+        result = way(task(outcomes={condition: "succeed"}, **arguments), context())
+    assert result["status"] == changes["status"]
+    assert (result["statistics"] is not None) is (condition == "SUCCESS_RATE_TOO_LOW")
+
+
+@both_ways
+@both_tasks
+def test_a_pause_by_someone_is_waited_out_and_said_once(sandbox, way, task, caplog):
+    caplog.set_level(logging.INFO)
+
+    def act():
+        sandbox.sandbox.store.change(task.campaign_id, status="paused")
+        after_requests(sandbox, 4)
+        complete(sandbox, task.campaign_id)()
+
+    with meanwhile(is_waiting(sandbox, task.campaign_id), act):
+        assert way(task(), context())["status"] == "completed"
+    if way is in_worker:  # what a trigger logs does not come by here
+        said = [record for record in caplog.records if "CAMPAIGN_PAUSED: the wait goes on" in record.getMessage()]
+        assert len(said) == 1
+
+
+@both_ways
+@both_tasks
+@pytest.mark.parametrize("kind", ["close", "status", "not_json", "truncated"])
+def test_temporary_trouble_does_not_end_a_wait(sandbox, way, task, kind):
+    def act():
+        sandbox.inject(kind, "*", times=None, **({"status": 503} if kind == "status" else {}))
+        after_requests(sandbox, 2)
+        complete(sandbox, task.campaign_id)()
+        sandbox.sandbox.faults.clear()
+
+    # What an author says of the start's own trouble is nothing to the wait.
+    outcomes = {"CONNECTION_FAILED": "fail"} if task is Starting else {}
+    with meanwhile(is_waiting(sandbox, task.campaign_id), act):
+        assert way(task(outcomes=outcomes), context())["status"] == "completed"
+
+
+def test_each_poll_in_a_worker_is_one_attempt(sandbox, monkeypatch):
+    """The wait repeats by itself, and attempts of the client's own could outlast its time."""
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=4, timeout=1))
+    run = context()
+
+    def fail_from_now_on(*_):
+        sandbox.inject("status", "get", status=503, times=None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(once.StartRecords, "set_phase", fail_from_now_on)
+        in_wait(patch, lambda: True, ZeroDivisionError())
+        with pytest.raises(ZeroDivisionError):
+            Starting(poll_interval=0.1)(deferrable=False).execute(run)
+    assert [request.status for request in sandbox.sandbox.requests if request.operation == "get"] == [200, 503]
+
+
+@both_ways
+def test_the_completion_timeout(sandbox, way):
+    for outcome in ("fail", "skip", "retry", "succeed"):
+        sandbox.add_campaign(id="long", total_count=10_000)
+        task = Starting(completion_timeout=timedelta(seconds=0.3), outcomes={"COMPLETION_TIMEOUT": outcome})
+        if outcome == "succeed":
+            result = way(task, context())
+            assert (result["status"], result["completed_at"], result["statistics"]) == ("running", None, None)
+        else:
+            with pytest.raises(ENDS[outcome], match="COMPLETION_TIMEOUT") as caught:
+                way(task, context())
+            assert "status 'running', 0 of 10000 calls done" in str(caught.value)
+        assert sandbox.status("long") == "running"
+    assert sandbox.request_count("pause") == 0
+
+
+def test_the_completion_timeout_counts_from_before_the_deferral(sandbox):
+    """A triggerer that comes back late finds the time over, and does not begin it anew."""
+    run = context()
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting(completion_timeout=60)(deferrable=True).execute(run)
+    arguments = deferral.value.trigger.serialize()[1]
+    late = type(deferral.value.trigger)(**{**arguments, "deadline": arguments["deadline"] - 60})
+    deferral.value.trigger = late
+    with pytest.raises(AirflowFailException, match="COMPLETION_TIMEOUT"):
+        resume(Starting(completion_timeout=60), run, deferral.value)
+    assert 60 < deferral.value.timeout.total_seconds() <= 120
+
+
+@both_ways
+@both_tasks
+def test_statistics_that_cannot_be_read_now_are_read_later(sandbox, monkeypatch, way, task):
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
+    sandbox.inject("status", "stats", status=503, times=2)
+    with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
+        result = way(task(), context())
+    assert result["statistics"]["total_contacts"] == 10_000
+    assert sandbox.request_count("stats") == 3
+
+
+@both_ways
+@both_tasks
+@pytest.mark.parametrize("minimum", [None, 50])
+def test_statistics_that_stay_unreadable_end_the_wait_all_the_same(sandbox, monkeypatch, way, task, minimum):
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_ANSWERS", 0.5)
+    sandbox.inject("not_json", "stats", times=None)
+    arguments = {"min_success_rate": minimum, "outcomes": {"INVALID_ANSWER": "fail"}}
+    with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
+        if minimum is None:
+            result = way(task(**arguments), context())
+            assert (result["status"], result["statistics"]) == ("completed", None)
+        else:
+            with pytest.raises(AirflowFailException, match=r"min_success_rate needs, cannot be read.*INVALID_ANSWER"):
+                way(task(**arguments), context())
+    assert sandbox.request_count("stats") >= 2
+
+
+@both_ways
+@both_tasks
+def test_a_completion_that_was_seen_in_time_is_no_timeout(sandbox, monkeypatch, way, task):
+    """The service's statistics may be half a minute old, and time may be over until they are not."""
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.3)
+    monkeypatch.setattr(final_statistics, "_STATISTICS_AGE", 3.0)
+    sandbox.sandbox.cache_stats = True
+    VoiceGenieHook().get_campaign_stats(task.campaign_id)
+    limit = {"completion_timeout": 2} if task is Starting else {"timeout": 2}
+    with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
+        began = time.monotonic()
+        result = way(task(**limit), context())
+    assert time.monotonic() - began > 2
+    assert (result["status"], result["statistics"]["total_contacts"]) == ("completed", 10_000)
+
+
+@both_ways
+def test_sensor_with_min_success_rate_waits_for_statistics(sandbox, monkeypatch, way):
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_ANSWERS", 0.2)
+    sandbox.inject("not_json", "stats", times=6)
+    with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed", completed_count=9_000)):
+        result = way(Following(min_success_rate=50), context())
+    assert result["statistics"]["calls_completed"] == 9_000
+    assert sandbox.request_count("stats") == 7
+
+
+@both_ways
+@both_tasks
+def test_refused_statistics_do_not_hide_a_completion(sandbox, way, task):
+    sandbox.inject("status", "stats", status=403, times=None)
+    with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
+        result = way(task(), context())
+    assert (result["status"], result["statistics"]) == ("completed", None)
+
+
+@both_ways
+def test_a_start_that_is_over_at_once_is_followed_too(sandbox, way):
+    sandbox.inject("close", "start", after_acting=True)
+    with meanwhile(lambda: sandbox.status("long") == "running", complete(sandbox, "long")):
+        result = way(Starting(), context())
+    assert (result["status"], result["started_by_task"]) == ("completed", True)
+    assert sandbox.start_count("long") == 1
+
+
+@both_ways
+def test_a_campaign_that_runs_already_can_be_followed(sandbox, way):
+    task = Starting(campaign_id="followed", outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})
+    with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed")):
+        result = way(task, context())
+    assert (result["status"], result["started_by_task"]) == ("completed", False)
+    assert sandbox.request_count("start") == 0
+
+
+def test_a_campaign_that_is_over_otherwise_is_not_followed(sandbox):
+    task = Starting(campaign_id="stopped", outcomes={"CAMPAIGN_COMPLETED": "succeed"})
+    result = task(deferrable=False).execute(context())
+    assert (result["status"], result["started_by_task"], result["statistics"]) == ("stopped", False, None)
+
+
+def test_the_wait_in_the_triggerer_knows_what_the_start_knew(sandbox):
+    change(sandbox, "long", completed_count=5, failed_count=2)()
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting(pause_on_kill=False, stall_timeout=60)(deferrable=True).execute(context())
+    arguments = deferral.value.trigger.serialize()[1]
+    assert arguments["pause_on_kill"] is False
+    assert arguments["stall_timeout"] == 60
+    assert (arguments["seen"]["completed"], arguments["seen"]["failed"]) == (5, 2)
+    assert abs(arguments["seen"]["at"] - time.time()) < 10
+
+
+def test_only_what_the_task_started_is_paused_in_the_triggerer(sandbox):
+    for campaign_id, is_ours in (("followed", False), ("long", True)):
+        task = Starting(campaign_id=campaign_id, outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})
+        with pytest.raises(TaskDeferred) as deferral:
+            task(deferrable=True).execute(context())
+        assert deferral.value.trigger.serialize()[1]["pause_on_kill"] is is_ours
+
+
+def test_a_task_that_is_skipped_does_not_wait(sandbox):
+    with pytest.raises(AirflowSkipException):
+        Starting(campaign_id="followed")(deferrable=True).execute(context())
+
+
+def test_without_waiting_nothing_is_deferred(sandbox):
+    result = Starting(wait_for_completion=False)(deferrable=True).execute(context())
+    assert "statistics" not in result

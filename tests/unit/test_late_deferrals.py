@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deferrals that Airflow itself ends, as no triggerer did in time."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
+from helpers.tasks import (
+    Following,
+    Starting,
+    context,
+)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        ({"execution_timeout": timedelta(seconds=100)}, 160),
+        ({"completion_timeout": 50}, 110),
+        ({"completion_timeout": 50, "execution_timeout": timedelta(seconds=100)}, 110),
+        ({"completion_timeout": 500, "execution_timeout": timedelta(seconds=100)}, 160),
+        ({}, None),
+    ],
+)
+def test_airflow_ends_a_deferral_a_minute_after_the_first_limit(sandbox, limits, seconds):
+    """Where no triggerer runs, nobody else does."""
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting(**limits)(deferrable=True).execute(context())
+    timeout = deferral.value.timeout
+    assert (timeout and timeout.total_seconds()) == (seconds and pytest.approx(seconds, abs=5))
+
+
+def test_airflow_ends_the_deferral_of_a_sensor_too(sandbox):
+    for limits, seconds in (
+        ({"timeout": 50}, 110),
+        ({"timeout": 500, "execution_timeout": timedelta(seconds=100)}, 160),
+    ):
+        with pytest.raises(TaskDeferred) as deferral:
+            Following(**limits)(deferrable=True).execute(context())
+        assert deferral.value.timeout.total_seconds() == pytest.approx(seconds, abs=5)
+
+
+@pytest.mark.parametrize("text", ["Trigger/execution timeout", "Trigger timeout"])
+def test_a_deferral_that_no_triggerer_ended_in_time(sandbox, text):
+    run = context()
+    make = Starting(completion_timeout=60)
+    with pytest.raises(TaskDeferred):
+        make(deferrable=True).execute(run)
+    with pytest.raises(AirflowFailException, match="COMPLETION_TIMEOUT"):
+        make(deferrable=True).resume_execution("__fail__", {"error": text}, run)
+    assert sandbox.status("long") == "running"
+    sandbox.sandbox.store.change("long", status="completed")
+    result = make(deferrable=True).resume_execution("__fail__", {"error": text}, run)
+    assert (result["status"], result["started_by_task"]) == ("completed", True)
+
+
+def test_a_deferral_that_no_triggerer_ended_before_the_execution_timeout(sandbox):
+    run = context()
+    make = Starting(execution_timeout=timedelta(seconds=5))
+    with pytest.raises(TaskDeferred):
+        make(deferrable=True).execute(run)
+    run["ti"].start_date -= timedelta(seconds=10)
+    with pytest.raises(AirflowTaskTimeout):
+        make(deferrable=True).resume_execution("__fail__", {"error": "Trigger timeout"}, run)
+    assert sandbox.status("long") == "paused"
+
+
+def test_a_trigger_that_broke_fails_the_task(sandbox):
+    run = context()
+    with pytest.raises(TaskDeferred):
+        Starting()(deferrable=True).execute(run)
+    with pytest.raises(Exception, match="Trigger failure"):
+        Starting()(deferrable=True).resume_execution("__fail__", {"error": "Trigger failure"}, run)
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_a_sensor_whose_deferral_no_triggerer_ended_in_time(sandbox, is_over):
+    if is_over:
+        sandbox.sandbox.store.change("followed", status="completed")
+        result = Following()(deferrable=True).resume_execution("__fail__", {"error": "Trigger timeout"}, context())
+        assert result["status"] == "completed"
+    else:
+        with pytest.raises(AirflowSensorTimeout):
+            Following()(deferrable=True).resume_execution("__fail__", {"error": "Trigger timeout"}, context())

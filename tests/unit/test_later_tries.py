@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Later tries of a start: what they take over, find out, or start anew."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from helpers.tasks import (
+    Starting,
+    Store,
+    both_ways,
+    change,
+    complete,
+    context,
+    in_wait,
+    meanwhile,
+)
+
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.start import once
+
+
+@both_ways
+def test_a_later_try_follows_the_start_of_an_earlier_one(sandbox, way):
+    store = Store()
+    operator = Starting()(deferrable=False)
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, lambda: True, RuntimeError("the worker is gone"))
+        with pytest.raises(RuntimeError):
+            operator.execute(context(store))
+    assert sandbox.start_count("long") == 1
+    reads = sandbox.request_count("get")
+    with meanwhile(lambda: sandbox.request_count("get") >= reads + 3, complete(sandbox, "long")):
+        result = way(Starting(), context(store, try_number=2))
+    assert (result["status"], result["started_by_task"]) == ("completed", True)
+    assert result["started_at"].endswith("Z")
+    assert sandbox.start_count("long") == 1
+    assert sandbox.api_key not in json.dumps(store)
+
+
+@pytest.mark.parametrize("took_effect", [True, False])
+def test_a_later_try_finds_out_what_became_of_a_start_that_was_cut_off(sandbox, took_effect):
+    store = Store()
+    sandbox.inject("close", "start", after_acting=took_effect)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    assert store["voicegenie_start"]["phase"] == "sent"
+    result = Starting(wait_for_completion=False)(deferrable=False).execute(context(store, try_number=2))
+    assert result["started_by_task"] is True
+    assert sandbox.start_count("long") == 1
+
+
+@pytest.mark.parametrize("status", ["running", "completed", "paused"])
+def test_without_a_store_the_statistics_tell_of_a_start_in_this_run(sandbox, status):
+    Starting(wait_for_completion=False)(deferrable=False).execute(context())
+    sandbox.sandbox.store.change("long", status=status)
+    result = Starting(wait_for_completion=False)(deferrable=False).execute(context(try_number=2))
+    assert (result["status"], result["started_by_task"]) == (status, True)
+    assert sandbox.start_count("long") == 1
+
+
+@pytest.mark.parametrize("status", ["running", "paused", "completed", "failed"])
+def test_without_a_store_old_statistics_are_read_again(sandbox, monkeypatch, status):
+    sandbox.sandbox.cache_stats = True
+    hook = VoiceGenieHook()
+    assert hook.get_campaign_stats("long").started_at is None
+    Starting(wait_for_completion=False)(deferrable=False).execute(context())
+    change(sandbox, "long", status=status)()
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        sandbox.sandbox.cache_stats = False
+
+    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(once.time, "sleep", sleep)
+    result = Starting(wait_for_completion=False)(deferrable=False).execute(context(try_number=2))
+    assert (result["status"], result["started_by_task"]) == (status, True)
+    assert 30 < waits[0] < 33
+    assert sandbox.start_count("long") == 1
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+@pytest.mark.parametrize("minutes", [-30, -1, 1])
+def test_without_a_store_the_clocks_may_differ(sandbox, monkeypatch, hours, minutes):
+    difference = timedelta(hours=hours)
+    monkeypatch.setattr(VoiceGenieHook, "server_time", lambda self: time.time() + difference.total_seconds())
+    run = context(try_number=2)
+    started_at = run["dag_run"].start_date + timedelta(minutes=minutes) + difference
+    change(sandbox, "long", status="paused", started_at=started_at)()
+    result = Starting(wait_for_completion=False)(deferrable=False).execute(run)
+    # Half an hour before the run is too long ago to be its start; a minute may be the clocks'.
+    was_ours = minutes > -30
+    assert (result["status"], sandbox.request_count("start")) == (("paused", 0) if was_ours else ("running", 1))
+
+
+def test_without_a_store_and_without_the_runs_begin_nothing_is_started(sandbox):
+    run = context(try_number=2)
+    run["dag_run"].start_date = None
+    change(sandbox, "long", status="paused", started_at=datetime.now(UTC))()
+    with pytest.raises(AirflowFailException, match="START_UNCONFIRMED"):
+        Starting()(deferrable=False).execute(run)
+    assert sandbox.request_count("start") == 0
+
+
+@pytest.mark.parametrize("status", ["running", "completed", "stopped"])
+def test_without_a_store_and_without_evidence_nothing_is_started(sandbox, status):
+    change(sandbox, "long", status=status, started_at=None)()
+    sandbox.sandbox.store.find("long").started_at = None
+    with pytest.raises(AirflowFailException, match=r"clear this task to start it.*START_UNCONFIRMED"):
+        Starting()(deferrable=False).execute(context(try_number=2))
+    assert sandbox.request_count("start") == 0
+
+
+def test_without_a_store_a_later_try_starts_what_was_never_started(sandbox):
+    for campaign_id in ("ready", "paused"):
+        make = Starting(campaign_id=campaign_id, wait_for_completion=False)
+        assert make(deferrable=False).execute(context(try_number=2))["started_by_task"]
+        assert sandbox.start_count(campaign_id) == 1
+
+
+def test_lost_start_of_a_paused_campaign_waits_for_fresh_statistics(sandbox, monkeypatch):
+    sandbox.sandbox.cache_stats = True
+    VoiceGenieHook().get_campaign_stats("paused")
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if seconds > 10:
+            sandbox.sandbox.cache_stats = False
+
+    store, original = sandbox.sandbox.store, sandbox.sandbox.store.start
+
+    def start_and_pause(campaign_id):
+        campaign = original(campaign_id)
+        touched = campaign.updated_at
+        store.change(campaign_id, status="paused")
+        campaign.updated_at = touched
+        return campaign
+
+    monkeypatch.setattr(store, "start", start_and_pause)
+    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(once.time, "sleep", sleep)
+    sandbox.inject("close", "start", after_acting=True)
+    result = Starting(campaign_id="paused", wait_for_completion=False)(deferrable=False).execute(context(Store()))
+    assert (result["status"], result["started_by_task"]) == ("paused", True)
+    assert 25 < max(waits) < 33
+    assert sandbox.start_count("paused") == 1
+
+
+@both_ways
+@pytest.mark.parametrize(("status", "condition"), [("failed", "CAMPAIGN_FAILED"), ("stopped", "CAMPAIGN_STOPPED")])
+def test_later_try_reports_a_failed_campaign_as_failed(sandbox, way, status, condition):
+    store = Store()
+    Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    change(sandbox, "long", status=status)()
+    with pytest.raises(AirflowFailException, match=condition):
+        way(Starting(), context(store, try_number=2))
+
+
+def test_later_try_finds_a_start_that_took_effect_late(sandbox):
+    store = Store()
+    make = Starting(wait_for_completion=False)
+    sandbox.inject("close", "start")
+    with pytest.raises(VoiceGenieRetryException):
+        make(deferrable=False).execute(context(store))
+    sandbox.sandbox.store.start("long")
+    assert make(deferrable=False).execute(context(store, try_number=2))["started_by_task"]
+    assert sandbox.request_count("start") == 1
+
+
+def test_without_a_store_a_task_that_a_user_cleared_may_start_again(sandbox):
+    make = Starting(wait_for_completion=False)
+    make(deferrable=False).execute(context())
+    sandbox.sandbox.store.change("long", status="paused")
+    make(deferrable=False).execute(context(try_number=2, max_tries=3))
+    assert sandbox.start_count("long") == 2
+
+
+def test_a_task_that_is_only_tried_out_is_not_taken_for_ended(sandbox):
+    """`airflow tasks test` of Airflow 2 leaves the state of the task as it was."""
+    run = context(state="success", test_mode=True)
+    assert Starting(wait_for_completion=False)(deferrable=False).execute(run)["started_by_task"]
+
+
+def test_a_start_from_before_this_run_is_not_taken_for_ours(sandbox):
+    sandbox.sandbox.store.change("followed", started_at=datetime.now(UTC) - timedelta(hours=1))
+    with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
+        Starting(campaign_id="followed")(deferrable=False).execute(context(try_number=2))
+
+
+@pytest.mark.parametrize("status", ["running", "paused", "completed"])
+@pytest.mark.parametrize("arguments", [{"wait_for_completion": False}, {"completion_timeout": 0.3}], ids=str)
+def test_task_that_died_before_it_reported_its_end_does_not_start_again(sandbox, status, arguments):
+    store = Store()
+    make = Starting(**arguments)
+    with contextlib.suppress(AirflowFailException):
+        make(deferrable=False).execute(context(store))
+    change(sandbox, "long", status=status)()
+    with contextlib.suppress(AirflowFailException):
+        assert make(deferrable=False).execute(context(store, try_number=2))["started_by_task"]
+    assert sandbox.request_count("start") == 1
+
+
+def test_a_task_that_a_user_cleared_may_start_again(sandbox):
+    store = Store()
+    make = Starting(wait_for_completion=False)
+    make(deferrable=False).execute(context(store))
+    sandbox.sandbox.store.change("long", status="paused")
+    make(deferrable=False).execute(context(store, try_number=2, max_tries=3))
+    assert sandbox.start_count("long") == 2
+
+
+def test_a_task_that_a_user_cleared_waits_for_the_pause_that_follows(sandbox):
+    store = Store()
+    with pytest.raises(TaskDeferred):
+        Starting()(deferrable=True).execute(context(store))
+    reads = sandbox.request_count("get")
+    with (
+        meanwhile(lambda: sandbox.request_count("get") >= reads + 2, change(sandbox, "long", status="paused")),
+        pytest.raises(TaskDeferred),
+    ):
+        Starting()(deferrable=True).execute(context(store, try_number=2, max_tries=3))
+    assert sandbox.start_count("long") == 2
+
+
+def test_a_cleared_task_does_not_wait_for_a_pause_for_ever(sandbox, monkeypatch):
+    monkeypatch.setattr(once, "_PATIENCE_FOR_PAUSE", 0.1)
+    store = Store()
+    make = Starting()
+    with pytest.raises(TaskDeferred):
+        make(deferrable=True).execute(context(store))
+    with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
+        make(deferrable=True).execute(context(store, try_number=2, max_tries=3))
+    assert sandbox.start_count("long") == 1
+
+
+def test_what_was_found_out_about_a_start_is_kept(sandbox):
+    store = Store()
+    sandbox.inject("close", "start", after_acting=True)
+    Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    sandbox.sandbox.store.change("long", status="stopped")
+    sandbox.inject("status", "stats", status=403, times=None)
+    with pytest.raises(AirflowFailException, match="CAMPAIGN_STOPPED"):
+        Starting()(deferrable=False).execute(context(store, try_number=2))
+
+
+def test_after_a_refusal_the_next_try_looks_for_no_start(sandbox):
+    sandbox.inject("status", "start", status=429, times=1)
+    store = Store()
+    operator = Starting(wait_for_completion=False)(deferrable=False)
+    with pytest.raises(VoiceGenieRetryException, match="RATE_LIMIT_EXCEEDED"):
+        operator.execute(context(store))
+    assert sandbox.request_count("get") == 1
+    assert operator.execute(context(store, try_number=2))["started_by_task"]
+    assert (sandbox.request_count("get"), sandbox.request_count("stats"), sandbox.request_count("start")) == (2, 0, 2)
+
+
+def test_start_that_cannot_be_recorded_is_not_sent(sandbox):
+    class Broken(Store):
+        def set(self, key, value):
+            raise OSError("no database")
+
+    with pytest.raises(OSError, match="no database"):
+        Starting()(deferrable=False).execute(context(Broken()))
+    assert sandbox.request_count("start") == 0

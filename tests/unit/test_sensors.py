@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is special about the sensors: their timeout, soft_fail, reschedule mode, and readiness."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from helpers.tasks import (
+    Following,
+    Store,
+    both_tasks,
+    both_ways,
+    change,
+    complete,
+    context,
+    deferred,
+    event_of,
+    is_waiting,
+    meanwhile,
+)
+
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.sensors import campaign as sensors
+from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor, HasContacts
+from airflow_provider_voicegenie.waiting import final_statistics
+
+
+@both_ways
+def test_a_campaign_that_is_completed_already_needs_no_deferral(sandbox, way):
+    result = Following(campaign_id="completed")(deferrable=way is deferred).execute(context())
+    assert result["status"] == "completed"
+    assert result["statistics"]["total_contacts"] > 0
+
+
+@both_ways
+@pytest.mark.parametrize("soft_fail", [False, True])
+@pytest.mark.parametrize("sensor", [CampaignCompletedSensor, CampaignReadySensor])
+def test_the_timeout_of_a_sensor(sandbox, way, soft_fail, sensor):
+    def make(*, deferrable):
+        campaign_id = "followed" if sensor is CampaignCompletedSensor else "no-script"
+        return sensor(
+            task_id="task",
+            campaign_id=campaign_id,
+            timeout=0.3,
+            poke_interval=0.1,
+            soft_fail=soft_fail,
+            deferrable=deferrable,
+        )
+
+    with pytest.raises(AirflowSkipException if soft_fail else AirflowSensorTimeout):
+        way(make, context())
+
+
+@both_ways
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_soft_fail_skips_what_would_fail(sandbox, way, soft_fail):
+    with (
+        meanwhile(is_waiting(sandbox, "followed"), change(sandbox, "followed", status="stopped")),
+        pytest.raises(AirflowSkipException if soft_fail else AirflowFailException),
+    ):
+        way(Following(soft_fail=soft_fail), context())
+
+
+@both_ways
+@pytest.mark.parametrize("sensor", [CampaignCompletedSensor, CampaignReadySensor])
+def test_soft_fail_leaves_retries_alone(sandbox, way, sensor):
+    campaign_id = "followed" if sensor is CampaignCompletedSensor else sandbox.add_campaign(script_id=None).id
+
+    def make(*, deferrable):
+        return sensor(
+            task_id="task",
+            campaign_id=campaign_id,
+            poke_interval=0.1,
+            soft_fail=True,
+            deferrable=deferrable,
+            outcomes={"CAMPAIGN_STOPPED" if sensor is CampaignCompletedSensor else "CAMPAIGN_COMPLETED": "retry"},
+        )
+
+    seen = lambda: sandbox.request_count("get", campaign_id) >= 2  # noqa: E731
+    with (
+        meanwhile(seen, change(sandbox, campaign_id, status="stopped")),
+        pytest.raises(VoiceGenieRetryException),
+    ):
+        way(make, context())
+
+
+@both_ways
+def test_readiness(sandbox, way):
+    campaign = sandbox.add_campaign(script_id=None, total_count=3)
+
+    def make(*, deferrable):
+        return CampaignReadySensor(
+            task_id="task",
+            campaign_id=campaign.id,
+            poke_interval=0.1,
+            prerequisites=[HasContacts(5)],
+            deferrable=deferrable,
+        )
+
+    ready = change(sandbox, campaign.id, script_id="s", total_count=5)
+    with meanwhile(lambda: sandbox.request_count("get", campaign.id) >= 3, ready):
+        result = way(make, context())
+    assert (result["campaign_id"], result["total_count"]) == (campaign.id, 5)
+
+
+def reschedule(make, run):
+    """Poke with a new sensor each time, as Airflow does in this mode."""
+    while not (outcome := make(deferrable=False).poke(run)).is_done:
+        time.sleep(0.05)
+    return outcome.xcom_value
+
+
+@pytest.mark.parametrize("keeps_state", [True, False])
+def test_a_stall_in_reschedule_mode(sandbox, monkeypatch, keeps_state):
+    monkeypatch.setattr(sensors, "_KEEPS_TASK_STATE", keeps_state)
+    task = Following(mode="reschedule", stall_timeout=0.3)
+    if not keeps_state:
+        with pytest.raises(ValueError, match="stall_timeout"):
+            task(deferrable=False)
+        assert task(deferrable=True)
+        return
+    store = Store()
+    with pytest.raises(AirflowFailException, match="CAMPAIGN_STALLED"):
+        reschedule(task, context(store))
+    assert sandbox.api_key not in json.dumps(store)
+    with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed")):
+        assert reschedule(task, context())["status"] == "completed"
+
+
+@pytest.mark.skipif(not sensors._KEEPS_TASK_STATE, reason="a rescheduled sensor forgets, before Airflow 3.3")
+def test_a_retry_in_reschedule_mode_counts_a_stall_from_its_own_begin(sandbox):
+    store = Store()
+    task = Following(mode="reschedule", stall_timeout=0.5, outcomes={"CAMPAIGN_STALLED": "retry"})
+    for try_number in (1, 2):
+        began = time.monotonic()
+        with pytest.raises(VoiceGenieRetryException, match="CAMPAIGN_STALLED"):
+            reschedule(task, context(store, try_number=try_number))
+        assert time.monotonic() - began >= 0.5
+
+
+@both_tasks
+def test_completion_counts_even_if_the_connection_cannot_be_read(sandbox, monkeypatch, task):
+    run = context()
+    with pytest.raises(TaskDeferred) as deferral:
+        task()(deferrable=True).execute(run)
+    complete(sandbox, task.campaign_id)()
+    event = event_of(deferral.value.trigger)
+    monkeypatch.setattr(final_statistics, "_PATIENCE", 0.1)
+    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
+
+    def get_connection(conn_id):
+        raise RuntimeError("Airflow is not there")
+
+    monkeypatch.setattr(VoiceGenieHook, "get_connection", get_connection)
+    result = task()(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
+    assert (result["status"], result["statistics"]) == ("completed", None)
