@@ -92,8 +92,11 @@ def seed_campaigns() -> list[SandboxCampaign]:
     return [
         SandboxCampaign(id="ready", name="Spring reminder", total_count=20),
         SandboxCampaign(id="paused", name="Paused half-way", status="paused", completed_count=4, failed_count=1),
-        SandboxCampaign(id="running", name="Going on", status="running", total_count=5000),
-        SandboxCampaign(id="in-progress", name="Going on too", status="in_progress", total_count=5000),
+        SandboxCampaign(id="running", name="In progress", status="running", total_count=5000),
+        SandboxCampaign(
+            id="always-running", name="Never ends in practice", status="running", total_count=1_000_000_000
+        ),
+        SandboxCampaign(id="in-progress", name="In progress too", status="in_progress", total_count=5000),
         SandboxCampaign(id="draft", name="Nothing set", status="draft", script_id=None, total_count=0),
         SandboxCampaign(id="no-script", name="No script yet", script_id=None),
         SandboxCampaign(id="no-contacts", name="No contacts yet", total_count=0),
