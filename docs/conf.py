@@ -10,8 +10,8 @@ html_title = f"{project} {release}"
 html_theme = "furo"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_heading_anchors = 3
-# Pages take sections from the README, below a title of their own.
-suppress_warnings = ["myst.header"]
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_typehints_format = "short"
