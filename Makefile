@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 PYTHON ?= python3
+NOX = .venvs/nox/bin/nox
 
-.PHONY: demo ui test check docs
-demo: ## Run the smallest example in a real Airflow against the local sandbox
-	$(PYTHON) scripts/dev.py demo
-ui: ## Run Airflow's UI and the sandbox with the examples, to play with
-	@$(PYTHON) scripts/dev.py ui
-test: ## Run the tests
-	$(PYTHON) scripts/dev.py test
-docs: ## Build the documentation into build/docs
-	$(PYTHON) scripts/dev.py docs
-check: ## Lint, type-check, build and check the package
-	$(PYTHON) scripts/dev.py check
+.DEFAULT_GOAL = help
+.PHONY: help demo ui test check docs
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+demo: $(NOX) ## Run a DAG in a real Airflow, against the sandbox
+	@$(NOX) -s demo
+ui: $(NOX) ## Run Airflow's UI and the sandbox (other ports: PORT=8081 SANDBOX_PORT=8643)
+	@$(NOX) -s ui -- $(if $(PORT),--port $(PORT)) $(if $(SANDBOX_PORT),--sandbox-port $(SANDBOX_PORT))
+test: $(NOX) ## Run all tests on the newest Airflow
+	@$(NOX) -s tests
+check: $(NOX) ## Lint, check types, build the package and install it
+	@$(NOX) -s check
+docs: $(NOX) ## Build the documentation into build/docs
+	@$(NOX) -s docs
+
+$(NOX):
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Choose another with PYTHON=python3.12")'
+	@$(PYTHON) -m venv .venvs/nox
+	@.venvs/nox/bin/python -m pip install --quiet --disable-pip-version-check --no-compile nox

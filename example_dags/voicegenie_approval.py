@@ -1,9 +1,9 @@
 """
 ### Use it when a person has to agree before anybody is phoned. Needs Airflow 3.1.
 
-The run waits until someone approves it in Airflow's UI, under *Required Actions*. The campaign is looked at before, so
-that nobody is asked about one that cannot be started, and again right before the start. A no skips the start; without
-an answer within a day the run fails, and nobody is phoned either.
+The run waits until someone approves it in Airflow's UI, under *Required Actions*. The campaign is checked before, so
+that nobody is asked about one that cannot be started, and again right before the start. A rejection skips the start.
+If nobody decides within a day, the run fails, and nobody is phoned either.
 """
 
 from datetime import timedelta

@@ -1,10 +1,10 @@
 """
-### Use it when something else is to happen where nobody is phoned.
+### Use it when something else must happen if nobody is phoned.
 
-A start that is skipped skips what comes after it. A task with the trigger rule `all_skipped` runs in its place, and one
-with `none_failed` runs either way.
+A skipped start also skips the tasks after it. A task with the trigger rule `all_skipped` runs instead of them, and
+one with `none_failed` runs in both cases.
 
-Trigger it with `{"campaign_id": "running"}` to see the other branch.
+In the sandbox, trigger it with `{"campaign_id": "always-running"}` to see the other branch.
 """
 
 from airflow.providers.common.compat.sdk import DAG, Param, task
@@ -24,17 +24,17 @@ with DAG(
 
     @task
     def announce(result: dict) -> str:
-        """Tell the call centre; it runs where the campaign was started."""
+        """Tell the call centre; runs if the campaign was started."""
         return f"Campaign {result['campaign_id']} was started at {result['started_at']}."
 
     @task(trigger_rule="all_skipped")
     def write_letters(params=None) -> str:
-        """Reach the people in another way; it runs where the start was skipped."""
+        """Reach the people in another way; runs if the start was skipped."""
         return f"Letters instead of campaign {params['campaign_id']}."
 
     @task(trigger_rule="none_failed")
     def note() -> str:
-        """Run either way."""
+        """Run in both cases."""
         return "Noted."
 
     letters = write_letters()

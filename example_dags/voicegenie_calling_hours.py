@@ -1,9 +1,9 @@
 """
 ### Use it when people may be phoned at certain hours only.
 
-The sensor waits for the hours, without taking a worker slot, and the operator checks them once more right before the
-start: a task may wait in the queue. The hours are those of the clock on the wall in a time zone, changes to daylight
-saving included.
+The sensor waits for the hours without taking a worker slot. The operator checks them again right before the start,
+because a task may wait in the queue. The hours are local time in a time zone, with its changes to daylight saving
+time.
 """
 
 from datetime import timedelta
@@ -14,7 +14,7 @@ from airflow_provider_voicegenie.operators.campaign import CallingHours, StartCa
 from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, HasContacts
 
 # Yours would be fewer, such as CallingHours("09:00", "18:00", "Europe/Berlin", ["mon", "tue", "wed", "thu", "fri"]);
-# this example should run whenever it is tried.
+# this example runs whenever you try it.
 HOURS = CallingHours("00:00", "23:59:59.999999", "Europe/Berlin")
 
 with DAG(

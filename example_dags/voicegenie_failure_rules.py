@@ -1,8 +1,8 @@
 """
-### Use it when the default outcomes are not yours.
+### Use it when you want other outcomes than the default ones.
 
-An unknown campaign skips, one that runs already counts as started, and a run that comes more than an hour late phones
-nobody.
+An unknown campaign skips the task, one that is already running counts as started, and a run that comes more than an
+hour late phones nobody.
 """
 
 from datetime import timedelta

@@ -1,8 +1,9 @@
 """
 ### Use it when the service is busy and says for how long. Needs Airflow 3.3.
 
-A failed try of a start waits for `retry_delay` before the next. Where the service sent `Retry-After`, this policy waits
-for as long as it asked instead. The number of tries remains that of `retries`.
+After a failed try, Airflow waits for `retry_delay`. If the service sent `Retry-After`, this policy waits for that long
+instead. `retries` still limits the number of tries. The policy sees no condition whose outcome is `fail`: Airflow never
+passes an `AirflowFailException` to it.
 """
 
 from datetime import timedelta
@@ -17,7 +18,7 @@ class AsTheServiceAsks(RetryPolicy):
     """Wait for as long as the service asked, an hour at most."""
 
     def evaluate(self, exception, try_number, max_tries, context=None):
-        """Read what the provider's exception carries."""
+        """Read the seconds that the provider's exception carries."""
         seconds = getattr(exception, "retry_after", None)
         if seconds is None:
             return RetryDecision.default()

@@ -1,8 +1,8 @@
 """
 ### Use it to begin with: wait until a campaign is ready, then start it.
 
-It has no schedule, as each start phones people. Trigger it with `{"campaign_id": "..."}`; in the sandbox, `ready` is
-one that can be started, `running` one that is skipped, and `draft` one that is waited for.
+It has no schedule, because each start phones people. Trigger it with `{"campaign_id": "..."}`. In the sandbox,
+`ready` can be started, `always-running` is skipped, and the sensor waits for `draft`.
 """
 
 from airflow.providers.common.compat.sdk import DAG, Param

@@ -1,11 +1,11 @@
 """
-### Use it when a pipeline decides whom to call, and goes on with what came of it.
+### Use it when a pipeline decides whom to call, and uses the result.
 
 An upstream task finds the campaign, the start follows it to its end without taking a worker slot, and a downstream task
-gets the final statistics. Where less than half of the calls ended well, the start is skipped, and with it the report;
-after six hours it fails, and the campaign goes on.
+gets the final statistics. If less than half of the finished calls were successful, the start is skipped, and the report
+with it. After six hours the start fails, and the campaign goes on.
 
-Trigger it with `{"segment": "ready"}`; in the sandbox, a campaign of that name is waiting.
+Trigger it with `{"segment": "ready"}`. The sandbox has a campaign with that name.
 """
 
 from datetime import timedelta
@@ -29,9 +29,9 @@ with DAG(
 
     @task
     def report(result: dict) -> str:
-        """Put what came of it into words."""
+        """Describe the result."""
         numbers = result["statistics"]
-        return f"{numbers['calls_completed']} of {numbers['total_contacts']} calls ended well."
+        return f"{numbers['calls_completed']} of {numbers['total_contacts']} calls were successful."
 
     call = StartCampaignOperator(
         task_id="call",

@@ -1,11 +1,11 @@
 """
-### Use it when a campaign must not go on calling once its DAG run is over, whatever happens.
+### Use it when a campaign must stop calling at the end of its DAG run, whatever happens.
 
-The start is the setup, the pause its teardown: it runs where the start succeeded, also where the work in between
-failed, was skipped, or was ended by someone. Where the campaign is over by then, there is nothing to pause, and that
-is fine. The run fails where the work fails, and where the pause does: a campaign that nobody could pause goes on.
+The start is the setup, and the pause is its teardown. The pause runs if the start succeeded, even if the work in
+between failed, was skipped, or was ended by someone. If the campaign has ended by then, there is nothing to pause,
+and the pause succeeds. The run fails if the work fails, and if the pause fails: then the campaign goes on.
 
-The pause takes the id from the start: each field of what a task returns is an output of its own.
+The pause takes the id from the start: each field that a task returns is an output of its own.
 
 Trigger it with `{"campaign_id": "...", "agents": 1}`.
 """
@@ -34,14 +34,14 @@ with DAG(
 
     @task
     def staff_the_hotline(params=None) -> str:
-        """Do what the calls need; where it fails, nobody is to be called."""
+        """Prepare for the calls; if this fails, nobody must be called."""
         if not params["agents"]:
-            raise RuntimeError("Nobody is there to take the calls.")
-        return "All is well."
+            raise RuntimeError("Nobody can take the calls.")
+        return "Ready."
 
     @task
     def sum_up(result: str) -> str:
-        """End the run beside the pause; without it, a pause that succeeds would hide that the work failed."""
+        """End the run beside the pause; without this, a successful pause would hide that the work failed."""
         return result
 
     work = staff_the_hotline()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Run the smallest example as a real DAG run in a real Airflow, against the sandbox, and say how it went.
+Run the smallest example as a real DAG run in a real Airflow, against the sandbox, and print the result.
 
-Airflow gets a throw-away home on SQLite, which is gone at the end. Nothing is left running.
+Airflow gets a temporary home on SQLite, which is removed at the end. Nothing is left running.
 """
 
 from __future__ import annotations
@@ -45,17 +45,19 @@ def main() -> int:
     for task, state in states.items():
         print(f"  {task:<8} {state}")
     print(f"Campaign {CAMPAIGN_ID!r}: {before} before, {after.status} after, started {after.start_count} time(s).")
-    print("\nTo look further: README.md, the DAG in example_dags/voicegenie_smallest.py, and the sandbox on its own:")
+    print(
+        "\nNext: `make ui` to see it in Airflow, the DAG in example_dags/voicegenie_smallest.py, or the sandbox alone:"
+    )
     command = Path(sys.executable).with_name("voicegenie-sandbox")
     print(f"  {command.relative_to(ROOT) if command.is_relative_to(ROOT) else command} --port 8642")
     good = states == {"ready": "success", "start": "success"} and after.start_count == 1 and before == "scheduled"
     if not good:
-        print("\nThis is not as it should be: both tasks should have succeeded, and the campaign started once.")
+        print("\nThis is wrong: both tasks must succeed, and the campaign must be started once.")
     return 0 if good else 1
 
 
 def airflow_environment(home: Path, url: str, api_key: str) -> dict[str, str]:
-    """Return the environment of a throw-away Airflow that knows the sandbox."""
+    """Return the environment variables of a temporary Airflow with a connection to the sandbox."""
     from airflow_provider_voicegenie.sandbox.connection import airflow_connection
 
     return {
@@ -69,16 +71,16 @@ def airflow_environment(home: Path, url: str, api_key: str) -> dict[str, str]:
 
 
 def succeeds(arguments: list[str], environment: dict[str, str]) -> bool:
-    """Run an Airflow command quietly; where it fails, show what it said."""
+    """Run an Airflow command quietly; if it fails, print its output."""
     result = airflow(arguments, environment)
     if result.returncode:
-        print(f"`airflow {' '.join(arguments)}` ended with {result.returncode} and said:\n{result.stdout}")
+        print(f"`airflow {' '.join(arguments)}` failed with exit code {result.returncode}:\n{result.stdout}")
         print(result.stderr, file=sys.stderr)
     return result.returncode == 0
 
 
 def task_states(home: Path) -> dict[str, str]:
-    """Return the states of the tasks that ran, as Airflow's database has them."""
+    """Return the states of the tasks that ran, from Airflow's database."""
     with contextlib.closing(sqlite3.connect(home / "airflow.db")) as database:
         rows = database.execute("SELECT task_id, state FROM task_instance WHERE dag_id = ? ORDER BY 1", [DAG_ID])
         return dict(rows.fetchall())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Run Airflow's UI with the examples, and the sandbox with its page, to play with. One Ctrl-C ends both.
+Run Airflow's UI with the examples, and the sandbox with its page. Ctrl-C stops both.
 
-Airflow gets a throw-away home on SQLite, which is gone at the end.
+Airflow gets a temporary home on SQLite, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ def main() -> int:
     options = parser().parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    for port in filter(is_taken, (options.port, options.sandbox_port)):
+        print(f"Port {port} is in use. Choose other ports: make ui PORT=8081 SANDBOX_PORT=8643", file=sys.stderr)
+        return 1
     sandbox = Sandbox(SandboxStore(speed=10))
     port = options.port or free_port()
     try:
-        check_free(port)
         with (
             tempfile.TemporaryDirectory(prefix="voicegenie-ui-", ignore_cleanup_errors=True) as home,
             running(sandbox, port=options.sandbox_port) as url,
@@ -49,11 +51,8 @@ def main() -> int:
             environment = ui_environment(Path(home), url, sandbox.api_key, port)
             return serve(Path(home), environment, port, url, sandbox.api_key)
     except KeyboardInterrupt:
-        print("\nAll is ended.")
+        print("\nStopped.")
         return 0
-    except OSError as error:
-        print(f"{error.strerror or error}. Choose other ports with --port and --sandbox-port.", file=sys.stderr)
-        return 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,9 +66,9 @@ def parser() -> argparse.ArgumentParser:
 def ui_environment(home: Path, url: str, api_key: str, port: int) -> dict[str, str]:
     """Return the environment of an Airflow with a UI."""
     environment = airflow_environment(home, url, api_key)
-    # In the database instead, where the UI shows it.
+    # In the database instead, so that the UI shows it.
     del environment["AIRFLOW_CONN_VOICEGENIE_DEFAULT"]
-    # As Airflow keeps the passwords that it makes up.
+    # The file in which Airflow keeps generated passwords.
     (home / "simple_auth_manager_passwords.json.generated").write_text(json.dumps({LOGIN: LOGIN}))
     return environment | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -85,10 +84,10 @@ def ui_environment(home: Path, url: str, api_key: str, port: int) -> dict[str, s
 
 
 def serve(home: Path, environment: dict[str, str], port: int, url: str, api_key: str) -> int:
-    """Run Airflow until it ends or Ctrl-C."""
+    """Run Airflow until it ends, or until Ctrl-C."""
     print("Setting up Airflow's database ...", flush=True)
     host, _, sandbox_port = url.rpartition(":")
-    # With the port apart: Airflow 3.3.1 and 3.3.2 refuse to test a connection that has none.
+    # The port in its own field: Airflow 3.3.1 and 3.3.2 refuse to test a connection that has none.
     address = ["--conn-host", host, "--conn-port", sandbox_port]
     extra = json.dumps({"campaign_url": f"{url}/#campaign-{{campaign_id}}"})
     connection = ["--conn-type", "voicegenie", *address, "--conn-password", api_key, "--conn-extra", extra]
@@ -105,14 +104,14 @@ def serve(home: Path, environment: dict[str, str], port: int, url: str, api_key:
     log = home / "standalone.log"
     with standalone(environment, log) as process:
         if not wait_until(lambda: process.poll() is not None or is_up(port)) or process.poll() is not None:
-            print(f"Airflow does not come up. It said:\n{log.read_text()[-4000:]}", file=sys.stderr)
+            print(f"Airflow did not start. Its log ends with:\n{log.read_text()[-4000:]}", file=sys.stderr)
             return 1
         print(f"""
 Airflow   http://127.0.0.1:{port}   login {LOGIN}, password {LOGIN}
 Sandbox   {url}   API key {api_key}
 
-The connection voicegenie_default leads to the sandbox. Open a DAG, press Trigger, and watch the sandbox's page.
-Ctrl-C ends all of it.
+The connection voicegenie_default points to the sandbox. Open a DAG, press Trigger, and watch the sandbox's page.
+Ctrl-C stops both.
 """)
         sys.stdout.flush()
         return process.wait()
@@ -123,7 +122,7 @@ def standalone(environment: dict[str, str], log: Path) -> Iterator[subprocess.Po
     """Run ``airflow standalone``; leave nothing of it behind."""
     command = [sys.executable, "-m", "airflow", "standalone"]
     with log.open("wb") as output:
-        # In a session of its own, so that Ctrl-C comes to us alone.
+        # In its own process session, so that Ctrl-C reaches this script alone.
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -143,17 +142,17 @@ def standalone(environment: dict[str, str], log: Path) -> Iterator[subprocess.Po
 
 
 def is_up(port: int) -> bool:
-    """Tell whether the UI answers, the scheduler runs, and the examples are there."""
+    """Return whether the UI responds and all parts of Airflow are healthy."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/monitor/health", timeout=5) as answer:
-            health = json.load(answer)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/monitor/health", timeout=5) as response:
+            health = json.load(response)
     except (OSError, ValueError):
         return False
     return all(health[part]["status"] == "healthy" for part in ("scheduler", "dag_processor", "triggerer"))
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
-    """Wait for a condition; tell whether it came true."""
+    """Wait for a condition; return whether it came true."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if condition():
@@ -163,21 +162,18 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that nobody uses."""
+    """Return an unused port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
-def check_free(port: int) -> None:
-    """
-    Check that a port can be used.
-
-    :raises OSError: It cannot.
-    """
+def is_taken(port: int) -> bool:
+    """Return whether a port cannot be used."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
-    except OSError as error:
-        raise OSError(error.errno, f"Port {port}: {error.strerror}") from None
+    except OSError:
+        return True
+    return False
 
 
 if __name__ == "__main__":

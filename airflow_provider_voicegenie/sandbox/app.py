@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The sandbox over HTTP: the service's five campaign calls, a page at ``/``, and control endpoints below ``/_sandbox``.
+The sandbox over HTTP: the service's five endpoints, a page at ``/``, and control endpoints below ``/_sandbox``.
 
-The service's paths hold no segment that begins with an underscore, so the two cannot clash.
+No path of the service has a segment that begins with an underscore, so the two cannot clash.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from airflow_provider_voicegenie.sandbox.faults import Fault, FaultKind
 from airflow_provider_voicegenie.sandbox.origin import comes_from_elsewhere
 from airflow_provider_voicegenie.sandbox.page import page_routes
 from airflow_provider_voicegenie.sandbox.service import LoggedRequest, Sandbox
-from airflow_provider_voicegenie.sandbox.store import RefusedCallError, SandboxCampaign
+from airflow_provider_voicegenie.sandbox.store import RequestRefusedError, SandboxCampaign
 
-#: The open connections by the client's address, kept by the server's protocol, see ``server``.
+#: The open connections by the client's address; the protocol in ``server`` keeps this up to date.
 open_connections: dict[tuple[str, int], asyncio.Transport] = {}
 
 Handler = Callable[[Request, str | None], Mapping[str, Any]]
@@ -52,7 +52,7 @@ def create_app(sandbox: Sandbox) -> Starlette:
         routes=service + page_routes(sandbox) + _control_routes(sandbox),
         exception_handlers={HTTPException: _no_such_endpoint},
     )
-    # The service is not known to redirect; what is not a path of its is answered as such.
+    # The service is not known to redirect; an unknown path gets a 404.
     app.router.redirect_slashes = False
     return app
 
@@ -69,8 +69,8 @@ def _service_endpoint(sandbox: Sandbox, operation: str) -> Callable[[Request], A
         if fault is None or fault.after_acting or fault.kind is FaultKind.DELAY:
             if fault is not None and fault.kind is FaultKind.DELAY and not fault.after_acting:
                 await asyncio.sleep(fault.seconds)
-            response = await run_in_threadpool(_answer, sandbox, operation, campaign_id, act, request)
-            logged.acted = operation in ("start", "pause") and response.status_code == 200
+            response = await run_in_threadpool(_respond, sandbox, operation, campaign_id, act, request)
+            logged.acted = not logged.is_read and response.status_code == 200
         if fault is not None:
             response = await _spoil(fault, response, request)
         if response is None:
@@ -86,14 +86,14 @@ def _service_endpoint(sandbox: Sandbox, operation: str) -> Callable[[Request], A
 def _campaign_id(request: Request) -> str | None:
     if "campaign_id" not in request.path_params:
         return None
-    # The router works on the unescaped path; the raw one tells the id "a/b" from a path of one segment more.
+    # The router works on the unescaped path; the raw path distinguishes the id "a/b" from a path with one more segment.
     _, _, *segments = request.scope["raw_path"].decode("ascii").split("/")
     if len(segments) != 1:
         raise HTTPException(404)
     return unquote(segments[0])
 
 
-def _answer(sandbox: Sandbox, operation: str, campaign_id: str | None, act: Handler, request: Request) -> Response:
+def _respond(sandbox: Sandbox, operation: str, campaign_id: str | None, act: Handler, request: Request) -> Response:
     if request.headers.get("x-api-key") != sandbox.api_key:
         return _error(401, "UNAUTHORIZED", "Invalid or missing API key")
     headers, exceeded = sandbox.rate_limit(operation, campaign_id)
@@ -101,13 +101,13 @@ def _answer(sandbox: Sandbox, operation: str, campaign_id: str | None, act: Hand
         return _error(429, "RATE_LIMIT_EXCEEDED", "Too many requests", headers=headers)
     try:
         data = act(request, campaign_id)
-    except RefusedCallError as refusal:
+    except RequestRefusedError as refusal:
         return _error(refusal.status, refusal.code, refusal.message, refusal.details, headers)
     return JSONResponse({"success": True, "data": data, "message": "OK"}, headers=headers)
 
 
 async def _spoil(fault: Fault, response: Response | None, request: Request) -> Response | None:
-    """Return the answer a fault leaves; ``None`` for none at all."""
+    """Return the response that a fault leaves; ``None`` for no response at all."""
     match fault.kind:
         case FaultKind.CLOSE:
             return None
@@ -180,7 +180,7 @@ def _error(
 async def _no_such_endpoint(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
-    # A code of its own: that a path is unknown must not look like an unknown campaign.
+    # A code of its own: an unknown path must not look like an unknown campaign.
     return _error(status, "NO_SUCH_ENDPOINT", "The sandbox has no such endpoint", headers=headers)
 
 
@@ -244,7 +244,7 @@ def _control_endpoint(handler: Callable[[Request], Awaitable[Any]]) -> Callable[
             return _error(403, "FORBIDDEN", "The control endpoints do not serve pages of another origin")
         try:
             return JSONResponse(await handler(request))
-        except RefusedCallError as refusal:
+        except RequestRefusedError as refusal:
             return _error(refusal.status, refusal.code, refusal.message)
         except (TypeError, ValueError) as error:
             return _error(400, "BAD_REQUEST", str(error))

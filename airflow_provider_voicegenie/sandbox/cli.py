@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 _NEEDS_EXTRA = (
-    "The sandbox needs starlette and uvicorn: pip install 'airflow-provider-voicegenie[sandbox]'. Not found: {}"
+    "The sandbox needs jinja2, starlette and uvicorn: pip install 'airflow-provider-voicegenie[sandbox]'. Not found: {}"
 )
 
 
@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_NEEDS_EXTRA.format(error.name))
     if not (options.allow_remote or _is_loopback(options.host)):
         sys.exit(
-            f"--host {options.host} would let other machines in, and the sandbox has no protection against them. "
-            "Use 127.0.0.1, or add --allow-remote if you mean it."
+            f"--host {options.host} lets other machines connect, and the sandbox has no protection against them. "
+            "Use 127.0.0.1, or add --allow-remote."
         )
     sandbox = Sandbox(
         SandboxStore(speed=options.speed),
@@ -52,11 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--port", type=int, default=8642, help="port to listen on, 0 for any free one (default 8642)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--allow-remote", action="store_true", help="let --host be other than loopback")
-    parser.add_argument("--api-key", default="sandbox-key", help="the key to accept (default sandbox-key)")
-    parser.add_argument("--speed", type=_speed, default=1.0, help="simulated seconds in a real second (default 1)")
-    parser.add_argument("--enforce-rate-limits", action="store_true", help="answer 429 beyond the documented rates")
-    parser.add_argument("--cache-stats", action="store_true", help="let statistics be up to 30 s old, as documented")
+    parser.add_argument("--allow-remote", action="store_true", help="allow a --host that other machines can reach")
+    parser.add_argument("--api-key", default="sandbox-key", help="the API key to accept (default sandbox-key)")
+    parser.add_argument("--speed", type=_speed, default=1.0, help="how many times as fast time runs (default 1)")
+    parser.add_argument(
+        "--enforce-rate-limits", action="store_true", help="respond with 429 above the documented rates"
+    )
+    parser.add_argument("--cache-stats", action="store_true", help="serve statistics up to 30 s old, as documented")
     return parser
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong with an answer, on demand."""
+"""Faults to inject: what can go wrong with a response."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 
 class FaultKind(StrEnum):
-    """What happens in place of a good answer."""
+    """What happens instead of a good response."""
 
-    #: The connection is closed without an answer.
+    #: The connection is closed without a response.
     CLOSE = "close"
-    #: No answer until the caller is gone.
+    #: No response until the client is gone.
     HOLD = "hold"
-    #: The answer comes late: ``seconds``.
+    #: The response comes late: ``seconds``.
     DELAY = "delay"
     #: Another status, with ``headers`` and ``body``.
     STATUS = "status"
-    #: The answer breaks off half-way.
+    #: The response ends half-way.
     TRUNCATED = "truncated"
     #: A page of HTML with status 200.
     NOT_JSON = "not_json"
@@ -41,13 +41,13 @@ class Fault:
     One fault to inject.
 
     :param kind: What happens.
-    :param operation: Only to this call: ``start``, ``pause``, ``get``, ``list`` or ``stats``; ``*`` for every one.
-    :param campaign_id: Only to calls about this campaign; ``None`` for every one.
-    :param after_acting: Whether the call is carried out before it goes wrong.
-    :param times: How often it happens; ``None`` for ever.
+    :param operation: Only in this request: ``start``, ``pause``, ``get``, ``list`` or ``stats``; ``*`` for every one.
+    :param campaign_id: Only in requests about this campaign; ``None`` for every one.
+    :param after_acting: Whether the request takes effect before it goes wrong.
+    :param times: How often it happens; ``None``: until it is removed.
     :param status: HTTP status, for ``status`` and ``redirect``.
     :param headers: Header fields, for ``status``.
-    :param body: The body, for ``status``; the service's error object where it is ``None``.
+    :param body: The body, for ``status``; the service's error object if it is ``None``.
     :param seconds: For ``delay`` and ``drip``.
     :param size: Bytes, for ``oversized`` and ``gzip_bomb``.
     :param location: For ``redirect``.
@@ -83,12 +83,12 @@ class Fault:
         return cls(**data)
 
 
-#: The calls a fault can be aimed at.
+#: The requests that can go wrong.
 OPERATIONS = ("start", "pause", "get", "list", "stats")
 
 
 class FaultList:
-    """The faults waiting to happen, the oldest first."""
+    """The faults that are still to happen, the oldest first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -110,7 +110,7 @@ class FaultList:
             return [replace(fault) for fault in self._faults]
 
     def take(self, operation: str, campaign_id: str | None) -> Fault | None:
-        """Return the fault that happens to a call, and count it."""
+        """Return the fault that happens to a request, and count it."""
         with self._lock:
             for fault in self._faults:
                 if fault.operation in ("*", operation) and fault.campaign_id in (None, campaign_id):

@@ -9,7 +9,7 @@ One argument is all a test needs::
         dag.test(run_conf={"campaign_id": campaign.id})
         assert voicegenie_sandbox.start_count(campaign.id) == 1
 
-Pytest loads this by itself where the provider is installed. The server is loaded when a test asks for it.
+Pytest loads this module by itself if the provider is installed. The server is loaded when a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SandboxForTests:
     """
     A running sandbox.
 
-    :param sandbox: The sandbox itself, for all that has no short cut here.
+    :param sandbox: The sandbox itself, for everything that has no method here.
     :param url: Its base URL.
     """
 
@@ -53,7 +53,7 @@ class SandboxForTests:
 
     @property
     def speed(self) -> float:
-        """Simulated seconds in one real second. Set it before a campaign runs, for tests that wait for its end."""
+        """How many times as fast time runs. Set it before a campaign runs, for tests that wait for its end."""
         return self.sandbox.store.speed
 
     @speed.setter
@@ -62,7 +62,7 @@ class SandboxForTests:
 
     def add_campaign(self, **fields: Any) -> SandboxCampaign:
         """
-        Add a campaign; one that can be started unless the fields say otherwise.
+        Add a campaign. It can be started, unless the fields say otherwise.
 
         :param fields: Fields of :class:`~airflow_provider_voicegenie.sandbox.store.SandboxCampaign`.
         """
@@ -75,7 +75,7 @@ class SandboxForTests:
         return self.sandbox.store.find(campaign_id).status
 
     def start_count(self, campaign_id: str) -> int:
-        """Return how often a campaign was really started."""
+        """Return how often a campaign was started."""
         return self.sandbox.store.find(campaign_id).start_count
 
     def request_count(self, operation: str, campaign_id: str | None = None) -> int:
@@ -84,10 +84,10 @@ class SandboxForTests:
 
     def inject(self, kind: str, operation: str = "*", **fields: Any) -> None:
         """
-        Let something go wrong.
+        Inject a fault.
 
-        :param kind: What: one of :class:`~airflow_provider_voicegenie.sandbox.faults.FaultKind`.
-        :param operation: To which call.
+        :param kind: What goes wrong: one of :class:`~airflow_provider_voicegenie.sandbox.faults.FaultKind`.
+        :param operation: In which request: ``start``, ``pause``, ``get``, ``list`` or ``stats``; ``*`` for every one.
         :param fields: Further fields of :class:`~airflow_provider_voicegenie.sandbox.faults.Fault`.
         """
         from airflow_provider_voicegenie.sandbox.faults import Fault, FaultKind

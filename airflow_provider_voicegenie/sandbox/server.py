@@ -18,7 +18,7 @@ from airflow_provider_voicegenie.sandbox.service import Sandbox
 
 
 class _SandboxProtocol(H11Protocol):
-    """Lets the application find a request's connection, so that it can close it without an answer."""
+    """Lets the application find a request's connection, so that it can close it without a response."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -35,7 +35,7 @@ def listen(host: str, port: int) -> socket.socket:
 
     :param host: Address to listen on.
     :param port: Port; 0 for any free one.
-    :raises OSError: The address cannot be had.
+    :raises OSError: The address cannot be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family)
@@ -68,19 +68,19 @@ def make_server(sandbox: Sandbox) -> uvicorn.Server:
 @contextlib.contextmanager
 def running(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """
-    Run a sandbox in a thread for as long as the ``with`` lasts; gives its base URL.
+    Run a sandbox in a thread while the ``with`` block runs; yields its base URL.
 
     :param sandbox: The sandbox.
     :param host: Address to listen on.
     :param port: Port; 0 for any free one.
     """
-    # Injected faults make the server complain about answers that break off; that is what they are for.
+    # Injected faults make the server log broken responses as errors; they are intended.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     server = make_server(sandbox)
     with listen(host, port) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), name="voicegenie-sandbox", daemon=True)
         thread.start()
-        # The socket listens already: a request that comes before the server is ready waits in its queue.
+        # The socket listens already: a request that comes before the server is ready waits in the queue.
         try:
             yield address_of(listener)
         finally:

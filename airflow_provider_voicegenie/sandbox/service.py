@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sandbox does when it is asked, apart from HTTP's own part of it; and what it remembers of it."""
+"""The sandbox's endpoints without HTTP, and its log of requests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from starlette.requests import Request
 
 from airflow_provider_voicegenie.api.models import write_time
 from airflow_provider_voicegenie.sandbox.faults import FaultList
-from airflow_provider_voicegenie.sandbox.store import RefusedCallError, SandboxCampaign, SandboxStore
+from airflow_provider_voicegenie.sandbox.store import RequestRefusedError, SandboxCampaign, SandboxStore
 
-#: The key the sandbox accepts unless it is told another.
+#: The API key that the sandbox accepts by default.
 DEFAULT_API_KEY = "sandbox-key"
 
 _PLAN_PER_MINUTE = 60
@@ -30,12 +30,12 @@ _STATS_CACHE_SECONDS = 30.0
 @dataclass
 class LoggedRequest:
     """
-    One request the sandbox saw, noted when it came and completed when it was answered.
+    One request to the sandbox: logged when it comes, completed with the response.
 
     :param operation: ``start``, ``pause``, ``get``, ``list`` or ``stats``.
     :param campaign_id: The campaign it was about.
     :param at: When it came.
-    :param status: The status of the answer; ``None`` where there is none, yet or at all.
+    :param status: The status of the response; ``None`` if there is none, yet or at all.
     :param acted: Whether it changed the campaign.
     """
 
@@ -45,14 +45,19 @@ class LoggedRequest:
     status: int | None = None
     acted: bool = False
 
+    @property
+    def is_read(self) -> bool:
+        """Whether it changes nothing."""
+        return self.operation not in ("start", "pause")
+
 
 class Sandbox:
     """
-    The sandbox's state, and what can be switched on.
+    The sandbox's state, and its options.
 
     :param store: The campaigns.
     :param api_key: The key that is accepted.
-    :param enforce_rate_limits: Whether calls beyond the documented rates get 429.
+    :param enforce_rate_limits: Whether requests above the documented rates get 429.
     :param cache_stats: Whether statistics are up to 30 seconds old, as documented.
     """
 
@@ -82,11 +87,11 @@ class Sandbox:
         )
 
     def reset(self) -> None:
-        """Put the campaigns back that the sandbox began with; faults and the record of requests stay."""
+        """Restore the initial campaigns; faults and the log of requests stay."""
         self.store.reset()
         self._stats.clear()
 
-    # What the service does.
+    # The service's endpoints.
 
     def start(self, request: Request, campaign_id: str | None) -> Mapping[str, Any]:
         campaign = self.store.start(str(campaign_id))
@@ -109,7 +114,7 @@ class Sandbox:
             "name": campaign.name,
             "campaign_status": campaign.status,
             "script_id": campaign.script_id,
-            # The service's own example lists fewer ids than there are contacts.
+            # Like the service's own example, fewer ids than contacts.
             "contact_ids": [f"contact-{number}" for number in range(min(campaign.total_count, 3))],
             "total_count": campaign.total_count,
             "completed_count": progress.completed,
@@ -121,7 +126,7 @@ class Sandbox:
     def list(self, request: Request, campaign_id: str | None) -> Mapping[str, Any]:
         query = request.query_params
         if query.get("call_count", "true") not in ("true", "false"):
-            raise RefusedCallError(400, "BAD_REQUEST", "call_count must be true or false")
+            raise RequestRefusedError(400, "BAD_REQUEST", "call_count must be true or false")
         limit = _query_number(query.get("limit", "10"), "limit", 1, 1000)
         offset = _query_number(query.get("offset", "0"), "offset", 0, 10**9)
         campaigns = self.store.all()
@@ -170,10 +175,10 @@ class Sandbox:
             "completed_count": self.store.progress(campaign).completed,
         }
 
-    # What stands around it.
+    # The service's rate limits.
 
     def rate_limit(self, operation: str, campaign_id: str | None) -> tuple[dict[str, str], bool]:
-        """Count a request; return the headers about it, and whether it goes beyond the documented rates."""
+        """Count a request; return the headers about it, and whether it exceeds the documented rates."""
         if not self.enforce_rate_limits:
             return {}, False
         limits = [("plan", _PLAN_PER_MINUTE)]
@@ -206,4 +211,4 @@ class Sandbox:
 def _query_number(text: str, name: str, least: int, most: int) -> int:
     if text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most:
         return int(text)
-    raise RefusedCallError(400, "BAD_REQUEST", f"{name} must be a number from {least} to {most}")
+    raise RequestRefusedError(400, "BAD_REQUEST", f"{name} must be a number from {least} to {most}")

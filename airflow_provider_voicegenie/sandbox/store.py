@@ -2,8 +2,8 @@
 """
 The sandbox's campaigns.
 
-Nothing ticks. What a campaign has done so far follows from when it was running: calls begin at an even rate while
-it runs, and each takes the same time. A campaign of ten thousand contacts costs no more than one of ten.
+No timer runs. The progress of a campaign is computed from the times at which it was running: calls begin at an even
+rate, and each takes the same time. A campaign of ten thousand contacts costs no more than one of ten.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _GOOD_RESULTS = ("answered", "voicemail")
 _STARTABLE = ("paused", "scheduled")
 
 
-class RefusedCallError(Exception):
-    """The service refuses a call, in its own words."""
+class RequestRefusedError(Exception):
+    """The service refuses a request, with its own code and message."""
 
     def __init__(self, status: int, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -45,11 +45,11 @@ class SandboxCampaign:
 
     :param id: Its id.
     :param name: Its name.
-    :param status: Its status in the service's words; a running one becomes ``completed`` by itself.
+    :param status: Its status, as the service writes it; a running campaign becomes ``completed`` by itself.
     :param script_id: Its script, or ``None``.
     :param total_count: Its contacts.
-    :param completed_count: Calls completed before the sandbox saw it.
-    :param failed_count: Calls failed before the sandbox saw it.
+    :param completed_count: Calls that were completed before the sandbox got the campaign.
+    :param failed_count: Calls that had failed before the sandbox got the campaign.
     :param start_count: How often it was started.
     """
 
@@ -65,18 +65,18 @@ class SandboxCampaign:
     updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started_at: datetime | None = None
     ended_at: datetime | None = None
-    #: When it was running: begin and end in seconds of the store's clock; the last may be open.
+    #: When it was running: begin and end, in seconds of the store's clock; the last end may be open.
     running: list[tuple[float, float | None]] = field(default_factory=list)
 
     @property
     def contacts_to_call(self) -> int:
-        """Contacts that had no call before the sandbox saw the campaign."""
+        """Contacts that had no call before the sandbox got the campaign."""
         return max(0, self.total_count - self.completed_count - self.failed_count)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a campaign has come."""
+    """The progress of a campaign."""
 
     completed: int
     failed: int
@@ -86,14 +86,17 @@ class Progress:
 
 
 def seed_campaigns() -> list[SandboxCampaign]:
-    """Return one campaign of every status, and of every way not to be ready."""
+    """Return one campaign of every status, and of every reason not to be ready."""
     now = datetime.now(UTC)
     earlier = now - timedelta(hours=2)
     return [
         SandboxCampaign(id="ready", name="Spring reminder", total_count=20),
         SandboxCampaign(id="paused", name="Paused half-way", status="paused", completed_count=4, failed_count=1),
-        SandboxCampaign(id="running", name="Going on", status="running", total_count=5000),
-        SandboxCampaign(id="in-progress", name="Going on too", status="in_progress", total_count=5000),
+        SandboxCampaign(id="running", name="In progress", status="running", total_count=5000),
+        SandboxCampaign(
+            id="always-running", name="Never ends in practice", status="running", total_count=1_000_000_000
+        ),
+        SandboxCampaign(id="in-progress", name="In progress too", status="in_progress", total_count=5000),
         SandboxCampaign(id="draft", name="Nothing set", status="draft", script_id=None, total_count=0),
         SandboxCampaign(id="no-script", name="No script yet", script_id=None),
         SandboxCampaign(id="no-contacts", name="No contacts yet", total_count=0),
@@ -117,8 +120,8 @@ class SandboxStore:
     All campaigns of one sandbox. Every method may be called from any thread.
 
     :param speed: Simulated seconds in one real second.
-    :param seeds: Makes the campaigns to begin with; one of every status by default.
-    :param clock: Real seconds, never going back.
+    :param seeds: Returns the initial campaigns; one of every status by default.
+    :param clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -138,14 +141,14 @@ class SandboxStore:
         self.reset()
 
     def reset(self) -> None:
-        """Put the campaigns back that the sandbox began with, and remove all others."""
+        """Restore the initial campaigns, and remove all others."""
         with self._lock:
             self._campaigns.clear()
             for campaign in self._seeds():
                 self.put(campaign)
 
     def put(self, campaign: SandboxCampaign) -> SandboxCampaign:
-        """Add a campaign, or put another in place of the one with its id."""
+        """Add a campaign, or replace the one with its id."""
         with self._lock:
             self._campaigns[campaign.id] = campaign
             if _is_running(campaign) and not campaign.running:
@@ -154,7 +157,7 @@ class SandboxStore:
         return campaign
 
     def change(self, campaign_id: str, **changes: Any) -> SandboxCampaign:
-        """Change fields of a campaign, as someone at the dashboard could; a change of status runs or stops it."""
+        """Change fields of a campaign, as a person at the dashboard could; a new status runs or stops it."""
         with self._lock:
             campaign = self.find(campaign_id)
             status = changes.pop("status", campaign.status)
@@ -174,12 +177,12 @@ class SandboxStore:
         """
         Return a campaign as it is now.
 
-        :raises RefusedCallError: There is none with this id.
+        :raises RequestRefusedError: There is none with this id.
         """
         with self._lock:
             campaign = self._campaigns.get(campaign_id)
             if campaign is None:
-                raise RefusedCallError(404, "NOT_FOUND", "Campaign not found")
+                raise RequestRefusedError(404, "NOT_FOUND", "Campaign not found")
             self._let_time_pass(campaign)
             return campaign
 
@@ -194,23 +197,23 @@ class SandboxStore:
         """
         Start a campaign that is paused or scheduled and has a script and contacts.
 
-        :raises RefusedCallError: It cannot be started.
+        :raises RequestRefusedError: It cannot be started.
         """
         with self._lock:
             campaign = self.find(campaign_id)
             if _is_running(campaign):
-                raise RefusedCallError(400, "CAMPAIGN_ALREADY_RUNNING", "Campaign is already running")
+                raise RequestRefusedError(400, "CAMPAIGN_ALREADY_RUNNING", "Campaign is already running")
             missing = [] if campaign.script_id else ["script_id"]
             missing += [] if campaign.total_count else ["contacts"]
             if missing:
-                raise RefusedCallError(
+                raise RequestRefusedError(
                     422,
                     "INVALID_CAMPAIGN_STATE",
                     "Campaign cannot be started. Configuration is missing.",
                     {"missing": missing},
                 )
             if campaign.status not in _STARTABLE:
-                raise RefusedCallError(
+                raise RequestRefusedError(
                     422, "INVALID_CAMPAIGN_STATE", f"A campaign that is {campaign.status} cannot be started."
                 )
             campaign.start_count += 1
@@ -220,20 +223,20 @@ class SandboxStore:
 
     def pause(self, campaign_id: str) -> tuple[SandboxCampaign, datetime, int]:
         """
-        Pause a campaign that runs; return it, when that was, and how many calls were still going on.
+        Pause a running campaign; return it, the time, and the number of calls that were in progress.
 
-        :raises RefusedCallError: It does not run.
+        :raises RequestRefusedError: It is not running.
         """
         with self._lock:
             campaign = self.find(campaign_id)
             if not _is_running(campaign):
-                raise RefusedCallError(400, "CAMPAIGN_NOT_RUNNING", "Campaign is not running")
+                raise RequestRefusedError(400, "CAMPAIGN_NOT_RUNNING", "Campaign is not running")
             self._set_status(campaign, "paused")
             campaign.updated_at = datetime.now(UTC)
             return campaign, campaign.updated_at, self.progress(campaign).in_progress
 
     def progress(self, campaign: SandboxCampaign) -> Progress:
-        """Return how far a campaign has come."""
+        """Return the progress of a campaign."""
         with self._lock:
             now = self._clock()
             begun = self._calls_begun(campaign, now)

@@ -77,7 +77,7 @@ def playground():
         finally:
             process.send_signal(signal.SIGINT)
             last = process.stdout.read()
-    assert "All is ended." in last
+    assert "Stopped." in last
     assert process.returncode == 0
 
 

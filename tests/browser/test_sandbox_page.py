@@ -18,20 +18,20 @@ def sandbox(voicegenie_sandbox):
     return voicegenie_sandbox
 
 
-def call(sandbox, path):
+def send(sandbox, path):
     return requests.get(f"{sandbox.url}{path}", headers={"x-api-key": sandbox.api_key}, timeout=5)
 
 
-def test_campaigns_and_requests_go_on_by_themselves(sandbox, page, picture):
+def test_campaigns_and_requests_refresh_by_themselves(sandbox, page, picture):
     sandbox.speed = 6
     page.goto(sandbox.url)
     row = page.locator("[id='campaign-ready']")
     bar = page.get_by_role("progressbar", name="Progress of ready")
     expect(row).to_contain_text("scheduled")
-    call(sandbox, "/startCampaign/ready")
+    send(sandbox, "/startCampaign/ready")
     expect(row).to_contain_text("running")
     expect(page.locator("#requests tr").first).to_contain_text("start")
-    expect(row).to_contain_text(re.compile("running *[1-9][0-9]? of 20"))
+    expect(row).to_contain_text(re.compile(r"running\s*[1-9][0-9]? of 20"))
     picture("sandbox", full_page=True)
     expect(row).to_contain_text("completed")
     expect(bar).to_have_attribute("value", "20")
@@ -57,40 +57,41 @@ def test_faults_are_switched_on_by_keyboard(sandbox, page):
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_have_text("The fault is switched on.")
     expect(page.get_by_role("list", name="Switched on")).to_have_text(
-        "another HTTP status (500) in start about ready, 1 time(s)"
+        "another HTTP status (500), start about ready, once"
     )
-    assert call(sandbox, "/startCampaign/ready").status_code == 500
+    assert send(sandbox, "/startCampaign/ready").status_code == 500
     expect(page.get_by_role("list", name="Switched on")).to_have_text("none")
+    expect(page.get_by_role("status")).to_have_count(0)
     page.get_by_label("how often").fill("")
     page.get_by_role("button", name="Switch on").click()
-    expect(page.get_by_role("list", name="Switched on")).to_contain_text("until it is switched off")
+    expect(page.get_by_role("list", name="Switched on")).to_contain_text("until you switch it off")
     page.get_by_role("button", name="Switch all off").click()
     expect(page.get_by_role("status")).to_have_text("All faults are switched off.")
-    assert call(sandbox, "/campaign/ready").ok
+    assert send(sandbox, "/campaign/ready").ok
 
 
-def test_campaigns_are_put_back(sandbox, page):
+def test_campaigns_are_reset(sandbox, page):
     sandbox.add_campaign(id="new")
     page.goto(sandbox.url)
-    call(sandbox, "/startCampaign/ready")
+    send(sandbox, "/startCampaign/ready")
     row = page.locator("[id='campaign-ready']")
     expect(row).to_contain_text("running")
-    page.get_by_role("button", name="Put the campaigns back").click()
-    expect(page.get_by_role("status")).to_have_text("The campaigns are as they were in the beginning.")
+    page.get_by_role("button", name="Reset campaigns").click()
+    expect(page.get_by_role("status")).to_have_text("The campaigns were reset.")
     expect(row).to_contain_text("scheduled")
     expect(row.locator("td").last).to_have_text("0")
     expect(page.locator("[id='campaign-new']")).to_have_count(0)
     expect(page.locator("#requests tr").first).to_contain_text("start")
 
 
-def test_an_answer_is_late_by_as_many_seconds_as_the_page_says(sandbox, page):
+def test_a_response_is_late_by_as_many_seconds_as_the_page_says(sandbox, page):
     page.goto(sandbox.url)
-    page.get_by_label("What goes wrong").select_option("the answer comes late")
-    page.get_by_label("seconds, for what is late or slow").fill("1.5")
+    page.get_by_label("What goes wrong").select_option("the response comes late")
+    page.get_by_label("seconds, for a late or slow response").fill("1.5")
     page.get_by_role("button", name="Switch on").click()
-    expect(page.get_by_role("list", name="Switched on")).to_contain_text("late (1.5 s) in every call")
+    expect(page.get_by_role("list", name="Switched on")).to_contain_text("late (1.5 s), every request")
     begun = time.monotonic()
-    assert call(sandbox, "/campaign/ready").ok
+    assert send(sandbox, "/campaign/ready").ok
     assert time.monotonic() - begun >= 1.5
 
 
@@ -100,7 +101,7 @@ def test_a_screen_reader_can_use_it(sandbox, page):
     assert results.violations_count == 0, results.generate_report()
 
 
-def test_what_is_focused_and_typed_stays_while_the_page_goes_on(sandbox, page):
+def test_focus_and_input_stay_while_the_page_refreshes(sandbox, page):
     page.goto(sandbox.url)
     field = page.get_by_label("how often")
     field.fill("7")
@@ -108,6 +109,29 @@ def test_what_is_focused_and_typed_stays_while_the_page_goes_on(sandbox, page):
     expect(page.locator("[id='campaign-new']")).to_be_visible()
     expect(field).to_have_value("7")
     expect(field).to_be_focused()
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_page_fits_the_screen(sandbox, page, width):
+    page.set_viewport_size({"width": width, "height": 860})
+    send(sandbox, "/startCampaign/ready")
+    sandbox.inject("gzip_bomb", "pause", campaign_id="not-yet-started", after_acting=True)
+    page.goto(sandbox.url)
+    expect(page.locator("#requests tr")).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    for table in page.locator(".scroll").all():
+        assert table.evaluate("element => element.scrollWidth - element.clientWidth") == 0
+
+
+def test_the_page_works_without_its_script(sandbox, browser):
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(sandbox.url)
+    page.get_by_role("button", name="Switch on").click()
+    expect(page.get_by_role("status")).to_have_text("The fault is switched on.")
+    sandbox.sandbox.faults.clear()
+    page.reload()
+    expect(page.get_by_role("status")).to_have_count(0)
+    page.close()
 
 
 def test_names_are_text(sandbox, page):

@@ -13,7 +13,9 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+from airflow.configuration import conf
 
+from airflow_provider_voicegenie import __version__
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
 pytestmark = pytest.mark.airflow
@@ -43,16 +45,31 @@ def python_block(airflow, text):
 
 def export(value):
     name, _, text = value.partition("=")
-    assert name == "AIRFLOW_CONN_VOICEGENIE_DEFAULT"
+    if name != "AIRFLOW_CONN_VOICEGENIE_DEFAULT":
+        assert name in conf_names()
+        return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name, text)
         assert VoiceGenieHook().get_conn()
 
 
+def conf_names():
+    options = conf.as_dict(display_source=False)
+    return {"AIRFLOW_HOME"} | {
+        f"AIRFLOW__{section}__{option}".upper() for section, values in options.items() for option in values
+    }
+
+
 def pip_install(package):
-    name, _, extra = package.rstrip("]").partition("[")
-    assert name == "airflow-provider-voicegenie"
-    assert not extra or extra in metadata(name).get_all("Provides-Extra")
+    # Nothing is released yet, so a page names a checkout or a wheel.
+    if package.startswith("dist/"):
+        assert package == f"dist/airflow_provider_voicegenie-{__version__}-py3-none-any.whl"
+        return
+    if package in ("nox", "pytest"):
+        return
+    where, _, extra = package.rstrip("]").partition("[")
+    assert where in (".", "PATH_TO_CHECKOUT")
+    assert not extra or extra in metadata("airflow-provider-voicegenie").get_all("Provides-Extra")
 
 
 def sandbox(arguments):
@@ -69,23 +86,28 @@ def bash_line(line):
     match shlex.split(line, comments=True):
         case []:
             pass
-        case ["make", target]:
+        case ["make", target, *variables]:
             # What they do, other tests and CI do.
-            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        case ["export", value]:
-            export(value)
-        case ["pip", "install", package]:
-            pip_install(package)
+            makefile = (ROOT / "Makefile").read_text()
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+            assert all(f"$({variable.partition('=')[0]})" in makefile for variable in variables)
+        case ["export", *values]:
+            for value in values:
+                export(value)
+        case ["pip", "install", *packages]:
+            for package in packages:
+                pip_install(package)
+        case ["airflow", "db", "migrate"] | ["pytest"]:
+            # As the fixture `airflow` and `python_block` do.
+            pass
         case ["voicegenie-sandbox", *arguments]:
             sandbox(arguments)
-        case ["python3", "scripts/dev.py", "test", *arguments]:
-            files = [argument.partition("::")[0] for argument in arguments if argument.startswith("tests/")]
-            assert files
-            assert all((ROOT / file).exists() for file in files)
-        case ["nox", "-s", session]:
-            command = [sys.executable, "-m", "nox", "--list"]
+        case ["nox", "-s", session, *arguments]:
+            command = [sys.executable, "-m", "nox", "--list", "-s", session]
             listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert session == "tests" or f"* {session} " in listed.stdout
+            assert re.search(rf"^\* {session.partition('(')[0]}", listed.stdout, re.MULTILINE), listed.stdout
+            files = [argument.partition("::")[0] for argument in arguments if argument.startswith("tests/")]
+            assert all((ROOT / file).exists() for file in files)
         case other:
             pytest.fail(f"what is {other}?")
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from services import AIRFLOW_VERSION, Services, wait_for
 
+from airflow_provider_voicegenie.sandbox.connection import airflow_connection
+
 pytestmark = pytest.mark.airflow
 
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
@@ -33,6 +35,17 @@ RUNS = [
             "start[2]": "skipped",
             "start[3]": "success",
         },
+    ),
+    (
+        "several_accounts",
+        {
+            "starts": [
+                {"campaign_id": "home", "voicegenie_conn_id": "voicegenie_default"},
+                {"campaign_id": "abroad", "voicegenie_conn_id": "voicegenie_spain"},
+                {"campaign_id": "locked", "voicegenie_conn_id": "voicegenie_wrong_key"},
+            ]
+        },
+        {"starts": "success", "start[0]": "success", "start[1]": "success", "start[2]": "failed"},
     ),
     ("taskflow", {"segment": "followed"}, {"find_campaign": "success", "call": "success", "report": "success"}),
     ("calling_hours", {"campaign_id": "hours"}, {"ready": "success", "start": "success"}),
@@ -57,14 +70,31 @@ RUNS = [
         {"start": "success", "staff_the_hotline": "failed", "pause": "success", "sum_up": "upstream_failed"},
     ),
 ]
-STARTED = {"ready", "lost", "rules", "mapped", "paused", "followed", "hours", "branch", "staffed", "unstaffed"}
+STARTED = {
+    "ready",
+    "lost",
+    "rules",
+    "mapped",
+    "paused",
+    "home",
+    "abroad",
+    "followed",
+    "hours",
+    "branch",
+    "staffed",
+    "unstaffed",
+}
 
 
 def test_the_examples(airflow, voicegenie_sandbox):
     voicegenie_sandbox.speed = 30
-    for campaign_id in STARTED - {"paused", "ready"}:
+    for campaign_id in (STARTED | {"locked"}) - {"paused", "ready"}:
         voicegenie_sandbox.add_campaign(id=campaign_id, total_count=20 if campaign_id == "followed" else 10**6)
     voicegenie_sandbox.inject("close", "start", campaign_id="lost", after_acting=True)
+    airflow.environment |= {
+        "AIRFLOW_CONN_VOICEGENIE_SPAIN": voicegenie_sandbox.connection(),
+        "AIRFLOW_CONN_VOICEGENIE_WRONG_KEY": airflow_connection(voicegenie_sandbox.url, "another-key"),
+    }
     commands = [["pools", "set", "voicegenie", "4", ""]]
     for day, (name, conf, _) in enumerate(RUNS, 1):
         date = f"2026-01-{day:02}T00:00:00+00:00"
@@ -73,13 +103,14 @@ def test_the_examples(airflow, voicegenie_sandbox):
     names = dict.fromkeys(name for name, _, _ in RUNS)
     found = {name: airflow.states(f"voicegenie_{name}") for name in names}
     assert found == {name: [states for other, _, states in RUNS if other == name] for name in names}
-    # A pause that succeeds does not hide that the work failed.
-    assert airflow.query("SELECT dag_id FROM dag_run WHERE state = 'failed'") == [("voicegenie_teardown",)]
+    # The second: a pause that succeeds does not hide that the work failed.
+    failed = airflow.query("SELECT dag_id FROM dag_run WHERE state = 'failed' ORDER BY dag_id")
+    assert failed == [("voicegenie_several_accounts",), ("voicegenie_teardown",)]
     started = {campaign.id for campaign in voicegenie_sandbox.sandbox.store.all() if campaign.start_count == 1}
     assert started == STARTED
     readiness, _, _ = airflow.returned("ready")
     assert readiness["total_count"] == 20
-    assert airflow.returned("report") == ["16 of 20 calls ended well."]
+    assert airflow.returned("report") == ["16 of 20 calls were successful."]
     assert "branch" in airflow.returned("announce")[0]
     assert "completed" in airflow.returned("write_letters")[0]
     assert voicegenie_sandbox.status("staffed") == voicegenie_sandbox.status("unstaffed") == "paused"
@@ -140,6 +171,6 @@ def test_approval_and_retry_after(airflow, voicegenie_sandbox):
 
 def test_each_example_says_when_to_use_it():
     files = sorted(EXAMPLES.glob("*.py"))
-    assert len(files) >= 9
+    assert len(files) >= 10
     for file in files:
         assert (ast.get_docstring(ast.parse(file.read_text())) or "").startswith("### Use it "), file.name

@@ -37,7 +37,7 @@ def test_a_misspelled_outcome_is_refused_with_what_was_meant(changes, words):
 
 
 ENDS = ("FAILED", "STOPPED", "PAUSED", "STALLED")
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
 def all_errors(cls=errors.VoiceGenieError):
@@ -59,7 +59,7 @@ def test_a_default_is_among_what_is_allowed(kind):
 
 @pytest.mark.parametrize("kind", TaskKind)
 def test_what_may_count_as_success_or_be_waited_out(kind):
-    """As the README's notes say."""
+    """As the notes in docs/conditions.md say."""
     ends = {"COMPLETION_TIMEOUT", "SUCCESS_RATE_TOO_LOW", *(f"CAMPAIGN_{end}" for end in ENDS)}
     rules = OutcomeRules(kind)
     may_succeed = {condition for condition in Condition if Outcome.SUCCEED in rules.allowed(condition)}
@@ -83,15 +83,30 @@ def test_what_a_task_cannot_meet_fails_it():
     assert OutcomeRules(TaskKind.PAUSE).outcome(Condition.BACKFILL_RUN) is Outcome.FAIL
 
 
-@pytest.mark.parametrize("kind", TaskKind)
-def test_the_readme_has_the_table(kind):
-    """The table in the README is the table of the code, line by line."""
-    column = 1 + list(TaskKind).index(kind)
+def table_of_conditions(page, columns):
+    """Return the cells of each condition in a page's table."""
     rows = {}
-    for line in README.read_text().splitlines():
+    for line in page.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 6 and re.fullmatch(r"`[A-Z_]+`", cells[0]):
-            rows[cells[0].strip("`")] = cells[column]
+        if len(cells) == columns and re.fullmatch(r"`[A-Z_]+`", cells[0]):
+            rows[cells[0].strip("`")] = cells
+    return rows
+
+
+def test_the_short_table_of_the_readme_holds_the_defaults_of_a_start():
+    rules = OutcomeRules(TaskKind.START)
+    rows = table_of_conditions(ROOT / "README.md", 3)
+    assert len(rows) == 9
+    assert {name: rules.outcome(Condition(name)) for name in rows} == {
+        name: row[2].split()[0] for name, row in rows.items()
+    }
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+def test_the_documentation_has_the_table(kind):
+    """The table in docs/conditions.md is the table of the code, line by line."""
+    column = 1 + list(TaskKind).index(kind)
+    rows = {name: row[column] for name, row in table_of_conditions(ROOT / "docs" / "conditions.md", 6).items()}
     rules = OutcomeRules(kind)
     assert set(rows) == set(Condition)
     for name, documented in rows.items():

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fetches the page once a second and puts what has changed in place; nobody's focus or reading is disturbed.
+// Fetches the page once a second and replaces only what has changed, so that focus and reading position stay.
 "use strict";
 
 async function refresh() {
-  const answer = await fetch("/", { cache: "no-store" });
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const response = await fetch(location.href, { cache: "no-store" });
+  const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
   for (const part of document.querySelectorAll("[data-live]")) {
     update(part, fresh.getElementById(part.id));
   }
@@ -25,7 +25,7 @@ function update(part, fresh) {
 async function forever() {
   for (;;) {
     await new Promise((done) => setTimeout(done, 1000));
-    // The sandbox may be gone and come back.
+    // The sandbox may stop and start again.
     if (!document.hidden) await refresh().catch(() => {});
   }
 }
