@@ -97,7 +97,7 @@ def bash_line(line):
         case ["pip", "install", *packages]:
             for package in packages:
                 pip_install(package)
-        case ["airflow", "db", "migrate"] | ["pytest"]:
+        case ["airflow", "db", "migrate"] | ["mkdir", "dags"] | ["pytest", "dags"]:
             # As the fixture `airflow` and `python_block` do.
             pass
         case ["voicegenie-sandbox", *arguments]:
