@@ -21,7 +21,7 @@ from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 pytestmark = pytest.mark.airflow
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
     pytest.param(language, text, id=f"{page.name}:{page.read_text()[: found.start()].count(chr(10)) + 1}")
     for page in PAGES
@@ -97,7 +97,7 @@ def bash_line(line):
         case ["pip", "install", *packages]:
             for package in packages:
                 pip_install(package)
-        case ["airflow", "db", "migrate"] | ["pytest"]:
+        case ["airflow", "db", "migrate"] | ["mkdir", "dags"] | ["pytest", "dags"]:
             # As the fixture `airflow` and `python_block` do.
             pass
         case ["voicegenie-sandbox", *arguments]:
