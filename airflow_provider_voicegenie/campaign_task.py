@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_provider_voicegenie.links import CampaignLink
+from airflow_provider_voicegenie.links import LINK_KEY, CampaignLink
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
     from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,19 @@ class CampaignTask(BaseOperator):
     def on_kill(self) -> None:
         """Note that Airflow ends the task. Airflow calls this from a signal handler."""
         self.told_to_end = True
+
+    def keep_link(self, context: Context, hook: VoiceGenieHook) -> None:
+        """
+        Store the link to the campaign in XCom, an empty one if there is none. A failure is logged, never raised.
+
+        :param context: The task's context.
+        :param hook: The task's hook.
+        """
+        try:
+            self.campaign_url = hook.campaign_url(self.campaign_id) or ""
+            context["ti"].xcom_push(key=LINK_KEY, value=self.campaign_url)
+        except Exception as error:  # noqa: BLE001  Airflow may raise anything here
+            log.debug("Campaign %r: no link to it could be stored (%s).", self.campaign_id, type(error).__name__)
 
     # What the task is about.
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, get_current_context
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.links import keep_link
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
@@ -160,7 +159,7 @@ class StartCampaignOperator(CampaignTask):
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the campaign, wait for it if asked to, and return the XCom value described in the class docstring."""
         if not self.told_to_end:
-            keep_link(context, self._hook(), self)
+            self.keep_link(context, self._hook())
         return self._begin(context).execute()
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -297,7 +296,7 @@ class PauseCampaignOperator(CampaignTask):
             apply_error(self.outcome_rules, error, self.campaign_id)
             raise
         finally:
-            keep_link(context, hook, self)
+            self.keep_link(context, hook)
         self.log.info(
             "Campaign %r was paused: %s call(s) still in progress.",
             self.campaign_id,

@@ -21,7 +21,6 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.links import keep_link
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
@@ -130,7 +129,7 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
         end = self._look(context)
         if not self._has_link:
             self._has_link = True
-            keep_link(context, self._hook, self)
+            self.keep_link(context, self._hook)
         outcome = PokeReturnValue(False) if end is None else self._apply(end)
         if self.deferrable and not outcome.is_done:
             self._defer(context, time.time() + self.timeout)
