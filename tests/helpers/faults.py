@@ -52,9 +52,9 @@ def redirect_elsewhere(names, elsewhere):
 #: What is answered in place of the service: a fault of the sandbox, and its fields, or what makes them from the
 #: campaigns that it is about and the URL of another server.
 ANSWERS = {
-    "no answer, connection reset": ("close", {}),
-    "no answer in time": ("delay", {"seconds": 3.0}),
-    "half an answer": ("truncated", {}),
+    "no response, connection reset": ("close", {}),
+    "no response in time": ("delay", {"seconds": 3.0}),
+    "half a response": ("truncated", {}),
     "slow drip": ("drip", {"seconds": 0.05}),
     "oversized body": ("oversized", {"size": 17 * 1024 * 1024}),
     "gzip bomb": ("gzip_bomb", {"size": 17 * 1024 * 1024}),

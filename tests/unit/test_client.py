@@ -127,7 +127,7 @@ def test_all_pages_of_the_list_each_when_it_is_needed(voicegenie_sandbox):
     next(campaigns)
     assert voicegenie_sandbox.request_count("list") == 1
     names = [campaign.campaign_id for campaign in campaigns]
-    assert len(names) == len(set(names)) == 10
+    assert len(names) == len(set(names)) == 11
     assert voicegenie_sandbox.request_count("list") == 3
 
 

@@ -117,15 +117,15 @@ def forever(number):
     return True
 
 
-TAKES_TOO_LONG = ("no answer in time", "slow drip")
+TAKES_TOO_LONG = ("no response in time", "slow drip")
 
-#: Column -> the call that goes wrong, whether it was carried out, how often, on which connections, and the task.
+#: Column -> the request that goes wrong, whether it took effect, how often, on which connections, and the task.
 TASKS = {
     "start: look before": ("get", False, None, forever, start),
     "start": ("start", False, 1, lambda number: number == 1, start),
-    "start, carried out": ("start", True, 1, None, start),
+    "start, took effect": ("start", True, 1, None, start),
     "pause": ("pause", False, 1, lambda number: number == 0, pause),
-    "pause, carried out": ("pause", True, 1, None, pause),
+    "pause, took effect": ("pause", True, 1, None, pause),
     "ready": ("get", False, 2, lambda number: number < 2, in_both_ways(CampaignReadySensor, campaign_id="ready")),
     "wait": (
         "get",
