@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_voicegenie.api.models import CampaignStats, write_time
+from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.rules.outcomes import Condition
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
@@ -57,13 +58,15 @@ class FinalStatistics:
         self._failing_since: float | None = None
         self._invalid_since: float | None = None
 
-    def delay(self, seconds: float, now: float) -> float:
+    def delay(self, failures: int, retry_after: float | None, now: float) -> float:
         """
-        Return how long to wait before the next read: not until Airflow ends the task.
+        Return how many seconds to wait before the next read: not until Airflow ends the task.
 
-        :param seconds: How long to wait otherwise.
+        :param failures: How many reads have failed in a row.
+        :param retry_after: Seconds the service asked to wait.
         :param now: Unix seconds.
         """
+        seconds = poll_delay(STATISTICS_DELAY, failures, retry_after)
         if self._deadline is None:
             return seconds
         return max(0.0, min(seconds, self._deadline - STATISTICS_DELAY - now))

@@ -9,7 +9,7 @@ from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-from airflow_provider_voicegenie.waiting.final_statistics import STATISTICS_DELAY, FinalStatistics
+from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
 
@@ -69,4 +69,4 @@ def read_final_statistics(hook: VoiceGenieHook, final: FinalStatistics, campaign
             failures += 1
         if end is not None:
             return end
-        time.sleep(final.delay(poll_delay(STATISTICS_DELAY, failures, retry_after), time.time()))
+        time.sleep(final.delay(failures, retry_after, time.time()))

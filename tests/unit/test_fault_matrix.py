@@ -22,7 +22,7 @@ from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, 
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
-from airflow_provider_voicegenie.waiting import worker
+from airflow_provider_voicegenie.waiting import final_statistics, worker
 
 ENDS = {AirflowSkipException: "skip", AirflowFailException: "fail", VoiceGenieRetryException: "retry"}
 
@@ -150,7 +150,8 @@ def sandbox(voicegenie_sandbox, monkeypatch):
     shorten_times(monkeypatch)
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     monkeypatch.setattr(retries, "MAX_WAIT", 1.5)
-    monkeypatch.setattr(worker, "poll_delay", lambda *arguments: min(retries.poll_delay(*arguments), 0.1))
+    for waits in (worker, final_statistics):
+        monkeypatch.setattr(waits, "poll_delay", lambda *arguments: min(retries.poll_delay(*arguments), 0.1))
     return voicegenie_sandbox
 
 

@@ -150,11 +150,12 @@ def test_invalid_answers_have_their_own_minute():
 
 
 def test_no_wait_for_the_next_read_is_longer_than_there_is_time():
-    assert final().delay(30, T) == 30
-    assert final(deadline=T + 100).delay(30, T) == 30
-    assert final(deadline=T + 20).delay(30, T) == 15
-    assert final(deadline=T + 2).delay(30, T) == 0
-    assert final(deadline=T + 20, min_success_rate=50).delay(30, T) == 30
+    assert final().delay(0, None, T) == 5
+    assert final().delay(1, 30, T) == 30
+    assert final(deadline=T + 100).delay(1, 30, T) == 30
+    assert final(deadline=T + 20).delay(1, 30, T) == 15
+    assert final(deadline=T + 2).delay(0, None, T) == 0
+    assert final(deadline=T + 20, min_success_rate=50).delay(1, 30, T) == 30
 
 
 def test_the_execution_timeout_is_not_waited_for_without_need():
