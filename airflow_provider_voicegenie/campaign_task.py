@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_voicegenie.links import LINK_KEY, CampaignLink
+from airflow_provider_voicegenie.waiting.deferral import generation
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: The key of what a task is about in Airflow's task state store.
-_KEY = "voicegenie_task"
+_STATE_KEY = "voicegenie_task"
 
 _FACTS = ("campaign_id", "voicegenie_conn_id")
 
@@ -124,25 +125,22 @@ class CampaignTask(BaseOperator):
         if (store := context.get("task_state_store")) is None:
             return
         try:
-            store.set(_KEY, {**self.facts(), "generation": _generation(context), **more})
+            store.set(_STATE_KEY, {**self.facts(), "generation": generation(context), **more})
         except Exception:
             log.warning(
-                "Campaign %r: Airflow could not keep it for later tries of this task.", self.campaign_id, exc_info=True
+                "Campaign %r: Airflow could not record that this task is about it; a later try may follow another.",
+                self.campaign_id,
+                exc_info=True,
             )
 
     def kept_for_later(self, context: Context) -> dict[str, Any] | None:
         """Return what :meth:`keep_for_later` kept since the task was created or cleared; ``None`` for nothing."""
         store = context.get("task_state_store")
-        kept: Any = None if store is None else store.get(_KEY)
-        return kept if isinstance(kept, dict) and kept.get("generation") == _generation(context) else None
+        kept: Any = None if store is None else store.get(_STATE_KEY)
+        return kept if isinstance(kept, dict) and kept.get("generation") == generation(context) else None
 
     def forget_for_later(self, context: Context) -> None:
         """Drop what :meth:`keep_for_later` kept: the task has looked at nothing."""
         if (store := context.get("task_state_store")) is not None:
             with suppress(Exception):
-                store.delete(_KEY)
-
-
-def _generation(context: Context) -> int:
-    """Return a number that changes whenever a user clears the task: Airflow raises ``max_tries`` then."""
-    return int(getattr(context.get("ti"), "max_tries", 0) or 0)
+                store.delete(_STATE_KEY)

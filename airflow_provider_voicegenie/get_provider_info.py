@@ -6,6 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_provider_voicegenie import __version__
+from airflow_provider_voicegenie.api.settings import (
+    DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_REQUESTS_PER_MINUTE,
+    DEFAULT_TIMEOUT,
+)
 
 _PACKAGE = "airflow_provider_voicegenie"
 _INTEGRATION = "VoiceGenie"
@@ -25,17 +30,19 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
 CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "timeout": {
         "label": "Timeout",
-        "description": "Seconds that one whole request may take, from resolving the host to the last byte. Empty: 30.",
+        "description": "Seconds that one whole request may take, from resolving the host to the last byte. Empty: "
+        f"{DEFAULT_TIMEOUT:g}.",
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 3600},
     },
     "max_attempts": {
         "label": "Attempts for a read",
-        "description": "How often a read is tried in all. A start or a pause is never repeated. Empty: 4.",
+        "description": "How often a read is tried in all. A start or a pause is never repeated. Empty: "
+        f"{DEFAULT_MAX_ATTEMPTS}.",
         "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 20},
     },
     "requests_per_minute": {
         "label": "Requests per minute",
-        "description": "Your plan's rate limit. Empty: 60, the smallest documented plan.",
+        "description": f"Your plan's rate limit. Empty: {DEFAULT_REQUESTS_PER_MINUTE}, the smallest documented plan.",
         "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
     },
     "verify": {

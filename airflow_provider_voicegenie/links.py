@@ -18,7 +18,7 @@ class CampaignLink(BaseOperatorLink):
     """
     Leads to the campaign in the VoiceGenie dashboard, if the connection's extra has a ``campaign_url``.
 
-    The task stores the link in XCom as soon as it has looked at its campaign.
+    The task stores the link in XCom.
     """
 
     name = "VoiceGenie campaign"

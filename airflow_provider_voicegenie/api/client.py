@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
@@ -30,7 +30,7 @@ from airflow_provider_voicegenie.api.errors import (
 from airflow_provider_voicegenie.api.rate_limit import RateLimiter
 from airflow_provider_voicegenie.api.responses import MAX_RESPONSE_BYTES, Redactor, Response
 from airflow_provider_voicegenie.api.retries import MAX_WAIT, rate_limit_reset, retry_arguments, server_time
-from airflow_provider_voicegenie.api.session import BoundSession, ResponseTooLargeError
+from airflow_provider_voicegenie.api.session import BoundSession, ResponseTooLargeError, causes_of
 from airflow_provider_voicegenie.api.settings import ClientSettings
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,13 @@ class VoiceGenieClient:
     def __reduce__(self) -> NoReturn:
         raise TypeError("A VoiceGenie client holds the API key and cannot be pickled; pass the connection id.")
 
-    def send(self, request: Request[Result], *, max_attempts: int | None = None) -> Result:
+    def send(
+        self,
+        request: Request[Result],
+        *,
+        max_attempts: int | None = None,
+        on_sending: Callable[[], None] | None = None,
+    ) -> Result:
         """
         Send a request, and read the response.
 
@@ -68,11 +74,13 @@ class VoiceGenieClient:
 
         :param request: The request.
         :param max_attempts: Attempts in all; the settings' number by default.
+        :param on_sending: Called right before any of the request is sent: from then on, the service may act on it.
         :raises VoiceGenieError: There is no good response.
+        :raises ValueError: The body of the request cannot be written as JSON.
         """
         if not request.is_repeatable:
             self._limiter.reserve(time.monotonic(), may_wait=False)
-            return self._send_once(request)
+            return self._send_once(request, on_sending)
         attempts = max_attempts or self.settings.max_attempts
         retrying = Retrying(sleep=self._sleep, **retry_arguments(attempts, partial(_announce, attempts)))
         result: Result = retrying(self._send_in_turn, request)
@@ -93,8 +101,8 @@ class VoiceGenieClient:
             self._sleep(delay)
         return self._send_once(request)
 
-    def _send_once(self, request: Request[Result]) -> Result:
-        received = self._exchange(request)
+    def _send_once(self, request: Request[Result], on_sending: Callable[[], None] | None = None) -> Result:
+        received = self._exchange(request, on_sending)
         # Not raised in an `except`: the exception of the library, which may hold the key, would be chained to it.
         if isinstance(received, VoiceGenieError):
             raise received
@@ -110,18 +118,19 @@ class VoiceGenieClient:
             error.add_remedy(self.settings.connection, self.settings.address)
             raise
 
-    def _exchange(self, request: Request[Result]) -> Response | VoiceGenieError:
+    def _exchange(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Response | VoiceGenieError:
         is_sent = False
         try:
-            exchange = self.session.exchange(
-                self.session.prepare_request(
-                    requests.Request(request.method, request.path, params=request.params, json=request.json)
-                )
+            prepared = self.session.prepare_request(
+                requests.Request(request.method, request.path, params=request.params, json=request.json)
             )
+            exchange = self.session.exchange(prepared, on_sending=on_sending)
             try:
                 response = exchange.run()
             finally:
                 is_sent = exchange.is_sent
+        except exceptions.InvalidJSONError as error:
+            raise ValueError(f"{request}: json cannot be written as JSON: {error}") from None
         except (OSError, ValueError) as error:
             failure = _failure(error, is_sent=is_sent)
         else:
@@ -149,7 +158,9 @@ class _Failure(NamedTuple):
     words: str
 
 
-_TOO_LARGE = _Failure(InvalidAnswerError, f"the response is larger than {MAX_RESPONSE_BYTES} bytes and was not read")
+_TOO_LARGE = _Failure(
+    InvalidAnswerError, f"the response is larger than {MAX_RESPONSE_BYTES} bytes and was not read to its end"
+)
 _UNKNOWN_HOST = _Failure(
     ConnectionFailedError,
     "the name of the host ({address}) cannot be resolved. Check the host of {connection} for a typing error, and the "
@@ -224,7 +235,7 @@ def _failure(error: Exception, *, is_sent: bool) -> _Failure:
     if not isinstance(error, requests.RequestException):
         # The session itself says so, before it connects.
         return _WRONG_BUNDLE if isinstance(error, OSError) else _UNKNOWN_HOST
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
     for classes, failure in _FAILURES:
         if any(isinstance(cause, classes) for cause in causes):
             return failure
@@ -238,15 +249,3 @@ def _failure(error: Exception, *, is_sent: bool) -> _Failure:
     if is_closed or not reasons:
         return _UNREACHABLE
     return _NOT_TLS if _NOT_TLS_REASONS.intersection(reasons) else _NO_TLS_AGREED
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and everything it wraps: cause, context, ``reason`` and ``args``."""
-    pending: list[object] = [error]
-    seen: set[int] = set()
-    while pending:
-        candidate = pending.pop()
-        if isinstance(candidate, BaseException) and id(candidate) not in seen:
-            seen.add(id(candidate))
-            yield candidate
-            pending += [candidate.__cause__, candidate.__context__, getattr(candidate, "reason", None), *candidate.args]

@@ -142,10 +142,12 @@ def other(
     :param params: The query.
     :param json: The body.
     :param repeatable: Whether sending it again is harmless.
-    :raises ValueError: ``path`` is no path.
+    :raises ValueError: ``path`` is no path, or ``method`` is no method.
     """
-    if not path.startswith("/") or path.startswith("//"):
+    if not path.startswith("/") or path.startswith("//") or leads_out(path):
         raise ValueError(f'path must be a path below the base URL, such as "/getHistory"; got {path!r:.80}.')
+    if not (method.isascii() and method.isalpha()):
+        raise ValueError(f'method must be an HTTP method, such as "POST"; got {method!r:.80}.')
     method = method.upper()
     return Request(f"{method} {path}", path, None, is_repeatable=repeatable, method=method, params=params, json=json)
 
@@ -161,6 +163,12 @@ def _about(
 ) -> Request[Result]:
     check_campaign_id(campaign_id)
     return Request(name, path + quote(campaign_id, safe=""), decode, is_repeatable, campaign_id, id_field)
+
+
+def leads_out(path: str) -> bool:
+    """Say whether a path, or what a proxy may make of it, has a ``.`` or ``..`` segment."""
+    plain = unquote(unquote(path.partition("?")[0])).replace("\\", "/")
+    return any(part in (".", "..") for part in plain.split("/"))
 
 
 def check_campaign_id(campaign_id: object) -> None:
@@ -208,6 +216,6 @@ def _problem_with(campaign_id: str) -> str | None:
         problem = "has white space around it"
     elif not campaign_id.isprintable():
         problem = "has control or invisible characters"
-    elif any(part in (".", "..") for part in unquote(unquote(campaign_id)).replace("\\", "/").split("/")):
+    elif leads_out(campaign_id):
         problem = "would lead to another path"
     return problem and f"{campaign_id[:80]!r} {problem}. Pass the id as the VoiceGenie dashboard shows it."

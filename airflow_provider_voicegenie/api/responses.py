@@ -204,7 +204,7 @@ def _details(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _excerpt(text: str) -> str:
-    return _shorten(text) or "empty"
+    return _shorten(text) or "the response is empty"
 
 
 def _shorten(text: str) -> str:

@@ -2,9 +2,9 @@
 """
 A ``requests.Session`` that is bound to one service, and bounded in time and size.
 
-- The API key goes to the service's own scheme, host and port, and nowhere else.
+- The API key is put on a request right before it is sent, if it goes to the service's own scheme, host and port.
 - A request has a time limit as a whole, from resolving the host to the last byte. It runs in a thread of its own, which
-  is left behind when the time is over, or when its caller is interrupted, and then never sends.
+  asks its caller for leave before it sends. A caller whose time is over, or who was interrupted, no longer gives leave.
 - No redirect is followed, no cookie kept, no connection used twice, and no response read beyond a limit.
 """
 
@@ -13,24 +13,27 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
+import email.errors
+import http.client
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from io import BytesIO
+from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
-from requests.cookies import RequestsCookieJar
 from requests.utils import select_proxy
 
 from airflow_provider_voicegenie import __version__
+from airflow_provider_voicegenie.api.endpoints import leads_out
 from airflow_provider_voicegenie.api.responses import MAX_RESPONSE_BYTES
-from airflow_provider_voicegenie.api.settings import ClientSettings
+from airflow_provider_voicegenie.api.settings import ClientSettings, is_proxy_url
 
 #: The header that carries the API key.
 API_KEY_HEADER = "x-api-key"
@@ -51,6 +54,9 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 #: The exchange that a thread is about.
 _current: contextvars.ContextVar[Exchange] = contextvars.ContextVar("voicegenie_exchange")
 
+#: What the thread of an exchange says to its caller.
+_ASKS_FOR_LEAVE, _IS_OVER = object(), object()
+
 
 class ResponseTooLargeError(requests.RequestException):
     """The response is larger than :data:`MAX_RESPONSE_BYTES`."""
@@ -60,21 +66,27 @@ class Exchange:
     """
     One request and its response, in a thread of its own.
 
+    The thread sends nothing without leave, and only a caller that still waits gives leave. So whatever interrupts the
+    caller, and wherever, an interrupted request that was not sent by then is never sent.
+
     :param send: Sends the request and returns the response, within the thread.
     :param timeout: Seconds that it may take.
+    :param on_sending: Called by the caller right before it gives leave.
     """
 
-    def __init__(self, send: Callable[[], requests.Response], timeout: float) -> None:
+    def __init__(
+        self, send: Callable[[], requests.Response], timeout: float, on_sending: Callable[[], None] | None = None
+    ) -> None:
         self._send = send
         self._timeout = timeout
+        self._on_sending = on_sending
         self._deadline = 0.0
-        self._lock = threading.Lock()
-        self._is_abandoned = False
-        self._socket: socket.socket | None = None
-        self._is_over = threading.Event()
+        self._said: SimpleQueue[object] = SimpleQueue()
+        self._leave: SimpleQueue[None] = SimpleQueue()
+        self._connection: Any = None
         self._response: requests.Response | None = None
-        self._error: BaseException | None = None
-        #: Whether any of the request may have reached the service. Final once :meth:`run` has returned or raised.
+        self._error: Exception | None = None
+        #: Whether any of the request may have reached the service.
         self.is_sent = False
 
     def run(self) -> requests.Response:
@@ -85,60 +97,96 @@ class Exchange:
         :raises OSError: The CA bundle cannot be read.
         """
         self._deadline = time.monotonic() + self._timeout
-        thread = threading.Thread(target=self._work, name="voicegenie-request", daemon=True)
         try:
-            thread.start()
-            is_in_time = self._is_over.wait(self._timeout)
+            threading.Thread(target=self._work, name="voicegenie-request", daemon=True).start()
+        except RuntimeError as error:
+            raise requests.ConnectionError(f"no thread for the request: {error}") from None
+        try:
+            while self._said.get(timeout=max(0.0, self._deadline - time.monotonic())) is _ASKS_FOR_LEAVE:
+                if self._on_sending is not None:
+                    self._on_sending()
+                self.is_sent = True
+                self._leave.put(None)
+        except Empty:
+            raise requests.Timeout(f"no whole response within {self._timeout:g} s") from None
         finally:
-            # Out of time, or interrupted by a signal: what was not sent by now never will be.
-            self._abandon()
-        if not is_in_time:
-            raise requests.Timeout(f"no whole response within {self._timeout:g} s")
+            self._wake_thread()
         if self._error is not None:
-            # Its traceback would show the frames of the thread.
-            raise self._error.with_traceback(None)
+            raise self._error
         assert self._response is not None  # noqa: S101
         return self._response
 
-    def before_sending(self, connection: Any) -> None:
+    def ask_for_leave(self, connection: Any) -> None:
         """
-        Take note, in the thread, that a connected connection is about to send the request.
+        Ask, in the thread, whether a connected connection may send the request.
 
         :param connection: The connection.
         :raises requests.Timeout: Nobody waits for the request any more.
         """
-        with self._lock:
-            if self._is_abandoned or time.monotonic() >= self._deadline:
-                raise requests.Timeout("its time was over before it was sent")
-            self.is_sent = True
-            self._socket = connection.sock
+        self._connection = connection
+        self._said.put(_ASKS_FOR_LEAVE)
+        try:
+            self._leave.get(timeout=max(0.0, self._deadline - time.monotonic()))
+        except Empty:
+            raise requests.Timeout("its time was over before it was sent") from None
 
     def _work(self) -> None:
         _current.set(self)
         try:
             self._response = self._send()
-        except BaseException as error:  # noqa: BLE001  it is raised again, where it is waited for
+        except Exception as error:  # noqa: BLE001  it is raised again, where it is waited for
+            for each in causes_of(error):
+                each.__traceback__ = None  # its frames hold the key
             self._error = error
-        self._is_over.set()
+        self._connection = None
+        self._said.put(_IS_OVER)
 
-    def _abandon(self) -> None:
-        with self._lock:
-            self._is_abandoned = True
-        if self._socket is not None and not self._is_over.is_set():
-            with contextlib.suppress(OSError):  # it may be closed already
-                # Wakes up the thread. Not the method of an SSL socket, which is not for two threads.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+    def _wake_thread(self) -> None:
+        """End a thread that is left behind in a read, as well as that can be done."""
+        connection = self._connection
+        with contextlib.suppress(Exception):
+            # Behind a proxy that speaks TLS, the socket is one level deeper.
+            inner = getattr(connection.sock, "socket", connection.sock)
+            # Not the method of an SSL socket, which is not for two threads.
+            socket.socket.shutdown(inner, socket.SHUT_RDWR)
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and everything it wraps: cause, context, ``reason`` and ``args``."""
+    pending: list[object] = [error]
+    seen: set[int] = set()
+    while pending:
+        candidate = pending.pop()
+        if isinstance(candidate, BaseException) and id(candidate) not in seen:
+            seen.add(id(candidate))
+            yield candidate
+            pending += [candidate.__cause__, candidate.__context__, getattr(candidate, "reason", None), *candidate.args]
+
+
+#: Those of a response in parts, whose parts are not read as headers.
+_HARMLESS_DEFECTS = (email.errors.StartBoundaryNotFoundDefect, email.errors.MultipartInvariantViolationDefect)
+
+
+class _StrictResponse(http.client.HTTPResponse):
+    """Refuses malformed headers, which the library would log: a server may have put the key into them."""
+
+    def begin(self) -> None:
+        super().begin()
+        defects = [defect for defect in self.msg.defects if not isinstance(defect, _HARMLESS_DEFECTS)]
+        if defects or (not self.msg.is_multipart() and self.msg.get_payload()):
+            raise http.client.HTTPException("malformed headers")
 
 
 class _Gate:
     """What a connection class of the library becomes with it: it asks whether it may still send."""
 
     sock: Any
+    response_class = _StrictResponse
 
     def request(self, *arguments: Any, **options: Any) -> None:
         if self.sock is None:
             self.connect()  # type: ignore[attr-defined]
-        _current.get().before_sending(self)
+        _current.get().ask_for_leave(self)
         super().request(*arguments, **options)  # type: ignore[misc]
 
 
@@ -150,7 +198,7 @@ def _gated(pool_class: type[Any]) -> type[Any]:
 
 
 class _GatedAdapter(HTTPAdapter):
-    """Makes connections that ask before they send."""
+    """Makes connections that ask before they send; for one request."""
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
@@ -169,8 +217,15 @@ def _gate(manager: Any) -> None:
     manager.pool_classes_by_scheme = {scheme: _gated(pool_class) for scheme, pool_class in classes.items()}
 
 
+class _NoAuth(AuthBase):
+    """Adds nothing, and keeps ``requests`` from looking for a password in the user's files."""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        return request
+
+
 class _KeyAuth(AuthBase):
-    """Puts the API key on requests to one scheme, host and port; the only place that does."""
+    """Puts the API key on requests to one scheme, host and port, and takes it off all others."""
 
     def __init__(self, settings: ClientSettings) -> None:
         self._api_key = settings.api_key
@@ -178,6 +233,7 @@ class _KeyAuth(AuthBase):
         self._origin = _origin(requests.Request("GET", settings.base_url).prepare().url)
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.pop(API_KEY_HEADER, None)
         if _origin(request.url) == self._origin:
             request.headers[API_KEY_HEADER] = self._api_key
         return request
@@ -186,11 +242,6 @@ class _KeyAuth(AuthBase):
 def _origin(url: str | None) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url or "")
     return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
-
-
-class _NoCookies(RequestsCookieJar):
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        pass
 
 
 class BoundSession(requests.Session):
@@ -206,10 +257,10 @@ class BoundSession(requests.Session):
     def __init__(self, settings: ClientSettings) -> None:
         super().__init__()
         self._settings = settings
-        self.auth = _KeyAuth(settings)
+        self._key_auth = _KeyAuth(settings)
+        self.auth = _NoAuth()
         self.headers.clear()
         self.headers.update(_HEADERS)
-        self.cookies = _NoCookies()
         self.proxies = dict(settings.proxies)
         self.verify = settings.verify
         # A proxy of the environment sees only ciphertext of https; of http it would see the key.
@@ -219,9 +270,15 @@ class BoundSession(requests.Session):
         raise TypeError("A VoiceGenie session holds the API key and cannot be pickled; pass the connection id.")
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
-        """Complete a request; its URL may be a path."""
+        """
+        Complete a request; its URL may be a path.
+
+        :raises requests.exceptions.InvalidURL: The path has a ``.`` or ``..`` in it.
+        """
         request = copy.copy(request)
         if not urlsplit(request.url).scheme:
+            if leads_out(request.url):
+                raise requests.exceptions.InvalidURL("a path below the base URL has no . or .. in it")
             request.url = f"{self._settings.base_url}/{request.url.lstrip('/')}"
         return super().prepare_request(request)
 
@@ -233,40 +290,52 @@ class BoundSession(requests.Session):
             merged["proxies"] = dict(self.proxies)
         return dict(merged)
 
-    def exchange(self, request: requests.PreparedRequest, **options: Any) -> Exchange:
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Send a prepared request once, follow no redirect, and read the response."""
+        return self.exchange(request, **options).run()
+
+    def exchange(
+        self, request: requests.PreparedRequest, *, on_sending: Callable[[], None] | None = None, **options: Any
+    ) -> Exchange:
         """
         Return what sends a prepared request.
 
         :param request: The request.
+        :param on_sending: Called right before any of it is sent.
         :param options: As :meth:`requests.Session.send` takes them.
         """
         merged = self.merge_environment_settings(request.url, None, None, None, None) | options
-        timeout = self._settings.timeout
-        merged |= {"stream": True, "allow_redirects": False, "timeout": timeout}
-        return Exchange(lambda: self._send(request, merged), timeout)
-
-    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
-        """Send a prepared request, and read the response."""
-        return self.exchange(request, **options).run()
+        request = request.copy()
+        return Exchange(lambda: self._send(request, merged), self._settings.timeout, on_sending)
 
     def _send(self, request: requests.PreparedRequest, options: Mapping[str, Any]) -> requests.Response:
-        self.auth(request)  # type: ignore[operator, misc]
+        if urlsplit(str(request.url)).scheme not in _DEFAULT_PORTS:
+            raise requests.exceptions.InvalidSchema("only http:// and https:// are spoken")
+        proxies = options["proxies"]
+        if (proxy := select_proxy(str(request.url), proxies)) and not is_proxy_url(proxy):
+            raise requests.exceptions.InvalidProxyURL("not the URL of a proxy")
         try:
-            response = super().send(request, **options)
+            response = _GatedAdapter().send(
+                self._key_auth(request),
+                stream=True,
+                timeout=self._settings.timeout,
+                verify=options["verify"],
+                cert=options["cert"],
+                proxies=proxies,
+            )
+        except (requests.RequestException, OSError) as error:
+            if (proxy or "").startswith("socks") and not _current.get().is_sent:
+                # For other proxies, the library says so by itself.
+                raise requests.exceptions.ProxyError("the proxy failed", request=request) from error
+            raise
+        except Exception as error:
+            # What the library below raises, and `requests` does not translate.
+            raise requests.ConnectionError("the request failed") from error
         finally:
             # Whoever prints a response's request does not print the key.
             request.headers.pop(API_KEY_HEADER, None)
         response.raw = BytesIO(_read_body(response))
         return response
-
-    def get_adapter(self, url: Any) -> HTTPAdapter:
-        """Return an adapter for one request, so that no connection is used twice."""
-        if urlsplit(url).scheme not in _DEFAULT_PORTS:
-            raise requests.exceptions.InvalidSchema("only http:// and https:// are spoken")
-        return _GatedAdapter()
-
-    def get_redirect_target(self, response: Any) -> None:
-        """Find no redirect: none is followed, and none is looked at."""
 
 
 def _read_body(response: requests.Response) -> bytes:

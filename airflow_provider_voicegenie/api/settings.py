@@ -83,3 +83,18 @@ def _is_surely_a_host(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+#: The SOCKS ones need the package ``requests[socks]``.
+_PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
+
+
+def is_proxy_url(url: object) -> bool:
+    """Say whether a text can be the URL of a proxy; without a scheme, it is one of plain HTTP."""
+    if not isinstance(url, str):
+        return False
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        return parts.scheme in _PROXY_SCHEMES and bool(parts.hostname)
+    except ValueError:
+        return False

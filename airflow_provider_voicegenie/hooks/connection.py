@@ -18,7 +18,14 @@ from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError
-from airflow_provider_voicegenie.api.settings import DOCUMENTED_BASE_URL, ClientSettings
+from airflow_provider_voicegenie.api.settings import (
+    DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_REQUESTS_PER_MINUTE,
+    DEFAULT_TIMEOUT,
+    DOCUMENTED_BASE_URL,
+    ClientSettings,
+    is_proxy_url,
+)
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS
 from airflow_provider_voicegenie.rules.parameters import did_you_mean
 
@@ -202,7 +209,7 @@ def _read_extra(conn_id: object, text: object) -> dict[str, Any]:
     if extra is None:
         raise _FieldError('Extra must be a JSON object, such as {"timeout": 30}, or empty.')
     if found := "; ".join(chain.from_iterable(unknown_fields(extra))):
-        log.warning("Connection %r: Extra has %s.", conn_id, found)
+        log.warning("Connection %r: Extra has %s", conn_id, found if found.endswith("?") else f"{found}.")
     values = {}
     for name, (read, wanted) in _EXTRA_FIELDS.items():
         value = extra.get(name)
@@ -247,7 +254,7 @@ def unknown_fields(extra: object) -> tuple[list[str], list[str]]:
     return misspelled, [f"{others} field(s) that mean nothing here (known: {known})"] if others else []
 
 
-def _number(name: str, what: str, example: int) -> tuple[Callable[[Any], float], str]:
+def _number(name: str, what: str, example: float) -> tuple[Callable[[Any], float], str]:
     """Return what reads a number within the bounds that the connection form has for it, and what it must be."""
     schema = CONNECTION_FIELDS[name]["schema"]
     above, least, most = (schema.get(bound) for bound in ("exclusiveMinimum", "minimum", "maximum"))
@@ -261,7 +268,7 @@ def _number(name: str, what: str, example: int) -> tuple[Callable[[Any], float],
         return int(number) if is_whole else number
 
     from_where = f"above {above}" if least is None else f"from {least}"
-    return read, f"{what} {from_where}, at most {most}, such as {example}"
+    return read, f"{what} {from_where}, at most {most}, such as {example:g}"
 
 
 def _read_flag(value: Any) -> bool:
@@ -279,19 +286,12 @@ def _read_verify(value: Any) -> bool | str:
     return value
 
 
-#: The SOCKS ones need the package ``requests[socks]``.
-_PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
-
-
 def _read_proxies(value: Any) -> Mapping[str, str]:
     proxies = json.loads(value) if isinstance(value, str) else value
     if not isinstance(proxies, Mapping):
         raise ValueError
     for scheme, url in proxies.items():
-        proxy = urlsplit(url)
-        if scheme.partition("://")[0] not in ("http", "https", "all") or not proxy.hostname:
-            raise ValueError
-        if proxy.scheme not in _PROXY_SCHEMES:
+        if scheme.partition("://")[0] not in ("http", "https", "all") or "://" not in url or not is_proxy_url(url):
             raise ValueError
     return dict(proxies)
 
@@ -308,9 +308,9 @@ def _read_campaign_url(value: Any) -> str:
 
 #: What reads each field, and what the field must be.
 _EXTRA_FIELDS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
-    "timeout": _number("timeout", "a number of seconds", 30),
-    "max_attempts": _number("max_attempts", "a whole number", 4),
-    "requests_per_minute": _number("requests_per_minute", "a whole number", 60),
+    "timeout": _number("timeout", "a number of seconds", DEFAULT_TIMEOUT),
+    "max_attempts": _number("max_attempts", "a whole number", DEFAULT_MAX_ATTEMPTS),
+    "requests_per_minute": _number("requests_per_minute", "a whole number", DEFAULT_REQUESTS_PER_MINUTE),
     "verify": (_read_verify, "true, false, or the path of an existing CA bundle on this machine"),
     "proxies": (
         _read_proxies,

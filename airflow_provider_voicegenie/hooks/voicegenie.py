@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ class VoiceGenieHook(BaseHook):
         Return a ``requests.Session`` for the service, for requests that this hook has no method for.
 
         A path is one below the connection's base URL: ``hook.get_conn().get("/campaign/1")``. The API key goes to the
-        connection's own scheme, host and port, and nowhere else. Each request is bounded by the connection's
+        connection's own scheme, host and port only. Each request is bounded by the connection's
         ``timeout``, follows no redirect, and is never repeated. :meth:`request` checks the response, too.
 
         :raises InvalidConnectionError: The connection has a missing or wrong value; nothing is sent.
@@ -81,21 +81,22 @@ class VoiceGenieHook(BaseHook):
         :param repeatable: Whether sending it again is harmless. It is repeated then while trouble looks temporary, and
             otherwise never.
         :raises VoiceGenieError: There is no response, or one that does not say success.
-        :raises ValueError: ``path`` is no path.
+        :raises ValueError: An argument is wrong.
         """
         from airflow_provider_voicegenie.api import endpoints
 
         return self._client.send(endpoints.other(method, path, params=params, json=json, repeatable=repeatable))
 
-    def start_campaign(self, campaign_id: str) -> StartedCampaign:
+    def start_campaign(self, campaign_id: str, *, on_sending: Callable[[], None] | None = None) -> StartedCampaign:
         """
         Start a campaign (``GET /startCampaign/{id}``): people are phoned at once. Sent once, whatever comes back.
 
         :param campaign_id: Id of the campaign.
+        :param on_sending: Called right before the request is sent: from then on, the campaign may have been started.
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(endpoints.start(campaign_id))
+        return self._client.send(endpoints.start(campaign_id), on_sending=on_sending)
 
     def pause_campaign(self, campaign_id: str) -> PausedCampaign:
         """
@@ -188,8 +189,8 @@ class VoiceGenieHook(BaseHook):
             return False, message[:1].upper() + message[1:]
         misspelled, others = unknown_fields(connection.extra)
         found = "; ".join((*misspelled, *others))
-        works = not misspelled
-        return works, f"The VoiceGenie service accepts the API key{f', but Extra has {found}' if found else ''}."
+        message = f"The VoiceGenie service accepts the API key{f', but Extra has {found}' if found else ''}"
+        return not misspelled, message if message.endswith("?") else f"{message}."
 
     def _airflow_connection(self) -> Any:
         problem: VoiceGenieError

@@ -89,7 +89,7 @@ class StartCampaignOperator(CampaignTask):
         ``COMPLETION_TIMEOUT`` holds, and the campaign goes on. No limit by default. Needs ``wait_for_completion``.
         Airflow's ``execution_timeout`` counts the whole task, and pauses the campaign.
     :param pause_on_kill: Whether to pause the campaign when the task is ended from outside: marked or cleared by a
-        user, or by its ``execution_timeout``. Only a campaign that this task started is paused, and none because a
+        user, or by its ``execution_timeout``. A campaign is paused only if this task started it, and never because a
         worker, a triggerer or a scheduler goes down. While the task is deferred, Airflow reports marking and clearing
         from 3.3 on.
     :param stall_timeout: How long the campaign may run without progress in any counter before the condition
@@ -158,20 +158,21 @@ class StartCampaignOperator(CampaignTask):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the campaign, wait for it if asked to, and return the XCom value described in the class docstring."""
+        hook = self._hook()
         if not self.told_to_end:
-            self.keep_link(context, self._hook())
-        return self._begin(context).execute()
+            self.keep_link(context, hook)
+        return self._begin(context, hook).execute()
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
         self.go_on_with(event["deferred"])
-        return self._begin(context).resume(event)
+        return self._begin(context, self._hook()).resume(event)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
         if was_ended_by_airflow(next_method, next_kwargs):
             start = self._start_before_deferral(context)
-            return self._begin(context).resume_late(start)
+            return self._begin(context, self._hook()).resume_late(start)
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
@@ -181,14 +182,14 @@ class StartCampaignOperator(CampaignTask):
             self._running.kill()
         elif (context := _context_of_resumed_task_on_airflow_2()) is not None:
             start = self._start_before_deferral(context)
-            self._begin(context).end_before_resuming(start)
+            self._begin(context, self._hook()).end_before_resuming(start)
 
-    def _begin(self, context: Context) -> StartTask:
+    def _begin(self, context: Context, hook: VoiceGenieHook) -> StartTask:
         from airflow_provider_voicegenie.start.options import StartOptions
         from airflow_provider_voicegenie.start.task import StartTask
 
         options = StartOptions(**{field.name: getattr(self, field.name) for field in fields(StartOptions)})
-        self._running = StartTask(self._hook(), self.campaign_id, context, options)
+        self._running = StartTask(hook, self.campaign_id, context, options)
         if self.told_to_end:
             self._running.kill()
         return self._running

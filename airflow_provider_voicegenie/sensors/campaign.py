@@ -47,6 +47,7 @@ from airflow_provider_voicegenie.waiting.deferral import (
     execution_deadline,
     keep_for_resuming,
     kept_for_resuming,
+    late_reason,
     was_ended_by_airflow,
 )
 
@@ -148,16 +149,11 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
 
     def execute_late(self, context: Context) -> Any:
         """Look once more, after Airflow ended the deferral as no triggerer did in time."""
-        from airflow_provider_voicegenie.waiting.watch import EndReason
-
         if kept := kept_for_resuming(context):
             self._take_up(kept)
         end = self._look(context)
         if end is None:
-            execution_ends = execution_deadline(context, self.execution_timeout)
-            is_over = execution_ends is not None and time.time() >= execution_ends
-            reason = EndReason.EXECUTION_TIMEOUT if is_over else EndReason.TIMEOUT
-            end = self._watch.time_is_up(time.time(), reason)
+            end = self._watch.time_is_up(time.time(), late_reason(context, self.execution_timeout))
         return self._apply(end).xcom_value
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

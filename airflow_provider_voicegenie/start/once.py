@@ -83,6 +83,8 @@ class StartOnce:
         self._records = StartRecords(context, campaign_id, hook.voicegenie_conn_id)
         #: Whether a start of this task is in effect, or may be.
         self.may_be_in_effect = False
+        #: Whether it is surely in effect.
+        self._is_confirmed = False
 
     def start(self) -> Start:
         """
@@ -91,6 +93,14 @@ class StartOnce:
         :raises VoiceGenieError: The service refused, or could not be asked.
         """
         return self._take_over() or self._start()
+
+    def resume(self, start: Start) -> None:
+        """
+        Go on with a start that was made before a deferral.
+
+        :param start: The start.
+        """
+        self.may_be_in_effect = self._is_confirmed = start.started_by_task
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -112,8 +122,12 @@ class StartOnce:
         if not (self.may_be_in_effect and self._options.pause_on_kill):
             return
         self.may_be_in_effect = False
-        pause_campaign_of_killed_task(self.hook.pause_campaign, self.campaign_id)
-        self._records.set_phase(phase)
+        is_stopped = pause_campaign_of_killed_task(
+            self.hook.pause_campaign, self.campaign_id, may_start_late=not self._is_confirmed
+        )
+        # A start that may still take effect stays on record as sent: the next try looks for it.
+        if is_stopped or self._is_confirmed:
+            self._records.set_phase(phase)
 
     def recognize_earlier_start(self) -> None:
         """Ask the service whether a killed task's earlier try started the campaign, if Airflow keeps nothing of it."""
@@ -122,7 +136,7 @@ class StartOnce:
         try:
             if self.hook.get_campaign(self.campaign_id).status.is_running:
                 statistics = self.hook.get_campaign_stats(self.campaign_id)
-                self.may_be_in_effect = was_started_in_run(statistics, self._run_began())
+                self.may_be_in_effect = self._is_confirmed = was_started_in_run(statistics, self._run_began())
         except VoiceGenieError as error:
             log.warning("%s Look in the VoiceGenie dashboard whether it has to be paused.", error)
 
@@ -162,17 +176,21 @@ class StartOnce:
         return self._send(before, sent_at)
 
     def _send(self, before: Campaign, sent_at: datetime) -> Start:
-        self.may_be_in_effect = True
         ambiguous: VoiceGenieError
         try:
-            started = self.hook.start_campaign(self.campaign_id)
+            started = self.hook.start_campaign(self.campaign_id, on_sending=self._on_sending)
         except VoiceGenieError as error:
             if not error.may_have_taken_effect:
-                self.may_be_in_effect = False
-                self._records.set_phase(StartPhase.CLOSED)
+                self._has_no_effect()
                 raise
             ambiguous = error
+        except BaseException:
+            # Interrupted, as by `execution_timeout`.
+            if not self.may_be_in_effect:
+                self._has_no_effect()
+            raise
         else:
+            self._is_confirmed = True
             self._records.set_phase(StartPhase.STARTED, started.started_at)
             if not started.status.is_running:
                 log.warning(
@@ -188,6 +206,13 @@ class StartOnce:
         if start is None:
             raise ambiguous
         return start
+
+    def _on_sending(self) -> None:
+        self.may_be_in_effect = True
+
+    def _has_no_effect(self) -> None:
+        self.may_be_in_effect = False
+        self._records.set_phase(StartPhase.CLOSED)
 
     def _campaign_before(self) -> Campaign:
         """Read the campaign; if a user has cleared this task, once the triggerer has paused it."""
@@ -222,13 +247,16 @@ class StartOnce:
         seen = f"status was {before.status.value}{now}"
         log.info("Campaign %r: %s (%s).", self.campaign_id, took_effect.value, seen)
         if took_effect is TookEffect.YES:
+            self._is_confirmed = True
             self._records.set_phase(StartPhase.STARTED, started_at)
             return Start.by_task(looks[-1].status, started_at)
         if took_effect is TookEffect.NO:
             # It stays on record as sent: should it take effect after all, the next try finds it.
             self.may_be_in_effect = False
             return None
-        return self._unconfirmed(f"the start was sent but got no response, and {took_effect.value} ({seen})", problem)
+        return self._unconfirmed(
+            f"the start may have been sent, but no valid response came, and {took_effect.value} ({seen})", problem
+        )
 
     def _look_for_start(self, before: Campaign, sent_at: datetime) -> tuple[list[Campaign], CampaignStats | None]:
         """Look at the campaign until it shows that the start took effect, and at the statistics if it does not."""
@@ -282,6 +310,7 @@ class StartOnce:
                 self.campaign_id, self.hook = record.campaign_id, VoiceGenieHook(record.voicegenie_conn_id)
             self._refuse_another_campaign(record)
             self.may_be_in_effect = record.phase is not StartPhase.TIMED_OUT
+            self._is_confirmed = record.phase is StartPhase.STARTED
         self._kill.check()
         if record is None:
             if self._records.are_kept or self._records.is_first_try:
@@ -327,7 +356,7 @@ class StartOnce:
                 self._await_statistics_from_after(now)
                 statistics = self.hook.get_campaign_stats(self.campaign_id)
         if was_started_in_run(statistics, began):
-            self.may_be_in_effect = True
+            self.may_be_in_effect = self._is_confirmed = True
             return self._taken_over(statistics.started_at)
         if began is None or (statistics.started_at is None and campaign.status is not CampaignStatus.PAUSED):
             seen = f"status {campaign.status.value}, but no time of its start"

@@ -2,8 +2,8 @@
 """
 The start that a task instance made, kept across its tries: Airflow's task state store, on Airflow 3.3 and later.
 
-A try records its start before it sends it. A *generation* begins when a task instance is created or cleared: a clear
-raises ``max_tries``. A campaign is started at most once in each.
+A try records its start before it sends it. A *generation* begins when a task instance is created or cleared; a campaign
+is started at most once in each.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time, write_time
+from airflow_provider_voicegenie.waiting.deferral import generation
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +99,6 @@ class StartRecord:
         }
         return cls(campaign_id, voicegenie_conn_id, StartPhase.SENT, generation, write_time(sent_at), None, kept)
 
-    def facts(self) -> dict[str, str]:
-        """Return the campaign and the connection, as :meth:`CampaignTask.facts` does."""
-        return {"campaign_id": self.campaign_id, "voicegenie_conn_id": self.voicegenie_conn_id}
-
     def in_phase(self, phase: StartPhase, started_at: datetime | None = None) -> StartRecord:
         """Return the record, one phase on."""
         return replace(self, phase=phase, started_at=write_time(started_at) or self.started_at)
@@ -148,6 +145,7 @@ class StartRecords:
         self._campaign_id = campaign_id
         self._voicegenie_conn_id = voicegenie_conn_id
         self._task_instance = context.get("ti")
+        self._generation = generation(context)
         self._record: StartRecord | None = None
         #: Whether a user cleared the task while the start that it had made was in effect; known after :meth:`recall`.
         self.was_cleared = False
@@ -164,10 +162,6 @@ class StartRecords:
             return True
         retries = getattr(getattr(self._task_instance, "task", None), "retries", 0) or 0
         return bool(self._task_instance.try_number <= self._generation - retries + 1)
-
-    @property
-    def _generation(self) -> int:
-        return int(getattr(self._task_instance, "max_tries", 0) or 0)
 
     def recall(self) -> StartRecord | None:
         """Return the start that an earlier try of this generation made, if there is one; of whichever campaign."""

@@ -31,7 +31,12 @@ from airflow_provider_voicegenie.rules.outcomes import (
 from airflow_provider_voicegenie.start.once import StartOnce
 from airflow_provider_voicegenie.start.record import Start, StartPhase
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-from airflow_provider_voicegenie.waiting.deferral import deferral_timeout, execution_deadline, keep_for_resuming
+from airflow_provider_voicegenie.waiting.deferral import (
+    deferral_timeout,
+    execution_deadline,
+    keep_for_resuming,
+    late_reason,
+)
 from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
 from airflow_provider_voicegenie.waiting.killing import KillSwitch, TaskKilled, was_ended_by_user
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
@@ -86,7 +91,7 @@ class StartTask:
         """Stop the calls of a deferred task that Airflow 2 ends before it resumes it: out of time, or by a user."""
         is_out_of_time = isinstance(sys.exception(), AirflowTaskTimeout)
         if is_out_of_time or was_ended_by_user(self._context):
-            self._once.may_be_in_effect = Start(**start).started_by_task
+            self._once.resume(Start(**start))
             self._once.stop_calls(StartPhase.TIMED_OUT if is_out_of_time else StartPhase.CLOSED)
 
     def _execute(self) -> dict[str, Any]:
@@ -152,21 +157,20 @@ class StartTask:
 
     def _resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
         start = Start(**event["deferred"]["start"])
-        self._once.may_be_in_effect = start.started_by_task
+        self._once.resume(start)
         self._kill.check()
         return self._end(start, End.from_json(event))
 
     def _resume_late(self, start: Start) -> dict[str, Any]:
-        self._once.may_be_in_effect = start.started_by_task
+        self._once.resume(start)
         try:
             end = self._wait_here(start, time.time() + 1)
         except VoiceGenieError as error:
             # Airflow did not give the connection.
             apply_error(self._options.outcome_rules, error, self._campaign_id)
             raise
-        execution_ends = execution_deadline(self._context, self._options.execution_timeout)
-        if end.reason is EndReason.TIMEOUT and execution_ends is not None and time.time() >= execution_ends:
-            end = end._replace(reason=EndReason.EXECUTION_TIMEOUT)
+        if end.reason is EndReason.TIMEOUT:
+            end = end._replace(reason=late_reason(self._context, self._options.execution_timeout))
         return self._end(start, end)
 
     def _end(self, start: Start, end: End) -> dict[str, Any]:

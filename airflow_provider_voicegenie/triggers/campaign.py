@@ -28,7 +28,7 @@ from airflow_provider_voicegenie.api.models import PausedCampaign
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_readiness, load_prerequisite
 from airflow_provider_voicegenie.triggers.feed import Reading, subscribe
-from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
+from airflow_provider_voicegenie.triggers.threads import in_thread, read_settings
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.killing import pause_campaign_of_killed_task, was_deferred_task_ended_by_user
 from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
@@ -126,12 +126,13 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         if not await sync_to_async(was_deferred_task_ended_by_user)(self.task_instance):
             self.log.info("Campaign %r: the task is still deferred, so another triggerer follows it.", self.campaign_id)
             return
+        from airflow_provider_voicegenie.api.client import VoiceGenieClient
+
         loop = asyncio.get_running_loop()
 
         def send_pause(campaign_id: str) -> PausedCampaign:
             settings = asyncio.run_coroutine_threadsafe(read_settings(self.voicegenie_conn_id), loop).result()
-            client = asyncio.run_coroutine_threadsafe(open_client(settings), loop).result()
-            return client.send(pause(campaign_id))
+            return VoiceGenieClient(settings).send(pause(campaign_id))
 
         await in_thread(pause_campaign_of_killed_task, send_pause, self.campaign_id)
 

@@ -226,7 +226,9 @@ class CampaignFeed:
 
     def _report(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Not one of the service's: subscribers must hear of it rather than wait for ever.
+            # Not one of the service's: subscribers must hear of it rather than wait for ever, and others get a new
+            # feed.
+            _forget(self)
             for polled in list(self._plan.campaigns.values()):
                 for subscription in polled.subscribers:
                     subscription.fail(error)

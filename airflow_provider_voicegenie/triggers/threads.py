@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
-from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.errors import ConnectionFailedError, VoiceGenieError
 from airflow_provider_voicegenie.hooks.connection import client_settings, no_such_connection, unreadable_connection
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ async def in_thread(
     triggerer's exit. A cancellation leaves the thread behind.
 
     :param function: The function; it sees the caller's context variables.
+    :raises ConnectionFailedError: The process can have no more threads.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
@@ -47,15 +48,21 @@ async def in_thread(
             future.set_result(result)  # type: ignore[arg-type]
 
     def work() -> None:
-        result, error = None, None
+        result: Result | None = None
+        error: BaseException | None = None
         try:
             result = context.run(function, *arguments, **options)
+        except StopIteration as caught:  # which a future does not take
+            error = RuntimeError(f"{function!r} raised {caught!r}")
         except BaseException as caught:  # noqa: BLE001  it is raised again, where it is waited for
             error = caught
         with contextlib.suppress(RuntimeError):  # the event loop has ended
             loop.call_soon_threadsafe(deliver, result, error)
 
-    threading.Thread(target=work, name="voicegenie-trigger", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="voicegenie-trigger", daemon=True).start()
+    except RuntimeError as error:
+        raise ConnectionFailedError(f"The triggerer cannot start one more thread ({error}).") from None
     return await future
 
 
@@ -72,7 +79,7 @@ async def read_settings(voicegenie_conn_id: str) -> ClientSettings:
 
     problem: VoiceGenieError
     try:
-        return await in_thread(client_settings, await get_async_connection(voicegenie_conn_id))
+        return client_settings(await get_async_connection(voicegenie_conn_id))
     except AirflowNotFoundException:
         problem = no_such_connection(voicegenie_conn_id)
     except VoiceGenieError as error:

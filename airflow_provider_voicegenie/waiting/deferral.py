@@ -10,12 +10,14 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
 
+from airflow_provider_voicegenie.waiting.watch import EndReason
+
 #: Seconds after a deadline until Airflow's scheduler ends a deferral by itself: the trigger does so in time, unless no
 #: triggerer runs.
 _TRIGGER_GRACE = 60.0
 
 #: The XCom under which a deferred task keeps what it is about.
-_KEY = "voicegenie_task"
+_XCOM_KEY = "voicegenie_task"
 
 
 def default_deferrable() -> bool:
@@ -33,6 +35,18 @@ def execution_deadline(context: Mapping[str, Any], execution_timeout: timedelta 
     if execution_timeout is None or task_instance is None or task_instance.start_date is None:
         return None
     return float((task_instance.start_date + execution_timeout).timestamp())
+
+
+def late_reason(context: Mapping[str, Any], execution_timeout: timedelta | None) -> EndReason:
+    """Return which time is over when Airflow itself has ended a deferral."""
+    execution_ends = execution_deadline(context, execution_timeout)
+    is_over = execution_ends is not None and time.time() >= execution_ends
+    return EndReason.EXECUTION_TIMEOUT if is_over else EndReason.TIMEOUT
+
+
+def generation(context: Mapping[str, Any]) -> int:
+    """Return a number that changes whenever a user clears the task: Airflow raises ``max_tries`` then."""
+    return int(getattr(context.get("ti"), "max_tries", 0) or 0)
 
 
 def deferral_timeout(*deadlines: float | None) -> timedelta | None:
@@ -57,11 +71,11 @@ def keep_for_resuming(context: Mapping[str, Any], kept: Mapping[str, Any]) -> No
     :param kept: What the task has to know then, plain JSON.
     """
     if (task_instance := context.get("ti")) is not None:
-        task_instance.xcom_push(key=_KEY, value=dict(kept))
+        task_instance.xcom_push(key=_XCOM_KEY, value=dict(kept))
 
 
 def kept_for_resuming(context: Mapping[str, Any]) -> dict[str, Any]:
     """Return what :func:`keep_for_resuming` kept; an empty dict if it is lost."""
     task_instance: Any = context["ti"]
-    kept = task_instance.xcom_pull(task_ids=task_instance.task_id, key=_KEY, map_indexes=task_instance.map_index)
+    kept = task_instance.xcom_pull(task_ids=task_instance.task_id, key=_XCOM_KEY, map_indexes=task_instance.map_index)
     return kept if isinstance(kept, dict) else {}

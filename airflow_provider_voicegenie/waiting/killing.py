@@ -149,20 +149,26 @@ def was_deferred_task_ended_by_user(task_instance: Any) -> bool:
         return True
 
 
-def pause_campaign_of_killed_task(pause: Callable[[str], object], campaign_id: str) -> None:
+def pause_campaign_of_killed_task(
+    pause: Callable[[str], object], campaign_id: str, *, may_start_late: bool = False
+) -> bool:
     """
-    Pause the campaign of a task that was killed; whether that worked is for the log only.
+    Pause the campaign of a task that was killed, and say whether its calls are stopped for sure.
 
     A pause whose response was lost is sent again: the second one is refused if the first took effect.
 
     :param pause: Sends one pause.
     :param campaign_id: The campaign.
+    :param may_start_late: Whether a start without a response may still take effect, so that a campaign that is not
+        running is looked at again.
     """
     from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
     from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
 
     def may_help(error: BaseException) -> bool:
+        if isinstance(error, CampaignNotRunningError):
+            return may_start_late
         return isinstance(error, VoiceGenieError) and (error.temporary or error.may_have_taken_effect)
 
     def warn(state: RetryCallState) -> None:
@@ -183,7 +189,14 @@ def pause_campaign_of_killed_task(pause: Callable[[str], object], campaign_id: s
     try:
         retrying(pause, campaign_id)
     except CampaignNotRunningError:
-        log.info("Campaign %r: the task was killed; the campaign is not running, so it is not paused.", campaign_id)
+        if may_start_late:
+            log.warning(
+                "Campaign %r: the task was killed while it started the campaign. The campaign is not running now; if "
+                "the start takes effect late, pause it in the VoiceGenie dashboard.",
+                campaign_id,
+            )
+            return False
+        log.info("Campaign %r: the task was killed; the campaign is not running, so it needs no pause.", campaign_id)
     except VoiceGenieError as error:
         log.error(
             "Campaign %r: the task was killed, and the campaign could not be paused: %s IT MAY GO ON CALLING: pause it "
@@ -191,5 +204,7 @@ def pause_campaign_of_killed_task(pause: Callable[[str], object], campaign_id: s
             campaign_id,
             error,
         )
+        return False
     else:
         log.warning("Campaign %r: the task was killed, so the campaign was paused.", campaign_id)
+    return True

@@ -36,7 +36,7 @@ def wait_for_completion(
             return watch.time_is_up(time.time(), EndReason.TIMEOUT)
         retry_after = None
         try:
-            # One attempt: the wait repeats by itself, and is not held up beyond its deadline.
+            # One attempt: the wait repeats by itself, and passes its deadline by one request at most.
             end = watch.observe(hook.get_campaign(campaign_id, max_attempts=1), time.time())
             failures = 0
         except VoiceGenieError as error:

@@ -35,6 +35,7 @@ from airflow_provider_voicegenie.operators import campaign as operators
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.waiting import killing
 
 
 @both_ways
@@ -63,6 +64,35 @@ def test_the_execution_timeout_pauses_what_the_task_started(sandbox, way, pause_
     paused = pause_on_kill and campaign_id == "long"
     assert sandbox.status(campaign_id) == ("paused" if paused else "running")
     assert sandbox.request_count("pause") == int(paused)
+
+
+@pytest.mark.parametrize(("is_sent", "takes_effect"), [(False, False), (True, False), (True, True)])
+def test_the_execution_timeout_during_the_start(sandbox, monkeypatch, is_sent, takes_effect):
+    monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01, 0.01))
+    store = Store()
+
+    def interrupted_start(hook, campaign_id, *, on_sending):
+        if is_sent:
+            on_sending()
+        if takes_effect:
+            sandbox.sandbox.store.change(campaign_id, status="running")
+        raise AirflowTaskTimeout("Timeout")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VoiceGenieHook, "start_campaign", interrupted_start)
+        with pytest.raises(AirflowTaskTimeout):
+            Starting()(deferrable=False).execute(context(store))
+    # What was not sent is nobody's to pause; what may take effect late is tried for some seconds, and looked for later.
+    assert sandbox.request_count("pause") == (0 if not is_sent else 1 if takes_effect else 3)
+    phase = "timed_out" if takes_effect else "sent" if is_sent else "closed"
+    assert store["voicegenie_start"]["phase"] == phase
+    again = Starting(wait_for_completion=False)(deferrable=False)
+    if takes_effect:
+        with pytest.raises(AirflowFailException, match="paused it when its execution_timeout was over"):
+            again.execute(context(store, try_number=2))
+    else:
+        assert again.execute(context(store, try_number=2))["started_by_task"]
+        assert sandbox.start_count("long") == 1
 
 
 def test_a_retry_after_the_execution_timeout_does_not_start_again(sandbox):
@@ -398,9 +428,9 @@ def test_kill_does_not_pause_a_campaign_that_others_started(sandbox, way):
     run = context(Store())
     operator = Starting(outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})(deferrable=way is deferred)
 
-    def start_campaign(hook, campaign_id, original=VoiceGenieHook.start_campaign):
+    def start_campaign(hook, campaign_id, *, on_sending, original=VoiceGenieHook.start_campaign):
         change(sandbox, campaign_id, status="running")()
-        return original(hook, campaign_id)
+        return original(hook, campaign_id, on_sending=on_sending)
 
     def kill():
         run["ti"].state = "failed"

@@ -27,12 +27,12 @@ BUSY = errors.ConnectionFailedError("busy")
     ("results", "level", "words"),
     [
         ([OK], logging.WARNING, "so the campaign was paused"),
-        ([errors.CampaignNotRunningError("no")], logging.INFO, "is not running"),
+        ([errors.CampaignNotRunningError("no")], logging.INFO, "needs no pause"),
         ([errors.RedirectedError("no")], logging.ERROR, "IT MAY GO ON CALLING"),
         ([errors.UnauthorizedError("no")], logging.ERROR, "IT MAY GO ON CALLING"),
         # What may pass, or may have taken effect, is tried again: a second pause does no harm.
         ([BUSY, LOST, OK], logging.WARNING, "so the campaign was paused"),
-        ([LOST, errors.CampaignNotRunningError("no")], logging.INFO, "is not running"),
+        ([LOST, errors.CampaignNotRunningError("no")], logging.INFO, "needs no pause"),
         ([BUSY, BUSY, BUSY, BUSY], logging.ERROR, "could not be paused: busy IT MAY GO ON CALLING"),
     ],
 )
@@ -57,6 +57,31 @@ def test_the_pause_of_a_killed_task(monkeypatch, caplog, results, level, words):
     assert words in last.getMessage()
     assert all("Trying again" in record.getMessage() and record.levelno == logging.WARNING for record in again)
     assert len(again) == len(results) - 1
+
+
+NOT_RUNNING = errors.CampaignNotRunningError("no")
+
+
+@pytest.mark.parametrize(
+    ("results", "is_stopped"),
+    [
+        ([NOT_RUNNING, NOT_RUNNING, OK], True),
+        ([NOT_RUNNING] * 4, False),
+        ([LOST, NOT_RUNNING, BUSY, NOT_RUNNING], False),
+    ],
+)
+def test_a_start_that_may_take_effect_late_is_waited_for(monkeypatch, caplog, results, is_stopped):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    pending = list(results)
+
+    def pause(campaign_id):
+        result = pending.pop(0)
+        if isinstance(result, Exception):
+            raise result
+
+    assert pause_campaign_of_killed_task(pause, "c", may_start_late=True) is is_stopped
+    assert not pending
+    assert ("if the start takes effect late, pause it" in caplog.text) is not is_stopped
 
 
 def test_what_is_not_of_the_service_is_not_hidden():

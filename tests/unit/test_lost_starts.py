@@ -194,9 +194,9 @@ def test_someone_elses_start_in_between_is_not_reported_as_ours(sandbox, clock, 
     run = context(Store())
     original = VoiceGenieHook.start_campaign
 
-    def start_campaign(hook, campaign_id):
+    def start_campaign(hook, campaign_id, *, on_sending):
         change(sandbox, campaign_id, status="running")
-        return original(hook, campaign_id)
+        return original(hook, campaign_id, on_sending=on_sending)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VoiceGenieHook, "start_campaign", start_campaign)

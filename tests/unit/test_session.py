@@ -13,16 +13,17 @@ import socket
 import ssl
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import requests
 import trustme
-from helpers.leaks import MARKED_KEY, leak_in
+from helpers.leaks import MARKED_KEY, check_exception, leak_in
 from helpers.raw_server import raw_server, refuse
 
 from airflow_provider_voicegenie.api import endpoints, errors
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
-from airflow_provider_voicegenie.api.session import BoundSession
+from airflow_provider_voicegenie.api.session import BoundSession, Exchange, _current
 from airflow_provider_voicegenie.api.settings import ClientSettings
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.triggers.threads import in_thread
@@ -92,10 +93,10 @@ def test_the_key_goes_to_no_other_address():
                 continue  # it is the service's
             with contextlib.suppress(requests.RequestException):
                 assert session.get(url).status_code == 200
-            assert leak_in(str(prepared.headers)) is None
+            assert leak_in(str(session._key_auth(prepared).headers)) is None
         # Of two schemes, the key is for one.
         prepared = session.prepare_request(requests.Request("GET", f"https://127.0.0.1:{port}/"))
-        assert leak_in(str(prepared.headers)) is None
+        assert leak_in(str(session._key_auth(prepared).headers)) is None
     assert len(seen) >= 3
     assert all(leak_in(request) is None for request in seen)
 
@@ -111,7 +112,8 @@ def test_the_key_goes_to_no_other_address():
 )
 def test_an_address_may_be_written_in_several_ways(base, url):
     session = BoundSession(ClientSettings(base, MARKED_KEY))
-    assert session.prepare_request(requests.Request("GET", url)).headers["x-api-key"] == MARKED_KEY
+    prepared = session.prepare_request(requests.Request("GET", url))
+    assert session._key_auth(prepared).headers["x-api-key"] == MARKED_KEY
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -136,11 +138,60 @@ def test_what_is_handed_out_has_no_key():
         assert session.send(response.request).json() == {}
     assert leak_in(repr(response.request.headers)) is None
     assert leak_in(f"{session!r} {session.headers!r} {session.auth!r}") is None
-    with pytest.raises(requests.ConnectionError) as caught:
-        session.get("/x")
-    assert leak_in(pickle.dumps(caught.value.request.headers)) is None
     with pytest.raises(TypeError, match="pickled"):
         pickle.dumps(session)
+
+
+def test_a_prepared_request_that_is_sent_elsewhere_has_no_key():
+    with raw_server(ok) as (port, _), raw_server(ok) as (other, seen):
+        session = BoundSession(settings_for(port))
+        prepared = session.prepare_request(requests.Request("GET", "/x", headers={"x-api-key": MARKED_KEY}))
+        prepared.url = f"http://127.0.0.1:{other}/x"
+        assert session.send(prepared).status_code == 200
+    assert len(seen) == 1
+    assert leak_in(seen[0]) is None
+
+
+def hang_up(stream, request):
+    pass
+
+
+def half(stream, request):
+    stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+
+
+@pytest.mark.parametrize("handle", [hang_up, half, "nobody there", "bad proxy"])
+def test_no_exception_shows_the_key_nor_any_frame_that_has_it(handle):
+    with contextlib.ExitStack() as stack:
+        port, _ = stack.enter_context(raw_server(handle if callable(handle) else hang_up))
+        settings = settings_for(port)
+        if handle == "nobody there":
+            settings = settings_for(1)
+        if handle == "bad proxy":
+            settings = ClientSettings(
+                "https://far.example.com", MARKED_KEY, proxies={"https": f"http://127.0.0.1:{port}"}
+            )
+        with pytest.raises(requests.RequestException) as caught:
+            BoundSession(settings).get("/x")
+        with pytest.raises(errors.VoiceGenieError) as ours:
+            VoiceGenieClient(settings).send(endpoints.start("c"))
+    check_exception(caught.value)
+    check_exception(ours.value)
+    if caught.value.request is not None:
+        assert leak_in(pickle.dumps(caught.value.request.headers)) is None
+
+
+@pytest.mark.parametrize("line", [b"x-api-key " + KEY, b" : " + KEY, KEY + b": \x00\r\nno colon " + KEY])
+def test_malformed_headers_are_refused_rather_than_logged(caplog, line):
+    """The library logs what it cannot parse."""
+    caplog.set_level("DEBUG")
+
+    def echo(stream, request):
+        stream.sendall(b"HTTP/1.1 200 OK\r\n" + line + b"\r\nContent-Length: 2\r\n\r\n{}")
+
+    with raw_server(echo) as (port, _), pytest.raises(errors.VoiceGenieError):
+        VoiceGenieClient(settings_for(port)).send(endpoints.start("c"))
+    assert leak_in(caplog.text) is None
 
 
 def test_what_a_response_echoes_is_not_logged(caplog):
@@ -214,6 +265,10 @@ class Interruption(BaseException):
     pass
 
 
+def interrupt(number, frame):
+    raise Interruption
+
+
 @pytest.mark.parametrize("moment", ["before it is sent", "after it was sent"])
 def test_an_interruption_ends_a_request(monkeypatch, moment):
     """As ``execution_timeout`` and a kill do."""
@@ -221,9 +276,6 @@ def test_an_interruption_ends_a_request(monkeypatch, moment):
 
     def handle(stream, request):
         over.wait(5)
-
-    def interrupt(number, frame):
-        raise Interruption
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
@@ -240,6 +292,126 @@ def test_an_interruption_ends_a_request(monkeypatch, moment):
             assert len([request for request in seen if KEY in request]) == (moment == "after it was sent")
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_two_interruptions_at_once_do_not_let_it_go():
+    """Whatever a signal handler raises, and wherever: a caller that is gone gives no leave to send."""
+    sent, total = 0, 60
+    for number in range(total):
+        resolved = threading.Event()
+
+        def send(resolved=resolved):
+            resolved.wait(2)
+            time.sleep(0.01)
+            _current.get().ask_for_leave(SimpleNamespace(sock=None))
+            raise AssertionError("sent")
+
+        exchange = Exchange(send, 0.3)
+        handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+        try:
+
+            def kill_twice(number=number, resolved=resolved):
+                time.sleep(0.02 + 0.0005 * (number % 7))
+                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), signal.SIGUSR2)
+                resolved.set()
+
+            killer = threading.Thread(target=kill_twice)
+            with contextlib.suppress(Interruption):
+                try:
+                    killer.start()
+                    exchange.run()
+                finally:
+                    with contextlib.suppress(Interruption):
+                        killer.join()
+            killer.join()
+            time.sleep(0.03)
+        finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
+        sent += exchange.is_sent
+    assert sent == 0
+
+
+@pytest.mark.parametrize("trouble", [None, "time is over"])
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_a_proxy_that_speaks_tls(trouble, tmp_path):
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "far.example.com").configure_cert(context)
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    over = threading.Event()
+    asked = []
+
+    def proxy(stream, request):
+        asked.append(request)
+        stream.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        inner = context.wrap_bio(incoming, outgoing, server_side=True)
+
+        def step(action):
+            while True:
+                try:
+                    return action()
+                except ssl.SSLWantReadError:
+                    stream.sendall(outgoing.read())
+                    incoming.write(stream.recv(65536))
+                finally:
+                    if outgoing.pending:
+                        stream.sendall(outgoing.read())
+
+        step(inner.do_handshake)
+        asked.append(step(lambda: inner.read(65536)))
+        if trouble:
+            over.wait(5)
+        step(lambda: inner.write(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n"))
+
+    with raw_server(proxy, tls=context) as (port, _):
+        settings = ClientSettings(
+            "https://far.example.com",
+            MARKED_KEY,
+            timeout=1,
+            verify=str(bundle),
+            proxies={"https": f"https://127.0.0.1:{port}"},
+        )
+        expected = errors.RequestTimeoutError if trouble else errors.UnauthorizedError
+        with pytest.raises(expected) as caught:
+            VoiceGenieClient(settings).send(endpoints.start("c"))
+        over.set()
+    assert caught.value.may_have_taken_effect is (trouble is not None)
+    assert asked[0].startswith(b"CONNECT far.example.com:443 ")
+    assert leak_in(asked[0]) is None
+    assert asked[1].startswith(b"GET /startCampaign/c HTTP/1.1")
+
+
+def test_the_caller_hears_of_the_moment_before_a_request_is_sent():
+    heard = []
+    with raw_server(ok) as (port, seen):
+        client = VoiceGenieClient(settings_for(port))
+        with pytest.raises(errors.InvalidAnswerError):
+            client.send(endpoints.start("c"), on_sending=lambda: heard.append(len(seen)))
+    assert heard == [0]
+    with pytest.raises(errors.ConnectionFailedError):
+        VoiceGenieClient(settings_for(1)).send(endpoints.start("c"), on_sending=lambda: heard.append("sent"))
+    assert heard == [0]
+
+
+def test_a_process_that_can_have_no_more_threads_has_trouble_that_may_pass(monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    client = VoiceGenieClient(settings_for(1))
+    for send in (in_worker, in_triggerer):
+        with pytest.raises(errors.ConnectionFailedError) as caught:
+            send(client, endpoints.start("c"))
+        assert not caught.value.may_have_taken_effect
+
+
+def test_a_check_that_raises_stop_iteration_is_an_error():
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(in_thread(lambda: next(iter(()))))
 
 
 def test_a_thread_that_is_left_behind_is_woken_up():
@@ -350,6 +522,28 @@ def test_the_connection_chooses_before_the_environment(monkeypatch, environment,
     assert requests.utils.select_proxy(url, merged) == chosen
 
 
+@pytest.mark.parametrize("url", ["ftp://proxy:1", "http://[bad", "://", "http://"])
+def test_the_url_of_a_proxy_that_is_none(monkeypatch, url):
+    monkeypatch.setenv("https_proxy", url)
+    with pytest.raises(errors.InvalidConnectionError, match=r"the proxy cannot be used.*HTTPS_PROXY"):
+        VoiceGenieClient(ClientSettings("https://far.example.com", MARKED_KEY)).send(endpoints.campaign("c"))
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5h"])
+def test_a_proxy_that_cannot_be_found_is_said_to_be_the_trouble(scheme):
+    if scheme == "socks5h":
+        pytest.importorskip("socks")
+    settings = ClientSettings(
+        "https://far.example.com",
+        MARKED_KEY,
+        timeout=5,
+        max_attempts=1,
+        proxies={"https": f"{scheme}://proxy.invalid:1"},
+    )
+    with pytest.raises(errors.ConnectionFailedError, match="the proxy did not let the connection"):
+        VoiceGenieClient(settings).send(endpoints.campaign("c"))
+
+
 @pytest.mark.parametrize("name", ["https_proxy", "REQUESTS_CA_BUNDLE"])
 def test_an_environment_that_cannot_be_used_is_named(monkeypatch, name):
     def no_socks(*arguments, **options):
@@ -416,3 +610,27 @@ def test_hook_request_is_repeated_only_if_repeatable(monkeypatch, repeatable):
             VoiceGenieHook().request("POST", "/x", repeatable=repeatable)
     assert len(seen) == (3 if repeatable else 1)
     assert caught.value.may_have_taken_effect is not repeatable
+
+
+@pytest.mark.parametrize("path", ["/../startCampaign/c", "/x/%2e%2e/y", "/./x", "/x\\..\\y"])
+def test_a_path_stays_below_the_base_url(monkeypatch, path):
+    with raw_server(ok) as (port, seen):
+        connect(monkeypatch, f"{port}/base")
+        with pytest.raises(ValueError, match="path must be a path below the base URL"):
+            VoiceGenieHook().request("GET", path)
+        with pytest.raises(requests.exceptions.InvalidURL):
+            VoiceGenieHook().get_conn().get(path)
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"method": "BAD METHOD", "path": "/x"}, "method must be an HTTP method"),
+        ({"method": "POST", "path": "/x", "json": {"a": float("nan")}}, "json cannot be written as JSON"),
+    ],
+)
+def test_a_wrong_argument_of_a_request_is_named(monkeypatch, arguments, words):
+    connect(monkeypatch, 1)
+    with pytest.raises(ValueError, match=words):
+        VoiceGenieHook().request(repeatable=True, **arguments)
