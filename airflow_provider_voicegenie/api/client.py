@@ -83,7 +83,7 @@ class VoiceGenieClient:
             return self._send_once(request, on_sending)
         attempts = max_attempts or self.settings.max_attempts
         retrying = Retrying(sleep=self._sleep, **retry_arguments(attempts, partial(_announce, attempts)))
-        result: Result = retrying(self._send_in_turn, request)
+        result: Result = retrying(self._send_in_turn, request, on_sending)
         return result
 
     def server_time(self) -> float:
@@ -95,13 +95,13 @@ class VoiceGenieClient:
         template = self.settings.campaign_url
         return template and template.replace("{campaign_id}", quote(campaign_id, safe=""))
 
-    def _send_in_turn(self, request: Request[Result]) -> Result:
+    def _send_in_turn(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Result:
         if (delay := self._limiter.reserve(time.monotonic())) > 0:
             log.info("%s: waiting %.1f s to stay within the rate limit.", request, delay)
             self._sleep(delay)
-        return self._send_once(request)
+        return self._send_once(request, on_sending)
 
-    def _send_once(self, request: Request[Result], on_sending: Callable[[], None] | None = None) -> Result:
+    def _send_once(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Result:
         received = self._exchange(request, on_sending)
         # Not raised in an `except`: the exception of the library, which may hold the key, would be chained to it.
         if isinstance(received, VoiceGenieError):
