@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import trustme
 
+from helpers.raw_server import closed_port
+
 HTML = "<html><body>No such page</body></html>"
 
 
@@ -133,8 +135,7 @@ class Front:
             "certificate of an unknown authority": self._context(unknown, "localhost"),
             "certificate of another": self._context(known, "elsewhere.example.com"),
         }
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            self._closed_port = closed.getsockname()[1]
+        self._nobody = closed_port()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._number = 0
@@ -150,6 +151,7 @@ class Front:
     def __enter__(self):
         self._original = socket.getaddrinfo
         socket.getaddrinfo = self._resolve
+        self._closed_port = self._nobody.__enter__()
         self._thread.start()
         return self
 
@@ -162,6 +164,7 @@ class Front:
         self._over.set()
         self._thread.join(timeout=5)
         self._listener.close()
+        self._nobody.__exit__(None, None, None)
 
     def _resolve(self, host, port, *rest, **more):
         if host not in ("localhost", b"localhost") or port != self.port:

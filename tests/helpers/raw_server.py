@@ -51,6 +51,14 @@ def refuse(stream, request):
     stream.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")
 
 
+@contextmanager
+def closed_port():
+    """Give a port at which nobody listens, and which nobody else can take meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
 def chain_of(error):
     while error is not None:
         yield error

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import pickle
-import socket
 import ssl
 import time
 
 import pytest
 import trustme
-from helpers.raw_server import chain_of, raw_server
+from helpers.raw_server import chain_of, closed_port, raw_server
 
 from airflow_provider_voicegenie.api import endpoints, errors
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
@@ -195,9 +194,7 @@ def test_no_redirect_is_followed_and_its_body_not_swallowed(status, location):
 
 
 def test_a_refused_connection_reached_nobody():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(errors.ConnectionFailedError, match="no connection") as caught:
+    with closed_port() as port, pytest.raises(errors.ConnectionFailedError, match="no connection") as caught:
         client_for(port).send(endpoints.start("c"))
     assert not caught.value.may_have_taken_effect
 

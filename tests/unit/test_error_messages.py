@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from helpers.raw_server import raw_server
+from helpers.raw_server import closed_port, raw_server
 from helpers.tasks import context
 
 from airflow_provider_voicegenie.api.settings import ClientSettings
@@ -24,11 +23,6 @@ def connect(monkeypatch, host, password, **extra):
     fields = {"conn_type": "voicegenie", "host": host, "password": password}
     extra = {"max_attempts": 1, "timeout": 2, **extra}
     monkeypatch.setenv("AIRFLOW_CONN_PRODUCTION", json.dumps({**fields, "extra": json.dumps(extra)}))
-
-
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 TASKS = {
@@ -65,10 +59,10 @@ def test_a_campaign_that_is_unknown(voicegenie_sandbox, monkeypatch, task):
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_nobody_listens(monkeypatch, task):
-    port = closed_port()
-    connect(monkeypatch, f"http://127.0.0.1:{port}", "k")
-    with pytest.raises(AirflowFailException) as caught:
-        task()
+    with closed_port() as port:
+        connect(monkeypatch, f"http://127.0.0.1:{port}", "k")
+        with pytest.raises(AirflowFailException) as caught:
+            task()
     for words in (f"no connection to 127.0.0.1:{port}", f"Check host and port of {CONNECTION}"):
         assert words in str(caught.value)
 
