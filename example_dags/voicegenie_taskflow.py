@@ -2,8 +2,8 @@
 ### Use it when a pipeline decides whom to call, and uses the result.
 
 An upstream task finds the campaign, the start follows it to its end without taking a worker slot, and a downstream task
-gets the final statistics. If less than half of the finished calls were successful, the start is skipped, and the report
-with it. After six hours the start fails, and the campaign goes on.
+gets the final statistics. If less than half of the finished calls were successful, the task is skipped, and the report
+with it. After six hours the task fails, and the campaign goes on.
 
 Trigger it with `{"segment": "ready"}`. The sandbox has a campaign with that name.
 """

@@ -19,6 +19,7 @@ from tenacity import RetryCallState, Retrying
 from airflow_provider_voicegenie.api.endpoints import Request
 from airflow_provider_voicegenie.api.errors import (
     NOT_THE_SERVICE,
+    NOT_THIS_ENDPOINT,
     ConnectionFailedError,
     InvalidAnswerError,
     InvalidConnectionError,
@@ -115,6 +116,8 @@ class VoiceGenieClient:
         except VoiceGenieError as error:
             if isinstance(error, NotFoundError) and request.campaign_id is None:
                 error.remedy = NOT_THE_SERVICE
+            if error.remedy == NOT_THE_SERVICE and request.decode is None:
+                error.remedy = NOT_THIS_ENDPOINT
             error.add_remedy(self.settings.connection, self.settings.address)
             raise
 

@@ -67,6 +67,12 @@ class VoiceGenieError(Exception):
 #: For a response that another server than the service may have given.
 NOT_THE_SERVICE = "Check that {address}, the host of {connection}, is a VoiceGenie API."
 
+#: Likewise, for a request that this package does not name.
+NOT_THIS_ENDPOINT = (
+    "Check the path of the request, and that {address}, the host of {connection}, is a VoiceGenie API. If the response "
+    "has another form, use get_conn() of the hook."
+)
+
 
 class InvalidConnectionError(VoiceGenieError):
     """The Airflow connection lacks a value or has a wrong one; nothing was sent."""

@@ -85,7 +85,8 @@ class StartCampaignOperator(CampaignTask):
     :param deferrable: Whether to wait in the triggerer, which takes no worker slot. Airflow's
         ``[operators] default_deferrable`` by default.
     :param poll_interval: Time between two looks at the campaign, at most, as a ``timedelta`` or a number of seconds.
-    :param completion_timeout: How long to wait, as a ``timedelta`` or a number of seconds; then the condition
+    :param completion_timeout: How long to wait, counted from the start or, in a later try, from when it took the start
+        over; as a ``timedelta`` or a number of seconds; then the condition
         ``COMPLETION_TIMEOUT`` holds, and the campaign goes on. No limit by default. Needs ``wait_for_completion``.
         Airflow's ``execution_timeout`` counts the whole task, and pauses the campaign.
     :param pause_on_kill: Whether to pause the campaign when the task is ended from outside: marked or cleared by a

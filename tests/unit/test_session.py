@@ -634,3 +634,8 @@ def test_a_wrong_argument_of_a_request_is_named(monkeypatch, arguments, words):
     connect(monkeypatch, 1)
     with pytest.raises(ValueError, match=words):
         VoiceGenieHook().request(repeatable=True, **arguments)
+
+
+def test_a_response_of_another_form_is_said_to_be_that(voicegenie_sandbox):
+    with pytest.raises(errors.VoiceGenieError, match=r"Check the path of the request, .* use get_conn\(\) of the hook"):
+        VoiceGenieHook().request("GET", "/getQuota")
