@@ -82,7 +82,7 @@ class StartCampaignOperator(CampaignTask):
     :param max_lateness: How late a scheduled run may come after it was due, catch-up included, as a ``timedelta``
         or a number of seconds. Any lateness by default. Manual and asset-triggered runs are never late.
     :param wait_for_completion: Whether to wait until the campaign is completed.
-    :param deferrable: Whether to wait in the triggerer, which takes no worker slot. Airflow's
+    :param deferrable: Whether to wait in the triggerer, which takes no worker slot, if the task waits at all. Airflow's
         ``[operators] default_deferrable`` by default.
     :param poll_interval: Time between two looks at the campaign, at most, as a ``timedelta`` or a number of seconds.
     :param completion_timeout: How long to wait, counted from the start or, in a later try, from when it took the start

@@ -136,8 +136,8 @@ def _read_days(days: object) -> tuple[str, ...]:
         if not matches or isinstance(days, str):
             hint = did_you_mean(name, (*_DAYS, *(day[:3] for day in _DAYS))) if not matches else ""
             raise ValueError(
-                'CallingHours: days must be a list of weekday names, such as ["monday", "tue"]; '
-                f"got {name!r}{f', {hint}' if hint else '.'}"
+                f'CallingHours: days must be a list of weekday names, such as ["monday", "tue"]; got {name!r}'
+                f"{f', {hint}' if hint else '.'} Valid: {', '.join(_DAYS)}, and their first three letters."
             )
         chosen.update(matches)
     if not chosen:
