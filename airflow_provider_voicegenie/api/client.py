@@ -246,7 +246,7 @@ def _failure(error: Exception, *, is_sent: bool) -> _Failure:
         return _BROKEN
     is_closed = any(isinstance(cause, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError) for cause in causes)
     tls_errors = [cause for cause in causes if isinstance(cause, ssl.SSLError)]
-    if any(error.library in ("PEM", "X509") for error in tls_errors):
+    if any(str(error).startswith(("[PEM", "[X509")) for error in tls_errors):
         return _WRONG_BUNDLE
     reasons = [error.reason for error in tls_errors]
     if is_closed or not reasons:

@@ -119,13 +119,14 @@ def test_a_worker_or_a_scheduler_in_trouble_pauses_nothing(sandbox, state, map_i
 @pytest.mark.parametrize("state", ["failed", "success", "skipped", "restarting", "deleted"])
 @pytest.mark.parametrize("pause_on_kill", [True, False])
 def test_a_user_who_ends_the_task_pauses_the_campaign(sandbox, state, pause_on_kill):
-    kill_in_wait(sandbox, state, pause_on_kill=pause_on_kill, map_index=-1)
+    kill_in_wait(sandbox, state, pause_on_kill=pause_on_kill)
     assert sandbox.status("long") == ("paused" if pause_on_kill else "running")
 
 
-def kill_in_wait(sandbox, state, *, pause_on_kill, map_index):
-    """Have Airflow end a task that waits in a worker, and has another state by then."""
-    run = context(Store(), map_index=map_index)
+def kill_in_wait(sandbox, state, *, pause_on_kill=True, map_index=-1):
+    """Let Airflow end a task that waits in a worker, in a new state; return what Airflow keeps of the task."""
+    store = Store()
+    run = context(store, map_index=map_index)
     operator = Starting(pause_on_kill=pause_on_kill)(deferrable=False)
 
     def kill():
@@ -136,6 +137,7 @@ def kill_in_wait(sandbox, state, *, pause_on_kill, map_index):
         in_wait(patch, is_waiting(sandbox, "long"), kill)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
             operator.execute(run)
+    return store
 
 
 @both_ways
@@ -401,18 +403,7 @@ def test_a_user_who_ends_a_later_try_pauses_what_an_earlier_one_started(sandbox,
 @pytest.mark.parametrize("state", ["restarting", "failed"])
 def test_after_a_user_ended_a_running_task_the_next_try_may_start(sandbox, state):
     """A task that is cleared while it runs becomes another try of the same task, with the same number of tries."""
-    store = Store()
-    run = context(store)
-    operator = Starting()(deferrable=False)
-
-    def kill():
-        run["ti"].state = state
-        operator.on_kill()
-
-    with pytest.MonkeyPatch.context() as patch:
-        in_wait(patch, is_waiting(sandbox, "long"), kill)
-        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
-            operator.execute(run)
+    store = kill_in_wait(sandbox, state)
     assert store["voicegenie_start"]["phase"] == "closed"
     assert Starting(wait_for_completion=False)(deferrable=False).execute(context(store, try_number=2))[
         "started_by_task"
