@@ -164,7 +164,7 @@ def test_temporary_trouble_does_not_end_a_wait(sandbox, way, task, kind):
 
 def test_each_poll_in_a_worker_is_one_attempt(sandbox, monkeypatch):
     """The wait repeats by itself, and attempts of the client's own could outlast its time."""
-    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=4, timeout=1))
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=4, timeout=20))
     run = context()
 
     def fail_from_now_on(*_):

@@ -58,7 +58,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
-    connection = voicegenie_sandbox.connection(max_attempts=1, timeout=5, requests_per_minute=60_000)
+    connection = voicegenie_sandbox.connection(max_attempts=1, timeout=20, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     for status in ("scheduled", "paused"):
         voicegenie_sandbox.add_campaign(id=status, status=status, total_count=10**6)

@@ -37,9 +37,13 @@ NOW = datetime.now(UTC)
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
     shorten_times(monkeypatch)
-    connection = voicegenie_sandbox.connection(max_attempts=1, timeout=1, requests_per_minute=10_000)
-    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+    connect(voicegenie_sandbox, monkeypatch, timeout=20)
     return voicegenie_sandbox
+
+
+def connect(sandbox, monkeypatch, timeout):
+    connection = sandbox.connection(max_attempts=1, timeout=timeout, requests_per_minute=10_000)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
 
 
 def context(run_type="manual", due=NOW):
@@ -237,10 +241,18 @@ FAULTS = {
 }
 
 
+@pytest.fixture
+def fault(sandbox, monkeypatch, kind):
+    """What goes wrong. A task waits long only for a response that comes."""
+    if kind in ("delay", "drip"):
+        connect(sandbox, monkeypatch, timeout=1)
+    return FAULTS[kind]
+
+
 @pytest.mark.parametrize("campaign_id", ["ready", "paused"])
 @pytest.mark.parametrize("kind", FAULTS)
-def test_lost_response_of_a_start_that_took_effect_is_a_success(sandbox, kind, campaign_id):
-    sandbox.inject(kind, "start", after_acting=True, **FAULTS[kind])
+def test_lost_response_of_a_start_that_took_effect_is_a_success(sandbox, kind, fault, campaign_id):
+    sandbox.inject(kind, "start", after_acting=True, **fault)
     result = start(campaign_id)
     assert (result["status"], result["started_by_task"]) == ("running", True)
     assert sandbox.start_count(campaign_id) == 1
@@ -251,8 +263,8 @@ def test_lost_response_of_a_start_that_took_effect_is_a_success(sandbox, kind, c
 
 @pytest.mark.parametrize("campaign_id", ["ready", "paused"])
 @pytest.mark.parametrize("kind", [kind for kind in FAULTS if kind not in ("delay", "redirect")])
-def test_lost_start_without_effect_is_retried_by_airflow_only(sandbox, kind, campaign_id):
-    sandbox.inject(kind, "start", **FAULTS[kind])
+def test_lost_start_without_effect_is_retried_by_airflow_only(sandbox, kind, fault, campaign_id):
+    sandbox.inject(kind, "start", **fault)
     with pytest.raises(VoiceGenieRetryException):
         start(campaign_id)
     assert sandbox.start_count(campaign_id) == 0
@@ -375,8 +387,8 @@ def test_what_cannot_be_paused(sandbox, campaign_id, condition, default):
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_lost_response_of_a_pause_that_took_effect_is_a_success(sandbox, kind):
-    sandbox.inject(kind, "pause", after_acting=True, **FAULTS[kind])
+def test_lost_response_of_a_pause_that_took_effect_is_a_success(sandbox, kind, fault):
+    sandbox.inject(kind, "pause", after_acting=True, **fault)
     assert pause()["status"] == "paused"
     assert sandbox.request_count("pause") == 1
 
@@ -454,8 +466,8 @@ def test_what_can_never_come_true_ends_the_wait(sandbox, condition):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FAULTS if kind != "redirect"])
-def test_temporary_trouble_does_not_end_the_wait(sandbox, kind):
-    sandbox.inject(kind, "get", **FAULTS[kind])
+def test_temporary_trouble_does_not_end_the_wait(sandbox, kind, fault):
+    sandbox.inject(kind, "get", **fault)
     sensor = CampaignReadySensor(task_id="ready", campaign_id="ready")
     assert not sensor.poke(context()).is_done
     assert sensor.poke(context()).is_done

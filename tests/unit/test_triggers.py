@@ -26,7 +26,7 @@ LOGGER = "airflow_provider_voicegenie.triggers.campaign"
 
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
-    connection = voicegenie_sandbox.connection(timeout=2, requests_per_minute=60_000)
+    connection = voicegenie_sandbox.connection(timeout=20, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     # Airflow 3 gives triggers a logger that no handler of the standard library sees.
@@ -418,7 +418,7 @@ def test_a_key_that_is_changed_in_the_connection_too_ends_no_wait(sandbox, monke
     async def meanwhile():
         await eventually(lambda: len(sandbox.sandbox.requests) >= 2)
         sandbox.sandbox.api_key = "another"
-        connection = sandbox.connection(timeout=2, requests_per_minute=60_000)
+        connection = sandbox.connection(timeout=20, requests_per_minute=60_000)
         monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
         await asyncio.sleep(0.8)
         for name in names:
@@ -449,7 +449,7 @@ def test_a_list_that_is_refused_is_done_without(sandbox):
 
 
 def test_the_rate_limit_of_the_connection_is_kept(sandbox, monkeypatch):
-    connection = sandbox.connection(timeout=2, requests_per_minute=300)
+    connection = sandbox.connection(timeout=20, requests_per_minute=300)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     sandbox.inject("status", "list", times=None, status=403)
     names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(60)]
