@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The sandbox over HTTP: the service's five endpoints, a page at ``/``, and control endpoints below ``/_sandbox``.
+The sandbox over HTTP: the service's endpoints, a page at ``/``, and control endpoints below ``/_sandbox``.
 
 No path of the service has a segment that begins with an underscore, so the two cannot clash.
 """
@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -27,50 +27,51 @@ from airflow_provider_voicegenie.api.models import write_time
 from airflow_provider_voicegenie.sandbox.faults import Fault, FaultKind
 from airflow_provider_voicegenie.sandbox.origin import comes_from_elsewhere
 from airflow_provider_voicegenie.sandbox.page import page_routes
-from airflow_provider_voicegenie.sandbox.service import LoggedRequest, Sandbox
+from airflow_provider_voicegenie.sandbox.service import LoggedRequest, Sandbox, ServiceRequest
 from airflow_provider_voicegenie.sandbox.store import RequestRefusedError, SandboxCampaign
 
 #: The open connections by the client's address; the protocol in ``server`` keeps this up to date.
 open_connections: dict[tuple[str, int], asyncio.Transport] = {}
 
-Handler = Callable[[Request, str | None], Mapping[str, Any]]
+Handler = Callable[[ServiceRequest], Mapping[str, Any]]
 
 
 def create_app(sandbox: Sandbox) -> Starlette:
     """Return the ASGI application of a sandbox."""
     service = [
-        Route(path, _service_endpoint(sandbox, operation), methods=["GET"])
-        for operation, path in (
-            ("start", "/startCampaign/{campaign_id:path}"),
-            ("pause", "/pauseTheCampaign/{campaign_id:path}"),
-            ("get", "/campaign/{campaign_id:path}"),
-            ("stats", "/getCampaignStats/{campaign_id:path}"),
-            ("list", "/fetchCampaignData"),
+        Route(path, _service_endpoint(sandbox, operation, act), methods=[method])
+        for operation, method, path, act in (
+            ("start", "GET", "/startCampaign/{campaign_id:path}", sandbox.start),
+            ("pause", "GET", "/pauseTheCampaign/{campaign_id:path}", sandbox.pause),
+            ("get", "GET", "/campaign/{campaign_id:path}", sandbox.get),
+            ("stats", "GET", "/getCampaignStats/{campaign_id:path}", sandbox.stats),
+            ("list", "GET", "/fetchCampaignData", sandbox.list),
+            ("upload", "POST", "/uploadCampaignData", sandbox.upload),
+            ("history", "POST", "/getHistory", sandbox.history),
+            ("quota", "GET", "/fetchQuota", sandbox.fetch_quota),
         )
     ]
     app = Starlette(
         routes=service + page_routes(sandbox) + _control_routes(sandbox),
-        exception_handlers={HTTPException: _no_such_endpoint},
+        exception_handlers={HTTPException: _no_such_endpoint, ClientDisconnect: _nobody_waits},
     )
     # The service is not known to redirect; an unknown path gets a 404.
     app.router.redirect_slashes = False
     return app
 
 
-def _service_endpoint(sandbox: Sandbox, operation: str) -> Callable[[Request], Awaitable[Response]]:
-    act: Handler = getattr(sandbox, operation)
-
+def _service_endpoint(sandbox: Sandbox, operation: str, act: Handler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        campaign_id = _campaign_id(request)
-        fault = sandbox.faults.take(operation, campaign_id)
-        logged = LoggedRequest(operation, campaign_id, datetime.now(UTC))
+        asked = await _service_request(request, sandbox.max_upload_bytes)
+        fault = sandbox.faults.take(operation, asked.campaign_id)
+        logged = LoggedRequest(operation, asked.campaign_id, datetime.now(UTC))
         sandbox.requests.append(logged)
         response: Response | None = None
         if fault is None or fault.after_acting or fault.kind is FaultKind.DELAY:
             if fault is not None and fault.kind is FaultKind.DELAY and not fault.after_acting:
                 await asyncio.sleep(fault.seconds)
-            response = await run_in_threadpool(_respond, sandbox, operation, campaign_id, act, request)
-            logged.acted = not logged.is_read and response.status_code == 200
+            key = request.headers.get("x-api-key")
+            response = await run_in_threadpool(_respond, sandbox, logged, act, asked, key)
         if fault is not None:
             response = await _spoil(fault, response, request)
         if response is None:
@@ -83,6 +84,30 @@ def _service_endpoint(sandbox: Sandbox, operation: str) -> Callable[[Request], A
     return endpoint
 
 
+async def _service_request(request: Request, most_bytes: int) -> ServiceRequest:
+    kept, size = bytearray(), 0
+    # All is read, even if it is too much: a client that cannot send its request to the end sees no response.
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= most_bytes:
+            kept += chunk
+    body = await run_in_threadpool(_read_json, kept) if 0 < size <= most_bytes else None
+    campaign_id = _campaign_id(request)
+    if campaign_id is None and isinstance(body, dict) and isinstance(body.get("campaign_id"), str):
+        campaign_id = body["campaign_id"]
+    return ServiceRequest(campaign_id, request.query_params, body, size)
+
+
+def _read_json(text: bytes | bytearray) -> object:
+    try:
+        body = json.loads(text)
+        # Responses quote from it: no response can carry NaN, or one half of a surrogate pair.
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return body
+
+
 def _campaign_id(request: Request) -> str | None:
     if "campaign_id" not in request.path_params:
         return None
@@ -93,16 +118,18 @@ def _campaign_id(request: Request) -> str | None:
     return unquote(segments[0])
 
 
-def _respond(sandbox: Sandbox, operation: str, campaign_id: str | None, act: Handler, request: Request) -> Response:
-    if request.headers.get("x-api-key") != sandbox.api_key:
+def _respond(sandbox: Sandbox, logged: LoggedRequest, act: Handler, asked: ServiceRequest, key: str | None) -> Response:
+    if key != sandbox.api_key:
         return _error(401, "UNAUTHORIZED", "Invalid or missing API key")
-    headers, exceeded = sandbox.rate_limit(operation, campaign_id)
+    headers, exceeded = sandbox.rate_limit(logged.operation, asked.campaign_id)
     if exceeded:
         return _error(429, "RATE_LIMIT_EXCEEDED", "Too many requests", headers=headers)
     try:
-        data = act(request, campaign_id)
+        data = act(asked)
     except RequestRefusedError as refusal:
         return _error(refusal.status, refusal.code, refusal.message, refusal.details, headers)
+    # An upload without a campaign makes one; any other may bring only numbers that are known or wrong.
+    logged.acted = not logged.is_read and (asked.campaign_id is None or data.get("uploaded_count") != 0)
     return JSONResponse({"success": True, "data": data, "message": "OK"}, headers=headers)
 
 
@@ -184,6 +211,10 @@ async def _no_such_endpoint(request: Request, error: Exception) -> Response:
     return _error(status, "NO_SUCH_ENDPOINT", "The sandbox has no such endpoint", headers=headers)
 
 
+async def _nobody_waits(request: Request, error: Exception) -> Response:
+    return Response()
+
+
 # The control endpoints.
 
 
@@ -191,6 +222,7 @@ def _control_routes(sandbox: Sandbox) -> list[Route]:
     def state() -> dict[str, Any]:
         return {
             "campaigns": [_campaign_json(sandbox, campaign) for campaign in sandbox.store.all()],
+            "quota": sandbox.quota.to_json(),
             "requests": [
                 {
                     "operation": request.operation,
@@ -217,6 +249,10 @@ def _control_routes(sandbox: Sandbox) -> list[Route]:
         sandbox.store.remove(request.path_params["campaign_id"])
         return {}
 
+    async def change_quota(request: Request) -> Any:
+        sandbox.quota.change(await _body(request))
+        return sandbox.quota.to_json()
+
     async def add_fault(request: Request) -> Any:
         sandbox.faults.add(Fault.from_json(await _body(request)))
         return {}
@@ -232,6 +268,7 @@ def _control_routes(sandbox: Sandbox) -> list[Route]:
             ("POST", "/campaigns", put_campaign),
             ("PATCH", "/campaigns/{campaign_id:path}", change_campaign),
             ("DELETE", "/campaigns/{campaign_id:path}", remove_campaign),
+            ("PATCH", "/quota", change_quota),
             ("POST", "/faults", add_fault),
             ("DELETE", "/faults", clear_faults),
         )
@@ -265,6 +302,7 @@ _CAMPAIGN_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "status": str,
     "script_id": (str, type(None)),
     "total_count": int,
+    "registered_count": (int, type(None)),
     "completed_count": int,
     "failed_count": int,
 }
@@ -281,9 +319,12 @@ def _campaign_fields(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _campaign_json(sandbox: Sandbox, campaign: SandboxCampaign) -> dict[str, Any]:
     progress = sandbox.store.progress(campaign)
-    plain = {each.name: getattr(campaign, each.name) for each in fields(campaign) if each.name != "running"}
+    plain = {
+        each.name: getattr(campaign, each.name) for each in fields(campaign) if each.name not in ("running", "contacts")
+    }
     plain |= {name: write_time(value) for name, value in plain.items() if isinstance(value, datetime)}
     return plain | {
+        "uploaded_count": len(campaign.contacts),
         "calls_completed": progress.completed,
         "calls_failed": progress.failed,
         "calls_in_progress": progress.in_progress,

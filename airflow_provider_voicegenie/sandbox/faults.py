@@ -41,7 +41,8 @@ class Fault:
     One fault to inject.
 
     :param kind: What happens.
-    :param operation: Only in this request: ``start``, ``pause``, ``get``, ``list`` or ``stats``; ``*`` for every one.
+    :param operation: Only in this request: ``start``, ``pause``, ``get``, ``list``, ``stats``, ``upload``, ``history``
+        or ``quota``; ``*`` for every one.
     :param campaign_id: Only in requests about this campaign; ``None`` for every one.
     :param after_acting: Whether the request takes effect before it goes wrong.
     :param times: How often it happens; ``None``: until it is removed.
@@ -84,7 +85,7 @@ class Fault:
 
 
 #: The requests that can go wrong.
-OPERATIONS = ("start", "pause", "get", "list", "stats")
+OPERATIONS = ("start", "pause", "get", "list", "stats", "upload", "history", "quota")
 
 
 class FaultList:

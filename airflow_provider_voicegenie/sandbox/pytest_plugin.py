@@ -78,8 +78,12 @@ class SandboxForTests:
         """Return how often a campaign was started."""
         return self.sandbox.store.find(campaign_id).start_count
 
+    def uploaded(self, campaign_id: str) -> list[str]:
+        """Return the phone numbers that were uploaded to a campaign, as they were written."""
+        return list(self.sandbox.store.find(campaign_id).contacts.numbers)
+
     def request_count(self, operation: str, campaign_id: str | None = None) -> int:
-        """Return how many ``start``, ``pause``, ``get``, ``list`` or ``stats`` requests came."""
+        """Return how many requests of a kind came; the kinds are those of :meth:`inject`."""
         return self.sandbox.count_requests(operation, campaign_id)
 
     def inject(self, kind: str, operation: str = "*", **fields: Any) -> None:
@@ -87,7 +91,8 @@ class SandboxForTests:
         Inject a fault.
 
         :param kind: What goes wrong: one of :class:`~airflow_provider_voicegenie.sandbox.faults.FaultKind`.
-        :param operation: In which request: ``start``, ``pause``, ``get``, ``list`` or ``stats``; ``*`` for every one.
+        :param operation: In which request: ``start``, ``pause``, ``get``, ``list``, ``stats``, ``upload``, ``history``
+            or ``quota``; ``*`` for every one.
         :param fields: Further fields of :class:`~airflow_provider_voicegenie.sandbox.faults.Fault`.
         """
         from airflow_provider_voicegenie.sandbox.faults import Fault, FaultKind

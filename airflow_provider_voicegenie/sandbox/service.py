@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from starlette.requests import Request
-
-from airflow_provider_voicegenie.api.models import write_time
+from airflow_provider_voicegenie.api.models import read_time, write_time
 from airflow_provider_voicegenie.sandbox.faults import FaultList
+from airflow_provider_voicegenie.sandbox.quota import Quota
 from airflow_provider_voicegenie.sandbox.store import RequestRefusedError, SandboxCampaign, SandboxStore
 
 #: The API key that the sandbox accepts by default.
@@ -24,7 +23,30 @@ DEFAULT_API_KEY = "sandbox-key"
 _PLAN_PER_MINUTE = 60
 _LIST_PER_MINUTE = 100
 _STATS_PER_MINUTE = 200
+_UPLOADS_PER_MINUTE = 50
 _STATS_CACHE_SECONDS = 30.0
+
+#: The history's page by default, and the longest; the documentation names no longest one.
+_HISTORY_LIMIT = 50
+_MAX_HISTORY_LIMIT = 1000
+_HISTORY_STATUSES = ("answered", "busy", "no_answer", "failed")
+
+
+@dataclass(frozen=True)
+class ServiceRequest:
+    """
+    What a request asks for.
+
+    :param campaign_id: The campaign it is about: from the path, or from the body.
+    :param query: The query.
+    :param body: The JSON of the body; ``None`` if it is none, or too large to be read.
+    :param size: Bytes of the body.
+    """
+
+    campaign_id: str | None
+    query: Mapping[str, str]
+    body: object = None
+    size: int = 0
 
 
 @dataclass
@@ -32,11 +54,11 @@ class LoggedRequest:
     """
     One request to the sandbox: logged when it comes, completed with the response.
 
-    :param operation: ``start``, ``pause``, ``get``, ``list`` or ``stats``.
+    :param operation: One of :data:`~airflow_provider_voicegenie.sandbox.faults.OPERATIONS`.
     :param campaign_id: The campaign it was about.
     :param at: When it came.
     :param status: The status of the response; ``None`` if there is none, yet or at all.
-    :param acted: Whether it changed the campaign.
+    :param acted: Whether it changed a campaign, or made one.
     """
 
     operation: str
@@ -48,12 +70,15 @@ class LoggedRequest:
     @property
     def is_read(self) -> bool:
         """Whether it changes nothing."""
-        return self.operation not in ("start", "pause")
+        return self.operation not in ("start", "pause", "upload")
 
 
 class Sandbox:
     """
     The sandbox's state, and its options.
+
+    ``quota`` is what the account may use, and ``max_upload_bytes`` the largest body that is accepted: the documented
+    500 MB. A test sets them.
 
     :param store: The campaigns.
     :param api_key: The key that is accepted.
@@ -73,6 +98,8 @@ class Sandbox:
         self.api_key = api_key
         self.enforce_rate_limits = enforce_rate_limits
         self.cache_stats = cache_stats
+        self.quota = Quota()
+        self.max_upload_bytes = 500_000_000
         self.faults = FaultList()
         self.requests: deque[LoggedRequest] = deque(maxlen=100_000)
         self._lock = threading.Lock()
@@ -93,12 +120,12 @@ class Sandbox:
 
     # The service's endpoints.
 
-    def start(self, request: Request, campaign_id: str | None) -> Mapping[str, Any]:
-        campaign = self.store.start(str(campaign_id))
+    def start(self, request: ServiceRequest) -> Mapping[str, Any]:
+        campaign = self.store.start(str(request.campaign_id))
         return {"campaign_id": campaign.id, "status": "running", "started_at": write_time(campaign.started_at)}
 
-    def pause(self, request: Request, campaign_id: str | None) -> Mapping[str, Any]:
-        campaign, paused_at, active_calls = self.store.pause(str(campaign_id))
+    def pause(self, request: ServiceRequest) -> Mapping[str, Any]:
+        campaign, paused_at, active_calls = self.store.pause(str(request.campaign_id))
         return {
             "campaign_id": campaign.id,
             "status": "paused",
@@ -106,8 +133,8 @@ class Sandbox:
             "active_calls": active_calls,
         }
 
-    def get(self, request: Request, campaign_id: str | None) -> Mapping[str, Any]:
-        campaign = self.store.find(str(campaign_id))
+    def get(self, request: ServiceRequest) -> Mapping[str, Any]:
+        campaign = self.store.find(str(request.campaign_id))
         progress = self.store.progress(campaign)
         return {
             "id": campaign.id,
@@ -123,8 +150,8 @@ class Sandbox:
             "updated_at": write_time(campaign.updated_at),
         }
 
-    def list(self, request: Request, campaign_id: str | None) -> Mapping[str, Any]:
-        query = request.query_params
+    def list(self, request: ServiceRequest) -> Mapping[str, Any]:
+        query = request.query
         if query.get("call_count", "true") not in ("true", "false"):
             raise RequestRefusedError(400, "BAD_REQUEST", "call_count must be true or false")
         limit = _query_number(query.get("limit", "10"), "limit", 1, 1000)
@@ -135,8 +162,8 @@ class Sandbox:
             "pagination": {"total": len(campaigns), "limit": limit, "offset": offset},
         }
 
-    def stats(self, request: Request, campaign_id: str | None) -> Mapping[str, Any]:
-        campaign = self.store.find(str(campaign_id))
+    def stats(self, request: ServiceRequest) -> Mapping[str, Any]:
+        campaign = self.store.find(str(request.campaign_id))
         age, cached = self._stats.get(campaign.id, (-math.inf, {}))
         now = time.monotonic()
         if self.cache_stats and now - age < _STATS_CACHE_SECONDS:
@@ -171,9 +198,55 @@ class Sandbox:
             "campaign_start_time": write_time(campaign.started_at),
             "campaign_end_time": write_time(campaign.ended_at),
             "total_count": campaign.total_count,
-            "registered_count": campaign.total_count,
+            "registered_count": (
+                campaign.total_count if campaign.registered_count is None else campaign.registered_count
+            ),
             "completed_count": self.store.progress(campaign).completed,
         }
+
+    def upload(self, request: ServiceRequest) -> Mapping[str, Any]:
+        if request.size > self.max_upload_bytes:
+            raise RequestRefusedError(
+                413, "PAYLOAD_TOO_LARGE", f"Request payload exceeds the limit of {self.max_upload_bytes} bytes"
+            )
+        body = _object(request)
+        contacts = body.get("contacts")
+        if not isinstance(contacts, list) or not contacts:
+            raise _bad("contacts", "must be a list with at least one contact")
+        if "campaign_id" in body:
+            campaign_id = _text(body, "campaign_id")
+        else:
+            script_id = _text(body, "script_id") if "script_id" in body else None
+            campaign_id = self.store.put(
+                SandboxCampaign(name=_text(body, "campaign_name"), script_id=script_id, total_count=0)
+            ).id
+        uploaded, errors = self.store.upload(campaign_id, contacts)
+        return {
+            "campaign_id": campaign_id,
+            "uploaded_count": uploaded,
+            "failed_count": len(errors),
+            "errors": errors,
+        }
+
+    def history(self, request: ServiceRequest) -> Mapping[str, Any]:
+        body = _object(request)
+        campaign_id = _text(body, "campaign_id")
+        limit = _body_number(body, "limit", _HISTORY_LIMIT, 1, _MAX_HISTORY_LIMIT)
+        offset = _body_number(body, "offset", 0, 0, 10**9)
+        if "status_filter" in body and body["status_filter"] not in _HISTORY_STATUSES:
+            raise _bad("status_filter", f"must be one of {', '.join(_HISTORY_STATUSES)}")
+        calls, total = self.store.history(
+            campaign_id,
+            limit=limit,
+            offset=offset,
+            status=body.get("status_filter"),
+            since=_body_time(body, "date_from"),
+            until=_body_time(body, "date_to"),
+        )
+        return {"history": calls, "pagination": {"total": total, "limit": limit, "offset": offset}}
+
+    def fetch_quota(self, request: ServiceRequest) -> Mapping[str, Any]:
+        return self.quota.to_json()
 
     # The service's rate limits.
 
@@ -186,6 +259,8 @@ class Sandbox:
             limits.append(("list", _LIST_PER_MINUTE))
         if operation == "stats":
             limits.append((f"stats {campaign_id}", _STATS_PER_MINUTE))
+        if operation == "upload":
+            limits.append(("upload", _UPLOADS_PER_MINUTE))
         now = time.time()
         remaining, reset, most = math.inf, now, 0
         with self._lock:
@@ -212,3 +287,34 @@ def _query_number(text: str, name: str, least: int, most: int) -> int:
     if text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most:
         return int(text)
     raise RequestRefusedError(400, "BAD_REQUEST", f"{name} must be a number from {least} to {most}")
+
+
+def _object(request: ServiceRequest) -> Mapping[str, Any]:
+    if not isinstance(request.body, dict):
+        raise RequestRefusedError(400, "BAD_REQUEST", "The body must be a JSON object")
+    return request.body
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise _bad(name, "must be a text")
+    return value
+
+
+def _body_number(body: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
+    value = body.get(name, default)
+    if type(value) is not int or not least <= value <= most:
+        raise _bad(name, f"must be a number from {least} to {most}")
+    return value
+
+
+def _body_time(body: Mapping[str, Any], name: str) -> datetime | None:
+    moment = read_time(body.get(name))
+    if name in body and moment is None:
+        raise _bad(name, "must be a time in ISO 8601")
+    return moment
+
+
+def _bad(name: str, issue: str) -> RequestRefusedError:
+    return RequestRefusedError(400, "BAD_REQUEST", f"{name} {issue}", {"field": name, "issue": issue})

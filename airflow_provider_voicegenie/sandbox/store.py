@@ -3,26 +3,28 @@
 The sandbox's campaigns.
 
 No timer runs. The progress of a campaign is computed from the times at which it was running: calls begin at an even
-rate, and each takes the same time. A campaign of ten thousand contacts costs no more than one of ten.
+rate, and each takes the same time. A campaign of ten thousand contacts costs no more than one of ten; only contacts
+that are uploaded are stored.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-#: Seconds that one call takes, and calls that begin in a second; both in simulated time.
-CALL_SECONDS = 30.0
-CALLS_PER_SECOND = 1.0
-
-#: How the calls of a campaign end, over and over.
-_CALL_RESULTS = ("answered",) * 7 + ("busy", "no_answer", "voicemail")
-_GOOD_RESULTS = ("answered", "voicemail")
+from airflow_provider_voicegenie.sandbox.calls import (
+    CALL_SECONDS,
+    CALLS_PER_SECOND,
+    EndedCalls,
+    good_ones,
+    results_of,
+)
+from airflow_provider_voicegenie.sandbox.contacts import UploadedContacts
 
 _STARTABLE = ("paused", "scheduled")
 
@@ -48,6 +50,7 @@ class SandboxCampaign:
     :param status: Its status, as the service writes it; a running campaign becomes ``completed`` by itself.
     :param script_id: Its script, or ``None``.
     :param total_count: Its contacts.
+    :param registered_count: Contacts that the list says are registered; ``None`` for all.
     :param completed_count: Calls that were completed before the sandbox got the campaign.
     :param failed_count: Calls that had failed before the sandbox got the campaign.
     :param start_count: How often it was started.
@@ -58,6 +61,7 @@ class SandboxCampaign:
     status: str = "scheduled"
     script_id: str | None = "script-1"
     total_count: int = 10
+    registered_count: int | None = None
     completed_count: int = 0
     failed_count: int = 0
     start_count: int = 0
@@ -67,6 +71,8 @@ class SandboxCampaign:
     ended_at: datetime | None = None
     #: When it was running: begin and end, in seconds of the store's clock; the last end may be open.
     running: list[tuple[float, float | None]] = field(default_factory=list)
+    #: Contacts that were uploaded: the last ones of ``total_count``. The others are made up.
+    contacts: UploadedContacts = field(default_factory=UploadedContacts)
 
     @property
     def contacts_to_call(self) -> int:
@@ -135,6 +141,7 @@ class SandboxStore:
             raise ValueError(f"speed must be above 0, not {speed!r}.")
         self.speed = speed
         self._clock = clock
+        self._clock_zero = datetime.now(UTC) - timedelta(seconds=clock())
         self._lock = threading.RLock()
         self._campaigns: dict[str, SandboxCampaign] = {}
         self._seeds = seeds
@@ -160,6 +167,7 @@ class SandboxStore:
         """Change fields of a campaign, as a person at the dashboard could; a new status runs or stops it."""
         with self._lock:
             campaign = self.find(campaign_id)
+            self._forget_idle_time(campaign)
             status = changes.pop("status", campaign.status)
             for name, value in changes.items():
                 setattr(campaign, name, value)
@@ -235,18 +243,49 @@ class SandboxStore:
             campaign.updated_at = datetime.now(UTC)
             return campaign, campaign.updated_at, self.progress(campaign).in_progress
 
+    def upload(self, campaign_id: str, contacts: Sequence[object]) -> tuple[int, list[dict[str, Any]]]:
+        """
+        Add contacts to a campaign; return how many were added, and the errors.
+
+        :raises RequestRefusedError: There is no campaign with this id.
+        """
+        with self._lock:
+            campaign = self.find(campaign_id)
+            self._forget_idle_time(campaign)
+            uploaded, errors = campaign.contacts.upload(contacts)
+            if uploaded:
+                campaign.total_count += uploaded
+                campaign.updated_at = datetime.now(UTC)
+            return uploaded, errors
+
+    def history(
+        self,
+        campaign_id: str,
+        *,
+        limit: int,
+        offset: int,
+        status: str | None,
+        since: datetime | None,
+        until: datetime | None,
+    ) -> tuple[list[dict[str, Any]], int]:
+        """
+        Return some of a campaign's calls that ended, and how many there are; see ``EndedCalls.page``.
+
+        :raises RequestRefusedError: There is no campaign with this id.
+        """
+        with self._lock:
+            campaign = self.find(campaign_id)
+            ended = self._calls_ended(campaign, self._clock())
+            calls = EndedCalls(campaign, ended, pace=self._pace, clock_zero=self._clock_zero)
+            return calls.page(limit=limit, offset=offset, status=status, since=since, until=until)
+
     def progress(self, campaign: SandboxCampaign) -> Progress:
         """Return the progress of a campaign."""
         with self._lock:
             now = self._clock()
-            begun = self._calls_begun(campaign, now)
-            ended = self._calls_begun(campaign, now - CALL_SECONDS / self.speed)
-            results = {
-                result: ended // len(_CALL_RESULTS) * _CALL_RESULTS.count(result)
-                + _CALL_RESULTS[: ended % len(_CALL_RESULTS)].count(result)
-                for result in dict.fromkeys((*_CALL_RESULTS, "failed"))
-            }
-            good = sum(results[result] for result in _GOOD_RESULTS)
+            begun, ended = self._calls_begun(campaign, now), self._calls_ended(campaign, now)
+            results = results_of(ended)
+            good = good_ones(results)
             results["answered"] += campaign.completed_count
             results["failed"] += campaign.failed_count
             return Progress(
@@ -257,9 +296,33 @@ class SandboxStore:
                 breakdown=results,
             )
 
+    @property
+    def _pace(self) -> float:
+        return self.speed * CALLS_PER_SECOND
+
+    def _calls_ended(self, campaign: SandboxCampaign, until: float) -> int:
+        return self._calls_begun(campaign, until - CALL_SECONDS / self.speed)
+
     def _calls_begun(self, campaign: SandboxCampaign, until: float) -> int:
         seconds = sum(max(0.0, min(until, until if end is None else end) - begin) for begin, end in campaign.running)
-        return min(campaign.contacts_to_call, int(seconds * self.speed * CALLS_PER_SECOND))
+        return min(campaign.contacts_to_call, int(seconds * self._pace))
+
+    def _forget_idle_time(self, campaign: SandboxCampaign) -> None:
+        """Forget how long nobody was left to call, so that calls of new contacts do not begin in the past."""
+        now = self._clock()
+        ran = sum((now if end is None else end) - begin for begin, end in campaign.running)
+        # Half a call more than there were, so that rounding loses none.
+        idle = ran - (campaign.contacts_to_call + 0.5) / self._pace
+        if idle <= 0:
+            return
+        while idle > 0:
+            begin, end = campaign.running.pop()
+            length = (now if end is None else end) - begin
+            if length > idle:
+                campaign.running.append((begin, begin + length - idle))
+            idle -= length
+        if _is_running(campaign):
+            campaign.running.append((now, None))
 
     def _let_time_pass(self, campaign: SandboxCampaign) -> None:
         if not _is_running(campaign):

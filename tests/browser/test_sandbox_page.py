@@ -18,8 +18,9 @@ def sandbox(voicegenie_sandbox):
     return voicegenie_sandbox
 
 
-def send(sandbox, path):
-    return requests.get(f"{sandbox.url}{path}", headers={"x-api-key": sandbox.api_key}, timeout=5)
+def send(sandbox, path, method="GET", **arguments):
+    headers = {"x-api-key": sandbox.api_key}
+    return requests.request(method, f"{sandbox.url}{path}", headers=headers, timeout=5, **arguments)
 
 
 def test_campaigns_and_requests_refresh_by_themselves(sandbox, page, picture):
@@ -35,6 +36,19 @@ def test_campaigns_and_requests_refresh_by_themselves(sandbox, page, picture):
     picture("sandbox", full_page=True)
     expect(row).to_contain_text("completed")
     expect(bar).to_have_attribute("value", "20")
+
+
+def test_uploads_are_counted(sandbox, page):
+    page.goto(sandbox.url)
+    row = page.locator("[id='campaign-no-contacts']")
+    uploaded = row.locator("td:nth-child(8)")
+    expect(page.get_by_role("columnheader").nth(7)).to_have_text("Uploaded")
+    expect(uploaded).to_have_text("0")
+    contacts = [{"phone_number": "+34600111222"}, {"phone_number": "+34600111223"}]
+    send(sandbox, "/uploadCampaignData", "POST", json={"campaign_id": "no-contacts", "contacts": contacts})
+    expect(uploaded).to_have_text("2")
+    expect(row).to_contain_text("0 of 2")
+    expect(page.locator("#requests tr").first).to_contain_text(re.compile("upload.*no-contacts.*200.*yes", re.DOTALL))
 
 
 def test_faults_are_switched_on_by_keyboard(sandbox, page):
