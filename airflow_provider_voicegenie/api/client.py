@@ -54,6 +54,7 @@ class VoiceGenieClient:
         self.session = BoundSession(settings)
         self._sleep = sleep
         self._limiter = RateLimiter(settings.requests_per_minute)
+        self._limiters: dict[str, RateLimiter] = {}
         self._redactor = Redactor(settings.api_key)
         self._clock_offset = 0.0
 
@@ -97,7 +98,11 @@ class VoiceGenieClient:
         return template and template.replace("{campaign_id}", quote(campaign_id, safe=""))
 
     def _send_in_turn(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Result:
-        if (delay := self._limiter.reserve(time.monotonic())) > 0:
+        delay = self._limiter.reserve(time.monotonic())
+        if request.per_minute is not None:
+            own = self._limiters.setdefault(request.name, RateLimiter(request.per_minute))
+            delay = max(delay, own.reserve(time.monotonic()))
+        if delay > 0:
             log.info("%s: waiting %.1f s to stay within the rate limit.", request, delay)
             self._sleep(delay)
         return self._send_once(request, on_sending)

@@ -2,25 +2,30 @@
 """
 The requests that the service understands: where each goes, whether it may be repeated, how its response is read.
 
-The facts are those of the service's campaign pages (Start, Pause, Get, List and Stats Campaign). All five are ``GET``;
-two of them change something. A campaign id is checked and escaped here, and nowhere else.
+The facts are those of the service's campaign pages (Start, Pause, Get, List and Stats Campaign, Upload Campaign Data,
+Get History). The first five are ``GET``, and two of those change something; the history is a read by ``POST``. A
+campaign id is checked and escaped here, and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, unquote
 
 from airflow_provider_voicegenie.api.errors import InvalidAnswerError, InvalidCampaignIdError
 from airflow_provider_voicegenie.api.models import (
+    CallPage,
     Campaign,
     CampaignPage,
     CampaignStats,
     PausedCampaign,
     ShapeError,
     StartedCampaign,
+    UploadedContacts,
+    write_time,
 )
 from airflow_provider_voicegenie.api.responses import Redactor, Response, read_data
 
@@ -31,6 +36,9 @@ MAX_ID_CHARACTERS = 256
 
 #: The documented range of the list's ``limit``.
 MAX_PAGE_SIZE = 1000
+
+#: The documented number of uploads in a minute; the other limits are above what an account may send in all.
+_UPLOADS_PER_MINUTE = 50
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class Request(Generic[Result]):
     :param method: HTTP method.
     :param params: The query.
     :param json: The body.
+    :param per_minute: How many of its name the service allows in a minute, besides the connection's limit.
+    :param people: Names and the like that the response may quote, of which messages show nothing; ``None`` if the
+        response is not about people.
     """
 
     name: str
@@ -58,6 +69,8 @@ class Request(Generic[Result]):
     method: str = "GET"
     params: Mapping[str, Any] | None = field(default=None, repr=False)
     json: Any = field(default=None, repr=False)
+    per_minute: int | None = None
+    people: Iterable[str] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         if self.campaign_id is None:
@@ -74,6 +87,7 @@ class Request(Generic[Result]):
         :raises VoiceGenieError: The response is a refusal, or not one this service documents.
         """
         has_effect = not self.is_repeatable
+        redactor = redactor.about(self.people)
         data = read_data(response, request=str(self), has_effect=has_effect, redactor=redactor, now=now)
         if self.decode is None:
             return data  # type: ignore[no-any-return]
@@ -131,6 +145,74 @@ def campaign_page(*, limit: int, offset: int, call_count: bool = True) -> Reques
     return Request("list", "/fetchCampaignData", CampaignPage.from_json, params=params)
 
 
+def upload(campaign_id: str, contacts: Sequence[Mapping[str, Any]]) -> Request[UploadedContacts]:
+    """
+    Add contacts to a campaign. See the Upload Campaign Data page.
+
+    It may be repeated, although it changes something: the service skips a number that the campaign has already.
+
+    :param campaign_id: The campaign. Without one, the service would make a new campaign.
+    :param contacts: ``phone_number``, ``name``, ``email`` and ``custom_fields`` of each.
+    """
+    check_campaign_id(campaign_id)
+    return Request(
+        "upload",
+        "/uploadCampaignData",
+        UploadedContacts.from_json,
+        campaign_id=campaign_id,
+        id_field="campaign_id",
+        method="POST",
+        json={"campaign_id": campaign_id, "contacts": contacts},
+        per_minute=_UPLOADS_PER_MINUTE,
+        people=[text for contact in contacts for text in texts_of(contact)],
+    )
+
+
+def history(
+    campaign_id: str,
+    *,
+    limit: int,
+    offset: int,
+    status: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Request[CallPage]:
+    """
+    Read one page of a campaign's calls. See the Get History page.
+
+    :param campaign_id: The campaign.
+    :param limit: Calls on the page; the service states no most.
+    :param offset: Calls to skip.
+    :param status: Only calls with this outcome: ``answered``, ``busy``, ``no_answer`` or ``failed``.
+    :param since: Only calls from then on.
+    :param until: Only calls until then.
+    """
+    check_campaign_id(campaign_id)
+    filters = {"status_filter": status, "date_from": write_time(since), "date_to": write_time(until)}
+    wanted = {name: value for name, value in filters.items() if value is not None}
+    return Request(
+        "history",
+        "/getHistory",
+        CallPage.from_json,
+        campaign_id=campaign_id,
+        method="POST",
+        json={"campaign_id": campaign_id, "limit": limit, "offset": offset, **wanted},
+        people=(),
+    )
+
+
+def texts_of(value: object) -> Iterable[str]:
+    """Yield all texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from texts_of(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts_of(item)
+
+
 def other(
     method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None, repeatable: bool = False
 ) -> Request[Any]:
@@ -149,7 +231,9 @@ def other(
     if not (method.isascii() and method.isalpha()):
         raise ValueError(f'method must be an HTTP method, such as "POST"; got {method!r:.80}.')
     method = method.upper()
-    return Request(f"{method} {path}", path, None, is_repeatable=repeatable, method=method, params=params, json=json)
+    name = f"{method} {path}"
+    # It may be about people: nobody knows.
+    return Request(name, path, None, repeatable, method=method, params=params, json=json, people=())
 
 
 def _about(

@@ -134,6 +134,12 @@ class UnauthorizedError(RefusedError):
     )
 
 
+class PayloadTooLargeError(RefusedError):
+    """The body of the request is too large (413); nothing was done."""
+
+    kind = "REFUSED"
+
+
 class ForbiddenError(RefusedError):
     """The API key is valid but not allowed to do this (403)."""
 
@@ -189,6 +195,7 @@ _BY_STATUS: Mapping[int, type[VoiceGenieError]] = {
     401: UnauthorizedError,
     403: ForbiddenError,
     408: ServerError,
+    413: PayloadTooLargeError,
     425: ServerError,
     429: RateLimitError,
 }

@@ -13,7 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -196,11 +196,7 @@ class CampaignPage(Model):
 
         :raises ShapeError: ``campaigns`` or ``pagination.total`` is missing.
         """
-        items = data.get("campaigns")
-        pagination = data.get("pagination")
-        total = _count(pagination.get("total")) if isinstance(pagination, dict) else None
-        if not isinstance(items, list) or total is None:
-            raise ShapeError("no list `campaigns` with a `pagination.total`")
+        items, total = _page(data, "campaigns")
         campaigns = []
         for item in items:
             if isinstance(item, dict):
@@ -342,6 +338,116 @@ class PausedCampaign(Model):
         )
 
 
+@dataclass(frozen=True)
+class UploadedContacts(Model):
+    """
+    The response to ``POST /uploadCampaignData``.
+
+    :param campaign_id: The service's id.
+    :param uploaded_count: Contacts that were added. Numbers that the campaign had already count nowhere.
+    :param failed_count: Contacts that were rejected.
+    :param errors: What the service says of rejected contacts. It may name them.
+    """
+
+    campaign_id: str
+    uploaded_count: int
+    failed_count: int
+    errors: tuple[str, ...] = field(repr=False)
+
+    @classmethod
+    def from_json(cls, data: Json) -> UploadedContacts:
+        """
+        Read the response.
+
+        :raises ShapeError: The id or a count is missing.
+        """
+        errors = data.get("errors")
+        texts = [_error_text(item) for item in errors] if isinstance(errors, list) else []
+        return cls(
+            campaign_id=_required_text(data, "campaign_id"),
+            uploaded_count=_required_count(data, "uploaded_count"),
+            failed_count=_required_count(data, "failed_count"),
+            errors=tuple(text for text in texts if text),
+        )
+
+
+def _error_text(item: object) -> str | None:
+    """Return what is said of a rejected contact; the page does not say in which form."""
+    if isinstance(item, dict):
+        return next((text for name in ("message", "error", "reason") if (text := _text(item.get(name)))), None)
+    return _text(item)
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Model):
+    """
+    One phone call, an item of ``POST /getHistory``. Its ``repr`` does not show whom it was with.
+
+    :param call_id: The service's id of the call; ``None`` if it gave none.
+    :param contact_name: Who was called.
+    :param phone_number: The number.
+    :param status: How it ended: ``answered``, ``busy``, ``no_answer``, ``failed``, ``voicemail``, ...
+    :param duration: Seconds, as far as the page's example shows.
+    :param call_time: When it was, as the service writes it: ISO 8601.
+    :param recording_url: Where its recording is.
+    """
+
+    call_id: str | None
+    contact_name: str | None = field(repr=False)
+    phone_number: str | None = field(repr=False)
+    status: str | None
+    duration: float | None
+    call_time: str | None
+    recording_url: str | None = field(repr=False)
+
+    @classmethod
+    def from_json(cls, data: Json) -> Call:
+        """Read a call; whatever is missing or unreadable is ``None``."""
+        return cls(
+            call_id=_text_or_number(data.get("call_id")),
+            contact_name=_text(data.get("contact_name")),
+            phone_number=_text_or_number(data.get("phone_number")),
+            status=_text(data.get("status")),
+            duration=_number(data.get("duration")),
+            call_time=_text(data.get("call_time")),
+            recording_url=_text(data.get("recording_url")),
+        )
+
+
+@dataclass(frozen=True)
+class CallPage(Model):
+    """
+    One page of ``POST /getHistory``.
+
+    :param calls: The calls of the page that could be read.
+    :param size: Items on the page, unreadable ones included: what the next page's offset grows by.
+    :param total: Calls in all, as this page counts them.
+    """
+
+    calls: tuple[Call, ...]
+    size: int
+    total: int
+
+    @classmethod
+    def from_json(cls, data: Json) -> CallPage:
+        """
+        Read a page.
+
+        :raises ShapeError: ``history`` or ``pagination.total`` is missing.
+        """
+        items, total = _page(data, "history")
+        return cls(tuple(Call.from_json(item) for item in items if isinstance(item, dict)), len(items), total)
+
+
+def _page(data: Json, name: str) -> tuple[list[Any], int]:
+    items = data.get(name)
+    pagination = data.get("pagination")
+    total = _count(pagination.get("total")) if isinstance(pagination, dict) else None
+    if not isinstance(items, list) or total is None:
+        raise ShapeError(f"no list `{name}` with a `pagination.total`")
+    return items, total
+
+
 def read_time(value: object) -> datetime | None:
     """Read an ISO 8601 time; UTC if it names no zone, ``None`` if it cannot be read."""
     if not isinstance(value, str) or value.strip()[10:11] not in ("T", "t", " "):
@@ -374,6 +480,10 @@ def _required_count(data: Json, name: str) -> int:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
+
+
+def _text_or_number(value: object) -> str | None:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
 
 
 def _number(value: object) -> float | None:

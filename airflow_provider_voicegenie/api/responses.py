@@ -8,8 +8,10 @@ it, may echo the request's headers.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -31,10 +33,14 @@ MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 _EXCERPT_CHARACTERS = 160
 _REDACTED = "***"
 
+#: A mail address, and what has digits in it, such as a phone number or a link to a recording.
+_ADDRESS = re.compile(r"\S+@\S+|\w+://\S+")
+_NUMBER = re.compile(r"[+(]?\d[\d\s()./-]*")
+
 
 class Redactor:
     """
-    Replaces the API key, as it is and percent-encoded.
+    Replaces the API key, as it is and percent-encoded, and makes quotations of what the service says.
 
     :param api_key: The API key.
     """
@@ -43,6 +49,30 @@ class Redactor:
         forms = {api_key, quote(api_key, safe="")} - {""}
         # The longest first, so that no remainder of one stays behind another.
         self._forms = sorted(forms, key=len, reverse=True)
+        self._people: Iterable[str] | None = None
+
+    def about(self, people: Iterable[str] | None) -> Redactor:
+        """
+        Return a redactor for a response that may name people.
+
+        :param people: Names and the like that it may quote; ``None`` if the response is not about people.
+        """
+        redactor = copy.copy(self)
+        redactor._people = people
+        return redactor
+
+    def quote(self, text: str) -> str:
+        """Make a text of the service fit one line of a log. One about people loses numbers, addresses and names."""
+        return _shorten(text if self._people is None else hide_people(text, self._people))
+
+    def excerpt(self, text: str) -> str:
+        """Return the beginning of a body that is not the documented one; nothing of one about people."""
+        shown = self.quote(text) or "the response is empty"
+        return shown if self._people is None else "not shown here, as it may name people"
+
+    def details(self, details: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what an error may keep of the service's ``details``; nothing of those about people."""
+        return details if self._people is None else {}
 
     def redact(self, text: str) -> str:
         """Replace the key in a text."""
@@ -63,6 +93,18 @@ class Redactor:
     def may_be_in(self, text: str) -> bool:
         """Whether a JSON text could hold the key, in plain or behind escapes."""
         return "\\" in text or any(form in text for form in self._forms)
+
+
+def hide_people(text: str, people: Iterable[str]) -> str:
+    """
+    Replace mail and web addresses, whatever has digits, and names.
+
+    :param text: What the service says.
+    :param people: Names and the like that it may quote.
+    """
+    text = _NUMBER.sub(_REDACTED, _ADDRESS.sub(_REDACTED, text))
+    words = {word.casefold() for each in people for word in re.findall(r"\w{2,}", each)}
+    return re.sub(r"\w{2,}", lambda found: _REDACTED if found[0].casefold() in words else found[0], text)
 
 
 @dataclass(frozen=True)
@@ -100,22 +142,23 @@ def read_data(response: Response, *, request: str, has_effect: bool, redactor: R
         )
     text, document = _read_document(response, redactor)
     if not 200 <= response.status < 300:
-        raise _refusal(response, document, text, request=request, has_effect=has_effect, now=now)
+        raise _refusal(response, document, text, redactor, request=request, has_effect=has_effect, now=now)
     if document is None:
-        problem = f"is not a JSON object ({_excerpt(text)})"
+        problem = f"is not a JSON object ({redactor.excerpt(text)})"
     elif document.get("success") is not True:
-        code, said = _error_code(document), _message(document)
+        code, said = _error_code(document), _message(document, redactor)
         if chosen := refusal_class(document.get("success"), code, said):
             raise chosen(
-                f"{request}: {_shorten(said or str(code)).rstrip('.')} ({_numbers(response.status, code)}).",
+                f"{request}: {(said or redactor.quote(str(code))).rstrip('.')} "
+                f"({_numbers(response.status, code, redactor)}).",
                 status=response.status,
                 code=code,
-                details=_details(document),
+                details=redactor.details(_details(document)),
                 # Only a code that the service documents for a refusal says that nothing was done.
                 may_have_taken_effect=has_effect and (chosen.temporary or code not in KNOWN_CODES),
                 retry_after=seconds_to_wait(response.headers, now),
             )
-        problem = f"does not say success ({_excerpt(text)})"
+        problem = f"does not say success ({redactor.excerpt(text)})"
     elif "data" not in document:
         problem = "has no `data`"
     else:
@@ -152,26 +195,28 @@ def _refusal(
     response: Response,
     document: dict[str, Any] | None,
     text: str,
+    redactor: Redactor,
     *,
     request: str,
     has_effect: bool,
     now: float,
 ) -> VoiceGenieError:
     code = _error_code(document or {})
-    said = _message(document or {})
+    said = _message(document or {}, redactor)
     in_envelope = document is not None and bool(code or said)
     chosen = error_class(response.status, code, in_envelope=in_envelope)
     details = _details(document or {})
-    words = said or code or _excerpt(text)
+    words = said or (redactor.quote(code) if code else redactor.excerpt(text))
     if missing := details.get("missing"):
-        words = f"{words} Missing: {', '.join(map(str, missing)) if isinstance(missing, list) else missing}"
+        missing = ", ".join(map(str, missing)) if isinstance(missing, list) else str(missing)
+        words = f"{words} Missing: {redactor.quote(missing)}"
     # A refusal that says success contradicts itself; a failing server may have acted before it failed.
     contradictory = (document or {}).get("success") is True
     error = chosen(
-        f"{request}: {_shorten(words).rstrip('.')} ({_numbers(response.status, code)}).",
+        f"{request}: {_shorten(words).rstrip('.')} ({_numbers(response.status, code, redactor)}).",
         status=response.status,
         code=code,
-        details=details,
+        details=redactor.details(details),
         may_have_taken_effect=has_effect
         and (contradictory or not 400 <= response.status < 500 or response.status == 408),
         retry_after=seconds_to_wait(response.headers, now),
@@ -181,8 +226,8 @@ def _refusal(
     return error
 
 
-def _numbers(status: int, code: str | None) -> str:
-    return f"{status} {_shorten(code)}" if code else str(status)
+def _numbers(status: int, code: str | None, redactor: Redactor) -> str:
+    return f"{status} {redactor.quote(code)}" if code else str(status)
 
 
 def _error_code(document: Mapping[str, Any]) -> str | None:
@@ -193,18 +238,14 @@ def _error_code(document: Mapping[str, Any]) -> str | None:
     return error if isinstance(error, str) and error else None
 
 
-def _message(document: Mapping[str, Any]) -> str | None:
+def _message(document: Mapping[str, Any], redactor: Redactor) -> str | None:
     message = document.get("message")
-    return _shorten(message) if isinstance(message, str) and message.strip() else None
+    return redactor.quote(message) if isinstance(message, str) and message.strip() else None
 
 
 def _details(document: Mapping[str, Any]) -> Mapping[str, Any]:
     details = document.get("details")
     return details if isinstance(details, dict) else {}
-
-
-def _excerpt(text: str) -> str:
-    return _shorten(text) or "the response is empty"
 
 
 def _shorten(text: str) -> str:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
@@ -22,8 +23,33 @@ from airflow_provider_voicegenie.hooks.connection import (
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
-    from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, PausedCampaign, StartedCampaign
+    from airflow_provider_voicegenie.api.endpoints import Request
+    from airflow_provider_voicegenie.api.models import (
+        Call,
+        CallPage,
+        Campaign,
+        CampaignPage,
+        CampaignStats,
+        PausedCampaign,
+        StartedCampaign,
+        UploadedContacts,
+    )
     from airflow_provider_voicegenie.api.session import BoundSession
+
+    Page = TypeVar("Page", CampaignPage, CallPage)
+
+
+def _check_page_size(page_size: object) -> None:
+    from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE
+
+    if isinstance(page_size, bool) or not isinstance(page_size, int) or not 1 <= page_size <= MAX_PAGE_SIZE:
+        raise ValueError(f"page_size must be a whole number from 1 to {MAX_PAGE_SIZE}, not {page_size!r}.")
+
+
+def _check_statuses(statuses: Iterable[str] | None) -> Sequence[str | None]:
+    from airflow_provider_voicegenie.rules.parameters import read_call_statuses
+
+    return read_call_statuses(statuses) or (None,)
 
 
 class VoiceGenieHook(BaseHook):
@@ -141,25 +167,119 @@ class VoiceGenieHook(BaseHook):
         :param max_attempts: Attempts for each page while trouble looks temporary; the connection's number by default.
         :raises ValueError: ``page_size`` is something else.
         """
-        from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE
-
-        if isinstance(page_size, bool) or not isinstance(page_size, int) or not 1 <= page_size <= MAX_PAGE_SIZE:
-            raise ValueError(f"page_size must be a whole number from 1 to {MAX_PAGE_SIZE}, not {page_size!r}.")
-        return self._all_pages(page_size, max_attempts)
-
-    def _all_pages(self, page_size: int, max_attempts: int | None) -> Iterator[Campaign]:
         from airflow_provider_voicegenie.api import endpoints
 
-        seen: set[str] = set()
+        _check_page_size(page_size)
+
+        def campaigns() -> Iterator[Campaign]:
+            seen: set[str] = set()
+            for page in self._pages(
+                lambda offset: endpoints.campaign_page(limit=page_size, offset=offset), page_size, max_attempts
+            ):
+                for campaign in page.campaigns:
+                    if campaign.campaign_id not in seen:
+                        seen.add(campaign.campaign_id)
+                        yield campaign
+
+        return campaigns()
+
+    def upload_contacts(
+        self,
+        campaign_id: str,
+        contacts: Sequence[Mapping[str, Any]],
+        *,
+        on_sending: Callable[[], None] | None = None,
+    ) -> UploadedContacts:
+        """
+        Add contacts to a campaign (``POST /uploadCampaignData``): a running campaign phones them at once.
+
+        The request is repeated while trouble looks temporary, also if its response was lost: the service skips a
+        number that the campaign has already. Contacts that it rejects are in the result.
+
+        :param campaign_id: Id of the campaign.
+        :param contacts: ``phone_number``, and as you have them ``name``, ``email`` and ``custom_fields``, of each; a
+            thousand at a time, as the service advises.
+        :param on_sending: Called right before each attempt is sent.
+        """
+        from airflow_provider_voicegenie.api import endpoints
+
+        return self._client.send(endpoints.upload(campaign_id, contacts), on_sending=on_sending)
+
+    def iter_call_history(
+        self,
+        campaign_id: str,
+        *,
+        statuses: Iterable[str] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        page_size: int = 1000,
+    ) -> Iterator[Call]:
+        """
+        Read a campaign's calls (``POST /getHistory``), each page when the iteration comes to it.
+
+        A call is personal data: name, number, recording. The service promises no order, so pages may shift while they
+        are read: a call that shows up twice is given once, and one may be missed. The ids of all calls stay in memory.
+        :class:`~airflow_provider_voicegenie.transfers.history.CallHistoryToObjectStorageOperator` misses none and
+        needs no memory.
+
+        :param campaign_id: Id of the campaign.
+        :param statuses: Only calls with these outcomes: ``answered``, ``busy``, ``no_answer``, ``failed``.
+        :param since: Only calls from then on.
+        :param until: Only calls until then.
+        :param page_size: Calls asked for at a time.
+        :raises ValueError: ``page_size`` or a status is wrong.
+        """
+        _check_page_size(page_size)
+        wanted = _check_statuses(statuses)
+
+        def calls() -> Iterator[Call]:
+            seen: set[str] = set()
+            for status in wanted:
+                for page in self.call_history_pages(campaign_id, page_size, status=status, since=since, until=until):
+                    for call in page.calls:
+                        if call.call_id is None or call.call_id not in seen:
+                            seen.add(call.call_id or "")
+                            yield call
+
+        return calls()
+
+    def call_history_pages(
+        self,
+        campaign_id: str,
+        page_size: int = 1000,
+        *,
+        status: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Iterator[CallPage]:
+        """
+        Read a campaign's calls once, page by page, with their total as the service counts them.
+
+        For all else, see :meth:`iter_call_history`.
+        """
+        from airflow_provider_voicegenie.api import endpoints
+
+        return self._pages(
+            lambda offset: endpoints.history(
+                campaign_id, limit=page_size, offset=offset, status=status, since=since, until=until
+            ),
+            page_size,
+        )
+
+    def _pages(
+        self, request: Callable[[int], Request[Page]], page_size: int, max_attempts: int | None = None
+    ) -> Iterator[Page]:
+        """Read page after page. The total that a page gives may be wrong, and a page shorter than was asked for."""
         offset = 0
+        before: Page | None = None
         while True:
-            page = self._client.send(endpoints.campaign_page(limit=page_size, offset=offset), max_attempts=max_attempts)
-            for campaign in page.campaigns:
-                if campaign.campaign_id not in seen:
-                    seen.add(campaign.campaign_id)
-                    yield campaign
-            offset += page.size
-            if page.size == 0 or offset >= page.total:
+            page = self._client.send(request(offset), max_attempts=max_attempts)
+            # A service that does not know of offsets gives the same page for ever.
+            if page.size == 0 or (offset >= page.total and page == before):
+                return
+            yield page
+            offset, before = offset + page.size, page
+            if offset == page.total and page.size < page_size:
                 return
 
     def server_time(self) -> float:

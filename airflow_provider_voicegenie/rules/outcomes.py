@@ -33,7 +33,7 @@ class Outcome(StrEnum):
     FAIL = "fail"
     #: The task fails in a way that Airflow's ``retries`` apply to.
     RETRY = "retry"
-    #: The task succeeds: what it was meant to bring about is already so.
+    #: The task succeeds: what it was meant to bring about is already so. An upload or an export goes on.
     SUCCEED = "succeed"
     #: The wait goes on (waits only).
     WAIT = "wait"
@@ -70,6 +70,10 @@ class Condition(StrEnum):
     BACKFILL_RUN = "BACKFILL_RUN"
     RUN_TOO_LATE = "RUN_TOO_LATE"
     OUTSIDE_CALLING_HOURS = "OUTSIDE_CALLING_HOURS"
+    NO_CONTACTS = "NO_CONTACTS"
+    CONTACTS_REJECTED = "CONTACTS_REJECTED"
+    CAMPAIGN_STILL_RUNNING = "CAMPAIGN_STILL_RUNNING"
+    HISTORY_INCOMPLETE = "HISTORY_INCOMPLETE"
     PREREQUISITE_IMPOSSIBLE = "PREREQUISITE_IMPOSSIBLE"
     INVALID_CAMPAIGN_ID = "INVALID_CAMPAIGN_ID"
     INVALID_CONNECTION = "INVALID_CONNECTION"
@@ -82,42 +86,48 @@ class TaskKind(StrEnum):
     PAUSE = "pause"
     READY = "ready"
     COMPLETED = "completed"
+    UPLOAD = "upload"
+    HISTORY = "history"
 
 
 _C = Condition
 _SKIP, _FAIL, _RETRY, _SUCCEED, _WAIT = Outcome.SKIP, Outcome.FAIL, Outcome.RETRY, Outcome.SUCCEED, Outcome.WAIT
 
-#: Condition -> default outcome for a start, a pause, a wait for readiness and one for completion; ``None`` if it cannot
-#: come up there.
-_DEFAULTS: Mapping[Condition, tuple[Outcome | None, Outcome | None, Outcome | None, Outcome | None]] = {
-    _C.CAMPAIGN_ALREADY_RUNNING: (_SKIP, None, _SKIP, None),
-    _C.CAMPAIGN_NOT_RUNNING: (None, _FAIL, None, None),
-    _C.CAMPAIGN_ALREADY_PAUSED: (None, _SUCCEED, None, None),
-    _C.CAMPAIGN_COMPLETED: (_FAIL, _FAIL, _FAIL, None),
-    _C.INVALID_CAMPAIGN_STATE: (_FAIL, _FAIL, None, None),
-    _C.NOT_FOUND: (_FAIL, _FAIL, _FAIL, _FAIL),
-    _C.UNAUTHORIZED: (_FAIL, _FAIL, _FAIL, _FAIL),
-    _C.FORBIDDEN: (_FAIL, _FAIL, _FAIL, _FAIL),
-    _C.REFUSED: (_FAIL, _FAIL, _FAIL, _FAIL),
-    _C.RATE_LIMIT_EXCEEDED: (_RETRY, _RETRY, _WAIT, _WAIT),
-    _C.INTERNAL_SERVER_ERROR: (_RETRY, _RETRY, _WAIT, _WAIT),
-    _C.CONNECTION_FAILED: (_RETRY, _RETRY, _WAIT, _WAIT),
-    _C.TLS_FAILED: (_FAIL, _FAIL, _FAIL, _FAIL),
-    _C.REDIRECTED: (_FAIL, _FAIL, _FAIL, _FAIL),
-    _C.INVALID_ANSWER: (_RETRY, _RETRY, _WAIT, _WAIT),
-    _C.START_UNCONFIRMED: (_FAIL, None, None, None),
-    _C.COMPLETION_TIMEOUT: (_FAIL, None, None, None),
-    _C.CAMPAIGN_FAILED: (_FAIL, None, None, _FAIL),
-    _C.CAMPAIGN_STOPPED: (_FAIL, None, None, _FAIL),
-    _C.CAMPAIGN_PAUSED: (_WAIT, None, None, _WAIT),
-    _C.CAMPAIGN_STALLED: (_FAIL, None, None, _FAIL),
-    _C.SUCCESS_RATE_TOO_LOW: (_FAIL, None, None, _FAIL),
-    _C.BACKFILL_RUN: (_SKIP, None, None, None),
-    _C.RUN_TOO_LATE: (_SKIP, None, None, None),
-    _C.OUTSIDE_CALLING_HOURS: (_FAIL, None, None, None),
-    _C.PREREQUISITE_IMPOSSIBLE: (None, None, _FAIL, None),
-    _C.INVALID_CAMPAIGN_ID: (_FAIL, _FAIL, _FAIL, _FAIL),
-    _C.INVALID_CONNECTION: (_FAIL, _FAIL, _FAIL, _FAIL),
+#: Condition -> default outcome for each kind of task, in the order of :class:`TaskKind`; ``None`` if it cannot come up
+#: there.
+_DEFAULTS: Mapping[Condition, tuple[Outcome | None, ...]] = {
+    _C.CAMPAIGN_ALREADY_RUNNING: (_SKIP, None, _SKIP, None, _FAIL, None),
+    _C.CAMPAIGN_NOT_RUNNING: (None, _FAIL, None, None, None, None),
+    _C.CAMPAIGN_ALREADY_PAUSED: (None, _SUCCEED, None, None, None, None),
+    _C.CAMPAIGN_COMPLETED: (_FAIL, _FAIL, _FAIL, None, _FAIL, None),
+    _C.INVALID_CAMPAIGN_STATE: (_FAIL, _FAIL, None, None, _FAIL, None),
+    _C.NOT_FOUND: (_FAIL, _FAIL, _FAIL, _FAIL, _FAIL, _FAIL),
+    _C.UNAUTHORIZED: (_FAIL, _FAIL, _FAIL, _FAIL, _FAIL, _FAIL),
+    _C.FORBIDDEN: (_FAIL, _FAIL, _FAIL, _FAIL, _FAIL, _FAIL),
+    _C.REFUSED: (_FAIL, _FAIL, _FAIL, _FAIL, _FAIL, _FAIL),
+    _C.RATE_LIMIT_EXCEEDED: (_RETRY, _RETRY, _WAIT, _WAIT, _RETRY, _RETRY),
+    _C.INTERNAL_SERVER_ERROR: (_RETRY, _RETRY, _WAIT, _WAIT, _RETRY, _RETRY),
+    _C.CONNECTION_FAILED: (_RETRY, _RETRY, _WAIT, _WAIT, _RETRY, _RETRY),
+    _C.TLS_FAILED: (_FAIL, _FAIL, _FAIL, _FAIL, _FAIL, _FAIL),
+    _C.REDIRECTED: (_FAIL, _FAIL, _FAIL, _FAIL, _FAIL, _FAIL),
+    _C.INVALID_ANSWER: (_RETRY, _RETRY, _WAIT, _WAIT, _RETRY, _RETRY),
+    _C.START_UNCONFIRMED: (_FAIL, None, None, None, None, None),
+    _C.COMPLETION_TIMEOUT: (_FAIL, None, None, None, None, None),
+    _C.CAMPAIGN_FAILED: (_FAIL, None, None, _FAIL, None, None),
+    _C.CAMPAIGN_STOPPED: (_FAIL, None, None, _FAIL, None, None),
+    _C.CAMPAIGN_PAUSED: (_WAIT, None, None, _WAIT, None, None),
+    _C.CAMPAIGN_STALLED: (_FAIL, None, None, _FAIL, None, None),
+    _C.SUCCESS_RATE_TOO_LOW: (_FAIL, None, None, _FAIL, None, None),
+    _C.BACKFILL_RUN: (_SKIP, None, None, None, _SKIP, None),
+    _C.RUN_TOO_LATE: (_SKIP, None, None, None, None, None),
+    _C.OUTSIDE_CALLING_HOURS: (_FAIL, None, None, None, None, None),
+    _C.NO_CONTACTS: (None, None, None, None, _SKIP, None),
+    _C.CONTACTS_REJECTED: (None, None, None, None, _FAIL, None),
+    _C.CAMPAIGN_STILL_RUNNING: (None, None, None, None, None, _FAIL),
+    _C.HISTORY_INCOMPLETE: (None, None, None, None, None, _FAIL),
+    _C.PREREQUISITE_IMPOSSIBLE: (None, None, _FAIL, None, None, None),
+    _C.INVALID_CAMPAIGN_ID: (_FAIL, _FAIL, _FAIL, _FAIL, _FAIL, _FAIL),
+    _C.INVALID_CONNECTION: (_FAIL, _FAIL, _FAIL, _FAIL, _FAIL, _FAIL),
 }
 
 #: What may come up in a wait for completion and leaves something to go on with.
@@ -138,6 +148,9 @@ _MAY_SUCCEED: Mapping[TaskKind, frozenset[Condition]] = {
     TaskKind.PAUSE: frozenset({_C.CAMPAIGN_ALREADY_PAUSED, _C.CAMPAIGN_NOT_RUNNING, _C.CAMPAIGN_COMPLETED}),
     TaskKind.READY: frozenset({_C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED}),
     TaskKind.COMPLETED: _ENDS_OF_A_WAIT,
+    # The task goes on with what it was about to do.
+    TaskKind.UPLOAD: frozenset({_C.CAMPAIGN_ALREADY_RUNNING, _C.NO_CONTACTS, _C.CONTACTS_REJECTED}),
+    TaskKind.HISTORY: frozenset({_C.CAMPAIGN_STILL_RUNNING, _C.HISTORY_INCOMPLETE}),
 }
 
 #: What no waiting changes.
@@ -148,6 +161,8 @@ _MAY_WAIT: Mapping[TaskKind, frozenset[Condition]] = {
     TaskKind.PAUSE: frozenset(),
     TaskKind.READY: frozenset(Condition) - _NEVER_WAITS,
     TaskKind.COMPLETED: frozenset(Condition) - _NEVER_WAITS,
+    TaskKind.UPLOAD: frozenset(),
+    TaskKind.HISTORY: frozenset(),
 }
 
 #: Trouble that passes. It never ends the wait of a start, whatever it does to the start itself.

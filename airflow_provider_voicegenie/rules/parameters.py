@@ -40,6 +40,20 @@ def read_interval(name: str, value: object) -> float:
     return seconds
 
 
+def read_whole_number(name: str, value: object, *, least: int) -> int:
+    """
+    Return a whole number.
+
+    :param name: The parameter's name, for the message.
+    :param value: The number.
+    :param least: The smallest that is allowed.
+    :raises ValueError: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of {least} or more; got {value!r:.80}.")
+    return value
+
+
 def read_percent(name: str, value: object) -> float | None:
     """
     Return a number from 0 to 100, or ``None`` if none is given.
@@ -58,6 +72,29 @@ def read_percent(name: str, value: object) -> float | None:
             f"{100 * value:g}?"
         )
     return float(value)
+
+
+#: The outcomes of calls by which the service filters a history.
+CALL_STATUSES = ("answered", "busy", "no_answer", "failed")
+
+
+def read_call_statuses(statuses: object) -> tuple[str, ...]:
+    """
+    Return outcomes of calls to filter a history by; empty if none are given.
+
+    :param statuses: A list of them, or ``None``.
+    :raises ValueError: One of them is none that the service filters by.
+    """
+    if statuses is None:
+        return ()
+    if isinstance(statuses, str) or not isinstance(statuses, Iterable):
+        raise ValueError(f'statuses must be a list such as ["answered"]; got {statuses!r:.80}.')
+    wanted = tuple(dict.fromkeys(statuses))
+    for status in wanted:
+        if status not in CALL_STATUSES:
+            hint = did_you_mean(status, CALL_STATUSES)
+            raise ValueError(f"statuses: {status!r:.80} is none of {', '.join(CALL_STATUSES)}. {hint}".rstrip())
+    return wanted
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

@@ -89,17 +89,8 @@ def check_run(run: RunFacts, now: datetime, *, start_in_backfill: bool, max_late
     :param start_in_backfill: Whether a backfill may start campaigns.
     :param max_lateness: Seconds that a scheduled run may be late; ``None`` for any.
     """
-    if run.run_type == "backfill" and not start_in_backfill:
-        return Finding(
-            Condition.BACKFILL_RUN,
-            "this is a backfill run, and backfills phone nobody unless the task says start_in_backfill=True",
-        )
-    if run.triggered_by_backfill and not start_in_backfill:
-        return Finding(
-            Condition.BACKFILL_RUN,
-            "the asset events that triggered this run come from backfill runs only, and backfills phone nobody unless "
-            "the task says start_in_backfill=True",
-        )
+    if not start_in_backfill and (finding := check_backfill(run, "phone nobody", "start_in_backfill")) is not None:
+        return finding
     if max_lateness is not None and run.run_type == "scheduled" and run.due is not None:
         lateness = now - run.due
         if lateness > timedelta(seconds=max_lateness):
@@ -108,6 +99,25 @@ def check_run(run: RunFacts, now: datetime, *, start_in_backfill: bool, max_late
                 f"this run was due at {run.due.isoformat()}, {lateness} ago, "
                 f"and max_lateness is {timedelta(seconds=max_lateness)}",
             )
+    return None
+
+
+def check_backfill(run: RunFacts, rule: str, parameter: str) -> Finding | None:
+    """
+    Find that a run is a backfill, or comes from backfills alone.
+
+    :param run: The run.
+    :param rule: What backfills do not do, in words.
+    :param parameter: The parameter by which the author changes that.
+    """
+    unless = f"backfills {rule} unless the task says {parameter}=True"
+    if run.run_type == "backfill":
+        return Finding(Condition.BACKFILL_RUN, f"this is a backfill run, and {unless}")
+    if run.triggered_by_backfill:
+        return Finding(
+            Condition.BACKFILL_RUN,
+            f"the asset events that triggered this run come from backfill runs only, and {unless}",
+        )
     return None
 
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT.name
 #: What decides, and so can be tested by table.
 DECIDES = [
     *("api/endpoints", "api/errors", "api/models", "api/responses", "api/retries", "api/rate_limit"),
-    *("rules/outcomes", "rules/parameters", "rules/prerequisites", "rules/calling_hours"),
+    *("rules/outcomes", "rules/parameters", "rules/prerequisites", "rules/calling_hours", "rules/contacts"),
     *("start/guards", "start/evidence", "start/options"),
     *("waiting/watch", "waiting/completion", "waiting/readiness", "waiting/progress", "waiting/final_statistics"),
     "triggers/polling",
@@ -25,7 +25,7 @@ DOES = {"asyncio", "http", "requests", "socket", "subprocess", "time", "urllib3"
 DOES |= {f"{PACKAGE}.{name}" for name in ("api.client", "api.session", "hooks", "operators", "sensors")}
 
 #: The rooms, from the top down; each may import those below it.
-ROOMS = ["operators", "sensors", "start", "triggers", "waiting", "hooks", "rules", "api"]
+ROOMS = ["operators", "sensors", "transfers", "start", "triggers", "waiting", "hooks", "rules", "api"]
 
 
 def imports(path):

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Rows in files: CSV, JSON lines and Parquet, on any storage that Airflow's ``ObjectStoragePath`` reaches.
+
+Rows are read and written as a stream: a file of any length takes the memory of a few thousand rows. No error shows what
+is in a file.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from enum import StrEnum
+from itertools import islice
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+#: Rows that Parquet files are read and written by.
+_ROWS_AT_A_TIME = 5_000
+
+_INSTALL_PYARROW = "Parquet files need pyarrow: pip install 'airflow-provider-voicegenie[parquet]'."
+
+
+class FileFormat(StrEnum):
+    """A format, by the end of a file's name."""
+
+    CSV = ".csv"
+    JSON_LINES = ".jsonl"
+    PARQUET = ".parquet"
+
+
+_FORMATS: Mapping[str, FileFormat] = {**{each.value: each for each in FileFormat}, ".ndjson": FileFormat.JSON_LINES}
+
+
+class FileUnreadableError(ValueError):
+    """A file is not of the format that its name says."""
+
+
+def file_format(path: str) -> tuple[FileFormat, bool]:
+    """
+    Return a file's format, and whether it is compressed with gzip.
+
+    :param path: Its path.
+    :raises ValueError: The name ends in none that is known, or Parquet, which compresses by itself, in ``.gz``.
+    """
+    name = path.casefold()
+    is_compressed = name.endswith(".gz")
+    for suffix, found in _FORMATS.items():
+        if name.removesuffix(".gz").endswith(suffix) and not (is_compressed and found is FileFormat.PARQUET):
+            return found, is_compressed
+    raise ValueError(
+        f"{path!r:.200} must end in .csv, .jsonl or .ndjson, each also with .gz behind it, or in .parquet: the end "
+        "says in which format the file is."
+    )
+
+
+def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
+    """
+    Yield the rows of a file.
+
+    Those of a CSV file, whose first line names the columns, are texts. A row of a CSV file that has more fields than
+    the first line has them under the key ``None``.
+
+    :param path: The file.
+    :raises FileUnreadableError: The file is not of the format that its name says.
+    :raises OSError: The file cannot be opened or read.
+    """
+    found, is_compressed = file_format(str(path))
+    reader = {FileFormat.CSV: _read_csv, FileFormat.JSON_LINES: _read_json_lines, FileFormat.PARQUET: _read_parquet}
+    number = 0
+    problem = None
+    with ExitStack() as stack:
+        file: Any = stack.enter_context(_open(path, "rb"))
+        if is_compressed:
+            file = stack.enter_context(gzip.GzipFile(fileobj=file))
+        try:
+            for number, row in enumerate(reader[found](file), start=1):  # noqa: B007  it is in the message
+                yield row
+        except FileUnreadableError as error:
+            problem = str(error)
+        except UnicodeDecodeError:
+            problem = "it is not UTF-8"
+        except (EOFError, gzip.BadGzipFile):
+            problem = "it is not whole, or not compressed with gzip"
+        except (csv.Error, json.JSONDecodeError, RecursionError):
+            problem = "it breaks the rules of its format there"
+    if problem is not None:
+        # Not raised in an `except`: the exception of the library holds what is in the file.
+        raise FileUnreadableError(f"{str(path)!r:.200} cannot be read beyond row {number}: {problem}.")
+
+
+def _open(path: ObjectStoragePath, mode: str) -> Any:
+    return path.open(mode)  # type: ignore[no-untyped-call]
+
+
+def _read_csv(file: Any) -> Iterator[Mapping[Any, Any]]:
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    reader = csv.DictReader(text, strict=True)
+    names = reader.fieldnames or []
+    if len(set(names)) != len(names):
+        raise FileUnreadableError("two of its columns have the same name")
+    yield from reader
+
+
+def _read_json_lines(file: Any) -> Iterator[Mapping[Any, Any]]:
+    for line in io.TextIOWrapper(file, encoding="utf-8-sig"):
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise FileUnreadableError("the next line is no JSON object")
+            yield row
+
+
+def _read_parquet(file: Any) -> Iterator[Mapping[Any, Any]]:
+    pyarrow, parquet = _pyarrow()
+    try:
+        batches = parquet.ParquetFile(file).iter_batches(batch_size=_ROWS_AT_A_TIME)
+        for batch in batches:
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException:
+        raise FileUnreadableError("it is no Parquet file, or a broken one") from None
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise FileUnreadableError(_INSTALL_PYARROW) from None
+    return pa, pq
+
+
+class WrittenFile(io.RawIOBase):
+    """
+    A file that is being written, and what has been written.
+
+    :param file: Where it goes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._digest = hashlib.sha256()
+        #: Bytes.
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 digest in hexadecimal digits."""
+        return self._digest.hexdigest()
+
+    def writable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write all of it."""
+        data = bytes(data)
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        """Return how much has been written."""
+        return self.size
+
+
+@contextmanager
+def replacing(path: ObjectStoragePath, partial: ObjectStoragePath) -> Iterator[WrittenFile]:
+    """
+    Write a file that appears under its name only when it is whole, and replaces the one before.
+
+    :param path: The file.
+    :param partial: Where it is until then, on the same storage. It is gone at the end in any case.
+    """
+    if path.protocol in ("", "file", "local"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _open(partial, "wb") as file:
+            written = WrittenFile(file)
+            yield written
+        path.fs.mv(partial.path, path.path)
+    except BaseException:
+        with suppress(Exception):
+            partial.unlink()
+        raise
+
+
+def write_rows(
+    rows: Iterable[Sequence[Any]],
+    columns: Mapping[str, type[str] | type[float]],
+    file: WrittenFile,
+    path: str,
+) -> None:
+    """
+    Write rows in the format that a path's end says.
+
+    :param rows: The values of each row, in the order of the columns.
+    :param columns: Names and types of the columns.
+    :param file: Where they go.
+    :param path: The path.
+    """
+    found, is_compressed = file_format(path)
+    if found is FileFormat.PARQUET:
+        _write_parquet(rows, columns, file)
+        return
+    write = _write_csv if found is FileFormat.CSV else _write_json_lines
+    if is_compressed:
+        # Without time and name, equal rows make equal files.
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+            write(rows, columns, packed)
+    else:
+        write(rows, columns, file)
+
+
+@contextmanager
+def _text(file: Any, newline: str) -> Iterator[io.TextIOWrapper]:
+    text = io.TextIOWrapper(io.BufferedWriter(file, 1024 * 1024), encoding="utf-8", newline=newline)
+    yield text
+    text.flush()
+    # The file stays open.
+    text.detach().detach()
+
+
+def _write_csv(rows: Iterable[Sequence[Any]], columns: Mapping[str, Any], file: Any) -> None:
+    with _text(file, newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def _write_json_lines(rows: Iterable[Sequence[Any]], columns: Mapping[str, Any], file: Any) -> None:
+    with _text(file, newline="\n") as text:
+        for row in rows:
+            text.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
+
+
+def _write_parquet(rows: Iterable[Sequence[Any]], columns: Mapping[str, Any], file: Any) -> None:
+    pa, pq = _pyarrow()
+    types = {str: pa.string(), float: pa.float64()}
+    schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
+    rows = iter(rows)
+    with pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema) as writer:
+        while batch := list(islice(rows, _ROWS_AT_A_TIME)):
+            writer.write_batch(pa.record_batch([*zip(*batch, strict=True)], schema=schema))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls of one export, each once, on disk: a million of them do not fit into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.models import Call
+
+#: Kilobytes of the database that are kept in memory.
+_CACHE = 16 * 1024
+
+
+class CallStore:
+    """
+    Holds calls in a scratch database that nobody else can read, and that is gone with this object.
+
+    :param columns: What is kept of a call.
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+
+    def __enter__(self) -> CallStore:
+        with tempfile.TemporaryDirectory(prefix="voicegenie-") as folder:
+            self._database = sqlite3.connect(Path(folder, "calls"), isolation_level=None)
+            # Neither a journal nor a file for sorting may come beside it.
+            self._database.executescript(
+                f"""
+                PRAGMA journal_mode = OFF;
+                PRAGMA synchronous = OFF;
+                PRAGMA temp_store = MEMORY;
+                PRAGMA cache_size = -{_CACHE};
+                CREATE TABLE calls (id TEXT PRIMARY KEY, filter TEXT, status TEXT, data TEXT);
+                """
+            )
+        # The file has lost its name by now, and takes its space until it is closed, even by a kill.
+        self._filter: str | None = None
+        self._known = 0
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._database.close()
+
+    def __len__(self) -> int:
+        return int(self._one("SELECT count(*) FROM calls"))
+
+    def begin_pass(self, status: str | None) -> int:
+        """
+        Begin to add the calls of one filter, and return how many of them there are already.
+
+        :param status: What the calls are filtered by.
+        """
+        self._filter = status
+        self._known = int(self._one("SELECT count(*) FROM calls WHERE filter IS ?", status))
+        return self._known
+
+    def add(self, calls: Iterable[Call]) -> int:
+        """
+        Add calls that are not there yet, and return how many of the pass's filter there are now.
+
+        :param calls: The calls.
+        """
+        self._database.execute("BEGIN")
+        before = self._database.total_changes
+        self._database.executemany(
+            "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?)",
+            ((_id(call), self._filter, call.status, self._data(call)) for call in calls),
+        )
+        self._known += self._database.total_changes - before
+        self._database.execute("COMMIT")
+        return self._known
+
+    def rows(self) -> Iterator[list[Any]]:
+        """Yield the values of each call, in the order in which they were added."""
+        for (data,) in self._database.execute("SELECT data FROM calls ORDER BY rowid"):
+            yield json.loads(data)
+
+    def by_status(self) -> dict[str, int]:
+        """Return the number of calls by how they ended."""
+        found = self._database.execute("SELECT coalesce(status, 'unknown'), count(*) FROM calls GROUP BY 1 ORDER BY 1")
+        return dict(found.fetchall())
+
+    def _data(self, call: Call) -> str:
+        return json.dumps([getattr(call, name) for name in self._columns])
+
+    def _one(self, query: str, *values: object) -> Any:
+        return self._database.execute(query, values).fetchone()[0]
+
+
+def _id(call: Call) -> str:
+    """Return a call's id; of a call without one, what it says."""
+    return call.call_id or hashlib.sha256(json.dumps(call.to_json()).encode()).hexdigest()

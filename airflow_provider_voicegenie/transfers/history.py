@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator that writes a campaign's calls to a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_voicegenie.campaign_task import CampaignTask
+from airflow_provider_voicegenie.rules.outcomes import (
+    Condition,
+    Outcome,
+    OutcomeRules,
+    TaskKind,
+    VoiceGenieRetryException,
+    apply_error,
+    apply_outcome,
+)
+from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_call_statuses
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+
+    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+    from airflow_provider_voicegenie.transfers.calls import CallStore
+
+__all__ = ["CallHistoryToObjectStorageOperator"]
+
+log = logging.getLogger(__name__)
+
+#: What is known of a call, and its type in the file.
+COLUMNS: Mapping[str, type[str] | type[float]] = {
+    "call_id": str,
+    "contact_name": str,
+    "phone_number": str,
+    "status": str,
+    "duration": float,
+    "call_time": str,
+    "recording_url": str,
+}
+
+#: Those that say who was called.
+_PERSONAL = ("contact_name", "phone_number", "recording_url")
+
+#: How often the history is read anew if calls are missing.
+_MAX_REREADS = 3
+
+
+class CallHistoryToObjectStorageOperator(CampaignTask):
+    """
+    Write a VoiceGenie campaign's calls to a file, one record a call.
+
+    **The file holds personal data**: names, phone numbers and links to recordings, unless ``columns`` leaves them out.
+
+    How it works: The task reads the campaign, and then its calls, page by page (``POST /getHistory``, the service's
+    Get History page, a read), into a scratch database in the folder for temporary files. Pages shift while they are
+    read, so a call that comes twice is written once, and if calls are missing at the end, all are read again, up to
+    three times. The file appears under its name only when it is whole, and replaces the one before; a later try
+    of the task makes it anew. A million calls need no more memory than ten thousand, but disk space for them.
+
+    What it does not do: It downloads no recordings.
+
+    Known limitation: While it works, the scratch database holds what the file will hold; other users cannot read it,
+    and it is gone with the process. A process that is killed outright leaves a partial file behind,
+    ``.<name>.<digits>.partial`` beside the file; the next try removes it.
+
+    Returns to XCom, as plain JSON:
+
+    - ``path``: the file.
+    - ``rows``: calls in it.
+    - ``bytes``: its size.
+    - ``sha256``: the SHA-256 digest of its bytes, in hexadecimal digits.
+    - ``calls_by_status``: calls by how they ended, such as ``{"answered": 700, "busy": 100}``.
+
+    :param campaign_id: Id of the campaign. (templated)
+    :param path: The file, as a string or an ``ObjectStoragePath``: ``.csv``, ``.jsonl`` or ``.ndjson`` (one JSON object
+        a line), each also with ``.gz``, or ``.parquet``. (templated)
+    :param voicegenie_conn_id: Id of the Airflow connection. (templated)
+    :param statuses: Only calls that ended so: ``answered``, ``busy``, ``no_answer``, ``failed``. All by default.
+    :param since: Only calls from then on, as a ``datetime`` or in ISO 8601. (templated)
+    :param until: Only calls until then, likewise. (templated)
+    :param columns: What is written of a call, in this order: ``call_id``, ``contact_name``, ``phone_number``,
+        ``status``, ``duration`` (seconds), ``call_time`` (ISO 8601, as the service writes it), ``recording_url``. All
+        by default.
+    :param outcomes: Changes to the outcome table. ``{"CAMPAIGN_STILL_RUNNING": "succeed"}`` exports the calls of a
+        running campaign so far, ``{"HISTORY_INCOMPLETE": "succeed"}`` those that could be read.
+    :raises ValueError: An argument is wrong; raised when the DAG is parsed.
+    """
+
+    template_fields: Sequence[str] = ("campaign_id", "path", "since", "until", "voicegenie_conn_id")
+    ui_color = "#e9e2f5"
+
+    def __init__(
+        self,
+        *,
+        campaign_id: str,
+        path: str | ObjectStoragePath,
+        voicegenie_conn_id: str = "voicegenie_default",
+        statuses: Iterable[str] | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        columns: Sequence[str] | None = None,
+        outcomes: Mapping[Condition | str, Outcome | str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            campaign_id=campaign_id,
+            voicegenie_conn_id=voicegenie_conn_id,
+            outcome_rules=OutcomeRules(TaskKind.HISTORY, outcomes),
+            **kwargs,
+        )
+        self.path = path
+        self.statuses = list(read_call_statuses(statuses))
+        self.since = since
+        self.until = until
+        self.columns = _read_columns(columns)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Write the file, and return the XCom value described in the class docstring."""
+        from airflow_provider_voicegenie.api.endpoints import check_campaign_id
+        from airflow_provider_voicegenie.api.errors import VoiceGenieError
+        from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+        from airflow_provider_voicegenie.transfers.calls import CallStore
+
+        path = self._path()
+        since, until = _read_moment("since", self.since), _read_moment("until", self.until)
+        hook = VoiceGenieHook(self.voicegenie_conn_id)
+        try:
+            check_campaign_id(self.campaign_id)
+            self.keep_link(context, hook)
+            is_running = hook.get_campaign(self.campaign_id).status.is_running
+            if is_running:
+                self._apply(Condition.CAMPAIGN_STILL_RUNNING, "the campaign is still running, and has calls to come")
+            with CallStore(self.columns) as calls:
+                self._read(hook, calls, since, until, is_running=is_running)
+                return self._write(context, calls, path)
+        except VoiceGenieError as error:
+            apply_error(self.outcome_rules, error, self.campaign_id)
+            raise
+
+    def _path(self) -> ObjectStoragePath:
+        from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+        from airflow_provider_voicegenie.files import file_format
+
+        try:
+            file_format(str(self.path))
+        except ValueError as error:
+            raise AirflowFailException(f"path: {error}") from None
+        return self.path if isinstance(self.path, ObjectStoragePath) else ObjectStoragePath(self.path)
+
+    def _read(
+        self,
+        hook: VoiceGenieHook,
+        calls: CallStore,
+        since: datetime | None,
+        until: datetime | None,
+        *,
+        is_running: bool,
+    ) -> None:
+        """Read all calls, anew if some are missing."""
+        missing = 0
+        for reread in range(_MAX_REREADS + 1):
+            missing = 0
+            for status in self.statuses or (None,):
+                total = 0
+                known = calls.begin_pass(status)
+                for page in hook.call_history_pages(self.campaign_id, status=status, since=since, until=until):
+                    if self.told_to_end:
+                        raise VoiceGenieRetryException(
+                            f"Campaign {self.campaign_id!r}: the task was ended from outside before it wrote the file."
+                        )
+                    total = page.total
+                    known = calls.add(page.calls)
+                missing += max(0, total - known)
+            if not missing:
+                return
+            if is_running:
+                # There are always some more.
+                log.info("Campaign %r: %s calls came while the others were read.", self.campaign_id, f"{missing:,}")
+                return
+            if reread < _MAX_REREADS:
+                log.info("Campaign %r: %s calls are missing; reading again.", self.campaign_id, f"{missing:,}")
+        self._apply(
+            Condition.HISTORY_INCOMPLETE,
+            f"the service says that there are {missing:,} more calls than the {len(calls):,} that it gave in "
+            f"{_MAX_REREADS + 1} readings",
+        )
+
+    def _write(self, context: Context, calls: CallStore, path: ObjectStoragePath) -> dict[str, Any]:
+        from airflow_provider_voicegenie.files import replacing, write_rows
+
+        partial = _partials(path, context)
+        for old in partial[:-1]:
+            old.unlink(missing_ok=True)
+        with replacing(path, partial[-1]) as file:
+            write_rows(calls.rows(), {name: COLUMNS[name] for name in self.columns}, file, str(path))
+        personal = [name for name in self.columns if name in _PERSONAL]
+        log.info(
+            "Campaign %r: %s calls were written to %s (%s bytes), with the columns %s. %s",
+            self.campaign_id,
+            f"{len(calls):,}",
+            path,
+            f"{file.size:,}",
+            ", ".join(self.columns),
+            f"This file holds personal data: {', '.join(personal)}."
+            if personal
+            else "None of them says who was called.",
+        )
+        return {
+            "path": str(path),
+            "rows": len(calls),
+            "bytes": file.size,
+            "sha256": file.sha256,
+            "calls_by_status": calls.by_status(),
+        }
+
+    def _apply(self, condition: Condition, message: str) -> None:
+        apply_outcome(self.outcome_rules, condition, self.campaign_id, message)
+
+
+def _read_columns(columns: Sequence[str] | None) -> list[str]:
+    if columns is None:
+        return list(COLUMNS)
+    if isinstance(columns, str) or not isinstance(columns, Sequence) or not columns:
+        raise ValueError(f'columns must be a list such as ["call_id", "status"]; got {columns!r:.80}.')
+    for name in columns:
+        if name not in COLUMNS:
+            hint = did_you_mean(name, COLUMNS)
+            raise ValueError(f"columns: {name!r:.80} is none of {', '.join(COLUMNS)}. {hint}".rstrip())
+    return list(dict.fromkeys(columns))
+
+
+def _read_moment(name: str, value: object) -> datetime | None:
+    from airflow_provider_voicegenie.api.models import read_time
+
+    if value is None or value == "":
+        return None
+    moment = value if isinstance(value, datetime) else read_time(value)
+    if moment is None and isinstance(value, str):
+        moment = read_time(f"{value}T00:00:00")
+    if moment is None:
+        raise AirflowFailException(
+            f"{name} must be a datetime or a time in ISO 8601, such as 2026-05-01T08:00:00+02:00; got {value!r:.80}."
+        )
+    return moment
+
+
+def _partials(path: ObjectStoragePath, context: Mapping[str, Any]) -> list[ObjectStoragePath]:
+    """Return where each try of this task, up to this one, writes the file until it is whole."""
+    import hashlib
+
+    task = context.get("ti")
+    facts = [getattr(task, name, None) for name in ("dag_id", "task_id", "run_id", "map_index")]
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    tries = range(1, (getattr(task, "try_number", 1) or 1) + 1)
+    return [path.with_name(f".{path.name}.{name}-{number}.partial") for number in tries]

@@ -1,0 +1,475 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The upload of contacts: what is a contact, what is sent, what is told, and what a later try does."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+from datetime import date
+from types import SimpleNamespace
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from helpers.leaks import MARKED_PERSON, person_in
+from helpers.tasks import Store, context
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_voicegenie.operators import contacts as module
+from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
+from airflow_provider_voicegenie.rules.contacts import ContactColumns, NotAContactError, RejectedLimit
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_named(caplog):
+    """Whatever a test does, the log does not show the person."""
+    caplog.set_level("DEBUG")
+    yield
+    assert person_in(caplog.text) is None
+
+
+@pytest.fixture
+def campaign(sandbox):
+    return sandbox.add_campaign(total_count=0).id
+
+
+def rows(count, first=0):
+    return [{**MARKED_PERSON, "phone_number": number(i)} for i in range(first, first + count)]
+
+
+def number(index):
+    return f"+4915190817263{index:02d}"
+
+
+def upload(campaign_id, contacts, run=None, **arguments):
+    operator = UploadContactsOperator(task_id="upload", campaign_id=campaign_id, contacts=contacts, **arguments)
+    # As Airflow does when it renders the task's templates.
+    operator.contacts = operator.contacts
+    run = run or context()
+    result = operator.execute(run)
+    assert person_in(json.dumps([result, run["ti"].xcom])) is None
+    return result
+
+
+# What a contact is.
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("+49 151 2345-678", "+49 151 2345-678"),
+        (" 4915123456 ", "4915123456"),
+        ("(0151) 234.56/7", "(0151) 234.56/7"),
+        (4915123456, "4915123456"),
+        (4915123456.0, "4915123456"),
+    ],
+)
+def test_a_phone_number_is_sent_as_it_is(value, expected):
+    assert ContactColumns().contact({"phone_number": value}) == {"phone_number": expected}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, "has no phone number"),
+        ({"phone_number": None}, "has no phone number"),
+        ({"phone_number": "  "}, "has no phone number"),
+        ({"phone_number": math.nan}, "has no phone number"),
+        ({"phone_number": "123"}, "cannot be one"),
+        ({"phone_number": "1" * 20}, "cannot be one"),
+        ({"phone_number": "call me"}, "cannot be one"),
+        ({"phone_number": "1-800-FLOWERS"}, "cannot be one"),
+        ({"phone_number": "٠١٥١٢٣٤٥٦٧"}, "cannot be one"),
+        ({"phone_number": True}, "of type bool"),
+        ({"phone_number": ["1"]}, "of type list"),
+        ({"phone_number": "4915123456", None: ["more"]}, "more fields"),
+        ("4915123456", "of type str"),
+        (None, "of type NoneType"),
+    ],
+)
+def test_what_is_no_contact(row, reason):
+    with pytest.raises(NotAContactError, match=reason):
+        ContactColumns().contact(row)
+
+
+def test_columns_become_parts_and_custom_fields():
+    columns = ContactColumns({"mobile": "phone_number", "full name": "name"})
+    row = {
+        "mobile": "4915123456",
+        "full name": "A",
+        "email": "",
+        "phone_number": "x",
+        "since": date(2026, 5, 1),
+        "n": 1,
+    }
+    assert columns.contact(row) == {
+        "phone_number": "4915123456",
+        "name": "A",
+        "custom_fields": {"phone_number": "x", "since": "2026-05-01", "n": 1},
+    }
+
+
+@given(st.dictionaries(st.text(), st.recursive(st.none() | st.floats() | st.integers() | st.text(), st.lists)))
+def test_whatever_is_in_a_row_becomes_json(row):
+    contact = ContactColumns().contact({**row, "phone_number": "4915123456"})
+    assert json.loads(json.dumps(contact, allow_nan=False)) == contact
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"columns": {"mobile": "phone_numer"}}, "did you mean 'phone_number'"),
+        ({"columns": {"a": "name", "b": "name"}}, "'a' and 'b' are both name"),
+        ({"columns": ["phone"]}, "columns must be a mapping"),
+        ({"max_rejected": -1}, "max_rejected must be"),
+        ({"max_rejected": True}, "max_rejected must be"),
+        ({"max_rejected": "101%"}, "max_rejected must be a percentage"),
+        ({"max_rejected": "2"}, "max_rejected must be"),
+        ({"batch_size": 0}, "batch_size must be a whole number of 1 or more"),
+        ({"upload_in_backfill": "no"}, "upload_in_backfill must be True or False"),
+        ({"outcomes": {"CONTACTS_REJECTED": "wait"}}, "not a valid outcome"),
+        ({"outcomes": {"CAMPAIGN_PAUSED": "skip"}}, "not a condition of this task"),
+    ],
+)
+def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        UploadContactsOperator(task_id="upload", campaign_id="x", contacts="x.csv", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("limit", "rejected", "count", "exceeded"),
+    [
+        (0, 0, 1, False),
+        (0, 1, 9, True),
+        (2, 2, 9, False),
+        (2, 3, 9, True),
+        ("2%", 2, 100, False),
+        ("2 %", 3, 100, True),
+    ],
+)
+def test_limit_of_rejected_rows(limit, rejected, count, exceeded):
+    assert RejectedLimit(limit).is_exceeded(rejected, count) is exceeded
+
+
+# What is sent.
+
+
+def test_rows_are_uploaded_in_batches(sandbox, campaign):
+    result = upload(campaign, rows(25), batch_size=10)
+    assert result == {"campaign_id": campaign, "uploaded": 25, "rejected": 0, "batches": 3}
+    assert sandbox.uploaded(campaign) == [number(i) for i in range(25)]
+    assert sandbox.request_count("get") == 1
+
+
+def write_csv(path, content):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, content[0])
+        writer.writeheader()
+        writer.writerows(content)
+
+
+def write_json_lines(path, content):
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+
+
+def write_gzipped(path, content):
+    plain = path.with_suffix("")
+    (write_csv if plain.suffix == ".csv" else write_json_lines)(plain, content)
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+
+
+def write_parquet(path, content):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.Table.from_pylist(content), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("contacts.csv", write_csv),
+        ("contacts.CSV", write_csv),
+        ("contacts.jsonl", write_json_lines),
+        ("contacts.ndjson", write_json_lines),
+        ("contacts.csv.gz", write_gzipped),
+        ("contacts.jsonl.gz", write_gzipped),
+        ("contacts.parquet", write_parquet),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_files_of_each_format(sandbox, campaign, tmp_path, name, write, scheme):
+    write(tmp_path / name, rows(12))
+    assert upload(campaign, f"{scheme}{tmp_path / name}")["uploaded"] == 12
+    assert sandbox.uploaded(campaign) == [number(i) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.xlsx", b"", "must end in .csv"),
+        ("x.parquet.gz", b"", "must end in .csv"),
+        ("x.jsonl", b'{"phone_number": "4915190817263"}\nXaverine', "beyond row 1: it breaks the rules"),
+        ("x.jsonl", b'["Xaverine"]', "beyond row 0: the next line is no JSON object"),
+        ("x.csv", b"phone_number,name\n4915190817263,Xaverine\xe4", "beyond row 0: it is not UTF-8"),
+        ("x.csv", b'phone_number,name\n"4915190817263,Xaverine', "it breaks the rules"),
+        ("x.csv", b"Xaverine,Xaverine\n1,2", "two of its columns have the same name"),
+        ("x.csv.gz", b"Xaverine", "not compressed with gzip"),
+        ("x.csv.gz", gzip.compress(b"phone_number\n4915190817263\n", mtime=0)[:-9], "it is not whole"),
+    ],
+)
+def test_files_that_cannot_be_read(sandbox, campaign, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AirflowFailException, match=message) as caught:
+        upload(campaign, str(tmp_path / name))
+    assert person_in(f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}") is None
+    assert not sandbox.request_count("upload")
+
+
+def test_a_broken_parquet_file(sandbox, campaign, tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(AirflowFailException, match="no Parquet file"):
+        upload(campaign, str(tmp_path / "x.parquet"))
+
+
+@pytest.mark.parametrize("text", ["", "[{'phone_number': '4915190817263'}]", "{}"])
+def test_rows_that_a_template_made_text_of(sandbox, campaign, text):
+    with pytest.raises(AirflowFailException, match=r"contacts=extract\.output") as caught:
+        upload(campaign, text)
+    assert person_in(str(caught.value)) is None
+
+
+def test_a_misspelled_column_is_noticed_before_anything_is_sent(sandbox, campaign):
+    with pytest.raises(AirflowFailException, match="no row has a column 'nmae'"):
+        upload(campaign, rows(3), columns={"nmae": "name"})
+    assert not sandbox.request_count("upload")
+
+
+# What may keep the task from uploading.
+
+
+@pytest.mark.parametrize(
+    ("status", "condition"),
+    [
+        ("running", "CAMPAIGN_ALREADY_RUNNING"),
+        ("in_progress", "CAMPAIGN_ALREADY_RUNNING"),
+        ("completed", "CAMPAIGN_COMPLETED"),
+        ("stopped", "CAMPAIGN_COMPLETED"),
+    ],
+)
+@pytest.mark.parametrize(("outcome", "end"), [(None, AirflowFailException), ("skip", AirflowSkipException)])
+def test_nothing_is_sent_to_a_campaign_that_runs_or_is_over(sandbox, status, condition, outcome, end):
+    campaign_id = sandbox.add_campaign(status=status, total_count=10_000).id
+    with pytest.raises(end, match=condition):
+        upload(campaign_id, rows(3), outcomes={condition: outcome} if outcome else None)
+    assert not sandbox.request_count("upload")
+
+
+def test_a_running_campaign_gets_contacts_if_the_author_says_so(sandbox):
+    assert upload("long", rows(3), outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})["uploaded"] == 3
+
+
+def test_an_upload_ends_when_the_campaign_is_started_meanwhile(sandbox, campaign, monkeypatch):
+    monkeypatch.setattr(module, "_LOOK_INTERVAL", 0.0)
+    looks = iter(["scheduled", "scheduled", "running"])
+    look = UploadContactsOperator._look
+
+    def change_and_look(self, *arguments):
+        sandbox.sandbox.store.change(campaign, status=next(looks))
+        look(self, *arguments)
+
+    monkeypatch.setattr(UploadContactsOperator, "_look", change_and_look)
+    with pytest.raises(AirflowFailException, match=r"phones whoever .* \(10 of 25 rows were uploaded before\)"):
+        upload(campaign, rows(25), batch_size=10)
+    assert len(sandbox.uploaded(campaign)) == 10
+
+
+def test_backfills_upload_nothing(sandbox, campaign):
+    run = {**context(), "dag_run": SimpleNamespace(run_type="backfill")}
+    with pytest.raises(AirflowSkipException, match=r"upload_in_backfill=True.*BACKFILL_RUN"):
+        upload(campaign, rows(3), run)
+    assert not sandbox.sandbox.requests
+    assert upload(campaign, rows(3), run, upload_in_backfill=True)["uploaded"] == 3
+
+
+def test_no_rows_are_a_condition(sandbox, campaign):
+    with pytest.raises(AirflowSkipException, match="NO_CONTACTS"):
+        upload(campaign, [])
+    result = upload(campaign, [], outcomes={"NO_CONTACTS": "succeed"})
+    assert result == {"campaign_id": campaign, "uploaded": 0, "rejected": 0, "batches": 0}
+
+
+@pytest.mark.parametrize(
+    ("condition", "status", "code"),
+    [("UNAUTHORIZED", 401, None), ("NOT_FOUND", 404, "NOT_FOUND"), ("REFUSED", 400, "BAD_REQUEST")],
+)
+def test_refusals_of_the_service(sandbox, campaign, condition, status, code):
+    body = json.dumps(
+        {"success": False, "error": code, "message": "Xaverine Quastenflosser, +49 1519 0817263, is wrong"}
+    )
+    sandbox.inject("status", "upload", status=status, body=body)
+    with pytest.raises(AirflowFailException, match=condition) as caught:
+        upload(campaign, rows(3))
+    assert person_in(str(caught.value)) is None
+    assert sandbox.request_count("upload") == 1
+
+
+# Rejected contacts.
+
+
+def test_rows_without_a_number_are_named_by_their_own_and_nothing_is_sent(sandbox, campaign, said):
+    content = rows(10)
+    content[3].pop("phone_number")
+    content[6]["phone_number"] = "Quasti"
+    with pytest.raises(
+        AirflowFailException, match=r"2 of 10 rows are rejected, more than max_rejected=1 .*nothing was sent"
+    ):
+        upload(campaign, content, max_rejected=1)
+    assert "row 4 has no phone number; row 7 has a phone number that cannot be one." in "".join(said())
+    assert not sandbox.request_count("upload")
+
+
+def test_rejected_rows_within_the_limit_are_counted(sandbox, campaign):
+    content = [*rows(8), {"name": "x"}, {"phone_number": "?"}]
+    result = upload(campaign, content, max_rejected="20%", batch_size=3)
+    assert (result["uploaded"], result["rejected"], result["batches"]) == (8, 2, 3)
+
+
+def test_contacts_that_the_service_rejects(sandbox, campaign, said):
+    # Long enough for us, and too short for the sandbox.
+    content = [*rows(3), {**MARKED_PERSON, "phone_number": "81726"}]
+    with pytest.raises(AirflowFailException, match=r"1 of 4 rows are rejected.*3 contacts were uploaded") as caught:
+        upload(campaign, content)
+    assert "Invalid phone number" in str(caught.value)
+    assert "81726" not in f"{caught.value}{said()}"
+    result = upload(campaign, content, outcomes={"CONTACTS_REJECTED": "succeed"})
+    assert (result["uploaded"], result["rejected"]) == (0, 1)
+
+
+# Lost responses, large batches, later tries.
+
+
+@pytest.mark.parametrize("kind", ["close", "truncated", "not_json", "status"])
+@pytest.mark.parametrize("after_acting", [False, True])
+def test_a_batch_whose_response_is_lost_is_sent_again(sandbox, campaign, monkeypatch, kind, after_acting):
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=3))
+    sandbox.inject(kind, "upload", after_acting=after_acting)
+    result = upload(campaign, rows(25), batch_size=10)
+    assert (result["uploaded"], result["batches"]) == (25, 3)
+    assert sandbox.uploaded(campaign) == [number(i) for i in range(25)]
+    assert sandbox.request_count("upload") == 4
+
+
+def test_a_batch_that_is_too_large_is_sent_in_parts(sandbox, campaign):
+    sandbox.sandbox.max_upload_bytes = 1500
+    result = upload(campaign, rows(40), batch_size=40)
+    assert result["uploaded"] == 40
+    assert sandbox.uploaded(campaign) == [number(i) for i in range(40)]
+    # 40, 20 and 10 are too many; then no batch is too large any more.
+    answers = [request.status for request in sandbox.sandbox.requests if request.operation == "upload"]
+    assert answers == [413] * 3 + [200] * 8
+
+
+def test_a_contact_that_is_too_large_by_itself_is_rejected(sandbox, campaign):
+    sandbox.sandbox.max_upload_bytes = 1500
+    content = rows(4)
+    content[2]["note"] = "Quasti" * 500
+    with pytest.raises(AirflowFailException, match="1 of 4 rows are rejected"):
+        upload(campaign, content)
+    assert len(sandbox.uploaded(campaign)) == 3
+
+
+def test_a_later_try_goes_on_behind_the_last_batch(sandbox, campaign, tmp_path):
+    write_csv(tmp_path / "x.csv", rows(50))
+    store = Store()
+    for lost_after in (False, True):
+        # The response to the third batch is lost, and then that of the next.
+        first = sandbox.request_count("upload")
+        sandbox.inject("delay", "upload", times=2, seconds=0)
+        sandbox.inject("close", "upload", after_acting=lost_after)
+        with pytest.raises(VoiceGenieRetryException):
+            upload(campaign, str(tmp_path / "x.csv"), context(store), batch_size=10)
+        assert sandbox.request_count("upload") == first + 3
+        assert person_in(json.dumps(store)) is None
+        if lost_after:
+            break
+    result = upload(campaign, str(tmp_path / "x.csv"), context(store, try_number=3), batch_size=10)
+    assert result == {"campaign_id": campaign, "uploaded": 50, "rejected": 0, "batches": 5}
+    assert sandbox.uploaded(campaign) == [number(i) for i in range(50)]
+    # Two batches in the first try, two in the second, of which one is sent twice, and the last.
+    assert sandbox.request_count("upload") == 3 + 3 + 1
+
+
+def test_a_later_try_sends_a_changed_file_from_the_beginning(sandbox, campaign, tmp_path):
+    file = tmp_path / "x.csv"
+    write_csv(file, rows(20))
+    store = Store()
+    sandbox.inject("delay", "upload", seconds=0)
+    sandbox.inject("close", "upload")
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, str(file), context(store), batch_size=10)
+    write_csv(file, rows(21, first=50))
+    assert upload(campaign, str(file), context(store, try_number=2), batch_size=10)["uploaded"] == 21
+    assert set(sandbox.uploaded(campaign)) >= {number(i) for i in range(50, 71)}
+
+
+def test_a_later_try_without_a_state_sends_everything_again(sandbox, campaign):
+    upload(campaign, rows(20))
+    assert upload(campaign, rows(20), context(try_number=2))["uploaded"] == 20
+    assert len(sandbox.uploaded(campaign)) == 20
+
+
+def test_a_later_try_stays_with_its_campaign(sandbox, campaign):
+    store = Store()
+    sandbox.inject("close", "upload")
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, rows(20), context(store))
+    other = sandbox.add_campaign(total_count=0).id
+    assert upload(other, rows(20), context(store, try_number=2))["campaign_id"] == campaign
+    assert not sandbox.uploaded(other)
+
+
+def test_a_task_that_was_told_to_end_sends_nothing_more(sandbox, campaign, monkeypatch):
+    operator = UploadContactsOperator(task_id="upload", campaign_id=campaign, contacts=rows(30), batch_size=10)
+    keep = UploadContactsOperator._keep_progress
+
+    def keep_and_end(self, run, fingerprint, progress):
+        keep(self, run, fingerprint, progress)
+        if progress.rows == 20:
+            self.on_kill()
+
+    monkeypatch.setattr(UploadContactsOperator, "_keep_progress", keep_and_end)
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside after 20 rows"):
+        operator.execute(context())
+    assert len(sandbox.uploaded(campaign)) == 20
+    assert sandbox.request_count("upload") == 2
+
+
+# What Airflow shows.
+
+
+def test_rendered_rows_are_not_shown(sandbox, campaign):
+    from airflow.serialization.helpers import serialize_template_field
+
+    operator = UploadContactsOperator(task_id="upload", campaign_id=campaign, contacts=[{"phone_number": "{{ 1 }}"}])
+    operator.render_template_fields(context())
+    assert list(operator.contacts) == [{"phone_number": "1"}]
+    operator.contacts = rows(2)
+    shown = serialize_template_field(operator.contacts, "contacts")
+    assert shown == "<2 rows, which are not shown>"
+    assert person_in(f"{operator!r} {operator.contacts!r} {shown}") is None
+    assert len(rows(2)) == len(operator.contacts)
+
+
+def test_uploads_keep_within_the_documented_rate(sandbox, campaign, monkeypatch):
+    from airflow_provider_voicegenie.api import client
+
+    waits = []
+    monkeypatch.setattr(client.VoiceGenieClient.__init__, "__kwdefaults__", {"sleep": waits.append})
+    upload(campaign, rows(52), batch_size=1)
+    # Of which the first fifty need not wait.
+    assert len(waits) == 2
+    assert all(50 < wait <= 60 for wait in waits)

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The export of calls: which calls are in the file, when it appears, and what is told of it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import random
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from helpers.leaks import MARKED_PERSON, person_in
+from helpers.tasks import context
+
+from airflow_provider_voicegenie.api.models import Call, CallPage
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.transfers import calls as call_stores
+from airflow_provider_voicegenie.transfers.history import COLUMNS, CallHistoryToObjectStorageOperator
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_named(caplog):
+    caplog.set_level("DEBUG")
+    yield
+    assert person_in(caplog.text) is None
+
+
+@pytest.fixture
+def pages(sandbox, monkeypatch):
+    """Replace what the service says of its calls: each pass takes the next list of pages."""
+    passes = []
+
+    def history(hook, campaign_id, page_size=1000, **filters):
+        yield from passes.pop(0) if len(passes) > 1 else passes[0]
+
+    monkeypatch.setattr(VoiceGenieHook, "call_history_pages", history)
+    return passes
+
+
+def call(number, **fields):
+    facts = {
+        "call_id": f"call-{number}",
+        "contact_name": MARKED_PERSON["name"],
+        "phone_number": MARKED_PERSON["phone_number"],
+        "status": "answered" if number % 3 else "busy",
+        "duration": 30.5,
+        "call_time": "2026-05-01T08:00:00Z",
+        "recording_url": f"https://recordings.example/{number}?of=xaverine",
+    }
+    return Call(**{**facts, **fields})
+
+
+def page(numbers, total, **fields):
+    calls = tuple(call(number, **fields) for number in numbers)
+    return CallPage(calls, len(calls), total)
+
+
+def export(path, campaign_id="completed", run=None, **arguments):
+    operator = CallHistoryToObjectStorageOperator(
+        task_id="export", campaign_id=campaign_id, path=str(path), **arguments
+    )
+    run = run or context()
+    result = operator.execute(run)
+    assert person_in(json.dumps([result, run["ti"].xcom])) is None
+    data = Path(str(path).removeprefix("file://")).read_bytes()
+    assert (result["bytes"], result["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert sum(result["calls_by_status"].values()) == result["rows"]
+    return result
+
+
+def files_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Which calls are in the file.
+
+
+def test_all_calls_of_a_campaign_are_written(sandbox, tmp_path):
+    result = export(tmp_path / "calls.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert len(found) == result["rows"] > 0
+    assert list(found[0]) == list(COLUMNS)
+    assert len({each["call_id"] for each in found}) == len(found)
+    assert files_in(tmp_path) == ["calls.jsonl"]
+
+
+def read_csv(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def read_json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_gzipped(path):
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+
+
+def read_parquet(path):
+    return pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("a b.csv", read_csv),
+        ("calls.jsonl", read_json_lines),
+        ("calls.ndjson.gz", read_gzipped),
+        ("calls.parquet", read_parquet),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_files_of_each_format(pages, tmp_path, name, read, scheme):
+    pages.append([page(range(5), 6), page([5], 6, duration=None)])
+    path = tmp_path / "new folder" / name
+    result = export(f"{scheme}{path}", columns=["phone_number", "call_id", "duration"])
+    found = read(path)
+    assert [list(row) for row in found] == [["phone_number", "call_id", "duration"]] * 6
+    assert [row["call_id"] for row in found] == [f"call-{i}" for i in range(6)]
+    assert float(found[0]["duration"]) == 30.5
+    assert found[5]["duration"] in (None, "")
+    assert found[0]["phone_number"] == MARKED_PERSON["phone_number"]
+    assert result["calls_by_status"] == {"answered": 4, "busy": 2}
+
+
+def test_columns_keep_personal_data_out(pages, tmp_path, said):
+    pages.append([page(range(3), 3)])
+    export(tmp_path / "x.csv", columns=["call_id", "status"])
+    assert person_in((tmp_path / "x.csv").read_text()) is None
+    assert "with the columns call_id, status. None of them says who was called." in said()[-1]
+    export(tmp_path / "x.csv")
+    assert "This file holds personal data: contact_name, phone_number, recording_url." in said()[-1]
+
+
+def test_a_call_that_comes_twice_is_written_once(pages, tmp_path):
+    pages.append([page([0, 1, 2], 5), page([2, 3, 4], 5)])
+    assert export(tmp_path / "x.jsonl")["rows"] == 5
+
+
+def test_calls_without_an_id_are_told_apart_by_what_they_say(pages, tmp_path):
+    pages.append([page([0, 0, 1], 2, call_id=None)])
+    assert export(tmp_path / "x.jsonl")["rows"] == 2
+
+
+def test_missing_calls_are_read_again(pages, tmp_path, said):
+    pages += [[page([0, 1, 2], 5), page([2, 1], 5)], [page([4, 3, 2], 5), page([1, 0], 5)]]
+    assert export(tmp_path / "x.jsonl")["rows"] == 5
+    assert "2 calls are missing; reading again." in "".join(said())
+
+
+def test_what_is_missing_after_all_readings_is_a_condition(pages, tmp_path):
+    passes = [[page([0, 1], 9)] for _ in range(4)]
+    pages += passes
+    with pytest.raises(AirflowFailException, match=r"7 more calls than the 2 .*4 readings \[HISTORY_INCOMPLETE"):
+        export(tmp_path / "x.jsonl")
+    assert len(pages) == 1, "each pass but the last, which stays, was taken"
+    assert not files_in(tmp_path)
+    pages[:] = passes
+    assert export(tmp_path / "x.jsonl", outcomes={"HISTORY_INCOMPLETE": "succeed"})["rows"] == 2
+
+
+def test_a_running_campaign_is_a_condition(sandbox, pages, tmp_path):
+    pages.append([page([0, 1], 9)])
+    with pytest.raises(AirflowFailException, match="CAMPAIGN_STILL_RUNNING"):
+        export(tmp_path / "x.jsonl", "followed")
+    with pytest.raises(AirflowSkipException):
+        export(tmp_path / "x.jsonl", "followed", outcomes={"CAMPAIGN_STILL_RUNNING": "skip"})
+    result = export(tmp_path / "x.jsonl", "followed", outcomes={"CAMPAIGN_STILL_RUNNING": "succeed"})
+    assert result["rows"] == 2
+
+
+def test_filters_are_the_services(sandbox, tmp_path, monkeypatch):
+    asked = []
+    from airflow_provider_voicegenie.api import endpoints
+
+    original = endpoints.history
+
+    def history(*arguments, **options):
+        request = original(*arguments, **options)
+        asked.append(request.json)
+        return request
+
+    monkeypatch.setattr(endpoints, "history", history)
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    export(tmp_path / "x.jsonl", statuses=["answered", "busy"], since=since, until="2027-01-01")
+    assert [each["status_filter"] for each in asked[:2]] == ["answered", "busy"]
+    assert {(each["date_from"], each["date_to"]) for each in asked} == {
+        ("2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z")
+    }
+
+
+# Pages, in the hook.
+
+
+class Pages:
+    """A service whose pages do what they like."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.offsets = []
+
+    def send(self, request, **options):
+        self.offsets.append(request.json["offset"])
+        return self.answer(request.json["offset"], request.json["limit"])
+
+
+def calls_of(answer, **arguments):
+    hook = VoiceGenieHook()
+    hook._client = service = Pages(answer)
+    return [each.call_id for each in hook.iter_call_history("c", **arguments)], service.offsets
+
+
+def numbers(*ranges):
+    return [f"call-{number}" for each in ranges for number in each]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "offsets"),
+    [
+        # As documented.
+        (lambda o, n: page(range(o, min(o + n, 25)), 25), range(25), [0, 10, 20]),
+        (lambda o, n: page(range(o, min(o + n, 20)), 20), range(20), [0, 10, 20]),
+        # Fewer on a page than asked for.
+        (lambda o, n: page(range(o, min(o + 4, 10)), 10), range(10), [0, 4, 8]),
+        # A total that is that of the page, one that is too low, and one that is too high.
+        (lambda o, n: page(range(o, min(o + n, 25)), min(n, 25 - o) + o), range(25), [0, 10, 20]),
+        (lambda o, n: page(range(o, min(o + n, 25)), 3), range(25), [0, 10, 20, 25]),
+        (lambda o, n: page(range(o, min(o + n, 25)), 99), range(25), [0, 10, 20, 25]),
+        # No calls, and a service that does not know of offsets.
+        (lambda o, n: page([], 0), [], [0]),
+        (lambda o, n: page(range(n), 25), range(10), [0, 10, 20, 30]),
+    ],
+)
+def test_pages(answer, expected, offsets):
+    assert calls_of(answer, page_size=10) == (numbers(expected), offsets)
+
+
+def test_wrong_arguments_of_the_hook():
+    with pytest.raises(ValueError, match="page_size must be"):
+        VoiceGenieHook().iter_call_history("c", page_size=0)
+    with pytest.raises(ValueError, match=r"statuses: 'anwsered' is none of .* did you mean 'answered'"):
+        VoiceGenieHook().iter_call_history("c", statuses=["anwsered"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"columns": ["phone"]}, "columns: 'phone' is none of"),
+        ({"columns": []}, "columns must be a list"),
+        ({"columns": "status"}, "columns must be a list"),
+        ({"statuses": "answered"}, r'statuses must be a list such as \["answered"\]'),
+        ({"statuses": ["voicemail"]}, "statuses: 'voicemail' is none of"),
+        ({"outcomes": {"CAMPAIGN_STILL_RUNNING": "wait"}}, "not a valid outcome"),
+    ],
+)
+def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CallHistoryToObjectStorageOperator(task_id="export", campaign_id="c", path="x.csv", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": "x.xlsx"}, r"path: 'x\.xlsx' must end in"),
+        ({"since": "yesterday"}, "since must be a datetime or a time"),
+    ],
+)
+def test_wrong_values_of_templates(sandbox, arguments, message):
+    with pytest.raises(AirflowFailException, match=message):
+        export(**{"path": "x.csv", **arguments})
+    assert not sandbox.sandbox.requests
+
+
+# When the file appears.
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+def break_off(calls, after):
+    def rows(self):
+        for number, row in enumerate(calls(self)):
+            if number == after:
+                raise BrokenOffError
+            yield row
+
+    return rows
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl.gz", "x.parquet"])
+def test_nothing_half_written_is_seen(pages, tmp_path, monkeypatch, name):
+    pages.append([page(range(9), 9)])
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_text("the one before")
+    with monkeypatch.context() as patch:
+        patch.setattr(call_stores.CallStore, "rows", break_off(call_stores.CallStore.rows, after=5))
+        with pytest.raises(BrokenOffError):
+            export(tmp_path / name)
+    assert files_in(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "the one before"
+    assert export(tmp_path / name)["rows"] == 9
+    assert files_in(tmp_path) == [name]
+
+
+def test_a_later_try_removes_what_a_killed_one_left(pages, tmp_path, monkeypatch):
+    pages.append([page(range(9), 9)])
+    with monkeypatch.context() as patch:
+        patch.setattr(call_stores.CallStore, "rows", break_off(call_stores.CallStore.rows, after=5))
+        patch.setattr("airflow.providers.common.compat.sdk.ObjectStoragePath.unlink", lambda *_, **__: None)
+        with pytest.raises(BrokenOffError):
+            export(tmp_path / "x.csv")
+    assert len(files_in(tmp_path)) == 1
+    assert export(tmp_path / "x.csv", run=context(try_number=2))["rows"] == 9
+    assert files_in(tmp_path) == ["x.csv"]
+
+
+def test_other_storages(pages):
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    try:
+        from airflow.sdk.io import attach
+    except ImportError:
+        from airflow.io.store import attach
+
+    attach("memory", fs=MemoryFileSystem())
+    pages.append([page(range(3), 3)])
+    path = ObjectStoragePath("memory://bucket/folder/x.jsonl")
+    operator = CallHistoryToObjectStorageOperator(task_id="export", campaign_id="completed", path=path)
+    assert operator.execute(context())["rows"] == 3
+    assert [each.name for each in path.parent.iterdir()] == ["x.jsonl"]
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_the_scratch_database_has_no_name(pages, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with call_stores.CallStore(["call_id"]) as calls:
+        calls.begin_pass(None)
+        calls.add([call(number) for number in range(5000)])
+        assert not files_in(tmp_path)
+        assert len(list(calls.rows())) == 5000
+
+
+def test_a_task_that_was_told_to_end_writes_no_file(pages, tmp_path):
+    operator = CallHistoryToObjectStorageOperator(task_id="x", campaign_id="completed", path=str(tmp_path / "x.csv"))
+
+    def read():
+        yield page([0], 2)
+        operator.on_kill()
+        yield page([1], 2)
+
+    pages.append(read())
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context())
+    assert not files_in(tmp_path)
+
+
+def test_errors_do_not_name_people(sandbox, tmp_path):
+    sandbox.inject("status", "history", status=200, body=json.dumps({"success": True, "data": [MARKED_PERSON]}))
+    with pytest.raises(VoiceGenieRetryException, match="INVALID_ANSWER") as caught:
+        export(tmp_path / "x.csv")
+    assert person_in(str(caught.value)) is None
+    sandbox.inject("status", "history", status=200, body=f"{MARKED_PERSON} and so on")
+    with pytest.raises(VoiceGenieRetryException, match="not shown here, as it may name people") as caught:
+        export(tmp_path / "x.csv")
+    assert person_in(str(caught.value)) is None
+
+
+def test_a_call_does_not_show_whom_it_was_with():
+    assert person_in(repr(call(1))) is None
+    assert person_in(repr(page([1], 1))) is None
+
+
+def test_many_calls_in_shifting_pages(pages, tmp_path):
+    order = list(range(3000))
+    shuffled = random.Random(7)
+
+    def read():
+        for offset in range(0, 3000, 100):
+            shuffled.shuffle(order)
+            yield page(order[offset : offset + 100], 3000)
+
+    def some():
+        # What random pages leave out, the last reading has.
+        return [page(order[offset : offset + 100], 3000) for offset in range(0, 3000, 100)]
+
+    pages += [list(read()), list(read()), some()]
+    assert export(tmp_path / "x.jsonl")["rows"] == 3000
