@@ -73,11 +73,21 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-provider-voicegenie",
         "name": _INTEGRATION,
-        "description": "Starts VoiceGenie outbound phone-call campaigns from data pipelines.",
+        "description": "Runs VoiceGenie outbound phone-call campaigns from data pipelines: contacts in, start, follow, results out.",
         "versions": [__version__],
-        "integrations": [{"integration-name": _INTEGRATION, "tags": ["service"]}],
-        "operators": [_modules("operators.campaign")],
+        "integrations": [
+            {"integration-name": _INTEGRATION, "tags": ["service"]},
+            {"integration-name": "Object storage", "tags": ["software"]},
+        ],
+        "operators": [_modules("operators.campaign", "operators.contacts")],
         "sensors": [_modules("sensors.campaign")],
+        "transfers": [
+            {
+                "source-integration-name": _INTEGRATION,
+                "target-integration-name": "Object storage",
+                "python-module": f"{_PACKAGE}.transfers.history",
+            }
+        ],
         "triggers": [_modules("triggers.campaign")],
         "hooks": [_modules("hooks.voicegenie")],
         "extra-links": [f"{_PACKAGE}.links.CampaignLink"],
