@@ -52,6 +52,8 @@ class CampaignTask(BaseOperator):
 
     #: Whether Airflow told this process to end the task, even before the task's own code runs.
     told_to_end = False
+    #: What it returns that the events of its outlets get too, besides ``campaign_id``.
+    told_to_outlets: Sequence[str] = ()
     #: The link to the campaign; ``None`` if an earlier process of this task has stored it.
     campaign_url: str | None = ""
 
@@ -85,6 +87,21 @@ class CampaignTask(BaseOperator):
             context["ti"].xcom_push(key=LINK_KEY, value=self.campaign_url)
         except Exception as error:  # noqa: BLE001  Airflow may raise anything here
             log.debug("Campaign %r: no link to it could be stored (%s).", self.campaign_id, type(error).__name__)
+
+    def tell_outlets(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
+        """
+        Add what the task knows to the events of its outlets, for the DAGs that they trigger; return what it returns.
+
+        :param context: The task's context.
+        :param result: What it returns.
+        """
+        known = {name: result[name] for name in self.told_to_outlets if name in result}
+        if (events := context.get("outlet_events")) is not None:
+            for outlet in self.outlets:
+                # An alias has no event before a task adds one.
+                if hasattr(outlet, "uri"):
+                    events[outlet].extra.update({"campaign_id": self.campaign_id, **known})
+        return result
 
     # What the task is about.
 

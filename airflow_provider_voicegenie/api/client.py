@@ -47,10 +47,19 @@ class VoiceGenieClient:
 
     :param settings: Where the service is, and how to speak to it.
     :param sleep: Waits so many seconds; for tests.
+    :param on_result: Called after each request with its name, and with ``ok``, the ``kind`` of its error, or
+        ``interrupted``.
     """
 
-    def __init__(self, settings: ClientSettings, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        settings: ClientSettings,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        on_result: Callable[[str, str], None] | None = None,
+    ) -> None:
         self.settings = settings
+        self._on_result = on_result
         self.session = BoundSession(settings)
         self._sleep = sleep
         self._limiter = RateLimiter(settings.requests_per_minute)
@@ -108,6 +117,19 @@ class VoiceGenieClient:
         return self._send_once(request, on_sending)
 
     def _send_once(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Result:
+        kind = "interrupted"
+        try:
+            result = self._send_and_read(request, on_sending)
+            kind = "ok"
+            return result
+        except VoiceGenieError as error:
+            kind = error.kind
+            raise
+        finally:
+            if self._on_result is not None:
+                self._on_result(request.name, kind)
+
+    def _send_and_read(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Result:
         received = self._exchange(request, on_sending)
         # Not raised in an `except`: the exception of the library, which may hold the key, would be chained to it.
         if isinstance(received, VoiceGenieError):

@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError
@@ -28,6 +28,9 @@ from airflow_provider_voicegenie.api.settings import (
 )
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS
 from airflow_provider_voicegenie.rules.parameters import did_you_mean
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.client import VoiceGenieClient
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,18 @@ def client_settings(connection: ConnectionFields) -> ClientSettings:
     if isinstance(checked, _FieldError):
         raise InvalidConnectionError(f"Connection {conn_id!r}: {checked}")
     return checked
+
+
+def make_client(settings: ClientSettings) -> VoiceGenieClient:
+    """
+    Return a client whose requests Airflow's metrics count.
+
+    :param settings: Where the service is, and how to speak to it.
+    """
+    from airflow_provider_voicegenie.api.client import VoiceGenieClient
+    from airflow_provider_voicegenie.metrics import count_request
+
+    return VoiceGenieClient(settings, on_result=count_request)
 
 
 def no_such_connection(conn_id: str) -> InvalidConnectionError:

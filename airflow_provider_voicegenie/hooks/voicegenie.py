@@ -16,6 +16,7 @@ from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_voicegenie.hooks.connection import (
     client_settings,
+    make_client,
     no_such_connection,
     unknown_fields,
     unreadable_connection,
@@ -297,12 +298,11 @@ class VoiceGenieHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service once for one campaign of the list, which changes nothing, and say in words how it went."""
         from airflow_provider_voicegenie.api import endpoints
-        from airflow_provider_voicegenie.api.client import VoiceGenieClient
 
         try:
             connection = self._airflow_connection()
             # Airflow tests what is in a form under a name that it makes up.
-            client = VoiceGenieClient(replace(client_settings(connection), conn_id=None))
+            client = make_client(replace(client_settings(connection), conn_id=None))
             client.send(endpoints.campaign_page(limit=1, offset=0), max_attempts=1)
         except VoiceGenieError as error:
             message = error.message.removeprefix(f"Connection {self.voicegenie_conn_id!r}: ")
@@ -324,9 +324,7 @@ class VoiceGenieHook(BaseHook):
 
     @cached_property
     def _client(self) -> VoiceGenieClient:
-        from airflow_provider_voicegenie.api.client import VoiceGenieClient
-
-        return VoiceGenieClient(client_settings(self._airflow_connection()))
+        return make_client(client_settings(self._airflow_connection()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_client"}

@@ -103,6 +103,7 @@ class StartCampaignOperator(CampaignTask):
     """
 
     ui_color = "#d9f2e6"
+    told_to_outlets = ("status", "started_at", "completed_at", "statistics")
 
     #: Set while the task runs in this process.
     _running: StartTask | None = None
@@ -162,18 +163,18 @@ class StartCampaignOperator(CampaignTask):
         hook = self._hook()
         if not self.told_to_end:
             self.keep_link(context, hook)
-        return self._begin(context, hook).execute()
+        return self.tell_outlets(context, self._begin(context, hook).execute())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
         self.go_on_with(event["deferred"])
-        return self._begin(context, self._hook()).resume(event)
+        return self.tell_outlets(context, self._begin(context, self._hook()).resume(event))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
         if was_ended_by_airflow(next_method, next_kwargs):
             start = self._start_before_deferral(context)
-            return self._begin(context, self._hook()).resume_late(start)
+            return self.tell_outlets(context, self._begin(context, self._hook()).resume_late(start))
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:

@@ -129,6 +129,7 @@ class UploadContactsOperator(CampaignTask):
 
     template_fields: Sequence[str] = ("campaign_id", "contacts", "voicegenie_conn_id")
     ui_color = "#dbe7f6"
+    told_to_outlets = ("uploaded",)
 
     def __init__(
         self,
@@ -185,10 +186,11 @@ class UploadContactsOperator(CampaignTask):
             hook.get_conn()
             if not self.told_to_end:
                 self.keep_link(context, hook)
-            return self._upload(context, hook, kept or {})
+            result = self._upload(context, hook, kept or {})
         except VoiceGenieError as error:
             apply_error(self.outcome_rules, error, self.campaign_id)
             raise
+        return self.tell_outlets(context, result)
 
     def _check_run(self, context: Context) -> None:
         from airflow_provider_voicegenie.start.guards import RunFacts, check_backfill

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, read_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.metrics import count_start
 from airflow_provider_voicegenie.rules.outcomes import Condition, apply_outcome
 from airflow_provider_voicegenie.start.evidence import (
     TookEffect,
@@ -192,6 +193,7 @@ class StartOnce:
         else:
             self._is_confirmed = True
             self._records.set_phase(StartPhase.STARTED, started.started_at)
+            count_start(was_ambiguous=False)
             if not started.status.is_running:
                 log.warning(
                     "Campaign %r: the service accepted the start, but its status is %.40r, not running.",
@@ -249,6 +251,7 @@ class StartOnce:
         if took_effect is TookEffect.YES:
             self._is_confirmed = True
             self._records.set_phase(StartPhase.STARTED, started_at)
+            count_start(was_ambiguous=True)
             return Start.by_task(looks[-1].status, started_at)
         if took_effect is TookEffect.NO:
             # It stays on record as sent: should it take effect after all, the next try finds it.

@@ -21,7 +21,8 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
-from airflow_provider_voicegenie.api.models import CampaignStatus
+from airflow_provider_voicegenie.api.models import CampaignStatus, read_time
+from airflow_provider_voicegenie.metrics import time_end
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
     VoiceGenieRetryException,
@@ -176,6 +177,8 @@ class StartTask:
     def _end(self, start: Start, end: End) -> dict[str, Any]:
         if end.is_done:
             end = self._with_statistics(end)
+            if (completed_at := read_time((end.result or {}).get("completed_at"))) is not None:
+                time_end(self._once.hook.server_time() - completed_at.timestamp())
         if end.reason is EndReason.EXECUTION_TIMEOUT:
             raise AirflowTaskTimeout(f"Campaign {self._campaign_id!r}: execution_timeout: {end.message}.")
         condition = Condition.COMPLETION_TIMEOUT if end.reason is EndReason.TIMEOUT else end.condition

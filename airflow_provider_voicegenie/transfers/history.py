@@ -93,6 +93,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
 
     template_fields: Sequence[str] = ("campaign_id", "path", "since", "until", "voicegenie_conn_id")
     ui_color = "#e9e2f5"
+    told_to_outlets = ("path", "rows")
 
     def __init__(
         self,
@@ -137,10 +138,11 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
                 self._apply(Condition.CAMPAIGN_STILL_RUNNING, "the campaign is still running, and has calls to come")
             with CallStore(self.columns) as calls:
                 self._read(hook, calls, since, until, is_running=is_running)
-                return self._write(context, calls, path)
+                result = self._write(context, calls, path)
         except VoiceGenieError as error:
             apply_error(self.outcome_rules, error, self.campaign_id)
             raise
+        return self.tell_outlets(context, result)
 
     def _path(self) -> ObjectStoragePath:
         from airflow.providers.common.compat.sdk import ObjectStoragePath

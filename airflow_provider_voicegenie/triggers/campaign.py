@@ -25,6 +25,7 @@ from asgiref.sync import sync_to_async
 from airflow_provider_voicegenie.api.endpoints import pause
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import PausedCampaign
+from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_readiness, load_prerequisite
 from airflow_provider_voicegenie.triggers.feed import Reading, subscribe
@@ -126,13 +127,11 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         if not await sync_to_async(was_deferred_task_ended_by_user)(self.task_instance):
             self.log.info("Campaign %r: the task is still deferred, so another triggerer follows it.", self.campaign_id)
             return
-        from airflow_provider_voicegenie.api.client import VoiceGenieClient
-
         loop = asyncio.get_running_loop()
 
         def send_pause(campaign_id: str) -> PausedCampaign:
             settings = asyncio.run_coroutine_threadsafe(read_settings(self.voicegenie_conn_id), loop).result()
-            return VoiceGenieClient(settings).send(pause(campaign_id))
+            return make_client(settings).send(pause(campaign_id))
 
         await in_thread(pause_campaign_of_killed_task, send_pause, self.campaign_id)
 

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_voicegenie.api.errors import ConnectionFailedError, VoiceGenieError
-from airflow_provider_voicegenie.hooks.connection import client_settings, no_such_connection, unreadable_connection
+from airflow_provider_voicegenie.hooks.connection import (
+    client_settings,
+    make_client,
+    no_such_connection,
+    unreadable_connection,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
@@ -95,10 +100,4 @@ async def open_client(settings: ClientSettings) -> VoiceGenieClient:
 
     :param settings: Where the service is, and how to speak to it.
     """
-    return await in_thread(_make_client, settings)
-
-
-def _make_client(settings: ClientSettings) -> VoiceGenieClient:
-    from airflow_provider_voicegenie.api.client import VoiceGenieClient
-
-    return VoiceGenieClient(settings)
+    return await in_thread(make_client, settings)
