@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 #: Rows that Parquet files are read and written by.
 _ROWS_AT_A_TIME = 5_000
+_BUFFER_BYTES = 256 * 1024
 
 _INSTALL_PYARROW = "Parquet files need pyarrow: pip install 'airflow-provider-voicegenie[parquet]'."
 
@@ -121,8 +122,9 @@ def _read_json_lines(file: Any) -> Iterator[Mapping[Any, Any]]:
 def _read_parquet(file: Any) -> Iterator[Mapping[Any, Any]]:
     pyarrow, parquet = _pyarrow()
     try:
-        batches = parquet.ParquetFile(file).iter_batches(batch_size=_ROWS_AT_A_TIME)
-        for batch in batches:
+        # Without a buffer and with threads, it reads all columns of a row group, which may be the whole file, at once.
+        reader = parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        for batch in reader.iter_batches(batch_size=_ROWS_AT_A_TIME, use_threads=False):
             yield from batch.to_pylist()
     except pyarrow.ArrowException:
         raise FileUnreadableError("it is no Parquet file, or a broken one") from None
