@@ -7,19 +7,22 @@ import asyncio
 import contextlib
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from helpers.faults import ANSWERS, CONNECTIONS, Front
-from helpers.leaks import check_exception
+from helpers.leaks import MARKED_PERSON, all_of, check_exception, person_in
 from helpers.raw_server import raw_server
 from helpers.tasks import WAYS, context, shorten_times
 
 from airflow_provider_voicegenie.api import retries
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, TaskKind, VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
+from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
 from airflow_provider_voicegenie.waiting import final_statistics, worker
@@ -48,6 +51,7 @@ def ended(work):
         result = work()
     except tuple(ENDS) as error:
         check_exception(error)
+        assert not any(person_in(repr(each.args)) for each in all_of(error))
         (condition,) = re.findall(r"\[([A-Z_]+): ", str(error))
         return f"{ENDS[type(error)]} {condition}"
     if "statistics" in result and result["statistics"] is None:
@@ -66,6 +70,27 @@ def pause(sandbox):
     ending = ended(lambda: PauseCampaignOperator(task_id="pause", campaign_id="running").execute(context()))
     assert sandbox.status("running") == ("paused" if ending == "success" else "running")
     assert sandbox.request_count("pause") <= 1
+    return ending
+
+
+def upload(sandbox):
+    campaign_id = sandbox.add_campaign(id="filled", total_count=0).id
+    contacts = [{**MARKED_PERSON, "phone_number": f"+491519081726{digit}"} for digit in range(3)]
+    operator = UploadContactsOperator(task_id="upload", campaign_id=campaign_id, contacts=contacts)
+    ending = ended(lambda: operator.execute(context()))
+    assert len(sandbox.uploaded(campaign_id)) == (3 if ending == "success" else 0)
+    assert sandbox.request_count("upload") <= 1
+    return ending
+
+
+def history(sandbox):
+    sandbox.sandbox.store.upload("completed", [MARKED_PERSON])
+    with tempfile.TemporaryDirectory() as folder:
+        operator = CallHistoryToObjectStorageOperator(
+            task_id="history", campaign_id="completed", path=f"{folder}/calls.csv"
+        )
+        ending = ended(lambda: operator.execute(context()))
+        assert len(list(Path(folder).iterdir())) == (ending == "success")
     return ending
 
 
@@ -109,7 +134,7 @@ def waits_that_share_the_list(sandbox):
 
 def names_for(task, sandbox):
     """Return the campaigns that a fault is about, the one that the task is about first."""
-    first = {start: "ready", pause: "running"}.get(task) or getattr(task, "campaign_id", "completed")
+    first = {start: "ready", pause: "running", upload: "filled"}.get(task) or getattr(task, "campaign_id", "completed")
     return [first, *(campaign.id for campaign in sandbox.sandbox.store.all() if campaign.id != first)]
 
 
@@ -142,6 +167,8 @@ TASKS = {
         lambda number: number in (1, 2),
         in_both_ways(CampaignCompletedSensor, campaign_id="completed"),
     ),
+    "upload": ("upload", False, 1, lambda number: number == 1, upload),
+    "history": ("history", False, 1, lambda number: number == 1, history),
 }
 
 
@@ -171,7 +198,7 @@ def test_each_fault_at_each_call(sandbox, monkeypatch, tmp_path, fault, column, 
             made = ANSWERS[fault]
             kind, fields = made(names_for(task, sandbox), f"http://127.0.0.1:{port}/") if callable(made) else made
             sandbox.fault = lambda: sandbox.inject(kind, operation, after_acting=after_acting, times=times, **fields)
-            if task in (start, pause, waits_that_share_the_list):
+            if task in (start, pause, waits_that_share_the_list, upload, history):
                 sandbox.fault()
             url = sandbox.url
         else:
