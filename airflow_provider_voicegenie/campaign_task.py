@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -15,6 +16,7 @@ from airflow_provider_voicegenie.waiting.deferral import generation
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
     from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
@@ -56,6 +58,8 @@ class CampaignTask(BaseOperator):
     told_to_outlets: Sequence[str] = ()
     #: The link to the campaign; ``None`` if an earlier process of this task has stored it.
     campaign_url: str | None = ""
+    #: What it returned in this process.
+    returned: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -74,6 +78,12 @@ class CampaignTask(BaseOperator):
     def on_kill(self) -> None:
         """Note that Airflow ends the task. Airflow calls this from a signal handler."""
         self.told_to_end = True
+
+    @cached_property
+    def _hook(self) -> VoiceGenieHook:
+        from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+
+        return VoiceGenieHook(self.voicegenie_conn_id)
 
     def keep_link(self, context: Context, hook: VoiceGenieHook) -> None:
         """
@@ -95,6 +105,7 @@ class CampaignTask(BaseOperator):
         :param context: The task's context.
         :param result: What it returns.
         """
+        self.returned = result
         known = {name: result[name] for name in self.told_to_outlets if name in result}
         if (events := context.get("outlet_events")) is not None:
             for outlet in self.outlets:
@@ -102,6 +113,12 @@ class CampaignTask(BaseOperator):
                 if hasattr(outlet, "uri"):
                     events[outlet].extra.update({"campaign_id": self.campaign_id, **known})
         return result
+
+    def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any]:
+        """Return what is known for OpenLineage; asked at the end too, as there is no method for that."""
+        from airflow_provider_voicegenie.lineage import lineage_of
+
+        return lineage_of(self)
 
     # What the task is about.
 

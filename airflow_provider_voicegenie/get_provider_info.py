@@ -73,7 +73,7 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-provider-voicegenie",
         "name": _INTEGRATION,
-        "description": "Runs VoiceGenie outbound phone-call campaigns from data pipelines: contacts in, start, follow, results out.",
+        "description": "Runs VoiceGenie outbound phone-call campaigns from data pipelines.",
         "versions": [__version__],
         "integrations": [
             {"integration-name": _INTEGRATION, "tags": ["service"]},

@@ -13,7 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -144,6 +144,21 @@ class Campaign(Model):
     updated_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
+
+    def with_listed(self, listed: Campaign | None) -> Campaign:
+        """
+        Return the campaign with what only the list has.
+
+        :param listed: The campaign as the list has it; ``None`` if it does not.
+        """
+        if listed is None:
+            return self
+        return replace(
+            self,
+            registered_count=listed.registered_count,
+            started_at=listed.started_at,
+            ended_at=listed.ended_at,
+        )
 
     @classmethod
     def from_json(cls, data: Json) -> Campaign:

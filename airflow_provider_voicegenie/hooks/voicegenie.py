@@ -295,6 +295,12 @@ class VoiceGenieHook(BaseHook):
         """
         return self._client.campaign_url(campaign_id)
 
+    @property
+    def known_address(self) -> str | None:
+        """Host and port of the service, in words; ``None`` while the connection has not been read."""
+        client = self.__dict__.get("_client")
+        return None if client is None else client.settings.address
+
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service once for one campaign of the list, which changes nothing, and say in words how it went."""
         from airflow_provider_voicegenie.api import endpoints

@@ -160,7 +160,7 @@ class StartCampaignOperator(CampaignTask):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the campaign, wait for it if asked to, and return the XCom value described in the class docstring."""
-        hook = self._hook()
+        hook = self._hook
         if not self.told_to_end:
             self.keep_link(context, hook)
         return self.tell_outlets(context, self._begin(context, hook).execute())
@@ -168,13 +168,13 @@ class StartCampaignOperator(CampaignTask):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
         self.go_on_with(event["deferred"])
-        return self.tell_outlets(context, self._begin(context, self._hook()).resume(event))
+        return self.tell_outlets(context, self._begin(context, self._hook).resume(event))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
         if was_ended_by_airflow(next_method, next_kwargs):
             start = self._start_before_deferral(context)
-            return self.tell_outlets(context, self._begin(context, self._hook()).resume_late(start))
+            return self.tell_outlets(context, self._begin(context, self._hook).resume_late(start))
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
@@ -184,7 +184,7 @@ class StartCampaignOperator(CampaignTask):
             self._running.kill()
         elif (context := _context_of_resumed_task_on_airflow_2()) is not None:
             start = self._start_before_deferral(context)
-            self._begin(context, self._hook()).end_before_resuming(start)
+            self._begin(context, self._hook).end_before_resuming(start)
 
     def _begin(self, context: Context, hook: VoiceGenieHook) -> StartTask:
         from airflow_provider_voicegenie.start.options import StartOptions
@@ -195,11 +195,6 @@ class StartCampaignOperator(CampaignTask):
         if self.told_to_end:
             self._running.kill()
         return self._running
-
-    def _hook(self) -> VoiceGenieHook:
-        from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-
-        return VoiceGenieHook(self.voicegenie_conn_id)
 
     def _start_before_deferral(self, context: Context) -> dict[str, Any]:
         kept = kept_for_resuming(context)
@@ -273,11 +268,10 @@ class PauseCampaignOperator(CampaignTask):
         """Pause the campaign, and return the XCom value described in the class docstring."""
         from airflow_provider_voicegenie.api.endpoints import check_campaign_id
         from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
-        from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
         if (kept := self.kept_for_later(context)) is not None:
             self.go_on_with(kept)
-        hook = VoiceGenieHook(self.voicegenie_conn_id)
+        hook = self._hook
         try:
             check_campaign_id(self.campaign_id)
             hook.get_conn()

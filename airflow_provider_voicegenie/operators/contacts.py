@@ -174,12 +174,11 @@ class UploadContactsOperator(CampaignTask):
         """Upload the contacts, and return the XCom value described in the class docstring."""
         from airflow_provider_voicegenie.api.endpoints import check_campaign_id
         from airflow_provider_voicegenie.api.errors import VoiceGenieError
-        from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
         kept = self.kept_for_later(context)
         if kept is not None:
             self.go_on_with(kept)
-        hook = VoiceGenieHook(self.voicegenie_conn_id)
+        hook = self._hook
         try:
             self._check_run(context)
             check_campaign_id(self.campaign_id)

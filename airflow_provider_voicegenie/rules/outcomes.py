@@ -181,6 +181,8 @@ class OutcomeRules:
 
     def __init__(self, kind: TaskKind, changes: Mapping[Condition | str, Outcome | str] | None = None) -> None:
         self.kind = kind
+        #: The condition that came up last, if one did.
+        self.applied: Condition | None = None
         #: The author's changes, as plain text.
         self.changes: dict[str, str] = {}
         column = list(TaskKind).index(kind)
@@ -287,6 +289,7 @@ def apply_outcome(
     :raises VoiceGenieRetryException: The outcome is ``retry``.
     """
     outcome = rules.outcome(condition)
+    rules.applied = condition
     sentence = f"Campaign {campaign_id!r:.80}: {message.rstrip('.')} [{condition}: {_CONSEQUENCES[outcome]}]."
     if outcome is Outcome.SKIP:
         # Airflow's own line about it is in a part of the log that its UI folds.

@@ -26,7 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from airflow_provider_voicegenie.rules.outcomes import Condition
 
@@ -85,6 +85,10 @@ class Prerequisite(ABC):
     override :meth:`keyword_arguments`. Two objects of one class with equal arguments are equal, and are written alike
     in every process: Airflow makes a new DAG version whenever what it reads of a DAG changes.
     """
+
+    #: Whether :meth:`check` looks at what only the list of campaigns has: ``registered_count``, ``started_at`` and
+    #: ``ended_at`` of the campaign. It is read then, besides the campaign itself.
+    needs_list: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, campaign: Campaign, now: datetime) -> Check:
@@ -225,6 +229,25 @@ class HasContacts(Prerequisite):
         if count >= self.minimum:
             return Check.met()
         return Check.waiting("no contacts" if not count else f"{count} of {self.minimum} contacts")
+
+
+class ContactsRegistered(Prerequisite):
+    """
+    All contacts of the campaign are registered: the service has taken in what was uploaded.
+
+    The counts come from the service's list of campaigns (List Campaigns page), which does not say what *registered*
+    means beyond that. In a worker, each poke reads the list up to the campaign; in the triggerer, one reading of the
+    list serves all waits of the connection.
+    """
+
+    needs_list = True
+
+    def check(self, campaign: Campaign, now: datetime) -> Check:
+        """Compare the number of registered contacts with the number of contacts."""
+        registered, total = campaign.registered_count, campaign.total_count
+        if registered is None or total is None:
+            return Check.waiting("the service does not say how many contacts are registered")
+        return Check.met() if registered >= total else Check.waiting(f"{registered} of {total} contacts registered")
 
 
 class IsStartable(Prerequisite):

@@ -33,6 +33,7 @@ from airflow_provider_voicegenie.rules.outcomes import (
 from airflow_provider_voicegenie.rules.parameters import check_flags, read_optional_seconds, read_percent
 from airflow_provider_voicegenie.rules.prerequisites import (
     Check,
+    ContactsRegistered,
     HasContacts,
     HasScript,
     IsStartable,
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
-    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
     from airflow_provider_voicegenie.waiting.completion import CompletionWatch
     from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
     from airflow_provider_voicegenie.waiting.watch import End, Watch
@@ -74,6 +74,7 @@ __all__ = [
     "CampaignReadySensor",
     "Check",
     "Condition",
+    "ContactsRegistered",
     "HasContacts",
     "HasScript",
     "IsStartable",
@@ -212,12 +213,6 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
             self.keep_for_later(context, seen=seen, try_number=_try_number(context))
 
     @cached_property
-    def _hook(self) -> VoiceGenieHook:
-        from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-
-        return VoiceGenieHook(self.voicegenie_conn_id)
-
-    @cached_property
     @abstractmethod
     def _watch(self) -> Watch:
         """The decisions of this wait, kept from poke to poke."""
@@ -300,6 +295,9 @@ class CampaignReadySensor(_CampaignSensor):
 
         try:
             campaign = self._hook.get_campaign(self.campaign_id)
+            if any(prerequisite.needs_list for prerequisite in self.prerequisites):
+                listed = (each for each in self._hook.list_campaigns() if each.campaign_id == self.campaign_id)
+                campaign = campaign.with_listed(next(listed, None))
         except VoiceGenieError as error:
             return self._watch.observe_error(error, time.time())
         self._keep(context)

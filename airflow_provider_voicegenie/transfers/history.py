@@ -124,12 +124,11 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         """Write the file, and return the XCom value described in the class docstring."""
         from airflow_provider_voicegenie.api.endpoints import check_campaign_id
         from airflow_provider_voicegenie.api.errors import VoiceGenieError
-        from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
         from airflow_provider_voicegenie.transfers.calls import CallStore
 
         path = self._path()
         since, until = _read_moment("since", self.since), _read_moment("until", self.until)
-        hook = VoiceGenieHook(self.voicegenie_conn_id)
+        hook = self._hook
         try:
             check_campaign_id(self.campaign_id)
             self.keep_link(context, hook)
