@@ -37,7 +37,7 @@ THIS_PYTHON = "{}.{}".format(*sys.version_info)
 
 #: The documentation is built beside the oldest Airflow: newer ones need a docutils that is too new for Sphinx.
 DOCS_VERSION = OLDEST
-EXTRAS = {NEWEST: "sandbox,test,browser", DOCS_VERSION: "sandbox,test,docs"}
+EXTRAS = {NEWEST: "sandbox,test,lineage,browser", DOCS_VERSION: "sandbox,test,docs"}
 
 ROOT = Path(__file__).resolve().parent
 VENVS = ROOT / ".venvs"

@@ -13,8 +13,8 @@ import asyncio
 import contextlib
 import contextvars
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE, campaign, campaign_page
@@ -30,7 +30,14 @@ from airflow_provider_voicegenie.api.errors import (
 )
 from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.api.retries import poll_delay
-from airflow_provider_voicegenie.triggers.polling import PageRead, PolledCampaign, PollingPlan
+from airflow_provider_voicegenie.triggers.polling import (
+    ListedPage,
+    ListReader,
+    PageRead,
+    PolledCampaign,
+    PollingPlan,
+    Subscriber,
+)
 from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 
 if TYPE_CHECKING:
@@ -150,6 +157,102 @@ class Subscription:
             self._waiter.set_result(None)
 
 
+class CampaignReading(NamedTuple):
+    """
+    What was read of one campaign.
+
+    :param campaign_id: The campaign.
+    :param reading: The campaign, or why it could not be read.
+    :param now: Unix seconds.
+    """
+
+    campaign_id: str
+    reading: Reading
+    now: float
+
+
+class Readings:
+    """
+    All that a feed reads for a watcher, in order and without gaps. Joins the feed of the connection when it is made.
+
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :param interval: Seconds between reads of a campaign, at most.
+    :param campaign_ids: The campaigns; ``None`` for the whole list, page by page.
+    """
+
+    def __init__(self, voicegenie_conn_id: str, interval: float, campaign_ids: Collection[str] | None = None) -> None:
+        self.interval = interval
+        self.joined_at = asyncio.get_running_loop().time()
+        self._read: list[CampaignReading | ListedPage | VoiceGenieError] = []
+        self._failure: BaseException | None = None
+        self._came = asyncio.Event()
+        self._feed = _feed(voicegenie_conn_id)
+        self._parts: list[_PartOfReadings] = []
+        if campaign_ids is None:
+            self._feed._join_list(self, self.joined_at)
+        else:
+            self._parts = [_PartOfReadings(self, campaign_id) for campaign_id in campaign_ids]
+
+    async def next(self) -> list[CampaignReading | ListedPage | VoiceGenieError]:
+        """
+        Wait until something was read since the last call, and return it.
+
+        :raises Exception: What broke the feed.
+        """
+        while not self._read and self._failure is None:
+            self._came.clear()
+            await self._came.wait()
+        if self._failure is not None:
+            raise self._failure
+        read, self._read = self._read, []
+        return read
+
+    def close(self) -> None:
+        """Leave the feed."""
+        for part in self._parts:
+            part.close()
+        if not self._parts:
+            self._feed._leave_list(self)
+
+    def publish(self, reading: CampaignReading | ListedPage | VoiceGenieError) -> None:
+        """Take what was read."""
+        self._read.append(reading)
+        self._came.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error that is not the service's."""
+        self._failure = error
+        self._came.set()
+
+
+class _PartOfReadings:
+    """What a feed reads of one campaign for a watcher."""
+
+    __slots__ = ("_campaign", "_campaign_id", "_readings", "interval", "joined_at", "needs_single_reads")
+
+    def __init__(self, readings: Readings, campaign_id: str) -> None:
+        self.interval = readings.interval
+        self.joined_at = readings.joined_at
+        self.needs_single_reads = False
+        self._campaign_id = campaign_id
+        self._readings = readings
+        self._campaign: PolledCampaign = readings._feed._join(campaign_id, self, self.joined_at)
+
+    def publish(self, reading: Reading, in_full: bool, now: float) -> None:
+        """Take a reading."""
+        # What was asked for before it came is older, although it may come later: it could take an end back.
+        self.joined_at = asyncio.get_running_loop().time()
+        self._readings.publish(CampaignReading(self._campaign_id, reading, now))
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error that is not the service's."""
+        self._readings.fail(error)
+
+    def close(self) -> None:
+        """Leave the feed."""
+        self._readings._feed._leave(self._campaign, self)
+
+
 class CampaignFeed:
     """
     Polls for all subscribers of one connection in one event loop. Get it with :func:`subscribe`.
@@ -174,14 +277,25 @@ class CampaignFeed:
 
     # For subscriptions.
 
-    def _join(self, campaign_id: str, subscription: Subscription, now: float) -> PolledCampaign:
+    def _join(self, campaign_id: str, subscription: Subscriber, now: float) -> PolledCampaign:
         polled = self._plan.add(campaign_id, subscription, now)
         self._wake.set()
         return polled
 
-    def _leave(self, polled: PolledCampaign, subscription: Subscription) -> None:
+    def _leave(self, polled: PolledCampaign, subscription: Subscriber) -> None:
         self._plan.remove(polled, subscription, self._loop.time())
-        if not self._plan.campaigns:
+        self._end_if_idle()
+
+    def _join_list(self, reader: ListReader, now: float) -> None:
+        self._plan.add_list_reader(reader, now)
+        self._wake.set()
+
+    def _leave_list(self, reader: ListReader) -> None:
+        self._plan.remove_list_reader(reader, self._loop.time())
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self._plan.is_idle:
             _forget(self)
             for task in (self._poller, *self._tasks):
                 task.cancel()
@@ -232,6 +346,8 @@ class CampaignFeed:
             for polled in list(self._plan.campaigns.values()):
                 for subscription in polled.subscribers:
                     subscription.fail(error)
+            for reader in self._plan.list_readers:
+                reader.fail(error)
 
     async def _poll(self, request: PageRead | PolledCampaign) -> None:
         sent_at = self._loop.time()
@@ -248,6 +364,8 @@ class CampaignFeed:
                 self._failures = 0
                 ids = [campaign.campaign_id for campaign in page.campaigns]
                 self._plan.page_was_read(ids, page.size, page.total, self._loop.time(), sent_at)
+                asked_at = time.time() - (self._loop.time() - sent_at)
+                self._publish_to_list_readers(ListedPage(request.offset, page, asked_at), sent_at)
                 await self._publish_all(((each.campaign_id, each) for each in page.campaigns), sent_at)
             else:
                 found = await in_thread(client.send, campaign(request.campaign_id), max_attempts=1)
@@ -279,6 +397,8 @@ class CampaignFeed:
             self._plan.page_failed(now, retry_after=error.retry_after)
         else:
             self._plan.block_list(now)
+        if not mended:
+            self._publish_to_list_readers(error, sent_at)
         if not mended and (error.temporary or is_about_all):
             await self._publish_all([(campaign_id, error) for campaign_id in self._plan.campaigns], sent_at)
 
@@ -314,6 +434,11 @@ class CampaignFeed:
             if published % _AT_A_TIME == 0:
                 await asyncio.sleep(0)
 
+    def _publish_to_list_readers(self, reading: ListedPage | VoiceGenieError, sent_at: float) -> None:
+        for reader in self._plan.list_readers:
+            if reader.joined_at <= sent_at:
+                reader.publish(reading)
+
     def _publish(self, polled: PolledCampaign, reading: Reading, sent_at: float, *, in_full: bool) -> None:
         now = time.time()
         for subscription in polled.subscribers:
@@ -343,11 +468,16 @@ def subscribe(
         update.
     :param needs_single_reads: Whether what the list has is not enough.
     """
+    feed = _feed(voicegenie_conn_id)
+    return Subscription(feed, campaign_id, interval, on_reading, needs_single_reads=needs_single_reads)
+
+
+def _feed(voicegenie_conn_id: str) -> CampaignFeed:
     feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
     feed = feeds.get(voicegenie_conn_id)
     if feed is None:
         feed = feeds[voicegenie_conn_id] = CampaignFeed(voicegenie_conn_id)
-    return Subscription(feed, campaign_id, interval, on_reading, needs_single_reads=needs_single_reads)
+    return feed
 
 
 def _forget(feed: CampaignFeed) -> None:

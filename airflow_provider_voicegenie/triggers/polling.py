@@ -5,6 +5,9 @@ Which request a shared poll sends next, and when. Without I/O: the caller brings
 A page of the list has up to a thousand campaigns; a single read has one. For the waits at hand, whichever takes fewer
 requests is chosen. The pages of one pass over the list, and the single reads, are spread over the poll interval. Every
 campaign is read at least once in an interval: each round takes a little less than one.
+
+Who wants to know of all campaigns is a reader of the list, which is then read in any case. The waits go with it where
+that saves requests.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
-from airflow_provider_voicegenie.api.models import Campaign
+from airflow_provider_voicegenie.api.models import Campaign, CampaignPage
 from airflow_provider_voicegenie.api.retries import poll_delay
 
 #: A round takes between these parts of the interval, so that reads of several triggerers do not stay in step.
@@ -58,6 +61,38 @@ class Subscriber(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """End its wait with an error."""
+
+
+class ListReader(Protocol):
+    """Who reads the whole list, pass by pass."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds that one pass takes, at most."""
+
+    @property
+    def joined_at(self) -> float:
+        """When it subscribed, by the event loop's clock."""
+
+    def publish(self, reading: ListedPage | VoiceGenieError) -> None:
+        """Show it a page, or why one could not be read."""
+
+    def fail(self, error: BaseException) -> None:
+        """End its reading with an error."""
+
+
+class ListedPage(NamedTuple):
+    """
+    A page of the list.
+
+    :param offset: How many campaigns come before it.
+    :param page: What was read.
+    :param asked_at: When it was asked for, Unix seconds.
+    """
+
+    offset: int
+    page: CampaignPage
+    asked_at: float
 
 
 class PolledCampaign:
@@ -107,6 +142,7 @@ class PollingPlan:
 
     def __init__(self) -> None:
         self.campaigns: dict[str, PolledCampaign] = {}
+        self.list_readers: tuple[ListReader, ...] = ()
         self._singles: list[tuple[float, int, PolledCampaign]] = []
         self._sequence = 0
         # How many campaigns the list may cover, by interval.
@@ -116,7 +152,9 @@ class PollingPlan:
         self._list_blocked_until = -math.inf
         self._list_failures = 0
         self._list_is_the_trouble = False
+        # Whether the waits go by the list, and whether it is read at all.
         self._uses_list = False
+        self._reads_list = False
         self._page_due: float | None = None
         self._page_reading = False
         self._pass_began = -math.inf
@@ -154,6 +192,26 @@ class PollingPlan:
             polled._due = None
         self._choose(now)
 
+    def add_list_reader(self, reader: ListReader, now: float) -> None:
+        """
+        Read the whole list, on behalf of one more reader.
+
+        :param reader: Who wants to know.
+        :param now: Seconds of a monotonic clock.
+        """
+        self.list_readers = (*self.list_readers, reader)
+        self._choose(now)
+
+    def remove_list_reader(self, reader: ListReader, now: float) -> None:
+        """Stop reading the list for a reader."""
+        self.list_readers = tuple(each for each in self.list_readers if each is not reader)
+        self._choose(now)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody wants to know anything."""
+        return not self.campaigns and not self.list_readers
+
     def poll_now(self, polled: PolledCampaign, now: float) -> None:
         """Read a campaign by itself at once."""
         if not polled.is_being_read:
@@ -164,7 +222,9 @@ class PollingPlan:
         while self._singles and self._singles[0][2]._due != self._singles[0][0]:
             heapq.heappop(self._singles)
         single = self._singles[0][0] if self._singles else math.inf
-        page = self._page_due if self._uses_list and not self._page_reading and self._page_due is not None else math.inf
+        page = math.inf
+        if self._reads_list and not self._page_reading and self._page_due is not None:
+            page = self._page_due
         return min(single, page)
 
     def take(self) -> PageRead | PolledCampaign:
@@ -212,9 +272,8 @@ class PollingPlan:
             self._look_for_missing(now)
         due = self._page_due if self._page_due is not None else now
         self._choose(now)
-        if self._uses_list:
-            slot = min(self._listable) / self._pages()
-            self._page_due = max(now, due + slot * random.uniform(_SHORTEST_ROUND, _LONGEST_ROUND))  # noqa: S311
+        if self._reads_list:
+            self._page_due = max(now, due + self._slot() * random.uniform(_SHORTEST_ROUND, _LONGEST_ROUND))  # noqa: S311
 
     def page_failed(self, now: float, *, retry_after: float | None) -> None:
         """
@@ -228,8 +287,7 @@ class PollingPlan:
         if self._list_is_the_trouble:
             self.block_list(now)
             return
-        slot = min(self._listable, default=0.0) / self._pages()
-        self._page_due = now + poll_delay(slot, self._list_failures, retry_after)
+        self._page_due = now + poll_delay(self._slot(), self._list_failures, retry_after)
         if self._list_failures >= _DOUBTFUL:
             idle = [polled for polled in self.campaigns.values() if not polled.is_being_read]
             if idle:
@@ -241,6 +299,8 @@ class PollingPlan:
         self._list_is_the_trouble = False
         self._list_failures = 0
         self._list_blocked_until = now + _LIST_REST
+        # Its readers have nothing else, so it is tried again for them.
+        self._page_due = self._list_blocked_until
         self._choose(now)
 
     def campaign_was_read(self, polled: PolledCampaign, now: float) -> None:
@@ -294,14 +354,29 @@ class PollingPlan:
     def _pages(self) -> int:
         return max(1, math.ceil((self._total or 0) / MAX_PAGE_SIZE))
 
+    def _pass_time(self) -> float:
+        """Return the seconds that one pass over the list may take."""
+        intervals = [reader.interval for reader in self.list_readers]
+        if self._uses_list:
+            intervals.append(min(self._listable))
+        return min(intervals, default=0.0)
+
+    def _slot(self) -> float:
+        """Return the seconds from one page to the next."""
+        return self._pass_time() / self._pages()
+
     def _choose(self, now: float) -> None:
         """Choose between list and single reads, by the requests they take."""
         used, self._uses_list = self._uses_list, self._list_is_cheaper(now)
-        if self._uses_list and not used:
+        read, self._reads_list = self._reads_list, self._uses_list or bool(self.list_readers)
+        if self._reads_list and not read:
             # Single reads that are due stay so until the list has covered their campaigns.
             self._offset = 0
-            self._page_due = now + min(_GATHERING, min(self._listable) / 10)
-        elif used and not self._uses_list:
+            self._page_due = now + min(_GATHERING, self._pass_time() / 10)
+        elif self._page_due is not None and not self._list_failures and now >= self._list_blocked_until:
+            # Who has joined meanwhile may ask for a shorter interval.
+            self._page_due = min(self._page_due, now + self._slot())
+        if used and not self._uses_list:
             for polled in self.campaigns.values():
                 if polled._due is None and not polled.is_being_read:
                     self._schedule(polled, self._next_single(polled, now))
@@ -312,12 +387,14 @@ class PollingPlan:
         return now + max(0.0, left) * random.random()  # noqa: S311
 
     def _list_is_cheaper(self, now: float) -> bool:
-        if now < self._list_blocked_until or self._listable.total() < 2:
+        if now < self._list_blocked_until or self._listable.total() < (1 if self.list_readers else 2):
             return False
         if self._total is None or (not self._uses_list and now - self._measured_at > _MEASURE_AGAIN):
             return True
         singles_per_second = sum(count / interval for interval, count in self._listable.items())
-        return self._pages() / min(self._listable) < singles_per_second
+        # The passes that the list's readers take anyway cost the waits nothing.
+        anyway = max((1 / reader.interval for reader in self.list_readers), default=0.0)
+        return self._pages() * (max(anyway, 1 / min(self._listable)) - anyway) < singles_per_second
 
     def _look_for_missing(self, now: float) -> None:
         """Read those by themselves that a whole pass over the list did not show: pages shift while they are read."""

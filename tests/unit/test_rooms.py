@@ -19,6 +19,7 @@ DECIDES = [
     *("rules/outcomes", "rules/parameters", "rules/prerequisites", "rules/calling_hours", "rules/contacts"),
     *("start/guards", "start/evidence", "start/options"),
     *("waiting/watch", "waiting/completion", "waiting/readiness", "waiting/progress", "waiting/final_statistics"),
+    "triggers/endings",
     "triggers/polling",
 ]
 DOES = {"asyncio", "http", "requests", "socket", "subprocess", "time", "urllib3"}

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Event triggers, for Airflow's ``AssetWatcher``. Airflow has them since 3.0.
+
+A watcher takes part in the poll that all triggers of a triggerer share, see
+:mod:`airflow_provider_voicegenie.triggers.feed`; that saves the requests. From Airflow 3.3 on, what the feed reads goes
+through Airflow's shared stream besides. Only that one says when an event is stored, so that what was told can be kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Hashable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+from airflow_provider_voicegenie.rules.parameters import read_interval
+
+if TYPE_CHECKING:
+    from airflow.triggers.shared_stream import SharedStreamProducer
+
+    from airflow_provider_voicegenie.api.models import Campaign
+    from airflow_provider_voicegenie.triggers.looks import Look
+
+
+class CampaignEndedTrigger(BaseEventTrigger):
+    """
+    Fires an event each time a campaign of the account ends, whoever started it. For an ``AssetWatcher``.
+
+    A campaign has ended when its status is ``completed``, ``stopped`` or ``failed``. If it goes on after that and ends
+    again, that is told too. A campaign that had ended before the watcher first looked is not told.
+
+    Airflow 3.3 keeps what a watcher knows, in the state store of its asset. So each end is told once, also one that
+    comes while no triggerer is running. That it was told is kept after Airflow has stored the event: if the triggerer
+    dies in the second or two between, the end is told again. A lost event may be a history that nobody exports; a
+    double one exports it twice. Before 3.3, a watcher tells the ends since its triggerer began.
+
+    The payload of an event is plain JSON: ``campaign_id``, ``name``, ``status``, ``ended_at`` (ISO 8601, UTC),
+    ``total_count``, ``completed_count`` and ``failed_count``. What the service did not say is ``None``: its list has no
+    failed calls, and a campaign that is read by itself has no time of its end.
+
+    Trouble with the service or with the connection never ends a watcher. It is logged when it begins and when it ends.
+
+    :param campaign_ids: The campaigns to watch. Leave it out to watch all campaigns of the account.
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :param poll_interval: Longest time between two looks at a campaign, in seconds or as a ``timedelta``.
+    :raises ValueError: An argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        campaign_ids: Collection[str] | None = None,
+        voicegenie_conn_id: str = "voicegenie_default",
+        poll_interval: timedelta | float = 60,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.campaign_ids = _read_campaign_ids(campaign_ids)
+        if not isinstance(voicegenie_conn_id, str) or not voicegenie_conn_id.strip():
+            raise ValueError(
+                f"voicegenie_conn_id must be the id of an Airflow connection; got {voicegenie_conn_id!r:.80}."
+            )
+        self.voicegenie_conn_id = voicegenie_conn_id
+        self.poll_interval = read_interval("poll_interval", poll_interval)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return class path and keyword arguments. Two watchers for which they are the same are one to Airflow."""
+        arguments = {
+            "campaign_ids": self.campaign_ids,
+            "voicegenie_conn_id": self.voicegenie_conn_id,
+            "poll_interval": self.poll_interval,
+        }
+        return f"{type(self).__module__}.{type(self).__name__}", arguments
+
+    def shared_stream_key(self) -> Hashable:
+        """Return what watchers have in common that Airflow shows the same looks. Called by Airflow 3.3 and later."""
+        return __name__, self.voicegenie_conn_id, self.poll_interval, tuple(self.campaign_ids or ())
+
+    @classmethod
+    def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> SharedStreamProducer:
+        """Return what looks for all watchers with these arguments. Called by Airflow 3.3 and later."""
+        from airflow_provider_voicegenie.triggers.looks import Looks
+
+        return Looks(**kwargs)
+
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Look]) -> AsyncIterator[TriggerEvent]:
+        """Yield an event for each end that the looks show. Called by Airflow 3.3 and later."""
+        from airflow_provider_voicegenie.triggers.endings import KnownCampaigns
+        from airflow_provider_voicegenie.triggers.looks import Journal, Memory
+
+        known = KnownCampaigns(self.campaign_ids)
+        memory = Memory(getattr(self, "asset_state_store", None), self.voicegenie_conn_id, self.campaign_ids, known)
+        await memory.recall()
+        journal = Journal(self.voicegenie_conn_id, self.campaign_ids)
+        async for look in shared_stream:
+            ended = journal.observe(look.readings, known)
+            for campaign in ended:
+                yield TriggerEvent(_payload(campaign))  # type: ignore[no-untyped-call]
+            if ended or not known.is_in_pass:
+                # Not before the events: a watcher that is cancelled between them has not told them all.
+                memory.keep_after(look)
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Yield an event for each end. Called by Airflow before 3.3, which keeps nothing for a watcher."""
+        from airflow_provider_voicegenie.triggers.looks import Looks
+
+        async with contextlib.aclosing(Looks(**self.serialize()[1]).open_stream()) as looks:
+            async for event in self.filter_shared_stream(look async for look, _ in looks):
+                yield event
+
+
+def _read_campaign_ids(campaign_ids: object) -> list[str] | None:
+    if campaign_ids is None:
+        return None
+    if not isinstance(campaign_ids, list | tuple | set | frozenset):
+        raise ValueError(
+            f"campaign_ids must be a list of campaign ids; got {campaign_ids!r:.80}. "
+            "For one campaign, write a list with its id; leave it out to watch all campaigns."
+        )
+    if not campaign_ids:
+        raise ValueError("campaign_ids must not be an empty list. Leave it out to watch all campaigns.")
+    # From here, as DAG files import this module.
+    from airflow_provider_voicegenie.api.endpoints import check_campaign_id
+    from airflow_provider_voicegenie.api.errors import InvalidCampaignIdError
+
+    for campaign_id in campaign_ids:
+        try:
+            check_campaign_id(campaign_id)
+        except InvalidCampaignIdError as error:
+            raise ValueError(f"campaign_ids has an item that is no campaign id: {error}") from None
+        if "{{" in campaign_id or "{%" in campaign_id:
+            raise ValueError(
+                f"campaign_ids has the template {campaign_id!r:.80}, which Airflow does not render for a watcher. "
+                "Write the ids, or leave it out and look at the event's campaign_id in the DAG."
+            )
+    return sorted(set(campaign_ids))
+
+
+def _payload(campaign: Campaign) -> dict[str, Any]:
+    from airflow_provider_voicegenie.api.models import write_time
+
+    return {
+        "campaign_id": campaign.campaign_id,
+        "name": campaign.name,
+        "status": campaign.status.value,
+        "ended_at": write_time(campaign.ended_at),
+        "total_count": campaign.total_count,
+        "completed_count": campaign.completed_count,
+        "failed_count": campaign.failed_count,
+    }
