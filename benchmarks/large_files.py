@@ -2,8 +2,8 @@
 """
 What an upload of a million contacts and an export of a million calls take, beside those of ten thousand.
 
-Each runs in a process of its own, against a server that does nothing. Printed are seconds, and the most memory that the
-process had (``ru_maxrss``); that of a process that only imports Airflow and the operator stands beside them. The limit of
+Each runs in a process of its own, against a server that does nothing. Printed are seconds, and the most memory that
+the process had (``ru_maxrss``), also above that of a process that only imports Airflow and the operator. The limit of
 uploads a minute is lifted, without which a million contacts take twenty minutes.
 
     python benchmarks/large_files.py [rows]
@@ -31,9 +31,11 @@ class Service(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        """Return a campaign."""
         self._respond({"id": self.path.rpartition("/")[2], "campaign_status": "paused"})
 
     def do_POST(self) -> None:
+        """Take contacts, or return calls."""
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         campaign_id = body["campaign_id"]
         if "contacts" in body:
@@ -64,7 +66,7 @@ class Service(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *arguments: object) -> None:
-        pass
+        """Log nothing."""
 
 
 def work(what: str, rows: int, path: str) -> None:
@@ -122,7 +124,8 @@ def main(large: int) -> None:
             "AIRFLOW_CONN_VOICEGENIE_DEFAULT": json.dumps(connection),
         }
         _, base = measured("import", 0, Path(folder), environment)
-        print(f"{'':10} {'rows':>10} {'seconds':>8} {'MB':>6} {'MB above imports':>17}   (imports alone: {base:.0f} MB)")
+        print(f"Imports alone take {base:.0f} MB.")
+        print(f"{'':18} {'rows':>10} {'seconds':>8} {'MB':>6} {'more':>6}")
         for what in ("upload .csv", "upload .parquet", "history .csv", "history .jsonl.gz", "history .parquet"):
             kind, suffix = what.split()
             for rows in (SMALL, large):
@@ -132,7 +135,7 @@ def main(large: int) -> None:
                     if suffix == ".parquet":
                         to_parquet(path)
                 seconds, megabytes = measured(kind, rows, path, environment)
-                print(f"{what:18} {rows:>10,} {seconds:>8.1f} {megabytes:>6.0f} {megabytes - base:>8.0f}", flush=True)
+                print(f"{what:18} {rows:>10,} {seconds:>8.1f} {megabytes:>6.0f} {megabytes - base:>6.0f}", flush=True)
                 path.unlink()
     server.shutdown()
 

@@ -28,7 +28,8 @@ from airflow_provider_voicegenie.api.models import PausedCampaign
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_readiness, load_prerequisite
-from airflow_provider_voicegenie.triggers.feed import Reading, subscribe
+from airflow_provider_voicegenie.triggers.feed import Reading
+from airflow_provider_voicegenie.triggers.subscriptions import subscribe
 from airflow_provider_voicegenie.triggers.threads import in_thread, read_settings
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.killing import pause_campaign_of_killed_task, was_deferred_task_ended_by_user
@@ -179,7 +180,12 @@ class CampaignReadyTrigger(_CampaignTrigger):
         prerequisites = await in_thread(_load, self.prerequisites)
         # The list does not have scripts.
         subscription = subscribe(
-            self.voicegenie_conn_id, self.campaign_id, self.poll_interval, _as_it_is, needs_single_reads=True
+            self.voicegenie_conn_id,
+            self.campaign_id,
+            self.poll_interval,
+            _as_it_is,
+            needs_single_reads=True,
+            needs_list=any(prerequisite.needs_list for prerequisite in prerequisites),
         )
         try:
             while True:

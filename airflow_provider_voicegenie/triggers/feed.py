@@ -3,8 +3,8 @@
 One poll for all waits of an event loop on one connection.
 
 Triggers of one triggerer share its event loop. Each subscribes to the feed of its connection, which lives while it has
-subscribers. The feed's own tasks run in an empty context, and call each subscriber in that subscriber's own: what it
-logs lands in the log of its task.
+subscribers (see :mod:`airflow_provider_voicegenie.triggers.subscriptions`). The feed's own tasks run in an empty
+context, and call each subscriber in that subscriber's own: what it logs lands in the log of its task.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE, campaign, campaign_page
@@ -30,6 +31,7 @@ from airflow_provider_voicegenie.api.errors import (
 )
 from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.api.retries import poll_delay
+from airflow_provider_voicegenie.metrics import show_waits
 from airflow_provider_voicegenie.triggers.polling import (
     ListedPage,
     ListReader,
@@ -66,196 +68,16 @@ _MENDED_BY_CONNECTION = (
 )
 _LOOK_AGAIN = 5.0
 
+#: Seconds between two reports of how many wait.
+_SHOW_AGAIN = 10.0
+
 #: What the feed reads: the campaign, or why it could not be read.
 Reading = Campaign | VoiceGenieError
-
-#: Called with a reading, whether the campaign was read by itself, and Unix seconds; what it returns is an update.
-OnReading = Callable[[Reading, bool, float], object]
-
-
-class Subscription:
-    """
-    One wait's part in a feed.
-
-    :param feed: The feed.
-    :param campaign_id: The campaign.
-    :param interval: Seconds between reads, at most.
-    :param needs_single_reads: Whether what the list has is not enough.
-    :param on_reading: Called with each reading; what it returns, unless it is ``None``, is an update.
-    """
-
-    __slots__ = (
-        "_campaign",
-        "_context",
-        "_failure",
-        "_feed",
-        "_on_reading",
-        "_update",
-        "_waiter",
-        "interval",
-        "joined_at",
-        "needs_single_reads",
-    )
-
-    def __init__(
-        self, feed: CampaignFeed, campaign_id: str, interval: float, on_reading: OnReading, *, needs_single_reads: bool
-    ) -> None:
-        now = asyncio.get_running_loop().time()
-        self.interval = interval
-        self.needs_single_reads = needs_single_reads
-        self.joined_at = now
-        self._on_reading = on_reading
-        self._context = contextvars.copy_context()
-        self._feed = feed
-        self._update: object = None
-        self._failure: BaseException | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._campaign: PolledCampaign = feed._join(campaign_id, self, now)
-
-    async def update(self) -> Any:
-        """
-        Wait for the next update, and return it.
-
-        :raises Exception: What ``on_reading`` raised, or what broke the feed.
-        """
-        while self._update is None and self._failure is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        if self._failure is not None:
-            raise self._failure
-        update, self._update = self._update, None
-        return update
-
-    def poll_now(self) -> None:
-        """Have the campaign read by itself at once."""
-        self._feed._poll_now(self._campaign)
-
-    def close(self) -> None:
-        """Leave the feed."""
-        self._feed._leave(self._campaign, self)
-
-    def publish(self, reading: Reading, in_full: bool, now: float) -> None:
-        """Show the subscriber a reading. One that has not taken its last update yet is left out."""
-        if self._update is not None:
-            return
-        try:
-            self._update = self._context.run(self._on_reading, reading, in_full, now)
-        except Exception as error:  # noqa: BLE001  one subscriber's error is its own
-            self._failure = error
-        self._wake()
-
-    def fail(self, error: BaseException) -> None:
-        """End the wait with an error that is not the service's."""
-        self._failure = error
-        self._wake()
-
-    def _wake(self) -> None:
-        if (self._update is not None or self._failure is not None) and self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
-class CampaignReading(NamedTuple):
-    """
-    What was read of one campaign.
-
-    :param campaign_id: The campaign.
-    :param reading: The campaign, or why it could not be read.
-    :param now: Unix seconds.
-    """
-
-    campaign_id: str
-    reading: Reading
-    now: float
-
-
-class Readings:
-    """
-    All that a feed reads for a watcher, in order and without gaps. Joins the feed of the connection when it is made.
-
-    :param voicegenie_conn_id: Id of the Airflow connection.
-    :param interval: Seconds between reads of a campaign, at most.
-    :param campaign_ids: The campaigns; ``None`` for the whole list, page by page.
-    """
-
-    def __init__(self, voicegenie_conn_id: str, interval: float, campaign_ids: Collection[str] | None = None) -> None:
-        self.interval = interval
-        self.joined_at = asyncio.get_running_loop().time()
-        self._read: list[CampaignReading | ListedPage | VoiceGenieError] = []
-        self._failure: BaseException | None = None
-        self._came = asyncio.Event()
-        self._feed = _feed(voicegenie_conn_id)
-        self._parts: list[_PartOfReadings] = []
-        if campaign_ids is None:
-            self._feed._join_list(self, self.joined_at)
-        else:
-            self._parts = [_PartOfReadings(self, campaign_id) for campaign_id in campaign_ids]
-
-    async def next(self) -> list[CampaignReading | ListedPage | VoiceGenieError]:
-        """
-        Wait until something was read since the last call, and return it.
-
-        :raises Exception: What broke the feed.
-        """
-        while not self._read and self._failure is None:
-            self._came.clear()
-            await self._came.wait()
-        if self._failure is not None:
-            raise self._failure
-        read, self._read = self._read, []
-        return read
-
-    def close(self) -> None:
-        """Leave the feed."""
-        for part in self._parts:
-            part.close()
-        if not self._parts:
-            self._feed._leave_list(self)
-
-    def publish(self, reading: CampaignReading | ListedPage | VoiceGenieError) -> None:
-        """Take what was read."""
-        self._read.append(reading)
-        self._came.set()
-
-    def fail(self, error: BaseException) -> None:
-        """End with an error that is not the service's."""
-        self._failure = error
-        self._came.set()
-
-
-class _PartOfReadings:
-    """What a feed reads of one campaign for a watcher."""
-
-    __slots__ = ("_campaign", "_campaign_id", "_readings", "interval", "joined_at", "needs_single_reads")
-
-    def __init__(self, readings: Readings, campaign_id: str) -> None:
-        self.interval = readings.interval
-        self.joined_at = readings.joined_at
-        self.needs_single_reads = False
-        self._campaign_id = campaign_id
-        self._readings = readings
-        self._campaign: PolledCampaign = readings._feed._join(campaign_id, self, self.joined_at)
-
-    def publish(self, reading: Reading, in_full: bool, now: float) -> None:
-        """Take a reading."""
-        # What was asked for before it came is older, although it may come later: it could take an end back.
-        self.joined_at = asyncio.get_running_loop().time()
-        self._readings.publish(CampaignReading(self._campaign_id, reading, now))
-
-    def fail(self, error: BaseException) -> None:
-        """End with an error that is not the service's."""
-        self._readings.fail(error)
-
-    def close(self) -> None:
-        """Leave the feed."""
-        self._readings._feed._leave(self._campaign, self)
 
 
 class CampaignFeed:
     """
-    Polls for all subscribers of one connection in one event loop. Get it with :func:`subscribe`.
+    Polls for all subscribers of one connection in one event loop. Get it with :func:`feed_of`.
 
     :param voicegenie_conn_id: Id of the Airflow connection.
     """
@@ -272,6 +94,7 @@ class CampaignFeed:
         self._failures = 0
         self._under_way = 0
         self._looked_at = 0.0
+        self._shown_at = -math.inf
         self._poller = self._start(self._run())
         self._poller.add_done_callback(self._report)
 
@@ -297,6 +120,7 @@ class CampaignFeed:
     def _end_if_idle(self) -> None:
         if self._plan.is_idle:
             _forget(self)
+            show_waits(self._voicegenie_conn_id, 0)
             for task in (self._poller, *self._tasks):
                 task.cancel()
         self._wake.set()
@@ -322,11 +146,20 @@ class CampaignFeed:
                     async with asyncio.timeout(min(at - now, 60.0) if at > now else None):
                         await self._wake.wait()
                 continue
+            self._show_waits()
             self._next_request = now + self._spacing
             self._under_way += 1
             task = self._start(self._poll(self._plan.take()))
             self._tasks.add(task)
             task.add_done_callback(self._was_polled)
+
+    def _show_waits(self) -> None:
+        """Show in Airflow's metrics how many take part, from time to time."""
+        now = self._loop.time()
+        if now - self._shown_at >= _SHOW_AGAIN:
+            self._shown_at = now
+            waits = sum(len(polled.subscribers) for polled in self._plan.campaigns.values())
+            show_waits(self._voicegenie_conn_id, waits + len(self._plan.list_readers))
 
     def _allowed(self) -> int:
         # One at a time, too, until the connection and its rate limit are known.
@@ -450,29 +283,12 @@ class CampaignFeed:
 _feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CampaignFeed]] = WeakKeyDictionary()
 
 
-def subscribe(
-    voicegenie_conn_id: str,
-    campaign_id: str,
-    interval: float,
-    on_reading: OnReading,
-    *,
-    needs_single_reads: bool = False,
-) -> Subscription:
+def feed_of(voicegenie_conn_id: str) -> CampaignFeed:
     """
-    Join the feed of a connection in the running event loop, which begins with its first subscriber.
+    Return the feed of a connection in the running event loop; a new one if there is none.
 
     :param voicegenie_conn_id: Id of the Airflow connection.
-    :param campaign_id: The campaign.
-    :param interval: Seconds between reads, at most.
-    :param on_reading: Called with each reading, in the caller's context; what it returns, unless it is ``None``, is an
-        update.
-    :param needs_single_reads: Whether what the list has is not enough.
     """
-    feed = _feed(voicegenie_conn_id)
-    return Subscription(feed, campaign_id, interval, on_reading, needs_single_reads=needs_single_reads)
-
-
-def _feed(voicegenie_conn_id: str) -> CampaignFeed:
     feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
     feed = feeds.get(voicegenie_conn_id)
     if feed is None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_voicegenie.api.errors import InvalidConnectionError, UnauthorizedError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.triggers.endings import KnownCampaigns, add_others, kept_at
-from airflow_provider_voicegenie.triggers.feed import CampaignReading, Readings
 from airflow_provider_voicegenie.triggers.polling import ListedPage
+from airflow_provider_voicegenie.triggers.subscriptions import CampaignReading, Readings
 from airflow_provider_voicegenie.waiting.progress import describe
 
 if TYPE_CHECKING:

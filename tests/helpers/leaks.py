@@ -85,3 +85,10 @@ def person_in(data):
         if (place := text.casefold().find(part)) >= 0:
             return text[max(0, place - 300) : place + 300]
     return None
+
+
+def check_for_people(error):
+    """Fail where an exception names the person."""
+    for each in all_of(error):
+        leak = person_in(repr(each.args))
+        assert leak is None, leak

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An upload and an export whose processes are killed in the middle; and nobody's name or number in what Airflow keeps."""
+"""An upload and an export that are killed in the middle, and nobody's name or number in what Airflow keeps."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_what_is_killed_in_the_middle_is_done_in_the_end(airflow, voicegenie_san
     uploaded = {"campaign_id": "filled", "uploaded": 50, "rejected": 0, "batches": 5}
     assert airflow.returned("upload") == [uploaded]
     events = "dataset_event" if IS_AIRFLOW_2 else "asset_event"
-    assert [json.loads(extra) for (extra,) in airflow.query(f"SELECT extra FROM {events}")] == [  # noqa: S608
+    assert [json.loads(extra) for (extra,) in airflow.query(f"SELECT extra FROM {events}")] == [
         {"campaign_id": "filled", "uploaded": 50}
     ]
     (exported,) = airflow.returned("history")

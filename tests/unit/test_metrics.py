@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat import sdk
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
-from helpers.tasks import Starting, context, deferred, in_worker
+from helpers.tasks import Following, Starting, context, deferred, in_worker
 
 from airflow_provider_voicegenie import metrics
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
@@ -25,6 +25,7 @@ class Receiver:
         self.counts = Counter()
         self.times = {}
         self.gauges = {}
+        self.shown = []
 
     def incr(self, name):
         self.counts[name] += 1
@@ -34,6 +35,7 @@ class Receiver:
 
     def gauge(self, name, value):
         self.gauges[name] = value
+        self.shown.append(value)
 
 
 @pytest.fixture
@@ -94,6 +96,15 @@ def test_waits_have_the_connection_in_their_name(receiver):
     assert name.startswith("voicegenie.waits.")
     assert name.endswith(".a_b_c")
     assert value == 3
+
+
+def test_deferred_waits_are_shown(sandbox, receiver):
+    deferred(Following(campaign_id="completed"), context())
+    ((name, value),) = receiver.gauges.items()
+    assert name.endswith(".voicegenie_default")
+    # Nobody waits any more.
+    assert value == 0
+    assert receiver.shown == [1, 0]
 
 
 # Outlets.

@@ -19,6 +19,7 @@ from helpers.tasks import TaskInstance
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
 from airflow_provider_voicegenie.triggers import feed as feeds
+from airflow_provider_voicegenie.triggers import subscriptions
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger, CampaignReadyTrigger
 
 LOGGER = "airflow_provider_voicegenie.triggers.campaign"
@@ -267,8 +268,10 @@ def test_wait_that_needs_single_reads_gets_no_reading_of_the_list(sandbox):
         return lambda reading, in_full, now: shown[whose].append((reading.script_id, in_full))
 
     async def work():
-        wanted = feeds.subscribe("voicegenie_default", names[0], 0.2, on_reading("wanted"), needs_single_reads=True)
-        others = [feeds.subscribe("voicegenie_default", name, 0.2, on_reading("others")) for name in names]
+        wanted = subscriptions.subscribe(
+            "voicegenie_default", names[0], 0.2, on_reading("wanted"), needs_single_reads=True
+        )
+        others = [subscriptions.subscribe("voicegenie_default", name, 0.2, on_reading("others")) for name in names]
         await eventually(lambda: sandbox.request_count("list") >= 3 and len(shown["wanted"]) >= 3)
         for subscription in (wanted, *others):
             subscription.close()
@@ -504,14 +507,14 @@ def test_a_completion_needs_no_statistics_in_the_triggerer(sandbox):
 
 def test_completion_seen_in_time_counts_although_time_is_over(sandbox, monkeypatch):
     """The event loop may get to the deadline before it gets to what was seen."""
-    original = feeds.Subscription.update
+    original = subscriptions.Subscription.update
 
     async def late_update(subscription):
         update = await original(subscription)
         await asyncio.sleep(2)
         return update
 
-    monkeypatch.setattr(feeds.Subscription, "update", late_update)
+    monkeypatch.setattr(subscriptions.Subscription, "update", late_update)
     campaign = sandbox.add_campaign(status="completed")
     (payload,) = wait_for(trigger(campaign.id, deadline=time.time() + 1.5))
     assert payload["reason"] == "done"

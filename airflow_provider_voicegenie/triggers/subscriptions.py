@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who takes part in a feed: a wait for one campaign, and a watcher of some or all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar, NamedTuple
+
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.models import Campaign
+from airflow_provider_voicegenie.triggers.feed import CampaignFeed, Reading, feed_of
+from airflow_provider_voicegenie.triggers.polling import ListedPage, PolledCampaign
+
+#: Called with a reading, whether the campaign was read by itself, and Unix seconds; what it returns is an update.
+OnReading = Callable[[Reading, bool, float], object]
+
+
+class Subscription:
+    """
+    One wait's part in a feed.
+
+    :param feed: The feed.
+    :param campaign_id: The campaign.
+    :param interval: Seconds between reads, at most.
+    :param needs_single_reads: Whether what the list has is not enough.
+    :param needs_list: Whether what only the list has is needed too.
+    :param on_reading: Called with each reading; what it returns, unless it is ``None``, is an update.
+    """
+
+    __slots__ = (
+        "_campaign",
+        "_context",
+        "_failure",
+        "_feed",
+        "_listed",
+        "_on_reading",
+        "_update",
+        "_waiter",
+        "campaign_id",
+        "interval",
+        "joined_at",
+        "needs_single_reads",
+    )
+
+    def __init__(
+        self,
+        feed: CampaignFeed,
+        campaign_id: str,
+        interval: float,
+        on_reading: OnReading,
+        *,
+        needs_single_reads: bool,
+        needs_list: bool,
+    ) -> None:
+        now = asyncio.get_running_loop().time()
+        self.campaign_id = campaign_id
+        self.interval = interval
+        self.needs_single_reads = needs_single_reads
+        self.joined_at = now
+        self._on_reading = on_reading
+        self._context = contextvars.copy_context()
+        self._feed = feed
+        self._update: object = None
+        self._failure: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._listed = _ListedCampaigns.of(feed) if needs_list else None
+        if self._listed is not None:
+            self._listed.add(self)
+        self._campaign: PolledCampaign = feed._join(campaign_id, self, now)
+
+    async def update(self) -> Any:
+        """
+        Wait for the next update, and return it.
+
+        :raises Exception: What ``on_reading`` raised, or what broke the feed.
+        """
+        while self._update is None and self._failure is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._failure is not None:
+            raise self._failure
+        update, self._update = self._update, None
+        return update
+
+    def poll_now(self) -> None:
+        """Have the campaign read by itself at once."""
+        self._feed._poll_now(self._campaign)
+
+    def close(self) -> None:
+        """Leave the feed."""
+        if self._listed is not None:
+            self._listed.remove(self)
+        self._feed._leave(self._campaign, self)
+
+    def publish(self, reading: Reading, in_full: bool, now: float) -> None:
+        """Show the subscriber a reading. One that has not taken its last update yet is left out."""
+        if self._update is not None:
+            return
+        if self._listed is not None and isinstance(reading, Campaign):
+            reading = reading.with_listed(self._listed.found.get(reading.campaign_id))
+        try:
+            self._update = self._context.run(self._on_reading, reading, in_full, now)
+        except Exception as error:  # noqa: BLE001  one subscriber's error is its own
+            self._failure = error
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """End the wait with an error that is not the service's."""
+        self._failure = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if (self._update is not None or self._failure is not None) and self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _ListedCampaigns:
+    """
+    What the list has of some campaigns: one reader of the list for all waits that need it.
+
+    :param feed: The feed.
+    """
+
+    _by_feed: ClassVar[dict[CampaignFeed, _ListedCampaigns]] = {}
+
+    def __init__(self, feed: CampaignFeed) -> None:
+        self.joined_at = asyncio.get_running_loop().time()
+        self.interval = math.inf
+        self._feed = feed
+        self._waits: dict[str, set[Subscription]] = {}
+        #: The campaigns that the list has shown.
+        self.found: dict[str, Campaign] = {}
+
+    @classmethod
+    def of(cls, feed: CampaignFeed) -> _ListedCampaigns:
+        """Return that of a feed; a new one if there is none."""
+        return cls._by_feed.setdefault(feed, cls(feed))
+
+    def add(self, wait: Subscription) -> None:
+        """Read the list for one more wait."""
+        is_first = not self._waits
+        self._waits.setdefault(wait.campaign_id, set()).add(wait)
+        self.interval = min(self.interval, wait.interval)
+        if is_first:
+            self._feed._join_list(self, self.joined_at)
+
+    def remove(self, wait: Subscription) -> None:
+        """Stop reading the list for a wait."""
+        waits = self._waits[wait.campaign_id]
+        waits.discard(wait)
+        if not waits:
+            del self._waits[wait.campaign_id]
+            self.found.pop(wait.campaign_id, None)
+        if not self._waits:
+            del self._by_feed[self._feed]
+            self._feed._leave_list(self)
+
+    def publish(self, reading: ListedPage | VoiceGenieError) -> None:
+        """Take note of a page; what has changed is looked at by itself, too."""
+        if isinstance(reading, VoiceGenieError):
+            return
+        for listed in reading.page.campaigns:
+            if (waits := self._waits.get(listed.campaign_id)) is None:
+                continue
+            before, self.found[listed.campaign_id] = self.found.get(listed.campaign_id), listed
+            if before is None or before.registered_count != listed.registered_count:
+                next(iter(waits)).poll_now()
+
+    def fail(self, error: BaseException) -> None:
+        """Do nothing: each wait is told by itself."""
+
+
+class CampaignReading(NamedTuple):
+    """
+    What was read of one campaign.
+
+    :param campaign_id: The campaign.
+    :param reading: The campaign, or why it could not be read.
+    :param now: Unix seconds.
+    """
+
+    campaign_id: str
+    reading: Reading
+    now: float
+
+
+class Readings:
+    """
+    All that a feed reads for a watcher, in order and without gaps. Joins the feed of the connection when it is made.
+
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :param interval: Seconds between reads of a campaign, at most.
+    :param campaign_ids: The campaigns; ``None`` for the whole list, page by page.
+    """
+
+    def __init__(self, voicegenie_conn_id: str, interval: float, campaign_ids: Collection[str] | None = None) -> None:
+        self.interval = interval
+        self.joined_at = asyncio.get_running_loop().time()
+        self._read: list[CampaignReading | ListedPage | VoiceGenieError] = []
+        self._failure: BaseException | None = None
+        self._came = asyncio.Event()
+        self._feed = feed_of(voicegenie_conn_id)
+        self._parts: list[_PartOfReadings] = []
+        if campaign_ids is None:
+            self._feed._join_list(self, self.joined_at)
+        else:
+            self._parts = [_PartOfReadings(self, campaign_id) for campaign_id in campaign_ids]
+
+    async def next(self) -> list[CampaignReading | ListedPage | VoiceGenieError]:
+        """
+        Wait until something was read since the last call, and return it.
+
+        :raises Exception: What broke the feed.
+        """
+        while not self._read and self._failure is None:
+            self._came.clear()
+            await self._came.wait()
+        if self._failure is not None:
+            raise self._failure
+        read, self._read = self._read, []
+        return read
+
+    def close(self) -> None:
+        """Leave the feed."""
+        for part in self._parts:
+            part.close()
+        if not self._parts:
+            self._feed._leave_list(self)
+
+    def publish(self, reading: CampaignReading | ListedPage | VoiceGenieError) -> None:
+        """Take what was read."""
+        self._read.append(reading)
+        self._came.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error that is not the service's."""
+        self._failure = error
+        self._came.set()
+
+
+class _PartOfReadings:
+    """What a feed reads of one campaign for a watcher."""
+
+    __slots__ = ("_campaign", "_campaign_id", "_readings", "interval", "joined_at", "needs_single_reads")
+
+    def __init__(self, readings: Readings, campaign_id: str) -> None:
+        self.interval = readings.interval
+        self.joined_at = readings.joined_at
+        self.needs_single_reads = False
+        self._campaign_id = campaign_id
+        self._readings = readings
+        self._campaign: PolledCampaign = readings._feed._join(campaign_id, self, self.joined_at)
+
+    def publish(self, reading: Reading, in_full: bool, now: float) -> None:
+        """Take a reading."""
+        # What was asked for before it came is older, although it may come later: it could take an end back.
+        self.joined_at = asyncio.get_running_loop().time()
+        self._readings.publish(CampaignReading(self._campaign_id, reading, now))
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error that is not the service's."""
+        self._readings.fail(error)
+
+    def close(self) -> None:
+        """Leave the feed."""
+        self._readings._feed._leave(self._campaign, self)
+
+
+def subscribe(
+    voicegenie_conn_id: str,
+    campaign_id: str,
+    interval: float,
+    on_reading: OnReading,
+    *,
+    needs_single_reads: bool = False,
+    needs_list: bool = False,
+) -> Subscription:
+    """
+    Join the feed of a connection in the running event loop, which begins with its first subscriber.
+
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :param campaign_id: The campaign.
+    :param interval: Seconds between reads, at most.
+    :param on_reading: Called with each reading, in the caller's context; what it returns, unless it is ``None``, is an
+        update.
+    :param needs_single_reads: Whether what the list has is not enough.
+    :param needs_list: Whether what only the list has is needed too.
+    """
+    feed = feed_of(voicegenie_conn_id)
+    return Subscription(
+        feed, campaign_id, interval, on_reading, needs_single_reads=needs_single_reads, needs_list=needs_list
+    )

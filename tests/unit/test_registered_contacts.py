@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ContactsRegistered``: what only the list of campaigns has is read for those who ask for it, and once for all."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from helpers.tasks import WAYS, context
+
+from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, ContactsRegistered, HasContacts
+from airflow_provider_voicegenie.triggers import subscriptions
+from airflow_provider_voicegenie.triggers.campaign import CampaignReadyTrigger
+
+both_ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+def ready(campaign_id, *prerequisites):
+    def make(*, deferrable):
+        return CampaignReadySensor(
+            task_id="ready",
+            campaign_id=campaign_id,
+            prerequisites=prerequisites,
+            poke_interval=0.2,
+            timeout=20,
+            deferrable=deferrable,
+        )
+
+    return make
+
+
+@both_ways
+def test_it_waits_until_all_contacts_are_registered(sandbox, way, said):
+    campaign_id = sandbox.add_campaign(total_count=10, registered_count=4).id
+
+    def register():
+        sandbox.sandbox.store.change(campaign_id, registered_count=10)
+
+    timer = threading.Timer(1, register)
+    timer.start()
+    try:
+        result = way(ready(campaign_id, ContactsRegistered()), context())
+    finally:
+        timer.join()
+    assert result["total_count"] == 10
+    assert "not ready: 4 of 10 contacts registered" in "".join(said())
+    assert sandbox.request_count("list") >= 2
+
+
+@both_ways
+def test_who_does_not_ask_for_it_needs_no_list(sandbox, way):
+    way(ready(sandbox.add_campaign(total_count=10).id, HasContacts(minimum=5)), context())
+    assert sandbox.request_count("list") == 0
+    assert sandbox.request_count("get") == 1
+
+
+@both_ways
+def test_what_the_service_does_not_say_is_waited_for(sandbox, way, monkeypatch, said):
+    campaign_id = sandbox.add_campaign(total_count=10).id
+    items = sandbox.sandbox._list_item
+    looks = []
+
+    def without_count(campaign):
+        looks.append(campaign)
+        item = dict(items(campaign))
+        if len(looks) <= 2 * len(sandbox.sandbox.store.all()):
+            del item["registered_count"]
+        return item
+
+    monkeypatch.setattr(sandbox.sandbox, "_list_item", without_count)
+    way(ready(campaign_id, ContactsRegistered()), context())
+    assert "the service does not say how many contacts are registered" in "".join(said())
+
+
+def test_waits_share_the_reading_of_the_list(sandbox):
+    names = [sandbox.add_campaign(total_count=10, registered_count=1).id for _ in range(20)]
+
+    async def first(name):
+        trigger = CampaignReadyTrigger(
+            campaign_id=name,
+            voicegenie_conn_id="voicegenie_default",
+            outcomes={},
+            poll_interval=0.5,
+            prerequisites=[list(ContactsRegistered().serialize())],
+        )
+        (reason,) = [event.payload["reason"] async for event in trigger.run()]
+        return reason
+
+    async def work():
+        waits = [asyncio.create_task(first(name)) for name in names]
+        await asyncio.sleep(2.5)
+        pages = sandbox.request_count("list")
+        for name in names:
+            sandbox.sandbox.store.change(name, registered_count=10)
+        async with asyncio.timeout(15):
+            reasons = await asyncio.gather(*waits)
+        assert not subscriptions._ListedCampaigns._by_feed
+        return pages, set(reasons)
+
+    pages, reasons = asyncio.run(work())
+    assert 2 <= pages <= 8
+    assert reasons == {"done"}
