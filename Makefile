@@ -7,7 +7,7 @@ NOX = .venvs/nox/bin/nox
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
-demo: $(NOX) ## Run a DAG in a real Airflow, against the sandbox
+demo: $(NOX) ## Run the whole pipeline in a real Airflow, against the sandbox
 	@$(NOX) -s demo
 ui: $(NOX) ## Run Airflow's UI and the sandbox (other ports: PORT=8081 SANDBOX_PORT=8643)
 	@$(NOX) -s ui -- $(if $(PORT),--port $(PORT)) $(if $(SANDBOX_PORT),--sandbox-port $(SANDBOX_PORT))

@@ -50,7 +50,7 @@ os.environ["AIRFLOW_HOME"] = str(VENVS / "airflow-home")
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run the smallest example in a real Airflow, against the sandbox."""
+    """Run the example of the whole pipeline in a real Airflow, against the sandbox."""
     session.run(environment(session, with_tests=False), "scripts/demo.py")
 
 

@@ -149,3 +149,15 @@ def test_a_skipped_task_says_why(signed_in, playground, picture):
     page.keyboard.press("w")
     expect(reason).to_have_css("white-space", "pre-wrap")
     picture("skipped")
+
+
+def test_the_graph_of_the_pipeline(signed_in, playground, picture):
+    page = signed_in
+    page.evaluate("localStorage.setItem('direction-voicegenie_pipeline', JSON.stringify('DOWN'))")
+    form = trigger(page, playground, "voicegenie_pipeline", "no-contacts")
+    run = run_of(page, playground, "voicegenie_pipeline", form)
+    wait_for_state(page, run, "report", "Success")
+    page.goto(run)
+    page.get_by_role("button", name="Show Graph").click()
+    expect(page.locator(".react-flow__node")).to_have_count(7)
+    picture("pipeline")

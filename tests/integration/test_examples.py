@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import gzip
 import json
 import re
+import runpy
 import shutil
+import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from services import AIRFLOW_VERSION, Services, wait_for
+from services import AIRFLOW_VERSION, IS_AIRFLOW_2, Services, wait_for
 
 from airflow_provider_voicegenie.sandbox.connection import airflow_connection
 
@@ -116,9 +121,54 @@ def test_the_examples(airflow, voicegenie_sandbox):
     assert voicegenie_sandbox.status("staffed") == voicegenie_sandbox.status("unstaffed") == "paused"
 
 
+def test_the_pipeline(airflow, voicegenie_sandbox):
+    voicegenie_sandbox.speed = 600
+    day = "2026-01-{:02}T00:00:00+00:00".format
+    # The second run finds a campaign that has ended.
+    airflow.run_all([["dags", "test", "voicegenie_pipeline", day(number)] for number in (1, 2)])
+    first, second = airflow.states("voicegenie_pipeline")
+    before, after = ("choose_customers", "upload"), ("ready", "start", "export", "load_calls", "report")
+    assert first == dict.fromkeys(before + after, "success")
+    assert second == {"choose_customers": "success", "upload": "failed"} | dict.fromkeys(after, "upstream_failed")
+    assert voicegenie_sandbox.start_count("no-contacts") == 1
+    numbers = voicegenie_sandbox.uploaded("no-contacts")
+    assert len(numbers) == 20
+    assert numbers[0] == "+1 202 555 0101"
+
+    assert [result["uploaded"] for result in airflow.returned("upload")] == [20]
+    (exported,) = airflow.returned("export")
+    by_status = {"answered": 14, "busy": 2, "no_answer": 2, "voicemail": 2}
+    assert {status: count for status, count in exported["calls_by_status"].items() if count} == by_status
+    (report,) = airflow.returned("report")
+    assert report.splitlines() == [
+        "status         calls avg seconds",
+        "answered          14          30",
+        "busy               2           0",
+        "no_answer          2           0",
+        "voicemail          2          30",
+    ]
+    folder = airflow.home / "voicegenie_pipeline"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert len(Path(exported["path"]).read_text().splitlines()) == 20
+    with contextlib.closing(sqlite3.connect(folder / "warehouse.db")) as warehouse:
+        query = "SELECT status, count(*) FROM calls WHERE campaign_id = 'no-contacts' GROUP BY status"
+        assert dict(warehouse.execute(query)) == by_status
+        people = [value for row in warehouse.execute("SELECT full_name, mobile FROM customers") for value in row]
+
+    # Names and numbers are in the tables and in the file of the contacts, and nowhere else.
+    people += [number.replace(" ", "") for number in people]
+    for path in airflow.home.rglob("*"):
+        if path.is_file() and folder not in path.parents:
+            text = path.read_bytes().decode(errors="replace")
+            assert not [person for person in people if person in text], path
+    contacts = (Path(exported["path"]).with_name("contacts.csv")).read_text()
+    assert all(number in contacts for number in numbers)
+    assert not [person for person in people if person in Path(exported["path"]).read_text()]
+
+
 @pytest.mark.skipif(AIRFLOW_VERSION < (3, 1), reason="Airflow asks people since 3.1")
-def test_approval_and_retry_after(airflow, voicegenie_sandbox):
-    """Both need a scheduler, so they share one."""
+def test_approval_retry_after_and_asset(airflow, voicegenie_sandbox):
+    """All need a scheduler, so they share one."""
 
     def begin(dag_id, campaign_id):
         wait_for(dag_id, lambda: airflow.query("SELECT 1 FROM serialized_dag WHERE dag_id = ?", dag_id))
@@ -140,9 +190,13 @@ def test_approval_and_retry_after(airflow, voicegenie_sandbox):
     shutil.copytree(EXAMPLES, airflow.dags)
     approval = (EXAMPLES / "voicegenie_approval.py").read_text()
     assert "days=1" in approval
+    watcher = airflow.dags / "voicegenie_asset.py"
+    assert "poll_interval=60" in watcher.read_text()
+    watcher.write_text(watcher.read_text().replace("poll_interval=60", "poll_interval=1"))
     (airflow.dags / "short.py").write_text(approval.replace("days=1", "seconds=25").replace("_approval", "_short"))
     voicegenie_sandbox.add_campaign(id="unanswered")
     voicegenie_sandbox.add_campaign(id="busy")
+    voicegenie_sandbox.add_campaign(id="over/there", status="paused", completed_count=5)
     voicegenie_sandbox.inject("status", "start", campaign_id="busy", status=429, headers={"Retry-After": "1"})
     with Services(airflow) as services:
         services.start("scheduler")
@@ -150,6 +204,8 @@ def test_approval_and_retry_after(airflow, voicegenie_sandbox):
         retried = begin("voicegenie_retry_after", "busy") if has_retry_policies else None
         approved, rejected = begin("voicegenie_approval", "ready"), begin("voicegenie_approval", "paused")
         unanswered = begin("voicegenie_short", "unanswered")
+        wait_for("looks at the campaigns", lambda: voicegenie_sandbox.request_count("list") >= 3)
+        voicegenie_sandbox.sandbox.store.change("over/there", status="completed")
         answer(approved, "Approve")
         answer(rejected, "Reject")
         endings = {"ready": "success", "approval": "success"}
@@ -158,6 +214,8 @@ def test_approval_and_retry_after(airflow, voicegenie_sandbox):
         over = "SELECT 1 FROM dag_run WHERE run_id = ? AND state = 'failed'"
         wait_for("the end of the run without an answer", lambda: airflow.query(over, unanswered))
         assert states(unanswered)["approval"] == "skipped"
+        export = airflow.home / "voicegenie_asset" / "calls-over%2Fthere.csv.gz"
+        wait_for("the export", export.exists)
         if has_retry_policies:
             wait_for("the second try", lambda: states(retried) == {"start": "success"})
             assert airflow.query("SELECT try_number FROM task_instance WHERE run_id = ?", retried) == [(2,)]
@@ -167,10 +225,29 @@ def test_approval_and_retry_after(airflow, voicegenie_sandbox):
         "unanswered": 0,
         "busy": int(has_retry_policies),
     }
+    header, *rows = gzip.decompress(export.read_bytes()).decode().splitlines()
+    assert header == "call_id,status,duration,call_time"
+    assert len(rows) == 5
+
+
+@pytest.mark.skipif(IS_AIRFLOW_2, reason="Airflow has watchers since 3.0")
+def test_several_campaigns_that_end_at_once():
+    module = runpy.run_path(str(EXAMPLES / "voicegenie_asset.py"))
+    ended = module["dag"].get_task("ended_campaigns").python_callable
+
+    def events(*campaign_ids):
+        return [SimpleNamespace(extra={"payload": {"campaign_id": campaign_id}}) for campaign_id in campaign_ids]
+
+    assert ended(params={"folder": "s3://bucket"}, triggering_asset_events={}) == []
+    triggering = {module["campaign_ended"]: events("b", "../a", "b")}
+    assert ended(params={"folder": "s3://bucket"}, triggering_asset_events=triggering) == [
+        {"campaign_id": "../a", "path": "s3://bucket/calls-..%2Fa.csv.gz"},
+        {"campaign_id": "b", "path": "s3://bucket/calls-b.csv.gz"},
+    ]
 
 
 def test_each_example_says_when_to_use_it():
     files = sorted(EXAMPLES.glob("*.py"))
-    assert len(files) >= 10
+    assert len(files) >= 12
     for file in files:
         assert (ast.get_docstring(ast.parse(file.read_text())) or "").startswith("### Use it "), file.name

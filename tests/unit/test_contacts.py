@@ -243,8 +243,8 @@ def test_rows_that_a_template_made_text_of(sandbox, campaign, text):
 
 
 def test_a_misspelled_column_is_noticed_before_anything_is_sent(sandbox, campaign):
-    with pytest.raises(AirflowFailException, match="no row has a column 'nmae'"):
-        upload(campaign, rows(3), columns={"nmae": "name"})
+    with pytest.raises(AirflowFailException, match="no row has a column 'fullname'"):
+        upload(campaign, rows(3), columns={"fullname": "name"})
     assert not sandbox.request_count("upload")
 
 

@@ -244,8 +244,8 @@ def test_pages(answer, expected, offsets):
 def test_wrong_arguments_of_the_hook():
     with pytest.raises(ValueError, match="page_size must be"):
         VoiceGenieHook().iter_call_history("c", page_size=0)
-    with pytest.raises(ValueError, match=r"statuses: 'anwsered' is none of .* did you mean 'answered'"):
-        VoiceGenieHook().iter_call_history("c", statuses=["anwsered"])
+    with pytest.raises(ValueError, match=r"statuses: 'answered!' is none of .* did you mean 'answered'"):
+        VoiceGenieHook().iter_call_history("c", statuses=["answered!"])
 
 
 @pytest.mark.parametrize(

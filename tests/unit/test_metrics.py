@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat import sdk
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
-from helpers.tasks import Following, Starting, context, deferred, in_worker
+from helpers.tasks import Starting, context, deferred, in_worker
 
 from airflow_provider_voicegenie import metrics
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
@@ -99,7 +99,8 @@ def test_waits_have_the_connection_in_their_name(receiver):
 
 
 def test_deferred_waits_are_shown(sandbox, receiver):
-    deferred(Following(campaign_id="completed"), context())
+    sandbox.speed = 1000
+    deferred(Starting(campaign_id=sandbox.add_campaign(total_count=3).id), context())
     ((name, value),) = receiver.gauges.items()
     assert name.endswith(".voicegenie_default")
     # Nobody waits any more.
