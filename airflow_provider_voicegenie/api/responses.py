@@ -31,6 +31,7 @@ from airflow_provider_voicegenie.api.retries import seconds_to_wait
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 
 _EXCERPT_CHARACTERS = 160
+_MOST_CHARACTERS = 8 * _EXCERPT_CHARACTERS
 _REDACTED = "***"
 
 #: A mail address, and what has digits in it, such as a phone number or a link to a recording.
@@ -67,8 +68,9 @@ class Redactor:
 
     def excerpt(self, text: str) -> str:
         """Return the beginning of a body that is not the documented one; nothing of one about people."""
-        shown = self.quote(text) or "the response is empty"
-        return shown if self._people is None else "not shown here, as it may name people"
+        if self._people is not None and text.strip():
+            return "not shown here, as it may name people"
+        return self.quote(text) or "the response is empty"
 
     def details(self, details: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what an error may keep of the service's ``details``; nothing of those about people."""
@@ -102,6 +104,9 @@ def hide_people(text: str, people: Iterable[str]) -> str:
     :param text: What the service says.
     :param people: Names and the like that it may quote.
     """
+    if len(text) > _MOST_CHARACTERS:
+        # Nothing that is cut in two, of which only the half would be known.
+        text = text[:_MOST_CHARACTERS].rpartition(" ")[0]
     text = _NUMBER.sub(_REDACTED, _ADDRESS.sub(_REDACTED, text))
     words = {word.casefold() for each in people for word in re.findall(r"\w{2,}", each)}
     return re.sub(r"\w{2,}", lambda found: _REDACTED if found[0].casefold() in words else found[0], text)
@@ -250,6 +255,6 @@ def _details(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _shorten(text: str) -> str:
     """Make a text of the service fit one line of a log."""
-    words = "".join(c if c.isprintable() else " " for c in text[: 8 * _EXCERPT_CHARACTERS]).split()
+    words = "".join(c if c.isprintable() else " " for c in text[:_MOST_CHARACTERS]).split()
     line = " ".join(words)
     return line if len(line) <= _EXCERPT_CHARACTERS else f"{line[:_EXCERPT_CHARACTERS]}..."

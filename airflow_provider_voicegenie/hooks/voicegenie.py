@@ -280,6 +280,7 @@ class VoiceGenieHook(BaseHook):
                 return
             yield page
             offset, before = offset + page.size, page
+            # A full last page may not be the last: some services give the length of a page as their total.
             if offset == page.total and page.size < page_size:
                 return
 

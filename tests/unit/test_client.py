@@ -124,7 +124,7 @@ def test_the_client_stays_within_its_budget(voicegenie_sandbox):
 
 
 def test_all_pages_of_the_list_each_when_it_is_needed(voicegenie_sandbox):
-    campaigns = VoiceGenieHook().list_campaigns(page_size=4)
+    campaigns = VoiceGenieHook().list_campaigns(page_size=5)
     assert voicegenie_sandbox.request_count("list") == 0
     next(campaigns)
     assert voicegenie_sandbox.request_count("list") == 1

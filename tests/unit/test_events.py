@@ -21,6 +21,7 @@ from helpers.leaks import leak_in
 from helpers.tasks import stored
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, CampaignStatus
+from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.sandbox.store import seed_campaigns
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers import looks, polling
@@ -635,7 +636,9 @@ TROUBLE = [
 
 @pytest.mark.parametrize(("kind", "fields", "condition"), TROUBLE)
 @pytest.mark.parametrize("only_some", [False, True])
-def test_trouble_is_waited_out_and_said_once(sandbox, said, kind, fields, condition, only_some):
+def test_trouble_is_waited_out_and_said_once(sandbox, said, monkeypatch, kind, fields, condition, only_some):
+    for module in (feeds, polling):
+        monkeypatch.setattr(module, "poll_delay", lambda *arguments: min(poll_delay(*arguments), 0.5))
     campaign, other = running(sandbox), running(sandbox)
     watched = [campaign, other, "running"] if only_some else None
 

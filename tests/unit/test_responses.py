@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_voicegenie.api import errors
-from airflow_provider_voicegenie.api.endpoints import campaign, other, start
-from airflow_provider_voicegenie.api.responses import Redactor, Response
+from airflow_provider_voicegenie.api.endpoints import campaign, history, other, start, upload
+from airflow_provider_voicegenie.api.responses import Redactor, Response, hide_people
 from airflow_provider_voicegenie.rules.outcomes import Condition
 
 KEY = "k3y/with+odd=chars"
@@ -200,3 +200,48 @@ def test_an_excerpt_is_short_and_on_one_line():
 @given(st.integers(200, 599), st.binary(max_size=200), st.sampled_from(["", "gzip", "deflate"]))
 def test_any_bytes_are_an_error_of_the_family(status, body, encoding):
     assert error_of(Response(status, {"content-encoding": encoding}, body)).kind in Condition.__members__
+
+
+# Responses about people.
+
+PERSON = {"phone_number": "+49 1519 0817263", "name": "Xaverine O'Hara-Quast", "custom_fields": {"pet": ["Quasti"]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Invalid phone number: +49 1519 0817263", "Invalid phone number: ***"),
+        ("(0151) 90.81/72-63, row 4", "***, row ***"),
+        ("xaverine@quast.example is no address", "*** is no address"),
+        ("see https://x.example/r/4?of=xaverine", "see ***"),
+        ("XAVERINE o'hara-quast (Quasti) is blocked", "*** o'***-*** (***) is blocked"),
+        ("nothing to hide", "nothing to hide"),
+        # Cut where nothing is cut in two.
+        ("word " * 300 + "x@", "word " * 255 + "word"),
+        ("x" * 200_000, ""),
+        ("[" * 200_000, ""),
+    ],
+)
+def test_what_names_people_is_hidden(text, expected):
+    assert hide_people(text, ["Xaverine", "O'Hara-Quast", "quasti"]) == expected
+
+
+@pytest.mark.parametrize("request_", [upload("c", [PERSON]), history("c", limit=1, offset=0)])
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps([PERSON]),
+        json.dumps({"success": True, "data": [PERSON]}),
+        json.dumps({"success": False, "message": "+49 1519 0817263 is wrong", "error": "BAD_REQUEST"}),
+        json.dumps({"success": False, "details": {"missing": ["+49 1519 0817263"]}, "error": "INVALID_CAMPAIGN_STATE"}),
+        json.dumps({"data": PERSON}),
+        json.dumps(PERSON)[:-3],
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_no_error_about_people_names_one(request_, body, status):
+    with pytest.raises(errors.VoiceGenieError) as caught:
+        request_.read(Response(status, {}, body.encode()), redactor=Redactor("key"), now=0.0)
+    shown = f"{caught.value!r} {caught.value.details}"
+    assert "1519" not in shown
+    assert "averine" not in shown.casefold()
