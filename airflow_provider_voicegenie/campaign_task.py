@@ -36,8 +36,8 @@ class CampaignTask(BaseOperator):
     Airflow renders a task's templates anew in each process that runs it: at a retry, when it is resumed after a
     deferral, at each poke of a rescheduled sensor. What they give may be another campaign by then. So once a task has
     looked at a campaign, that campaign and the connection are facts, which are kept and taken back: in the trigger and
-    in XCom for a deferral, and on Airflow 3.3 and later in the task state store for later tries. Clearing a task makes
-    it forget them.
+    in XCom for a deferral, and on Airflow 3.3 and later in the task state store for later tries, unless the task only
+    reads. Clearing a task makes it forget them.
 
     :param campaign_id: Id of the campaign.
     :param voicegenie_conn_id: Id of the Airflow connection.

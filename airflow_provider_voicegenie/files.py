@@ -13,10 +13,12 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ _ROWS_AT_A_TIME = 5_000
 _BUFFER_BYTES = 256 * 1024
 
 _INSTALL_PYARROW = "Parquet files need pyarrow: pip install 'airflow-provider-voicegenie[parquet]'."
+
+
+#: In words.
+KNOWN_ENDS = ".csv, .jsonl or .ndjson, each also with .gz behind it, or in .parquet"
 
 
 class FileFormat(StrEnum):
@@ -56,10 +62,7 @@ def file_format(path: str) -> tuple[FileFormat, bool]:
     for suffix, found in _FORMATS.items():
         if name.removesuffix(".gz").endswith(suffix) and not (is_compressed and found is FileFormat.PARQUET):
             return found, is_compressed
-    raise ValueError(
-        f"{path!r:.200} must end in .csv, .jsonl or .ndjson, each also with .gz behind it, or in .parquet: the end "
-        "says in which format the file is."
-    )
+    raise ValueError(f"{path!r:.200} must end in {KNOWN_ENDS}: the end says in which format the file is.")
 
 
 def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
@@ -88,7 +91,7 @@ def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
             problem = str(error)
         except UnicodeDecodeError:
             problem = "it is not UTF-8"
-        except (EOFError, gzip.BadGzipFile):
+        except (EOFError, gzip.BadGzipFile, zlib.error):
             problem = "it is not whole, or not compressed with gzip"
         except (csv.Error, json.JSONDecodeError, RecursionError):
             problem = "it breaks the rules of its format there"
@@ -183,13 +186,20 @@ def replacing(path: ObjectStoragePath, partial: ObjectStoragePath) -> Iterator[W
     :param path: The file.
     :param partial: Where it is until then, on the same storage. It is gone at the end in any case.
     """
-    if path.protocol in ("", "file", "local"):
+    is_local = path.protocol in ("", "file", "local")
+    if is_local:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(f"{str(path)!r:.200} is a folder. Remove it, or give the path of a file.")
     try:
         with _open(partial, "wb") as file:
             written = WrittenFile(file)
             yield written
-        path.fs.mv(partial.path, path.path)
+        if is_local:
+            # At once; other storages copy, and show the copy when it is whole.
+            Path(partial.path).replace(path.path)
+        else:
+            path.fs.mv(partial.path, path.path)
     except BaseException:
         with suppress(Exception):
             partial.unlink()

@@ -88,7 +88,7 @@ def lineage_of(task: CampaignTask) -> OperatorLineage[Any, Any]:
     lineage.run_facets["voicegenie_task"] = VoicegenieTaskRunFacet(
         campaign_id, task.voicegenie_conn_id, task.outcome_rules.applied, producer=_PRODUCER
     )
-    if file := _file(getattr(task, "contacts", None)):
+    if file := _file(getattr(task, "rows_or_path", None)):
         lineage.inputs.append(InputDataset(*file))
     if file := _file(getattr(task, "path", None)):
         lineage.outputs.append(OutputDataset(*file, _written(returned.get("rows"), returned.get("bytes"))))

@@ -24,7 +24,7 @@ from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, Param, t
 
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
-from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
+from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, ContactsRegistered
 from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
 
 HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "voicegenie_pipeline"
@@ -98,7 +98,9 @@ with DAG(
         columns={"mobile": "phone_number", "full_name": "name"},
         max_rejected="2%",
     )
-    ready = CampaignReadySensor(task_id="ready", campaign_id=CAMPAIGN, deferrable=True)
+    ready = CampaignReadySensor(
+        task_id="ready", campaign_id=CAMPAIGN, prerequisites=[ContactsRegistered()], deferrable=True
+    )
     start = StartCampaignOperator(
         task_id="start", campaign_id=CAMPAIGN, wait_for_completion=True, deferrable=True, poll_interval=20
     )

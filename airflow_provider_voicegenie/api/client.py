@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
 
 import requests
@@ -75,6 +75,7 @@ class VoiceGenieClient:
         request: Request[Result],
         *,
         max_attempts: int | None = None,
+        before_attempt: Callable[[VoiceGenieError | None], None] | None = None,
         on_sending: Callable[[], None] | None = None,
     ) -> Result:
         """
@@ -85,6 +86,8 @@ class VoiceGenieClient:
 
         :param request: The request.
         :param max_attempts: Attempts in all; the settings' number by default.
+        :param before_attempt: Called before each attempt of one that may be repeated, when it no longer has to wait,
+            with the error of the attempt before.
         :param on_sending: Called right before any of the request is sent: from then on, the service may act on it.
         :raises VoiceGenieError: There is no good response.
         :raises ValueError: The body of the request cannot be written as JSON.
@@ -94,8 +97,20 @@ class VoiceGenieClient:
             return self._send_once(request, on_sending)
         attempts = max_attempts or self.settings.max_attempts
         retrying = Retrying(sleep=self._sleep, **retry_arguments(attempts, partial(_announce, attempts)))
-        result: Result = retrying(self._send_in_turn, request, on_sending)
-        return result
+        error_before: VoiceGenieError | None = None
+
+        def attempt(request: Request[Result]) -> Result:
+            nonlocal error_before
+            self._wait_for_turn(request)
+            if before_attempt is not None:
+                before_attempt(error_before)
+            try:
+                return self._send_once(request, on_sending)
+            except VoiceGenieError as error:
+                error_before = error
+                raise
+
+        return retrying(attempt, request)
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last response showed it; ours before any response."""
@@ -106,7 +121,7 @@ class VoiceGenieClient:
         template = self.settings.campaign_url
         return template and template.replace("{campaign_id}", quote(campaign_id, safe=""))
 
-    def _send_in_turn(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Result:
+    def _wait_for_turn(self, request: Request[Any]) -> None:
         delay = self._limiter.reserve(time.monotonic())
         if request.per_minute is not None:
             own = self._limiters.setdefault(request.name, RateLimiter(request.per_minute))
@@ -114,7 +129,6 @@ class VoiceGenieClient:
         if delay > 0:
             log.info("%s: waiting %.1f s to stay within the rate limit.", request, delay)
             self._sleep(delay)
-        return self._send_once(request, on_sending)
 
     def _send_once(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Result:
         kind = "interrupted"
@@ -167,7 +181,7 @@ class VoiceGenieClient:
             headers = {name.lower(): value for name, value in response.headers.items()}
             return Response(response.status_code, headers, response.content)
         words = failure.words.format(connection=self.settings.connection, address=self.settings.address)
-        return failure.error_class(f"{request}: {words}.", may_have_taken_effect=is_sent and not request.is_repeatable)
+        return failure.error_class(f"{request}: {words}.", may_have_taken_effect=is_sent and request.has_effect)
 
 
 def _announce(attempts: int, state: RetryCallState) -> None:

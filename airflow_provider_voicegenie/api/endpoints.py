@@ -9,7 +9,7 @@ campaign id is checked and escaped here, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -56,8 +56,8 @@ class Request(Generic[Result]):
     :param params: The query.
     :param json: The body.
     :param per_minute: How many of its name the service allows in a minute, besides the connection's limit.
-    :param people: Names and the like that the response may quote, of which messages show nothing; ``None`` if the
-        response is not about people.
+    :param is_about_people: Whether the response may name people, who must not get into a message.
+    :param has_effect: Whether it changes something.
     """
 
     name: str
@@ -70,7 +70,8 @@ class Request(Generic[Result]):
     params: Mapping[str, Any] | None = field(default=None, repr=False)
     json: Any = field(default=None, repr=False)
     per_minute: int | None = None
-    people: Iterable[str] | None = field(default=None, repr=False)
+    is_about_people: bool = False
+    has_effect: bool = False
 
     def __str__(self) -> str:
         if self.campaign_id is None:
@@ -86,8 +87,8 @@ class Request(Generic[Result]):
         :param now: Unix seconds.
         :raises VoiceGenieError: The response is a refusal, or not one this service documents.
         """
-        has_effect = not self.is_repeatable
-        redactor = redactor.about(self.people)
+        has_effect = self.has_effect
+        redactor = redactor.for_people() if self.is_about_people else redactor
         data = read_data(response, request=str(self), has_effect=has_effect, redactor=redactor, now=now)
         if self.decode is None:
             return data  # type: ignore[no-any-return]
@@ -164,7 +165,8 @@ def upload(campaign_id: str, contacts: Sequence[Mapping[str, Any]]) -> Request[U
         method="POST",
         json={"campaign_id": campaign_id, "contacts": contacts},
         per_minute=_UPLOADS_PER_MINUTE,
-        people=[text for contact in contacts for text in texts_of(contact)],
+        is_about_people=True,
+        has_effect=True,
     )
 
 
@@ -197,20 +199,8 @@ def history(
         campaign_id=campaign_id,
         method="POST",
         json={"campaign_id": campaign_id, "limit": limit, "offset": offset, **wanted},
-        people=(),
+        is_about_people=True,
     )
-
-
-def texts_of(value: object) -> Iterable[str]:
-    """Yield all texts in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from texts_of(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from texts_of(item)
 
 
 def other(
@@ -233,7 +223,17 @@ def other(
     method = method.upper()
     name = f"{method} {path}"
     # It may be about people: nobody knows.
-    return Request(name, path, None, repeatable, method=method, params=params, json=json, people=())
+    return Request(
+        name,
+        path,
+        None,
+        repeatable,
+        method=method,
+        params=params,
+        json=json,
+        is_about_people=True,
+        has_effect=not repeatable,
+    )
 
 
 def _about(
@@ -246,7 +246,15 @@ def _about(
     id_field: str = "campaign_id",
 ) -> Request[Result]:
     check_campaign_id(campaign_id)
-    return Request(name, path + quote(campaign_id, safe=""), decode, is_repeatable, campaign_id, id_field)
+    return Request(
+        name,
+        path + quote(campaign_id, safe=""),
+        decode,
+        is_repeatable,
+        campaign_id,
+        id_field,
+        has_effect=not is_repeatable,
+    )
 
 
 def leads_out(path: str) -> bool:

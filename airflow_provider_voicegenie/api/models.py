@@ -9,6 +9,7 @@ required (an id and a status); everything else is ``None`` if it is missing or u
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 import sys
@@ -415,6 +416,11 @@ class Call(Model):
     call_time: str | None
     recording_url: str | None = field(repr=False)
 
+    @property
+    def key(self) -> str:
+        """What distinguishes it from other calls: its id or, without one, all that it says."""
+        return self.call_id or json.dumps(self.to_json())
+
     @classmethod
     def from_json(cls, data: Json) -> Call:
         """Read a call; whatever is missing or unreadable is ``None``."""
@@ -475,8 +481,11 @@ def read_time(value: object) -> datetime | None:
 
 
 def write_time(moment: datetime | None) -> str | None:
-    """Write a time the way the service does: ISO 8601, UTC, ending in ``Z``."""
-    return None if moment is None else moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    """Write a time the way the service does: ISO 8601, UTC, ending in ``Z``. One that names no zone is in UTC."""
+    if moment is None:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _required_text(data: Json, name: str) -> str:
@@ -494,7 +503,8 @@ def _required_count(data: Json, name: str) -> int:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value.strip() else None
+    # Half a character, as JSON may have it, can be written nowhere.
+    return value.encode(errors="replace").decode() if isinstance(value, str) and value.strip() else None
 
 
 def _text_or_number(value: object) -> str | None:

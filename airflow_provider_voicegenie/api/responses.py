@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -34,9 +34,29 @@ _EXCERPT_CHARACTERS = 160
 _MOST_CHARACTERS = 8 * _EXCERPT_CHARACTERS
 _REDACTED = "***"
 
-#: A mail address, and what has digits in it, such as a phone number or a link to a recording.
-_ADDRESS = re.compile(r"\S+@\S+|\w+://\S+")
-_NUMBER = re.compile(r"[+(]?\d[\d\s()./-]*")
+_PUNCTUATION = ".,:;!?()[]{}'\"`<>|/"
+
+#: None of them is a name that people have.
+_HARMLESS_WORDS = frozenset(
+    """
+    a accept accepted account address addresses after again all allowed already also an and any api are as at
+    bad batch be because been before begin begins blacklist blacklisted blocked body bytes call called calls
+    campaign campaigns can cannot characters code column columns completed conflict contact contacts contain
+    contains could country custom data date deleted did different digit digits dnc dnd do does draft duplicate
+    duplicated duplicates email empty entity error errors exceed exceeded exceeds exist existing exists expected
+    failed failure field fields file for forbidden form format found from given gone has have history id in
+    incorrect index internal international invalid is it item items its json key known landline large later
+    length less letters limit line list local long longer mail malformed many match maximum megabytes message
+    minimum minutes missing mobile more must name national need needs no not null number numbers object of on
+    only opted or out over paused payload per permission phone plus prefix provide provided quota range rate
+    reached read record records refused region registered reject rejected request requests require required
+    retry row rows running scheduled script seconds server service short should sign size some start started
+    starts state status stopped string such supported temporarily than that the their there they this time
+    timeout to too try type unable unauthorized unavailable unknown unreachable unrecognized unsubscribed
+    unsupported upload uploaded url use used valid validation value values was were when which while with
+    without wrong yet you your
+    """.split()  # noqa: SIM905  two hundred quoted words are not readable
+)
 
 
 class Redactor:
@@ -50,31 +70,31 @@ class Redactor:
         forms = {api_key, quote(api_key, safe="")} - {""}
         # The longest first, so that no remainder of one stays behind another.
         self._forms = sorted(forms, key=len, reverse=True)
-        self._people: Iterable[str] | None = None
+        self._is_for_people = False
 
-    def about(self, people: Iterable[str] | None) -> Redactor:
-        """
-        Return a redactor for a response that may name people.
-
-        :param people: Names and the like that it may quote; ``None`` if the response is not about people.
-        """
+    def for_people(self) -> Redactor:
+        """Return one for a response that may name people."""
         redactor = copy.copy(self)
-        redactor._people = people
+        redactor._is_for_people = True
         return redactor
 
     def quote(self, text: str) -> str:
-        """Make a text of the service fit one line of a log. One about people loses numbers, addresses and names."""
-        return _shorten(text if self._people is None else hide_people(text, self._people))
+        """Make a text of the service fit one line of a log; of one about people, what :func:`hide_people` leaves."""
+        return _shorten(hide_people(text) if self._is_for_people else text)
+
+    def code(self, code: str | None) -> str | None:
+        """Return a code of the service; ``None`` if it could name people."""
+        return None if code is None or (self._is_for_people and hide_people(code) != code) else _shorten(code)
 
     def excerpt(self, text: str) -> str:
         """Return the beginning of a body that is not the documented one; nothing of one about people."""
-        if self._people is not None and text.strip():
+        if self._is_for_people and text.strip():
             return "not shown here, as it may name people"
         return self.quote(text) or "the response is empty"
 
     def details(self, details: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what an error may keep of the service's ``details``; nothing of those about people."""
-        return details if self._people is None else {}
+        return {} if self._is_for_people else details
 
     def redact(self, text: str) -> str:
         """Replace the key in a text."""
@@ -97,19 +117,23 @@ class Redactor:
         return "\\" in text or any(form in text for form in self._forms)
 
 
-def hide_people(text: str, people: Iterable[str]) -> str:
+def hide_people(text: str) -> str:
     """
-    Replace mail and web addresses, whatever has digits, and names.
+    Leave only the words of a text of the service that cannot name anybody.
+
+    No rule tells a name from another word, so it is the other way round: known are the words that services use to say
+    why they reject something.
 
     :param text: What the service says.
-    :param people: Names and the like that it may quote.
     """
-    if len(text) > _MOST_CHARACTERS:
-        # Nothing that is cut in two, of which only the half would be known.
-        text = text[:_MOST_CHARACTERS].rpartition(" ")[0]
-    text = _NUMBER.sub(_REDACTED, _ADDRESS.sub(_REDACTED, text))
-    words = {word.casefold() for each in people for word in re.findall(r"\w{2,}", each)}
-    return re.sub(r"\w{2,}", lambda found: _REDACTED if found[0].casefold() in words else found[0], text)
+    kept: list[str] = []
+    for token in text[:_MOST_CHARACTERS].split():
+        parts = [part.casefold() for part in re.split(r"[_-]", token.strip(_PUNCTUATION))]
+        if all(part in _HARMLESS_WORDS for part in parts):
+            kept.append(token)
+        elif not kept or kept[-1] != _REDACTED:
+            kept.append(_REDACTED)
+    return " ".join(kept)
 
 
 @dataclass(frozen=True)
@@ -155,9 +179,9 @@ def read_data(response: Response, *, request: str, has_effect: bool, redactor: R
         if chosen := refusal_class(document.get("success"), code, said):
             raise chosen(
                 f"{request}: {(said or redactor.quote(str(code))).rstrip('.')} "
-                f"({_numbers(response.status, code, redactor)}).",
+                f"({_numbers(response.status, redactor.code(code))}).",
                 status=response.status,
-                code=code,
+                code=redactor.code(code),
                 details=redactor.details(_details(document)),
                 # Only a code that the service documents for a refusal says that nothing was done.
                 may_have_taken_effect=has_effect and (chosen.temporary or code not in KNOWN_CODES),
@@ -171,7 +195,7 @@ def read_data(response: Response, *, request: str, has_effect: bool, redactor: R
     raise InvalidAnswerError(
         f"{request}: the response ({response.status}) {problem}.",
         status=response.status,
-        code=_error_code(document or {}),
+        code=redactor.code(_error_code(document or {})),
         may_have_taken_effect=has_effect,
     )
 
@@ -218,9 +242,9 @@ def _refusal(
     # A refusal that says success contradicts itself; a failing server may have acted before it failed.
     contradictory = (document or {}).get("success") is True
     error = chosen(
-        f"{request}: {_shorten(words).rstrip('.')} ({_numbers(response.status, code, redactor)}).",
+        f"{request}: {_shorten(words).rstrip('.')} ({_numbers(response.status, redactor.code(code))}).",
         status=response.status,
-        code=code,
+        code=redactor.code(code),
         details=redactor.details(details),
         may_have_taken_effect=has_effect
         and (contradictory or not 400 <= response.status < 500 or response.status == 408),
@@ -231,8 +255,8 @@ def _refusal(
     return error
 
 
-def _numbers(status: int, code: str | None, redactor: Redactor) -> str:
-    return f"{status} {redactor.quote(code)}" if code else str(status)
+def _numbers(status: int, code: str | None) -> str:
+    return f"{status} {code}" if code else str(status)
 
 
 def _error_code(document: Mapping[str, Any]) -> str | None:

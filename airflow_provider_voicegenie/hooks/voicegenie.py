@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
@@ -23,21 +23,19 @@ from airflow_provider_voicegenie.hooks.connection import (
 )
 
 if TYPE_CHECKING:
+    import hmac
+
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
-    from airflow_provider_voicegenie.api.endpoints import Request
     from airflow_provider_voicegenie.api.models import (
         Call,
         CallPage,
         Campaign,
-        CampaignPage,
         CampaignStats,
         PausedCampaign,
         StartedCampaign,
         UploadedContacts,
     )
     from airflow_provider_voicegenie.api.session import BoundSession
-
-    Page = TypeVar("Page", CampaignPage, CallPage)
 
 
 def _check_page_size(page_size: object) -> None:
@@ -174,13 +172,18 @@ class VoiceGenieHook(BaseHook):
 
         def campaigns() -> Iterator[Campaign]:
             seen: set[str] = set()
-            for page in self._pages(
-                lambda offset: endpoints.campaign_page(limit=page_size, offset=offset), page_size, max_attempts
-            ):
+            offset = 0
+            while True:
+                page = self._client.send(
+                    endpoints.campaign_page(limit=page_size, offset=offset), max_attempts=max_attempts
+                )
                 for campaign in page.campaigns:
                     if campaign.campaign_id not in seen:
                         seen.add(campaign.campaign_id)
                         yield campaign
+                offset += page.size
+                if page.size == 0 or offset >= page.total:
+                    return
 
         return campaigns()
 
@@ -189,6 +192,7 @@ class VoiceGenieHook(BaseHook):
         campaign_id: str,
         contacts: Sequence[Mapping[str, Any]],
         *,
+        before_attempt: Callable[[VoiceGenieError | None], None] | None = None,
         on_sending: Callable[[], None] | None = None,
     ) -> UploadedContacts:
         """
@@ -200,11 +204,19 @@ class VoiceGenieHook(BaseHook):
         :param campaign_id: Id of the campaign.
         :param contacts: ``phone_number``, and as you have them ``name``, ``email`` and ``custom_fields``, of each; a
             thousand at a time, as the service advises.
-        :param on_sending: Called right before each attempt is sent.
+        :param before_attempt: Called before each attempt, with the error of the attempt before.
+        :param on_sending: Called right before any of an attempt is sent.
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(endpoints.upload(campaign_id, contacts), on_sending=on_sending)
+        request = endpoints.upload(campaign_id, contacts)
+        return self._client.send(request, before_attempt=before_attempt, on_sending=on_sending)
+
+    def digest(self) -> hmac.HMAC:
+        """Return a SHA-256 digest to be filled, of which nobody without the API key can guess what is in it."""
+        import hmac
+
+        return hmac.new(self._client.settings.api_key.encode(), digestmod="sha256")
 
     def iter_call_history(
         self,
@@ -225,8 +237,8 @@ class VoiceGenieHook(BaseHook):
 
         :param campaign_id: Id of the campaign.
         :param statuses: Only calls with these outcomes: ``answered``, ``busy``, ``no_answer``, ``failed``.
-        :param since: Only calls from then on.
-        :param until: Only calls until then.
+        :param since: Only calls from then on. A time without zone is in UTC.
+        :param until: Only calls until then, likewise.
         :param page_size: Calls asked for at a time.
         :raises ValueError: ``page_size`` or a status is wrong.
         """
@@ -236,10 +248,12 @@ class VoiceGenieHook(BaseHook):
         def calls() -> Iterator[Call]:
             seen: set[str] = set()
             for status in wanted:
-                for page in self.call_history_pages(campaign_id, page_size, status=status, since=since, until=until):
+                for page in self.call_history_pages(
+                    campaign_id, lambda: len(seen), status=status, since=since, until=until, page_size=page_size
+                ):
                     for call in page.calls:
-                        if call.call_id is None or call.call_id not in seen:
-                            seen.add(call.call_id or "")
+                        if call.key not in seen:
+                            seen.add(call.key)
                             yield call
 
         return calls()
@@ -247,41 +261,37 @@ class VoiceGenieHook(BaseHook):
     def call_history_pages(
         self,
         campaign_id: str,
-        page_size: int = 1000,
+        count_known: Callable[[], int],
         *,
         status: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        page_size: int = 1000,
     ) -> Iterator[CallPage]:
         """
-        Read a campaign's calls once, page by page, with their total as the service counts them.
+        Read a campaign's calls once, page by page, until one is empty, or is beyond the total and shows nothing new.
 
-        For all else, see :meth:`iter_call_history`.
+        So a total that is too low hides no call, and a service that does not know of offsets is not read for ever.
+
+        :param campaign_id: Id of the campaign.
+        :param count_known: Returns how many different calls have been seen.
+        :param status: Only calls with this outcome.
+        :param since: Only calls from then on.
+        :param until: Only calls until then.
+        :param page_size: Calls asked for at a time.
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._pages(
-            lambda offset: endpoints.history(
-                campaign_id, limit=page_size, offset=offset, status=status, since=since, until=until
-            ),
-            page_size,
-        )
-
-    def _pages(
-        self, request: Callable[[int], Request[Page]], page_size: int, max_attempts: int | None = None
-    ) -> Iterator[Page]:
-        """Read page after page. The total that a page gives may be wrong, and a page shorter than was asked for."""
         offset = 0
-        before: Page | None = None
         while True:
-            page = self._client.send(request(offset), max_attempts=max_attempts)
-            # A service that does not know of offsets gives the same page for ever.
-            if page.size == 0 or (offset >= page.total and page == before):
-                return
+            request = endpoints.history(
+                campaign_id, limit=page_size, offset=offset, status=status, since=since, until=until
+            )
+            page = self._client.send(request)
+            known = count_known()
             yield page
-            offset, before = offset + page.size, page
-            # A full last page may not be the last: some services give the length of a page as their total.
-            if offset == page.total and page.size < page_size:
+            offset += page.size
+            if page.size == 0 or (offset >= page.total and count_known() == known):
                 return
 
     def server_time(self) -> float:

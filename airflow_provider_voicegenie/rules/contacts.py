@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import date, time
+from fractions import Fraction
 from typing import Any
 
 from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_percent
@@ -22,6 +23,7 @@ CONTACT_FIELDS = ("phone_number", "name", "email")
 _SEPARATORS = re.compile(r"[\s().\-/]")
 
 #: The shortest numbers that a country has, and the longest that E.164 allows with an international prefix.
+_WHOLE_NUMBER = re.compile(r"^(\+?[0-9]{5,})\.0+$")
 _DIGITS = re.compile(r"\+?[0-9]{5,17}")
 
 
@@ -100,8 +102,9 @@ def _phone_number(value: object) -> str:
         raise NotAContactError("has no phone number")
     if not _DIGITS.fullmatch(_SEPARATORS.sub("", number)):
         raise NotAContactError("has a phone number that cannot be one")
-    # As it is: which of its separators and zeros count is the service's to say.
-    return number
+    # As other programs write a whole number; a service that strips the point would phone somebody else.
+    # Otherwise as it is: which of its separators and zeros count is the service's to say.
+    return _WHOLE_NUMBER.sub(r"\1", number)
 
 
 def _plain(value: Any) -> Any:
@@ -128,13 +131,13 @@ class RejectedLimit:
     def __init__(self, value: int | str) -> None:
         self._text = f"max_rejected={value!r}"
         self._most: int | None = None
-        self._percent = 0.0
+        self._percent = Fraction(0)
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             self._most = value
         elif isinstance(value, str) and (found := re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*", value)):
-            self._percent = float(found[1])
+            self._percent = Fraction(found[1])
             if self._percent > 100:
-                read_percent("max_rejected", self._percent)
+                read_percent("max_rejected", float(self._percent))
         else:
             raise ValueError(
                 f'max_rejected must be a number of rows of 0 or more, or a percentage such as "2%"; got {value!r:.80}.'

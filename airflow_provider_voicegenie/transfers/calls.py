@@ -40,12 +40,14 @@ class CallStore:
                 PRAGMA synchronous = OFF;
                 PRAGMA temp_store = MEMORY;
                 PRAGMA cache_size = -{_CACHE};
-                CREATE TABLE calls (id TEXT PRIMARY KEY, filter TEXT, status TEXT, data TEXT);
+                CREATE TABLE calls (key BLOB PRIMARY KEY, status TEXT, data TEXT);
+                CREATE TABLE filtered (filter TEXT, key BLOB, PRIMARY KEY (filter, key)) WITHOUT ROWID;
                 """
             )
         # The file has lost its name by now, and takes its space until it is closed, even by a kill.
         self._filter: str | None = None
-        self._known = 0
+        #: How many different calls were added of the pass's filter, in this pass or an earlier one.
+        self.known = 0
         return self
 
     def __exit__(
@@ -56,31 +58,35 @@ class CallStore:
     def __len__(self) -> int:
         return int(self._one("SELECT count(*) FROM calls"))
 
-    def begin_pass(self, status: str | None) -> int:
+    def begin_pass(self, status: str | None) -> None:
         """
-        Begin to add the calls of one filter, and return how many of them there are already.
+        Begin to add the calls of one filter.
 
         :param status: What the calls are filtered by.
         """
         self._filter = status
-        self._known = int(self._one("SELECT count(*) FROM calls WHERE filter IS ?", status))
-        return self._known
+        self.known = len(self)
+        if status is not None:
+            self.known = int(self._one("SELECT count(*) FROM filtered WHERE filter = ?", status))
 
-    def add(self, calls: Iterable[Call]) -> int:
+    def add(self, calls: Iterable[Call]) -> None:
         """
-        Add calls that are not there yet, and return how many of the pass's filter there are now.
+        Add calls that are not there yet.
 
         :param calls: The calls.
         """
         self._database.execute("BEGIN")
-        before = self._database.total_changes
-        self._database.executemany(
-            "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?)",
-            ((_id(call), self._filter, call.status, self._data(call)) for call in calls),
-        )
-        self._known += self._database.total_changes - before
+        for call in calls:
+            key = hashlib.sha256(call.key.encode()).digest()[:16]
+            is_new = self._insert("calls VALUES (?, ?, ?)", key, call.status, self._data(call))
+            if self._filter is not None:
+                # Of two filters, both may show it.
+                is_new = self._insert("filtered VALUES (?, ?)", self._filter, key)
+            self.known += is_new
         self._database.execute("COMMIT")
-        return self._known
+
+    def _insert(self, what: str, *values: object) -> int:
+        return self._database.execute(f"INSERT OR IGNORE INTO {what}", values).rowcount
 
     def rows(self) -> Iterator[list[Any]]:
         """Yield the values of each call, in the order in which they were added."""
@@ -98,8 +104,3 @@ class CallStore:
 
     def _one(self, query: str, *values: object) -> Any:
         return self._database.execute(query, values).fetchone()[0]
-
-
-def _id(call: Call) -> str:
-    """Return a call's id; of a call without one, what it says."""
-    return call.call_id or hashlib.sha256(json.dumps(call.to_json()).encode()).hexdigest()

@@ -81,7 +81,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         a line), each also with ``.gz``, or ``.parquet``. (templated)
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param statuses: Only calls that ended so: ``answered``, ``busy``, ``no_answer``, ``failed``. All by default.
-    :param since: Only calls from then on, as a ``datetime`` or in ISO 8601. (templated)
+    :param since: Only calls from then on, as a ``datetime`` or in ISO 8601; in UTC if it names no zone. (templated)
     :param until: Only calls until then, likewise. (templated)
     :param columns: What is written of a call, in this order: ``call_id``, ``contact_name``, ``phone_number``,
         ``status``, ``duration`` (seconds), ``call_time`` (ISO 8601, as the service writes it), ``recording_url``. All
@@ -169,15 +169,17 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
             missing = 0
             for status in self.statuses or (None,):
                 total = 0
-                known = calls.begin_pass(status)
-                for page in hook.call_history_pages(self.campaign_id, status=status, since=since, until=until):
+                calls.begin_pass(status)
+                for page in hook.call_history_pages(
+                    self.campaign_id, lambda: calls.known, status=status, since=since, until=until
+                ):
                     if self.told_to_end:
                         raise VoiceGenieRetryException(
                             f"Campaign {self.campaign_id!r}: the task was ended from outside before it wrote the file."
                         )
                     total = page.total
-                    known = calls.add(page.calls)
-                missing += max(0, total - known)
+                    calls.add(page.calls)
+                missing += max(0, total - calls.known)
             if not missing:
                 return
             if is_running:
@@ -241,7 +243,9 @@ def _read_moment(name: str, value: object) -> datetime | None:
 
     if value is None or value == "":
         return None
-    moment = value if isinstance(value, datetime) else read_time(value)
+    if isinstance(value, datetime):
+        return value
+    moment = read_time(value)
     if moment is None and isinstance(value, str):
         moment = read_time(f"{value}T00:00:00")
     if moment is None:

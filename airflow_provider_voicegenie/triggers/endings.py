@@ -137,6 +137,7 @@ class KnownCampaigns:
 
     def _end_pass(self) -> None:
         seen, self._seen = self._seen, set()
+        self._is_complete = self._is_complete and len(seen) >= self._total
         self.is_in_pass = False
         self.listed_count = len(seen)
         if self._looked_at is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import time
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar, NamedTuple
 
@@ -162,8 +163,11 @@ class _ListedCampaigns:
             self._feed._leave_list(self)
 
     def publish(self, reading: ListedPage | VoiceGenieError) -> None:
-        """Take note of a page; what has changed is looked at by itself, too."""
+        """Take note of a page; what has changed is looked at by itself, too. What does not pass is an error."""
         if isinstance(reading, VoiceGenieError):
+            if not reading.temporary:
+                for wait in [wait for waits in self._waits.values() for wait in waits]:
+                    wait.publish(reading, True, time.time())
             return
         for listed in reading.page.campaigns:
             if (waits := self._waits.get(listed.campaign_id)) is None:

@@ -17,10 +17,11 @@ from helpers.tasks import Store, context
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_voicegenie.operators import contacts as module
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, NotAContactError, RejectedLimit
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.transfers import contacts as module
+from airflow_provider_voicegenie.transfers.contacts import ContactUpload
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,7 @@ def upload(campaign_id, contacts, run=None, **arguments):
         ("(0151) 234.56/7", "(0151) 234.56/7"),
         (4915123456, "4915123456"),
         (4915123456.0, "4915123456"),
+        ("4915123456.0", "4915123456"),
     ],
 )
 def test_a_phone_number_is_sent_as_it_is(value, expected):
@@ -209,7 +211,7 @@ def test_files_of_each_format(sandbox, campaign, tmp_path, name, write, scheme):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.xlsx", b"", "must end in .csv"),
+        ("x.xlsx", b"", "must end in .csv.*ends in .xlsx"),
         ("x.parquet.gz", b"", "must end in .csv"),
         ("x.jsonl", b'{"phone_number": "4915190817263"}\nXaverine', "beyond row 1: it breaks the rules"),
         ("x.jsonl", b'["Xaverine"]', "beyond row 0: the next line is no JSON object"),
@@ -274,14 +276,14 @@ def test_a_running_campaign_gets_contacts_if_the_author_says_so(sandbox):
 
 def test_an_upload_ends_when_the_campaign_is_started_meanwhile(sandbox, campaign, monkeypatch):
     monkeypatch.setattr(module, "_LOOK_INTERVAL", 0.0)
-    looks = iter(["scheduled", "scheduled", "running"])
-    look = UploadContactsOperator._look
+    looks = iter(["scheduled", "paused", "running"])
+    look = ContactUpload._look
 
-    def change_and_look(self, *arguments):
+    def change_and_look(self):
         sandbox.sandbox.store.change(campaign, status=next(looks))
-        look(self, *arguments)
+        look(self)
 
-    monkeypatch.setattr(UploadContactsOperator, "_look", change_and_look)
+    monkeypatch.setattr(ContactUpload, "_look", change_and_look)
     with pytest.raises(AirflowFailException, match=r"phones whoever .* \(10 of 25 rows were uploaded before\)"):
         upload(campaign, rows(25), batch_size=10)
     assert len(sandbox.uploaded(campaign)) == 10
@@ -422,26 +424,74 @@ def test_a_later_try_without_a_state_sends_everything_again(sandbox, campaign):
     assert len(sandbox.uploaded(campaign)) == 20
 
 
-def test_a_later_try_stays_with_its_campaign(sandbox, campaign):
+def test_a_later_try_uploads_to_no_other_campaign(sandbox, campaign):
     store = Store()
     sandbox.inject("close", "upload")
     with pytest.raises(VoiceGenieRetryException):
         upload(campaign, rows(20), context(store))
     other = sandbox.add_campaign(total_count=0).id
-    assert upload(other, rows(20), context(store, try_number=2))["campaign_id"] == campaign
+    with pytest.raises(AirflowFailException, match=f"uploaded to campaign '{campaign}'.*now gives '{other}'"):
+        upload(other, rows(20, first=50), context(store, try_number=2))
     assert not sandbox.uploaded(other)
+    assert not sandbox.uploaded(campaign)
+    # Clearing the task makes it forget.
+    assert upload(other, rows(20), context(store, try_number=2, max_tries=3))["campaign_id"] == other
+
+
+@pytest.mark.parametrize("change", [list.reverse, lambda some: some.append(some.pop(0))])
+def test_a_later_try_skips_no_other_rows(sandbox, campaign, change):
+    content = rows(4)
+    store = Store()
+    sandbox.inject("delay", "upload", seconds=0)
+    sandbox.inject("close", "upload")
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, content, context(store), batch_size=2)
+    change(content)
+    upload(campaign, content, context(store, try_number=2), batch_size=2)
+    assert sorted(sandbox.uploaded(campaign)) == [number(i) for i in range(4)]
+
+
+def test_a_campaign_of_unknown_status_gets_no_contacts(sandbox):
+    campaign_id = sandbox.add_campaign(status="Dialing", total_count=0).id
+    with pytest.raises(AirflowFailException, match=r"'Dialing' is unknown here.*CAMPAIGN_ALREADY_RUNNING"):
+        upload(campaign_id, rows(3))
+    assert not sandbox.request_count("upload")
+
+
+def test_the_campaign_is_looked_at_before_a_batch_is_sent_again(sandbox, campaign, monkeypatch):
+    monkeypatch.setattr(module, "_LOOK_INTERVAL", 0.0)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=5))
+    sandbox.inject("status", "upload", status=503)
+    before_attempt = ContactUpload._before_attempt
+
+    def start_and_look(self, error):
+        if error is not None:
+            sandbox.sandbox.store.change(campaign, status="running", total_count=100_000)
+        before_attempt(self, error)
+
+    monkeypatch.setattr(ContactUpload, "_before_attempt", start_and_look)
+    with pytest.raises(AirflowFailException, match="CAMPAIGN_ALREADY_RUNNING"):
+        upload(campaign, rows(3))
+    assert not sandbox.uploaded(campaign)
+
+
+def test_a_request_that_was_refused_for_now_sent_nobody(sandbox, campaign, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=2))
+    upload(campaign, rows(3))
+    sandbox.inject("status", "upload", status=429, headers={"Retry-After": "0"})
+    assert upload(campaign, rows(5))["uploaded"] == 2
 
 
 def test_a_task_that_was_told_to_end_sends_nothing_more(sandbox, campaign, monkeypatch):
     operator = UploadContactsOperator(task_id="upload", campaign_id=campaign, contacts=rows(30), batch_size=10)
-    keep = UploadContactsOperator._keep_progress
+    keep = ContactUpload._keep
 
-    def keep_and_end(self, run, fingerprint, progress):
-        keep(self, run, fingerprint, progress)
-        if progress.rows == 20:
-            self.on_kill()
+    def keep_and_end(self):
+        keep(self)
+        if self._progress.rows == 20:
+            operator.on_kill()
 
-    monkeypatch.setattr(UploadContactsOperator, "_keep_progress", keep_and_end)
+    monkeypatch.setattr(ContactUpload, "_keep", keep_and_end)
     with pytest.raises(VoiceGenieRetryException, match="ended from outside after 20 rows"):
         operator.execute(context())
     assert len(sandbox.uploaded(campaign)) == 20
@@ -458,10 +508,47 @@ def test_rendered_rows_are_not_shown(sandbox, campaign):
     operator.render_template_fields(context())
     assert list(operator.contacts) == [{"phone_number": "1"}]
     operator.contacts = rows(2)
+    assert serialize_template_field(operator.contacts, "contacts") == "<2 rows, which are not shown>"
+    assert len(operator.contacts) == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        rows(1),
+        tuple(rows(1)),
+        rows(1)[0],
+        {"rows": rows(1)},
+        dict(enumerate(rows(1))).values(),
+        {MARKED_PERSON["name"]},
+        str(rows(1)),
+        json.dumps(rows(1)),
+        "phone_number,name\n4915190817263,Xaverine Quastenflosser",
+        "Xaverine Quastenflosser",
+        "Xaverine\n.csv",
+        iter(rows(1)),
+        None,
+        17,
+    ],
+)
+def test_whatever_a_template_gave_is_not_shown(sandbox, campaign, given):
+    from airflow.serialization.helpers import serialize_template_field
+
+    operator = UploadContactsOperator(task_id="upload", campaign_id=campaign, contacts="x.csv")
+    operator.contacts = given
     shown = serialize_template_field(operator.contacts, "contacts")
-    assert shown == "<2 rows, which are not shown>"
     assert person_in(f"{operator!r} {operator.contacts!r} {shown}") is None
-    assert len(rows(2)) == len(operator.contacts)
+    if not isinstance(given, list | tuple):
+        with pytest.raises(AirflowFailException, match="contacts must be rows") as caught:
+            operator.execute(context())
+        assert person_in(f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r}") is None
+
+
+@pytest.mark.parametrize("given", ["/x/contacts.csv", "s3://aws@bucket/{{ ds }}", "{{ params.rows }}", ""])
+def test_a_path_is_shown(given):
+    operator = UploadContactsOperator(task_id="upload", campaign_id="c", contacts="x.csv")
+    operator.contacts = given
+    assert operator.contacts == given
 
 
 def test_uploads_keep_within_the_documented_rate(sandbox, campaign, monkeypatch):

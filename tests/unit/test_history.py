@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from helpers.leaks import MARKED_PERSON, person_in
 from helpers.tasks import context
 
+from airflow_provider_voicegenie.api import endpoints
 from airflow_provider_voicegenie.api.models import Call, CallPage
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
@@ -36,7 +37,7 @@ def pages(sandbox, monkeypatch):
     """Replace what the service says of its calls: each pass takes the next list of pages."""
     passes = []
 
-    def history(hook, campaign_id, page_size=1000, **filters):
+    def history(hook, campaign_id, count_known, **filters):
         yield from passes.pop(0) if len(passes) > 1 else passes[0]
 
     monkeypatch.setattr(VoiceGenieHook, "call_history_pages", history)
@@ -177,8 +178,6 @@ def test_a_running_campaign_is_a_condition(sandbox, pages, tmp_path):
 
 def test_filters_are_the_services(sandbox, tmp_path, monkeypatch):
     asked = []
-    from airflow_provider_voicegenie.api import endpoints
-
     original = endpoints.history
 
     def history(*arguments, **options):
@@ -189,7 +188,7 @@ def test_filters_are_the_services(sandbox, tmp_path, monkeypatch):
     monkeypatch.setattr(endpoints, "history", history)
     since = datetime(2026, 1, 1, tzinfo=UTC)
     export(tmp_path / "x.jsonl", statuses=["answered", "busy"], since=since, until="2027-01-01")
-    assert [each["status_filter"] for each in asked[:2]] == ["answered", "busy"]
+    assert list(dict.fromkeys(each["status_filter"] for each in asked)) == ["answered", "busy"]
     assert {(each["date_from"], each["date_to"]) for each in asked} == {
         ("2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z")
     }
@@ -207,6 +206,7 @@ class Pages:
 
     def send(self, request, **options):
         self.offsets.append(request.json["offset"])
+        assert len(self.offsets) < 50
         return self.answer(request.json["offset"], request.json["limit"])
 
 
@@ -223,18 +223,20 @@ def numbers(*ranges):
 @pytest.mark.parametrize(
     ("answer", "expected", "offsets"),
     [
-        # As documented.
-        (lambda o, n: page(range(o, min(o + n, 25)), 25), range(25), [0, 10, 20]),
+        # As documented. A total may be wrong, so what is behind the last page is asked for, too.
+        (lambda o, n: page(range(o, min(o + n, 25)), 25), range(25), [0, 10, 20, 25]),
         (lambda o, n: page(range(o, min(o + n, 20)), 20), range(20), [0, 10, 20]),
         # Fewer on a page than asked for.
-        (lambda o, n: page(range(o, min(o + 4, 10)), 10), range(10), [0, 4, 8]),
-        # A total that is that of the page, one that is too low, and one that is too high.
-        (lambda o, n: page(range(o, min(o + n, 25)), min(n, 25 - o) + o), range(25), [0, 10, 20]),
+        (lambda o, n: page(range(o, min(o + 4, 10)), 10), range(10), [0, 4, 8, 10]),
+        # A total that is that of the page, also of a page with fewer; one that is too low, and one that is too high.
+        (lambda o, n: page(range(o, min(o + n, 25)), min(n, max(0, 25 - o))), range(25), [0, 10, 20, 25]),
+        (lambda o, n: page(range(o, min(o + 4, 10)), 4), range(10), [0, 4, 8, 10]),
         (lambda o, n: page(range(o, min(o + n, 25)), 3), range(25), [0, 10, 20, 25]),
         (lambda o, n: page(range(o, min(o + n, 25)), 99), range(25), [0, 10, 20, 25]),
-        # No calls, and a service that does not know of offsets.
+        # No calls; and a service that does not know of offsets, whose calls are also never the same.
         (lambda o, n: page([], 0), [], [0]),
-        (lambda o, n: page(range(n), 25), range(10), [0, 10, 20, 30]),
+        (lambda o, n: page(range(n), 25), range(10), [0, 10, 20]),
+        (lambda o, n: page(range(n), 25, recording_url=str(random.random())), range(10), [0, 10, 20]),
     ],
 )
 def test_pages(answer, expected, offsets):
@@ -377,6 +379,41 @@ def test_errors_do_not_name_people(sandbox, tmp_path):
 def test_a_call_does_not_show_whom_it_was_with():
     assert person_in(repr(call(1))) is None
     assert person_in(repr(page([1], 1))) is None
+
+
+def test_an_empty_page_is_not_all(pages, tmp_path):
+    pages += [[page([], 3)], [page([0, 1, 2], 3)]]
+    assert export(tmp_path / "x.jsonl")["rows"] == 3
+
+
+def test_a_call_that_two_filters_show_is_written_once(pages, tmp_path):
+    pages += [[page([0, 1], 2)], [page([1, 2], 2)]]
+    assert export(tmp_path / "x.jsonl", statuses=["busy", "failed"])["rows"] == 3
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.parquet"])
+def test_half_a_character_is_no_obstacle(tmp_path, sandbox, monkeypatch, name):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    history = [{"call_id": "1", "contact_name": "Xaverine \ud83d", "status": "answered"}]
+    body = json.dumps({"success": True, "data": {"history": history, "pagination": {"total": 1}}})
+    sandbox.inject("status", "history", status=200, body=body, times=None)
+    assert export(tmp_path / name)["rows"] == 1
+
+
+def test_a_folder_is_not_written_into(pages, tmp_path):
+    pages.append([page([0], 1)])
+    (tmp_path / "x.parquet").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        export(tmp_path / "x.parquet")
+    assert files_in(tmp_path) == ["x.parquet"]
+    assert not files_in(tmp_path / "x.parquet")
+
+
+def test_times_without_zone_are_in_utc():
+    naive = datetime(2026, 5, 1)
+    request = endpoints.history("c", limit=1, offset=0, since=naive, until=naive.replace(tzinfo=UTC))
+    assert request.json["date_from"] == request.json["date_to"] == "2026-05-01T00:00:00Z"
 
 
 def test_many_calls_in_shifting_pages(pages, tmp_path):

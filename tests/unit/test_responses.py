@@ -211,19 +211,21 @@ PERSON = {"phone_number": "+49 1519 0817263", "name": "Xaverine O'Hara-Quast", "
     ("text", "expected"),
     [
         ("Invalid phone number: +49 1519 0817263", "Invalid phone number: ***"),
-        ("(0151) 90.81/72-63, row 4", "***, row ***"),
+        ("(0151) 90.81/72-63, row 4.", "*** row ***"),
         ("xaverine@quast.example is no address", "*** is no address"),
-        ("see https://x.example/r/4?of=xaverine", "see ***"),
-        ("XAVERINE o'hara-quast (Quasti) is blocked", "*** o'***-*** (***) is blocked"),
-        ("nothing to hide", "nothing to hide"),
-        # Cut where nothing is cut in two.
-        ("word " * 300 + "x@", "word " * 255 + "word"),
-        ("x" * 200_000, ""),
-        ("[" * 200_000, ""),
+        ("url https://x.example/r/4?of=xaverine", "url ***"),
+        ("XAVERINE o'hara-quast (Quasti) is blocked", "*** is blocked"),
+        ("Contact José Ibáñez is on the blacklist", "Contact *** is on the blacklist"),
+        ("联系人王小明的号码无效", "***"),
+        ("rejected: Xaverine_Quasten", "rejected: ***"),
+        ("INVALID_PHONE_NUMBER (not E.164)", "INVALID_PHONE_NUMBER (not ***"),
+        ("", ""),
+        ("x" * 200_000, "***"),
+        ("[" * 200_000, "***"),
     ],
 )
 def test_what_names_people_is_hidden(text, expected):
-    assert hide_people(text, ["Xaverine", "O'Hara-Quast", "quasti"]) == expected
+    assert hide_people(text) == expected
 
 
 @pytest.mark.parametrize("request_", [upload("c", [PERSON]), history("c", limit=1, offset=0)])

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One try of an ``UploadContactsOperator``: check the rows, look at the campaign, and send batch after batch.
+
+Apart from the operator, whose module every parse of a DAG file loads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+
+from airflow_provider_voicegenie.api.errors import PayloadTooLargeError, VoiceGenieError
+from airflow_provider_voicegenie.api.models import CampaignStatus
+from airflow_provider_voicegenie.api.responses import hide_people
+from airflow_provider_voicegenie.files import KNOWN_ENDS, FileUnreadableError, file_format, read_rows
+from airflow_provider_voicegenie.rules.contacts import NotAContactError
+from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException, apply_outcome
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+    from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
+    from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
+
+log = logging.getLogger(__name__)
+
+#: How often the log says how far the upload is, and the campaign is looked at, in seconds.
+_LOG_INTERVAL = 15.0
+_LOOK_INTERVAL = 60.0
+
+#: How many rejected contacts, and reasons of the service, the log names.
+_NAMED = 5
+
+#: What a campaign may be while contacts are uploaded to it: whatever is known to phone nobody.
+_PHONES_NOBODY = (
+    CampaignStatus.DRAFT,
+    CampaignStatus.NOT_YET_STARTED,
+    CampaignStatus.PAUSED,
+    CampaignStatus.SCHEDULED,
+)
+
+
+class UploadTask(Protocol):
+    """What a try needs of its operator, an ``UploadContactsOperator``."""
+
+    campaign_id: str
+    outcome_rules: OutcomeRules
+    batch_size: int
+    contact_columns: ContactColumns
+    rejected_limit: RejectedLimit
+    told_to_end: bool
+
+    @property
+    def rows_or_path(self) -> Any:
+        """What the task was given."""
+
+    def keep_for_later(self, context: Context, **more: Any) -> None:
+        """Keep something for later tries."""
+
+
+@dataclass
+class Progress:
+    """
+    How far an upload is. Later tries get it as it was after the last batch that was acknowledged.
+
+    :param rows: Rows that are done.
+    :param uploaded: Contacts that were added.
+    :param refused: Contacts that the service rejected.
+    :param batches: Batches that the service acknowledged.
+    """
+
+    rows: int = 0
+    uploaded: int = 0
+    refused: int = 0
+    batches: int = 0
+
+
+class ContactUpload:
+    """
+    One try of an upload.
+
+    :param task: The operator.
+    :param context: The task's context.
+    :param hook: The task's hook.
+    """
+
+    def __init__(self, task: UploadTask, context: Context, hook: VoiceGenieHook) -> None:
+        self._task = task
+        self._context = context
+        self._hook = hook
+        self._campaign_id = task.campaign_id
+        self._source = _read_source(task.rows_or_path)
+        self._progress = Progress()
+        self._rows = 0
+        self._fingerprint = ""
+        self._looked_at = 0.0
+        # Whether the batch that is sent next may have been sent before.
+        self._is_repeated = False
+        # What the service said of rejected contacts.
+        self._said: list[str] = []
+
+    def run(self, kept: Mapping[str, Any] | None) -> dict[str, Any]:
+        """
+        Upload the contacts, and return what goes to XCom.
+
+        :param kept: What an earlier try has kept.
+        :raises AirflowFailException: A condition fails the task, or the rows cannot be read.
+        """
+        try:
+            return self._run(kept or {})
+        except FileUnreadableError as error:
+            problem = f"contacts: {error}"
+        raise AirflowFailException(problem)
+
+    def _run(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        rejected = self._check_rows()
+        if not self._rows:
+            self._apply(Condition.NO_CONTACTS, "there are no rows, so there is nothing to upload")
+        self._check_rejected(rejected, "nothing was sent")
+        if kept.get("fingerprint") == self._fingerprint:
+            self._progress = Progress(**kept["progress"])
+        self._look()
+        progress = self._progress
+        if progress.rows:
+            done = f"{progress.rows:,} of {self._rows:,}"
+            log.info("Campaign %r: an earlier try uploaded %s rows; going on behind them.", self._campaign_id, done)
+        self._send_all()
+        rejected += progress.refused
+        self._check_rejected(rejected, f"{progress.uploaded:,} contacts were uploaded")
+        log.info(
+            "Campaign %r: %s contacts were uploaded in %s batches; %s of %s rows were rejected.",
+            self._campaign_id,
+            f"{progress.uploaded:,}",
+            f"{progress.batches:,}",
+            f"{rejected:,}",
+            f"{self._rows:,}",
+        )
+        return {
+            "campaign_id": self._campaign_id,
+            "uploaded": progress.uploaded,
+            "rejected": rejected,
+            "batches": progress.batches,
+        }
+
+    # The rows.
+
+    def _contacts(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
+        """Yield each row's number, and the contact that it is or why it is none."""
+        rows = read_rows(self._source) if isinstance(self._source, ObjectStoragePath) else self._source
+        for number, row in enumerate(rows, start=1):
+            try:
+                yield number, self._task.contact_columns.contact(row)
+            except NotAContactError as reason:
+                yield number, str(reason)
+
+    def _check_rows(self) -> int:
+        """Read all rows once, before anything is sent, and return how many are no contacts."""
+        rejected = 0
+        problems: list[str] = []
+        # Kept by Airflow, so that a later try knows whether it has the same rows.
+        digest = self._hook.digest()
+        for number, contact in self._contacts():
+            self._rows = number
+            digest.update(json.dumps(contact).encode())
+            if isinstance(contact, str):
+                rejected += 1
+                if len(problems) < _NAMED:
+                    problems.append(f"row {number:,} {contact}")
+        self._fingerprint = digest.hexdigest()
+        if rejected:
+            log.warning(
+                "Campaign %r: %s of %s rows are no contacts: %s%s.",
+                self._campaign_id,
+                f"{rejected:,}",
+                f"{self._rows:,}",
+                "; ".join(problems),
+                "; ..." if rejected > len(problems) else "",
+            )
+        columns = self._task.contact_columns
+        if self._rows and (unseen := sorted(columns.unseen)):
+            raise AirflowFailException(
+                f"columns: no row has a column {' or '.join(map(repr, unseen))}. Check how it is written; nothing was "
+                "sent."
+            )
+        if self._rows and rejected == self._rows and not columns.name_the_number:
+            log.warning(
+                "Campaign %r: is the column of the phone numbers called phone_number? If not, say which it is: "
+                'columns={"mobile": "phone_number"}.',
+                self._campaign_id,
+            )
+        return rejected
+
+    # The upload.
+
+    def _send_all(self) -> None:
+        progress, size = self._progress, self._task.batch_size
+        # If an earlier try said how far it came, only the batch behind that may have been sent before.
+        knows_how_far = progress.rows > 0
+        may_be_repeated = getattr(self._context.get("ti"), "try_number", 1) > 1
+        logged_at = time.monotonic()
+        self._keep()
+        waiting = (row for row in self._contacts() if row[0] > progress.rows)
+        while batch := list(islice(waiting, size)):
+            while batch:
+                part = batch[:size]
+                self._is_repeated = may_be_repeated
+                size = self._send(part, size)
+                if size < len(part):
+                    continue
+                batch = batch[len(part) :]
+                may_be_repeated = may_be_repeated and not knows_how_far
+                progress.rows = part[-1][0]
+                self._keep()
+            if time.monotonic() - logged_at >= _LOG_INTERVAL:
+                logged_at = time.monotonic()
+                done = f"{progress.rows:,} of {self._rows:,}"
+                log.info("Campaign %r: %s rows are uploaded.", self._campaign_id, done)
+
+    def _send(self, rows: Sequence[tuple[int, dict[str, Any] | str]], size: int) -> int:
+        """Send the contacts among some rows; return how many rows at a time from then on, fewer if nothing was done."""
+        contacts = [contact for _, contact in rows if not isinstance(contact, str)]
+        if not contacts:
+            return size
+        progress = self._progress
+        try:
+            result = self._hook.upload_contacts(
+                self._campaign_id, contacts, before_attempt=self._before_attempt, on_sending=self._on_sending
+            )
+        except PayloadTooLargeError as error:
+            if len(contacts) > 1:
+                size = (len(rows) + 1) // 2
+                log.info("%s Sending %s rows at a time.", error, f"{size:,}")
+                return size
+            progress.refused += 1
+            self._say("one contact is too large by itself")
+            # It was this contact, and not the batch that it was in.
+            return self._task.batch_size
+        refused = min(result.failed_count, len(contacts))
+        progress.batches += 1
+        progress.refused += refused
+        # Whoever was sent before is there, and does not count as added again.
+        progress.uploaded += len(contacts) - refused if self._is_repeated else result.uploaded_count
+        for text in result.errors[:_NAMED]:
+            self._say(hide_people(text))
+        return size
+
+    def _before_attempt(self, error_before: VoiceGenieError | None) -> None:
+        if error_before is not None and error_before.may_have_taken_effect:
+            self._is_repeated = True
+        if time.monotonic() - self._looked_at >= _LOOK_INTERVAL:
+            self._look()
+
+    def _on_sending(self) -> None:
+        if self._task.told_to_end:
+            raise VoiceGenieRetryException(
+                f"Campaign {self._campaign_id!r}: the task was ended from outside after {self._progress.rows:,} rows; "
+                "a later try goes on."
+            )
+
+    def _look(self) -> None:
+        """Look whether contacts may be uploaded to the campaign now."""
+        campaign = self._hook.get_campaign(self._campaign_id)
+        self._looked_at = time.monotonic()
+        rows = f"{self._progress.rows:,} of {self._rows:,} rows"
+        done = f"{rows} were uploaded before" if self._progress.rows else "nothing was sent"
+        if campaign.status in _PHONES_NOBODY:
+            return
+        if campaign.status.has_ended:
+            self._apply(Condition.CAMPAIGN_COMPLETED, f"the campaign is over ({campaign.status.value}; {done})")
+        elif campaign.status.is_running:
+            self._apply(
+                Condition.CAMPAIGN_ALREADY_RUNNING,
+                f"the campaign is running, and phones whoever is uploaded to it at once ({done})",
+            )
+        else:
+            self._apply(
+                Condition.CAMPAIGN_ALREADY_RUNNING,
+                f"the campaign's status {campaign.status_text!r:.40} is unknown here, so it may phone whoever is "
+                f"uploaded to it at once ({done})",
+            )
+
+    def _keep(self) -> None:
+        kept = {"fingerprint": self._fingerprint, "progress": asdict(self._progress)}
+        self._task.keep_for_later(self._context, **kept)
+
+    def _say(self, text: str) -> None:
+        if len(self._said) < _NAMED and text not in self._said:
+            self._said.append(text)
+
+    def _check_rejected(self, rejected: int, done: str) -> None:
+        limit = self._task.rejected_limit
+        if not limit.is_exceeded(rejected, self._rows):
+            return
+        quotes = f"; the service says {', '.join(map(repr, self._said))}" if self._said else ""
+        self._apply(
+            Condition.CONTACTS_REJECTED,
+            f"{rejected:,} of {self._rows:,} rows are rejected, more than {limit} allows{quotes} ({done})",
+        )
+
+    def _apply(self, condition: Condition, message: str) -> None:
+        apply_outcome(self._task.outcome_rules, condition, self._campaign_id, message)
+
+
+def _read_source(contacts: object) -> Sequence[Any] | ObjectStoragePath:
+    """
+    Return rows, or the file that they are in.
+
+    :param contacts: What the task was given.
+    :raises AirflowFailException: It is neither.
+    """
+    if isinstance(contacts, str):
+        if not contacts.strip() or contacts.lstrip()[:1] in "[{":
+            raise AirflowFailException(
+                "contacts must be rows or the path of a file, and the template gave "
+                f"{'rows as a text' if contacts.strip() else 'an empty text'}. To pass what an upstream task returns, "
+                "give its output: contacts=extract.output."
+            )
+        if not is_path(contacts):
+            # Not the text itself, which may be rows.
+            end = re.search(r"\.[A-Za-z0-9]{1,8}(\.gz)?$", contacts)
+            raise AirflowFailException(
+                f"contacts must be rows or the path of a file, and a path must end in {KNOWN_ENDS}; the text that was "
+                f"given {f'ends in {end[0]}' if end else 'does not'}."
+            )
+        contacts = ObjectStoragePath(contacts)
+    if isinstance(contacts, ObjectStoragePath):
+        try:
+            file_format(str(contacts))
+        except ValueError as error:
+            raise AirflowFailException(f"contacts: {error}") from None
+        return contacts
+    if isinstance(contacts, Sequence):
+        return contacts
+    raise AirflowFailException(
+        f"contacts must be rows (a list of dicts) or the path of a file, not {type(contacts).__name__}."
+    )
+
+
+def is_path(text: str) -> bool:
+    """Say whether a text is the path of a file that can be read, and so may be shown."""
+    try:
+        file_format(text)
+    except ValueError:
+        return False
+    return text.isprintable() and len(text) <= 1024
