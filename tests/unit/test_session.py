@@ -310,16 +310,22 @@ def test_two_interruptions_at_once_do_not_let_it_go():
         handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGUSR1, signal.SIGUSR2)}
         try:
 
-            def kill_twice(number=number, resolved=resolved):
+            # A plain lock: an interrupted wait for the thread's begin would break that of a Condition.
+            gate = threading.Lock()
+            gate.acquire()
+
+            def kill_twice(number=number, resolved=resolved, gate=gate):
+                gate.acquire()
                 time.sleep(0.02 + 0.0005 * (number % 7))
                 os.kill(os.getpid(), signal.SIGUSR1)
                 os.kill(os.getpid(), signal.SIGUSR2)
                 resolved.set()
 
             killer = threading.Thread(target=kill_twice)
+            killer.start()
             with contextlib.suppress(Interruption):
                 try:
-                    killer.start()
+                    gate.release()
                     exchange.run()
                 finally:
                     with contextlib.suppress(Interruption):
