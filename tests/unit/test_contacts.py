@@ -14,7 +14,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from helpers.leaks import MARKED_PERSON, person_in
 from helpers.tasks import Store, context
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
@@ -114,6 +114,7 @@ def test_columns_become_parts_and_custom_fields():
     }
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.text(), st.recursive(st.none() | st.floats() | st.integers() | st.text(), st.lists)))
 def test_whatever_is_in_a_row_becomes_json(row):
     contact = ContactColumns().contact({**row, "phone_number": "4915123456"})
