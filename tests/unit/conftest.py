@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers.leaks import person_in
 from helpers.tasks import shorten_times
 
 from airflow_provider_voicegenie.triggers import feed as feeds
@@ -20,6 +21,14 @@ def said(caplog):
         return [record.getMessage() for record in found]
 
     return lines
+
+
+@pytest.fixture
+def nobody_is_named(caplog):
+    """Whatever a test does, its log does not show the marked person."""
+    caplog.set_level("DEBUG")
+    yield
+    assert person_in(caplog.text) is None
 
 
 @pytest.fixture

@@ -23,13 +23,7 @@ from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.transfers import contacts as module
 from airflow_provider_voicegenie.transfers.contacts import ContactUpload
 
-
-@pytest.fixture(autouse=True)
-def nobody_is_named(caplog):
-    """Whatever a test does, the log does not show the person."""
-    caplog.set_level("DEBUG")
-    yield
-    assert person_in(caplog.text) is None
+pytestmark = pytest.mark.usefixtures("nobody_is_named")
 
 
 @pytest.fixture

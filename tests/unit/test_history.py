@@ -24,12 +24,7 @@ from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.transfers import calls as call_stores
 from airflow_provider_voicegenie.transfers.history import COLUMNS, CallHistoryToObjectStorageOperator
 
-
-@pytest.fixture(autouse=True)
-def nobody_is_named(caplog):
-    caplog.set_level("DEBUG")
-    yield
-    assert person_in(caplog.text) is None
+pytestmark = pytest.mark.usefixtures("nobody_is_named")
 
 
 @pytest.fixture

@@ -309,7 +309,6 @@ def test_two_interruptions_at_once_do_not_let_it_go():
         exchange = Exchange(send, 0.3)
         handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGUSR1, signal.SIGUSR2)}
         try:
-
             # A plain lock: an interrupted wait for the thread's begin would break that of a Condition.
             gate = threading.Lock()
             gate.acquire()
