@@ -27,6 +27,7 @@ for command in json.loads(sys.argv[1]):
         arguments.func(arguments)
     except SystemExit:
         pass
+    print("=== the end of a command ===", flush=True)
 """
 
 
@@ -71,12 +72,13 @@ class Airflow:
             log.write(f"$ airflow {' '.join(arguments)}\n{result.stdout}{result.stderr}\n")
         return result
 
-    def run_all(self, commands: list[list[str]]) -> None:
-        """Run several commands in one process, which saves their start."""
+    def run_all(self, commands: list[list[str]]) -> list[str]:
+        """Run several commands in one process, which saves their start; return what each printed."""
         command = [sys.executable, "-c", _RUN_ALL, json.dumps(commands)]
         result = subprocess.run(command, env=self.variables(), capture_output=True, text=True, timeout=300, check=False)
         (self.home / "everything-printed.log").write_text(result.stdout + result.stderr)
         assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout.split("=== the end of a command ===")[:-1]
 
     def states(self, dag_id: str) -> list[dict[str, str]]:
         """Return the states of the tasks of each run, mapped ones with their index."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from airflow.configuration import conf
+from services import AIRFLOW_VERSION
 
 from airflow_provider_voicegenie import __version__
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
@@ -114,6 +115,8 @@ def bash_line(line):
 
 @pytest.mark.parametrize(("language", "text"), BLOCKS)
 def test_each_code_block(airflow, language, text):
+    if language != "python" and AIRFLOW_VERSION < (3, 3):
+        pytest.skip("a command does on the newest Airflow what it does on the others")
     if language == "python":
         python_block(airflow, text)
     else:

@@ -6,15 +6,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from textwrap import dedent
 from urllib.parse import quote
 
 import airflow as installed_airflow
 import pytest
 from helpers.leaks import MARKED_KEY
-
-from airflow_provider_voicegenie.sandbox.service import DEFAULT_API_KEY
 
 pytestmark = pytest.mark.airflow
 
@@ -151,28 +148,23 @@ def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path, f
     assert b"INVALID_CONNECTION" in kept
 
 
-def test_the_demo_runs_and_shows_no_key():
-    script = Path(__file__).parents[2] / "scripts" / "demo.py"
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "started 1 time(s)" in result.stdout
-    assert DEFAULT_API_KEY not in result.stdout + result.stderr
-
-
 def test_the_command_line_shows_the_provider(airflow):
-    listed = airflow.run("providers", "list", "--output", "plain")
-    assert "airflow-provider-voicegenie" in listed.stdout
-    hooks = airflow.run("providers", "hooks", "--output", "plain")
-    assert "airflow_provider_voicegenie.hooks.voicegenie.VoiceGenieHook" in hooks.stdout.replace("\n", "")
-    details = airflow.run("providers", "get", "airflow-provider-voicegenie", "--full", "--output", "json")
-    assert "airflow_provider_voicegenie" in details.stdout
-    behaviours = airflow.run("providers", "behaviours", "--output", "json")
-    if not installed_airflow.__version__.startswith(("3.0.", "3.1.")):  # where this command finds no provider's form
-        assert "voicegenie" in behaviours.stdout
-    for result in (listed, hooks, details, behaviours):
-        assert result.returncode == 0
-        said = [line for line in (result.stdout + result.stderr).splitlines() if "voicegenie" in line.lower()]
+    commands = [
+        ["providers", "list", "--output", "plain"],
+        ["providers", "hooks", "--output", "plain"],
+        ["providers", "get", "airflow-provider-voicegenie", "--full", "--output", "json"],
+        ["providers", "behaviours", "--output", "json"],
+    ]
+    printed = {}
+    for name, output in zip(("list", "hooks", "get", "behaviours"), airflow.run_all(commands), strict=True):
+        printed[name] = output
+        said = [line for line in output.splitlines() if "voicegenie" in line.lower()]
         assert not [line for line in said if "warning" in line.lower() or "error" in line.lower()]
+    assert "airflow-provider-voicegenie" in printed["list"]
+    assert "airflow_provider_voicegenie.hooks.voicegenie.VoiceGenieHook" in printed["hooks"].replace("\n", "")
+    assert "airflow_provider_voicegenie" in printed["get"]
+    if not installed_airflow.__version__.startswith(("3.0.", "3.1.")):  # where this command finds no provider's form
+        assert "voicegenie" in printed["behaviours"]
 
 
 def test_the_connection_test_says_what_is_wrong(airflow, voicegenie_sandbox, tmp_path):

@@ -176,7 +176,7 @@ STEPS = st.lists(
 
 
 @given(status=st.sampled_from(["scheduled", "paused"]), keeps_state=st.booleans(), steps=STEPS)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_one_start_at_most_and_never_a_lost_one(status, keeps_state, steps):
     tries = Tries(status, keeps_state=keeps_state)
     try:
