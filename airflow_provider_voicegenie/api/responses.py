@@ -36,26 +36,42 @@ _REDACTED = "***"
 
 _PUNCTUATION = ".,:;!?()[]{}'\"`<>|/"
 
-#: None of them is a name that people have.
+#: Words of services. None of them, by itself, would say who somebody is.
 _HARMLESS_WORDS = frozenset(
     """
-    a accept accepted account address addresses after again all allowed already also an and any api are as at
-    bad batch be because been before begin begins blacklist blacklisted blocked body bytes call called calls
-    campaign campaigns can cannot characters code column columns completed conflict contact contacts contain
-    contains could country custom data date deleted did different digit digits dnc dnd do does draft duplicate
-    duplicated duplicates email empty entity error errors exceed exceeded exceeds exist existing exists expected
-    failed failure field fields file for forbidden form format found from given gone has have history id in
-    incorrect index internal international invalid is it item items its json key known landline large later
-    length less letters limit line list local long longer mail malformed many match maximum megabytes message
-    minimum minutes missing mobile more must name national need needs no not null number numbers object of on
-    only opted or out over paused payload per permission phone plus prefix provide provided quota range rate
-    reached read record records refused region registered reject rejected request requests require required
-    retry row rows running scheduled script seconds server service short should sign size some start started
-    starts state status stopped string such supported temporarily than that the their there they this time
-    timeout to too try type unable unauthorized unavailable unknown unreachable unrecognized unsubscribed
-    unsupported upload uploaded url use used valid validation value values was were when which while with
-    without wrong yet you your
-    """.split()  # noqa: SIM905  two hundred quoted words are not readable
+    a above accept accepted accepts account active add added adding address addresses admin administrator after
+    again all allowed already also an and another any api are area argument array as at attribute attributes
+    backend bad balance batch be because been before begin begins below between billing blacklist blacklisted
+    blank blocked blocklist body boolean both busy by bytes call callable called calls campaign campaigns can
+    cannot carrier carriers characters check code column columns completed compliance conflict connection
+    connections consent constraint contact contacts contain contains content correct could country cpu credit
+    credits custom data database date deleted deliverable denylist dependency dial dialable dialed dialled did
+    different digit digits disconnected disk dnc dnd do docs documentation does downstream draft duplicate
+    duplicated duplicates each either element elements email empty encode encoding endpoint entity error errors
+    every exactly exceed exceeded exceeds exhausted exist existing exists expected expects expired expiry
+    expression failed failure false fault fields file fixed float for forbidden foreign form format found fraud
+    from future gateway given gone has have header headers history hours id ignore ignored import imported
+    importing in inactive inbound includes including incorrect index insufficient integer internal international
+    invalid is it item items its json known landline later leading least legal length less letter letters limit
+    limits line list local longer made mail maintenance make makes malformed many match matches maximum media
+    megabytes memory message method minimum minutes missing mms mobile more most must name nan national need
+    needs neither network no none not null number numbers object of ok on once one only operator opted or
+    organisation organization other others out outbound outside over overloaded owner parameter parameters parse
+    parsed parsing past path pattern paused payload pending per permanent permanently permission phone plan
+    please plus prefix premium process processed processing progress properties property provide provided proxy
+    query quota range rate reachable reached read record records refused regex region registered registry
+    regular reject rejected request requests require required reserved retry routable route row rows running
+    same save saved schedule scheduled scheduling schema script seconds see sequence server service should sign
+    size skip skipped skipping sms some soon space spaces spam special start started starts state status stopped
+    storage store stored string subscription success successful successfully such support supported suppressed
+    suppression suspended take taken takes team temporarily temporary tenant test text than that the their there
+    they this time timeout timezone to token toll too trailing true try twice two type unable unallocated
+    unassigned unauthorized unavailable undefined undeliverable under unexpected unicode unique unknown
+    unprocessable unreachable unrecognized unsubscribed unsupported unverified upload uploaded upstream url use
+    used user users utf valid validation value values verification verified violates violation voice voip wait
+    waiting was were when which while whitespace window with within without workspace write written wrong yet
+    you your zero zeros zone
+    """.split()  # noqa: SIM905  hundreds of quoted words are not readable
 )
 
 
