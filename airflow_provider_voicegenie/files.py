@@ -16,10 +16,11 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from airflow_provider_voicegenie.rules.file_formats import FileFormat, file_format
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -31,38 +32,8 @@ _BUFFER_BYTES = 256 * 1024
 _INSTALL_PYARROW = "Parquet files need pyarrow: pip install 'airflow-provider-voicegenie[parquet]'."
 
 
-#: In words.
-KNOWN_ENDS = ".csv, .jsonl or .ndjson, each also with .gz behind it, or in .parquet"
-
-
-class FileFormat(StrEnum):
-    """A format, by the end of a file's name."""
-
-    CSV = ".csv"
-    JSON_LINES = ".jsonl"
-    PARQUET = ".parquet"
-
-
-_FORMATS: Mapping[str, FileFormat] = {**{each.value: each for each in FileFormat}, ".ndjson": FileFormat.JSON_LINES}
-
-
 class FileUnreadableError(ValueError):
     """A file is not of the format that its name says."""
-
-
-def file_format(path: str) -> tuple[FileFormat, bool]:
-    """
-    Return a file's format, and whether it is compressed with gzip.
-
-    :param path: Its path.
-    :raises ValueError: The name ends in none that is known, or Parquet, which compresses by itself, in ``.gz``.
-    """
-    name = path.casefold()
-    is_compressed = name.endswith(".gz")
-    for suffix, found in _FORMATS.items():
-        if name.removesuffix(".gz").endswith(suffix) and not (is_compressed and found is FileFormat.PARQUET):
-            return found, is_compressed
-    raise ValueError(f"{path!r:.200} must end in {KNOWN_ENDS}: the end says in which format the file is.")
 
 
 def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
@@ -90,14 +61,15 @@ def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
         except FileUnreadableError as error:
             problem = str(error)
         except UnicodeDecodeError:
-            problem = "it is not UTF-8"
+            problem = "it is not UTF-8; save it as UTF-8"
         except (EOFError, gzip.BadGzipFile, zlib.error):
             problem = "it is not whole, or not compressed with gzip"
         except (csv.Error, json.JSONDecodeError, RecursionError):
-            problem = "it breaks the rules of its format there"
+            problem = "it breaks the rules of its format there (a quotation mark that is not closed, or no JSON)"
     if problem is not None:
         # Not raised in an `except`: the exception of the library holds what is in the file.
-        raise FileUnreadableError(f"{str(path)!r:.200} cannot be read beyond row {number}: {problem}.")
+        where = f"beyond row {number}" if number else "from its beginning"
+        raise FileUnreadableError(f"{str(path)!r:.200} cannot be read {where}: {problem}.")
 
 
 def _open(path: ObjectStoragePath, mode: str) -> Any:
@@ -118,7 +90,7 @@ def _read_json_lines(file: Any) -> Iterator[Mapping[Any, Any]]:
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise FileUnreadableError("the next line is no JSON object")
+                raise FileUnreadableError("the next line is no JSON object; each line must be one")
             yield row
 
 

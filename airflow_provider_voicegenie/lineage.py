@@ -26,7 +26,7 @@ from airflow.providers.openlineage.extractors import OperatorLineage
 from airflow_provider_voicegenie import __version__
 from airflow_provider_voicegenie.api.endpoints import check_campaign_id
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
-from airflow_provider_voicegenie.files import file_format
+from airflow_provider_voicegenie.rules.file_formats import file_format
 from airflow_provider_voicegenie.rules.outcomes import TaskKind
 
 if TYPE_CHECKING:

@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from airflow_provider_voicegenie.api.responses import hide_people
+
 Json = Mapping[str, Any]
 
 
@@ -362,13 +364,13 @@ class UploadedContacts(Model):
     :param campaign_id: The service's id.
     :param uploaded_count: Contacts that were added. Numbers that the campaign had already count nowhere.
     :param failed_count: Contacts that were rejected.
-    :param errors: What the service says of rejected contacts. It may name them.
+    :param errors: What the service says of rejected contacts, without what may name them.
     """
 
     campaign_id: str
     uploaded_count: int
     failed_count: int
-    errors: tuple[str, ...] = field(repr=False)
+    errors: tuple[str, ...]
 
     @classmethod
     def from_json(cls, data: Json) -> UploadedContacts:
@@ -383,7 +385,7 @@ class UploadedContacts(Model):
             campaign_id=_required_text(data, "campaign_id"),
             uploaded_count=_required_count(data, "uploaded_count"),
             failed_count=_required_count(data, "failed_count"),
-            errors=tuple(text for text in texts if text),
+            errors=tuple(hide_people(text) for text in texts if text),
         )
 
 

@@ -21,6 +21,7 @@ from airflow_provider_voicegenie.hooks.connection import (
     unknown_fields,
     unreadable_connection,
 )
+from airflow_provider_voicegenie.rules.parameters import read_bounds, read_call_statuses
 
 if TYPE_CHECKING:
     import hmac
@@ -43,12 +44,6 @@ def _check_page_size(page_size: object) -> None:
 
     if isinstance(page_size, bool) or not isinstance(page_size, int) or not 1 <= page_size <= MAX_PAGE_SIZE:
         raise ValueError(f"page_size must be a whole number from 1 to {MAX_PAGE_SIZE}, not {page_size!r}.")
-
-
-def _check_statuses(statuses: Iterable[str] | None) -> Sequence[str | None]:
-    from airflow_provider_voicegenie.rules.parameters import read_call_statuses
-
-    return read_call_statuses(statuses) or (None,)
 
 
 class VoiceGenieHook(BaseHook):
@@ -206,9 +201,13 @@ class VoiceGenieHook(BaseHook):
             thousand at a time, as the service advises.
         :param before_attempt: Called before each attempt, with the error of the attempt before.
         :param on_sending: Called right before any of an attempt is sent.
+        :raises ValueError: A contact has no ``phone_number``.
         """
         from airflow_provider_voicegenie.api import endpoints
 
+        for number, contact in enumerate(contacts, start=1):
+            if not contact.get("phone_number"):
+                raise ValueError(f"contacts: number {number:,} has no phone_number; nothing was sent.")
         request = endpoints.upload(campaign_id, contacts)
         return self._client.send(request, before_attempt=before_attempt, on_sending=on_sending)
 
@@ -223,8 +222,8 @@ class VoiceGenieHook(BaseHook):
         campaign_id: str,
         *,
         statuses: Iterable[str] | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
         page_size: int = 1000,
     ) -> Iterator[Call]:
         """
@@ -237,19 +236,20 @@ class VoiceGenieHook(BaseHook):
 
         :param campaign_id: Id of the campaign.
         :param statuses: Only calls with these outcomes: ``answered``, ``busy``, ``no_answer``, ``failed``.
-        :param since: Only calls from then on. A time without zone is in UTC.
+        :param since: Only calls from then on, as a ``datetime`` or in ISO 8601; in UTC if it names no zone.
         :param until: Only calls until then, likewise.
         :param page_size: Calls asked for at a time.
-        :raises ValueError: ``page_size`` or a status is wrong.
+        :raises ValueError: ``page_size``, a status or a time is wrong.
         """
         _check_page_size(page_size)
-        wanted = _check_statuses(statuses)
+        wanted = read_call_statuses(statuses) or (None,)
+        begin, end = read_bounds(since, until)
 
         def calls() -> Iterator[Call]:
             seen: set[str] = set()
             for status in wanted:
                 for page in self.call_history_pages(
-                    campaign_id, lambda: len(seen), status=status, since=since, until=until, page_size=page_size
+                    campaign_id, lambda: len(seen), status=status, since=begin, until=end, page_size=page_size
                 ):
                     for call in page.calls:
                         if call.key not in seen:

@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
+from airflow_provider_voicegenie.rules.file_formats import check_literal_path, is_path
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
     Outcome,
@@ -66,8 +67,6 @@ class _Hidden:
 def _without_people(contacts: Any) -> Any:
     """Return what Airflow may show of what a template gave: a path as it is, all else hidden."""
     from airflow.providers.common.compat.sdk import ObjectStoragePath
-
-    from airflow_provider_voicegenie.transfers.contacts import is_path
 
     if isinstance(contacts, _HiddenRows | _Hidden | ObjectStoragePath) or hasattr(contacts, "resolve"):
         return contacts
@@ -153,6 +152,7 @@ class UploadContactsOperator(CampaignTask):
             **kwargs,
         )
         check_flags(upload_in_backfill=upload_in_backfill)
+        check_literal_path("contacts", contacts)
         self.columns = dict(columns) if isinstance(columns, Mapping) else columns
         self.contact_columns = ContactColumns(columns)
         self.batch_size = read_whole_number("batch_size", batch_size, least=1)

@@ -55,6 +55,8 @@ class ContactColumns:
             self._columns[part] = column
         #: The columns that the author names, less those that were seen in a row.
         self.unseen = set(self._columns.values())
+        #: How many columns the first row has.
+        self.width = 0
         #: Whether the author says which column has the phone number.
         self.name_the_number = "phone_number" in self._columns
         for part in CONTACT_FIELDS:
@@ -69,6 +71,7 @@ class ContactColumns:
         """
         if not isinstance(row, Mapping):
             raise NotAContactError(f"is no mapping, but of type {type(row).__name__}")
+        self.width = self.width or len(row)
         if self.unseen:
             self.unseen.difference_update(row)
         if None in row:

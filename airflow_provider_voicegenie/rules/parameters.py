@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 
 def read_seconds(name: str, value: object) -> float:
@@ -95,6 +95,36 @@ def read_call_statuses(statuses: object) -> tuple[str, ...]:
             hint = did_you_mean(status, CALL_STATUSES)
             raise ValueError(f"statuses: {status!r:.80} is none of {', '.join(CALL_STATUSES)}. {hint}".rstrip())
     return wanted
+
+
+def read_bounds(since: object, until: object) -> tuple[datetime | None, datetime | None]:
+    """
+    Return the bounds of a time.
+
+    :param since: A ``datetime`` or a text in ISO 8601, in UTC if it names no zone; ``None`` or an empty text for none.
+    :param until: Likewise.
+    :raises ValueError: One of them is something else, or ``until`` is not after ``since``.
+    """
+    begin, end = _read_moment("since", since), _read_moment("until", until)
+    if begin is not None and end is not None and end <= begin:
+        raise ValueError(f"until must be after since; got since={since!s:.40} and until={until!s:.40}.")
+    return begin, end
+
+
+def _read_moment(name: str, value: object) -> datetime | None:
+    moment = value
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value.strip()) if value.strip() else None
+        except ValueError:
+            moment = value
+    if moment is None:
+        return None
+    if not isinstance(moment, datetime):
+        raise ValueError(
+            f"{name} must be a datetime or a time in ISO 8601, such as 2026-05-01T08:00:00+02:00; got {value!r:.80}."
+        )
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

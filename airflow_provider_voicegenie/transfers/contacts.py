@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,9 +19,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStor
 
 from airflow_provider_voicegenie.api.errors import PayloadTooLargeError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import CampaignStatus
-from airflow_provider_voicegenie.api.responses import hide_people
-from airflow_provider_voicegenie.files import KNOWN_ENDS, FileUnreadableError, file_format, read_rows
+from airflow_provider_voicegenie.files import FileUnreadableError, read_rows
 from airflow_provider_voicegenie.rules.contacts import NotAContactError
+from airflow_provider_voicegenie.rules.file_formats import file_format, is_path, wrong_end
 from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException, apply_outcome
 
 if TYPE_CHECKING:
@@ -137,13 +136,15 @@ class ContactUpload:
         self._send_all()
         rejected += progress.refused
         self._check_rejected(rejected, f"{progress.uploaded:,} contacts were uploaded")
+        known = self._rows - rejected - progress.uploaded
         log.info(
-            "Campaign %r: %s contacts were uploaded in %s batches; %s of %s rows were rejected.",
+            "Campaign %r: of %s rows, %s were uploaded (batches: %s), %s were rejected%s.",
             self._campaign_id,
+            f"{self._rows:,}",
             f"{progress.uploaded:,}",
             f"{progress.batches:,}",
             f"{rejected:,}",
-            f"{self._rows:,}",
+            f", and {known:,} were in the campaign already or came twice" if known > 0 else "",
         )
         return {
             "campaign_id": self._campaign_id,
@@ -177,6 +178,13 @@ class ContactUpload:
                 if len(problems) < _NAMED:
                     problems.append(f"row {number:,} {contact}")
         self._fingerprint = digest.hexdigest()
+        columns = self._task.contact_columns
+        if self._rows and (unseen := sorted(columns.unseen)):
+            raise AirflowFailException(
+                f"columns: no row has a column {' or '.join(map(repr, unseen))}. The first row has "
+                f"{columns.width} column(s). Check how the names are written, and that a CSV file has commas between "
+                "them; nothing was sent."
+            )
         if rejected:
             log.warning(
                 "Campaign %r: %s of %s rows are no contacts: %s%s.",
@@ -184,13 +192,7 @@ class ContactUpload:
                 f"{rejected:,}",
                 f"{self._rows:,}",
                 "; ".join(problems),
-                "; ..." if rejected > len(problems) else "",
-            )
-        columns = self._task.contact_columns
-        if self._rows and (unseen := sorted(columns.unseen)):
-            raise AirflowFailException(
-                f"columns: no row has a column {' or '.join(map(repr, unseen))}. Check how it is written; nothing was "
-                "sent."
+                "; and others" if rejected > len(problems) else "",
             )
         if self._rows and rejected == self._rows and not columns.name_the_number:
             log.warning(
@@ -251,7 +253,7 @@ class ContactUpload:
         # Whoever was sent before is there, and does not count as added again.
         progress.uploaded += len(contacts) - refused if self._is_repeated else result.uploaded_count
         for text in result.errors[:_NAMED]:
-            self._say(hide_people(text))
+            self._say(text)
         return size
 
     def _before_attempt(self, error_before: VoiceGenieError | None) -> None:
@@ -276,7 +278,10 @@ class ContactUpload:
         if campaign.status in _PHONES_NOBODY:
             return
         if campaign.status.has_ended:
-            self._apply(Condition.CAMPAIGN_COMPLETED, f"the campaign is over ({campaign.status.value}; {done})")
+            self._apply(
+                Condition.CAMPAIGN_COMPLETED,
+                f"the campaign is over ({campaign.status.value}; {done}); upload to another one",
+            )
         elif campaign.status.is_running:
             self._apply(
                 Condition.CAMPAIGN_ALREADY_RUNNING,
@@ -326,12 +331,7 @@ def _read_source(contacts: object) -> Sequence[Any] | ObjectStoragePath:
                 "give its output: contacts=extract.output."
             )
         if not is_path(contacts):
-            # Not the text itself, which may be rows.
-            end = re.search(r"\.[A-Za-z0-9]{1,8}(\.gz)?$", contacts)
-            raise AirflowFailException(
-                f"contacts must be rows or the path of a file, and a path must end in {KNOWN_ENDS}; the text that was "
-                f"given {f'ends in {end[0]}' if end else 'does not'}."
-            )
+            raise AirflowFailException(f"contacts must be rows, or {wrong_end(contacts).removeprefix('must be ')}")
         contacts = ObjectStoragePath(contacts)
     if isinstance(contacts, ObjectStoragePath):
         try:
@@ -344,12 +344,3 @@ def _read_source(contacts: object) -> Sequence[Any] | ObjectStoragePath:
     raise AirflowFailException(
         f"contacts must be rows (a list of dicts) or the path of a file, not {type(contacts).__name__}."
     )
-
-
-def is_path(text: str) -> bool:
-    """Say whether a text is the path of a file that can be read, and so may be shown."""
-    try:
-        file_format(text)
-    except ValueError:
-        return False
-    return text.isprintable() and len(text) <= 1024

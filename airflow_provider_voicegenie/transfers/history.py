@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
+from airflow_provider_voicegenie.rules.file_formats import check_literal_path, file_format
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
     Outcome,
@@ -20,7 +21,7 @@ from airflow_provider_voicegenie.rules.outcomes import (
     apply_error,
     apply_outcome,
 )
-from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_call_statuses
+from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_bounds, read_call_statuses
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -88,7 +89,8 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         by default.
     :param outcomes: Changes to the outcome table. ``{"CAMPAIGN_STILL_RUNNING": "succeed"}`` exports the calls of a
         running campaign so far, ``{"HISTORY_INCOMPLETE": "succeed"}`` those that could be read.
-    :raises ValueError: An argument is wrong; raised when the DAG is parsed.
+    :raises ValueError: An argument is wrong; raised when the DAG is parsed. What a template gives is checked when the
+        task runs.
     """
 
     template_fields: Sequence[str] = ("campaign_id", "path", "since", "until", "voicegenie_conn_id")
@@ -114,6 +116,9 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
             outcome_rules=OutcomeRules(TaskKind.HISTORY, outcomes),
             **kwargs,
         )
+        check_literal_path("path", path)
+        if "{" not in f"{since}{until}":
+            read_bounds(since, until)
         self.path = path
         self.statuses = list(read_call_statuses(statuses))
         self.since = since
@@ -127,7 +132,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         from airflow_provider_voicegenie.transfers.calls import CallStore
 
         path = self._path()
-        since, until = _read_moment("since", self.since), _read_moment("until", self.until)
+        since, until = self._bounds()
         hook = self._hook
         try:
             check_campaign_id(self.campaign_id)
@@ -143,10 +148,14 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
             raise
         return self.tell_outlets(context, result)
 
+    def _bounds(self) -> tuple[datetime | None, datetime | None]:
+        try:
+            return read_bounds(self.since, self.until)
+        except ValueError as error:
+            raise AirflowFailException(str(error)) from None
+
     def _path(self) -> ObjectStoragePath:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
-
-        from airflow_provider_voicegenie.files import file_format
 
         try:
             file_format(str(self.path))
@@ -236,23 +245,6 @@ def _read_columns(columns: Sequence[str] | None) -> list[str]:
             hint = did_you_mean(name, COLUMNS)
             raise ValueError(f"columns: {name!r:.80} is none of {', '.join(COLUMNS)}. {hint}".rstrip())
     return list(dict.fromkeys(columns))
-
-
-def _read_moment(name: str, value: object) -> datetime | None:
-    from airflow_provider_voicegenie.api.models import read_time
-
-    if value is None or value == "":
-        return None
-    if isinstance(value, datetime):
-        return value
-    moment = read_time(value)
-    if moment is None and isinstance(value, str):
-        moment = read_time(f"{value}T00:00:00")
-    if moment is None:
-        raise AirflowFailException(
-            f"{name} must be a datetime or a time in ISO 8601, such as 2026-05-01T08:00:00+02:00; got {value!r:.80}."
-        )
-    return moment
 
 
 def _partials(path: ObjectStoragePath, context: Mapping[str, Any]) -> list[ObjectStoragePath]:

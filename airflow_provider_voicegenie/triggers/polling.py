@@ -214,7 +214,7 @@ class PollingPlan:
 
     def poll_now(self, polled: PolledCampaign, now: float) -> None:
         """Read a campaign by itself at once."""
-        if not polled.is_being_read:
+        if polled.subscribers and not polled.is_being_read:
             self._schedule(polled, now)
 
     def due_at(self) -> float:
@@ -312,7 +312,9 @@ class PollingPlan:
             self._list_is_the_trouble = True
             self._page_due = now
         self._choose(now)
-        self._schedule_next(polled, now, polled.interval * random.uniform(_SHORTEST_ROUND, _LONGEST_ROUND))  # noqa: S311
+        if polled.subscribers:
+            delay = polled.interval * random.uniform(_SHORTEST_ROUND, _LONGEST_ROUND)  # noqa: S311
+            self._schedule_next(polled, now, delay)
 
     def campaign_failed(self, polled: PolledCampaign, now: float, *, retry_after: float | None) -> None:
         """
@@ -324,12 +326,13 @@ class PollingPlan:
         """
         polled.is_being_read = False
         polled.failures += 1
-        self._schedule_next(polled, now, poll_delay(polled.interval, polled.failures, retry_after))
+        if polled.subscribers:
+            self._schedule_next(polled, now, poll_delay(polled.interval, polled.failures, retry_after))
 
     # What is chosen.
 
     def _schedule_next(self, polled: PolledCampaign, now: float, delay: float) -> None:
-        if polled.subscribers and not self._covers(polled):
+        if not self._covers(polled):
             self._schedule(polled, now + delay)
 
     def _schedule(self, polled: PolledCampaign, due: float) -> None:

@@ -17,6 +17,7 @@ from helpers.tasks import Store, context
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, NotAContactError, RejectedLimit
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
@@ -125,6 +126,13 @@ def test_whatever_is_in_a_row_becomes_json(row):
         ({"max_rejected": True}, "max_rejected must be"),
         ({"max_rejected": "101%"}, "max_rejected must be a percentage"),
         ({"max_rejected": "2"}, "max_rejected must be"),
+        (
+            {"contacts": "x.xlsx"},
+            r"contacts must be a path that ends in \.csv, .*the text that was given ends in \.xlsx",
+        ),
+        ({"contacts": "x.parquet.gz"}, r"ends in \.parquet\.gz"),
+        ({"contacts": None}, "contacts must be a path"),
+        ({"contacts": "phone_number\n4915190817263"}, "contacts must be a path .*has no such end"),
         ({"batch_size": 0}, "batch_size must be a whole number of 1 or more"),
         ({"upload_in_backfill": "no"}, "upload_in_backfill must be True or False"),
         ({"outcomes": {"CONTACTS_REJECTED": "wait"}}, "not a valid outcome"),
@@ -133,7 +141,7 @@ def test_whatever_is_in_a_row_becomes_json(row):
 )
 def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
     with pytest.raises(ValueError, match=message):
-        UploadContactsOperator(task_id="upload", campaign_id="x", contacts="x.csv", **arguments)
+        UploadContactsOperator(**{"task_id": "upload", "campaign_id": "x", "contacts": "x.csv", **arguments})
 
 
 @pytest.mark.parametrize(
@@ -206,11 +214,13 @@ def test_files_of_each_format(sandbox, campaign, tmp_path, name, write, scheme):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.xlsx", b"", "must end in .csv.*ends in .xlsx"),
-        ("x.parquet.gz", b"", "must end in .csv"),
         ("x.jsonl", b'{"phone_number": "4915190817263"}\nXaverine', "beyond row 1: it breaks the rules"),
-        ("x.jsonl", b'["Xaverine"]', "beyond row 0: the next line is no JSON object"),
-        ("x.csv", b"phone_number,name\n4915190817263,Xaverine\xe4", "beyond row 0: it is not UTF-8"),
+        ("x.jsonl", b'["Xaverine"]', "from its beginning: the next line is no JSON object; each"),
+        (
+            "x.csv",
+            b"phone_number,name\n4915190817263,Xaverine\xe4",
+            "from its beginning: it is not UTF-8; save it as UTF-8",
+        ),
         ("x.csv", b'phone_number,name\n"4915190817263,Xaverine', "it breaks the rules"),
         ("x.csv", b"Xaverine,Xaverine\n1,2", "two of its columns have the same name"),
         ("x.csv.gz", b"Xaverine", "not compressed with gzip"),
@@ -234,13 +244,15 @@ def test_a_broken_parquet_file(sandbox, campaign, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[{'phone_number': '4915190817263'}]", "{}"])
 def test_rows_that_a_template_made_text_of(sandbox, campaign, text):
+    operator = UploadContactsOperator(task_id="upload", campaign_id=campaign, contacts="{{ ti.xcom_pull('extract') }}")
+    operator.contacts = text
     with pytest.raises(AirflowFailException, match=r"contacts=extract\.output") as caught:
-        upload(campaign, text)
+        operator.execute(context())
     assert person_in(str(caught.value)) is None
 
 
 def test_a_misspelled_column_is_noticed_before_anything_is_sent(sandbox, campaign):
-    with pytest.raises(AirflowFailException, match="no row has a column 'fullname'"):
+    with pytest.raises(AirflowFailException, match=r"no row has a column 'fullname'. The first row has 4 column"):
         upload(campaign, rows(3), columns={"fullname": "name"})
     assert not sandbox.request_count("upload")
 
@@ -290,6 +302,21 @@ def test_backfills_upload_nothing(sandbox, campaign):
         upload(campaign, rows(3), run)
     assert not sandbox.sandbox.requests
     assert upload(campaign, rows(3), run, upload_in_backfill=True)["uploaded"] == 3
+
+
+def test_rows_that_the_campaign_has_already_are_told_apart(sandbox, campaign, said):
+    upload(campaign, rows(3))
+    said()
+    upload(campaign, rows(5))
+    assert "of 5 rows, 2 were uploaded (batches: 1), 0 were rejected, and 3 were in the campaign already" in said()[-1]
+
+
+def test_the_hook_refuses_a_contact_without_a_number(sandbox, campaign):
+    with pytest.raises(ValueError, match="number 2 has no phone_number; nothing was sent"):
+        VoiceGenieHook().upload_contacts(campaign, [rows(1)[0], {"mobile": "4915190817263"}])
+    result = VoiceGenieHook().upload_contacts(campaign, [{**MARKED_PERSON, "phone_number": "81726"}])
+    assert result.failed_count == 1
+    assert "81726" not in f"{result!r} {result.to_json()}"
 
 
 def test_no_rows_are_a_condition(sandbox, campaign):

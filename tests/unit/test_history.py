@@ -239,6 +239,8 @@ def test_pages(answer, expected, offsets):
 
 
 def test_wrong_arguments_of_the_hook():
+    with pytest.raises(ValueError, match="until must be after since"):
+        VoiceGenieHook().iter_call_history("c", since="2026-05-02", until=datetime(2026, 5, 1, tzinfo=UTC))
     with pytest.raises(ValueError, match="page_size must be"):
         VoiceGenieHook().iter_call_history("c", page_size=0)
     with pytest.raises(ValueError, match=r"statuses: 'answered!' is none of .* did you mean 'answered'"):
@@ -254,11 +256,14 @@ def test_wrong_arguments_of_the_hook():
         ({"statuses": "answered"}, r'statuses must be a list such as \["answered"\]'),
         ({"statuses": ["voicemail"]}, "statuses: 'voicemail' is none of"),
         ({"outcomes": {"CAMPAIGN_STILL_RUNNING": "wait"}}, "not a valid outcome"),
+        ({"path": "x.txt"}, r"path must be a path that ends in .*ends in \.txt"),
+        ({"since": "yesterday"}, "since must be a datetime or a time"),
+        ({"since": "2026-05-02", "until": "2026-05-01"}, "until must be after since"),
     ],
 )
 def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
     with pytest.raises(ValueError, match=message):
-        CallHistoryToObjectStorageOperator(task_id="export", campaign_id="c", path="x.csv", **arguments)
+        CallHistoryToObjectStorageOperator(**{"task_id": "export", "campaign_id": "c", "path": "x.csv", **arguments})
 
 
 @pytest.mark.parametrize(
@@ -269,8 +274,12 @@ def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
     ],
 )
 def test_wrong_values_of_templates(sandbox, arguments, message):
+    operator = CallHistoryToObjectStorageOperator(task_id="export", campaign_id="c", path="{{ params.path }}")
+    operator.path = "x.csv"
+    for name, value in arguments.items():
+        setattr(operator, name, value)
     with pytest.raises(AirflowFailException, match=message):
-        export(**{"path": "x.csv", **arguments})
+        operator.execute(context())
     assert not sandbox.sandbox.requests
 
 

@@ -271,7 +271,8 @@ def test_files_are_named_by_the_conventions_of_openlineage(path, expected, form)
     ],
 )
 def test_what_is_no_path_is_not_told(contacts):
-    task = UploadContactsOperator(task_id="t", campaign_id="c", contacts=contacts)
+    task = UploadContactsOperator(task_id="t", campaign_id="c", contacts="{{ params.contacts }}")
+    task.contacts = contacts
     assert json.loads(Serde.to_json(DefaultExtractor(task).extract()))["inputs"] == []
 
 

@@ -273,3 +273,22 @@ def test_single_reads_that_fail_are_repeated_with_growing_pauses():
     assert gaps[0] < 2
     assert min(gaps[6:]) > 20
     assert isinstance(plan.campaigns["c0"], PolledCampaign)
+
+
+@pytest.mark.parametrize("result", ["read", "failed"])
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_wait_that_ends_while_its_campaign_is_read_disturbs_nobody(result, others):
+    plan = PollingPlan()
+    leaving = SimpleNamespace(interval=5.0, needs_single_reads=True, joined_at=0.0)
+    polled = plan.add("left", leaving, 0.0)
+    for number in range(others):
+        plan.add(f"other-{number}", SimpleNamespace(interval=5.0, needs_single_reads=True, joined_at=0.0), 0.0)
+    plan.poll_now(polled, 0.0)
+    assert plan.take() is polled
+    plan.remove(polled, leaving, 1.0)
+    if result == "read":
+        plan.campaign_was_read(polled, 2.0)
+    else:
+        plan.campaign_failed(polled, 2.0, retry_after=None)
+    plan.poll_now(polled, 2.0)
+    assert (plan.due_at() == math.inf) == (not others)

@@ -16,7 +16,14 @@ PACKAGE = ROOT.name
 #: What decides, and so can be tested by table.
 DECIDES = [
     *("api/endpoints", "api/errors", "api/models", "api/responses", "api/retries", "api/rate_limit"),
-    *("rules/outcomes", "rules/parameters", "rules/prerequisites", "rules/calling_hours", "rules/contacts"),
+    *(
+        "rules/outcomes",
+        "rules/parameters",
+        "rules/prerequisites",
+        "rules/calling_hours",
+        "rules/contacts",
+        "rules/file_formats",
+    ),
     *("start/guards", "start/evidence", "start/options"),
     *("waiting/watch", "waiting/completion", "waiting/readiness", "waiting/progress", "waiting/final_statistics"),
     "triggers/endings",
