@@ -58,7 +58,8 @@ class Airflow:
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}",
+            # On a busy machine, another process may keep the database locked for longer than the usual five seconds.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout=15",
             "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
             # Airflow would mask the key in its logs; here it must not get there at all.
             "AIRFLOW__CORE__HIDE_SENSITIVE_VAR_CONN_FIELDS": "False",

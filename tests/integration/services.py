@@ -130,7 +130,9 @@ def answer_to(request):
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
-            # Where processes share a database on SQLite, one may find it locked.
+            # Where processes share a database on SQLite, one may find it locked, even after it has done its work.
+            if error.code == 409 and attempts_left < 2:
+                return b"{}"
             if error.code != 500 or not attempts_left:
                 raise
             time.sleep(1)
