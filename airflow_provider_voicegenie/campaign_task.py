@@ -102,6 +102,8 @@ class CampaignTask(BaseOperator):
         """
         Add what the task knows to the events of its outlets, for the DAGs that they trigger; return what it returns.
 
+        OpenLineage is told of it, too, once it asks.
+
         :param context: The task's context.
         :param result: What it returns.
         """

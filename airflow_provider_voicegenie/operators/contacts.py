@@ -85,11 +85,12 @@ class UploadContactsOperator(CampaignTask):
 
     How it works: The task reads all rows once, and counts those that are no contacts. It reads the campaign. Then it
     reads the rows again and sends them in batches (``POST /uploadCampaignData``, the service's Upload Campaign Data
-    page), at most 50 a minute, and looks at the campaign again if its last look is a minute old. A million rows need no
-    more memory than ten thousand. The service skips numbers that a campaign has already. So a batch is sent again if
-    its response was lost, and a later try of the task that has the same rows goes on after the last batch that the
-    service acknowledged (Airflow 3.3; before, from the beginning). A batch that the service calls too large is sent in
-    halves. A later try that is given another campaign fails.
+    page), at most 50 a minute, and looks at the campaign again if its last look is a minute old. A million rows of a
+    CSV or JSON lines file need no more memory than ten thousand, those of a Parquet file little more. The service skips
+    numbers that a campaign has already. So a batch is sent again if its response was lost, and a later try of the task
+    that has the same rows goes on after the last batch that the service acknowledged (Airflow 3.3; before, from the
+    beginning). A batch that the service calls too large is sent in halves. A later try that is given another campaign
+    fails.
 
     What it does not do: It makes no campaign, removes no contact, and does not change phone numbers. It knows no
     calling hours: upload to a campaign that does not run, and start that within them.
@@ -153,11 +154,12 @@ class UploadContactsOperator(CampaignTask):
         )
         check_flags(upload_in_backfill=upload_in_backfill)
         check_literal_path("contacts", contacts)
-        self.columns = dict(columns) if isinstance(columns, Mapping) else columns
-        self.contact_columns = ContactColumns(columns)
+        # Made only to refuse wrong arguments now; a try makes its own.
+        ContactColumns(columns)
+        RejectedLimit(max_rejected)
+        self.columns = columns
         self.batch_size = read_whole_number("batch_size", batch_size, least=1)
         self.max_rejected = max_rejected
-        self.rejected_limit = RejectedLimit(max_rejected)
         self.upload_in_backfill = upload_in_backfill
 
     @property

@@ -22,8 +22,10 @@ CONTACT_FIELDS = ("phone_number", "name", "email")
 #: What people put between the digits of a phone number.
 _SEPARATORS = re.compile(r"[\s().\-/]")
 
-#: The shortest numbers that a country has, and the longest that E.164 allows with an international prefix.
+#: A whole number as programs write it that take phone numbers for numbers.
 _WHOLE_NUMBER = re.compile(r"^(\+?[0-9]{5,})\.0+$")
+
+#: The shortest numbers that a country has, and the longest that E.164 allows with an international prefix.
 _DIGITS = re.compile(r"\+?[0-9]{5,17}")
 
 
@@ -58,7 +60,7 @@ class ContactColumns:
         #: How many columns the first row has.
         self.width = 0
         #: Whether the author says which column has the phone number.
-        self.name_the_number = "phone_number" in self._columns
+        self.names_the_number = "phone_number" in self._columns
         for part in CONTACT_FIELDS:
             self._columns.setdefault(part, part)
 

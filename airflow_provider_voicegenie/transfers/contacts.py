@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStor
 from airflow_provider_voicegenie.api.errors import PayloadTooLargeError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import CampaignStatus
 from airflow_provider_voicegenie.files import FileUnreadableError, read_rows
-from airflow_provider_voicegenie.rules.contacts import NotAContactError
+from airflow_provider_voicegenie.rules.contacts import ContactColumns, NotAContactError, RejectedLimit
 from airflow_provider_voicegenie.rules.file_formats import file_format, is_path, wrong_end
 from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException, apply_outcome
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-    from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
     from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
 
 log = logging.getLogger(__name__)
@@ -55,8 +54,8 @@ class UploadTask(Protocol):
     campaign_id: str
     outcome_rules: OutcomeRules
     batch_size: int
-    contact_columns: ContactColumns
-    rejected_limit: RejectedLimit
+    columns: Mapping[str, str] | None
+    max_rejected: int | str
     told_to_end: bool
 
     @property
@@ -99,6 +98,8 @@ class ContactUpload:
         self._hook = hook
         self._campaign_id = task.campaign_id
         self._source = _read_source(task.rows_or_path)
+        self._columns = ContactColumns(task.columns)
+        self._limit = RejectedLimit(task.max_rejected)
         self._progress = Progress()
         self._rows = 0
         self._fingerprint = ""
@@ -160,7 +161,7 @@ class ContactUpload:
         rows = read_rows(self._source) if isinstance(self._source, ObjectStoragePath) else self._source
         for number, row in enumerate(rows, start=1):
             try:
-                yield number, self._task.contact_columns.contact(row)
+                yield number, self._columns.contact(row)
             except NotAContactError as reason:
                 yield number, str(reason)
 
@@ -178,12 +179,11 @@ class ContactUpload:
                 if len(problems) < _NAMED:
                     problems.append(f"row {number:,} {contact}")
         self._fingerprint = digest.hexdigest()
-        columns = self._task.contact_columns
-        if self._rows and (unseen := sorted(columns.unseen)):
+        if self._rows and (unseen := sorted(self._columns.unseen)):
             raise AirflowFailException(
                 f"columns: no row has a column {' or '.join(map(repr, unseen))}. The first row has "
-                f"{columns.width} column(s). Check how the names are written, and that a CSV file has commas between "
-                "them; nothing was sent."
+                f"{self._columns.width} column(s). Check how the names are written, and that a CSV file has commas "
+                "between them; nothing was sent."
             )
         if rejected:
             log.warning(
@@ -194,7 +194,7 @@ class ContactUpload:
                 "; ".join(problems),
                 "; and others" if rejected > len(problems) else "",
             )
-        if self._rows and rejected == self._rows and not columns.name_the_number:
+        if self._rows and rejected == self._rows and not self._columns.names_the_number:
             log.warning(
                 "Campaign %r: is the column of the phone numbers called phone_number? If not, say which it is: "
                 'columns={"mobile": "phone_number"}.',
@@ -220,9 +220,9 @@ class ContactUpload:
                 if size < len(part):
                     continue
                 batch = batch[len(part) :]
-                may_be_repeated = may_be_repeated and not knows_how_far
                 progress.rows = part[-1][0]
                 self._keep()
+            may_be_repeated = may_be_repeated and not knows_how_far
             if time.monotonic() - logged_at >= _LOG_INTERVAL:
                 logged_at = time.monotonic()
                 done = f"{progress.rows:,} of {self._rows:,}"
@@ -303,13 +303,12 @@ class ContactUpload:
             self._said.append(text)
 
     def _check_rejected(self, rejected: int, done: str) -> None:
-        limit = self._task.rejected_limit
-        if not limit.is_exceeded(rejected, self._rows):
+        if not self._limit.is_exceeded(rejected, self._rows):
             return
         quotes = f"; the service says {', '.join(map(repr, self._said))}" if self._said else ""
         self._apply(
             Condition.CONTACTS_REJECTED,
-            f"{rejected:,} of {self._rows:,} rows are rejected, more than {limit} allows{quotes} ({done})",
+            f"{rejected:,} of {self._rows:,} rows are rejected, more than {self._limit} allows{quotes} ({done})",
         )
 
     def _apply(self, condition: Condition, message: str) -> None:

@@ -61,7 +61,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
     Get History page, a read), into a scratch database in the folder for temporary files. Pages shift while they are
     read, so a call that comes twice is written once, and if calls are missing at the end, all are read again, up to
     three times. The file appears under its name only when it is whole, and replaces the one before; a later try
-    of the task makes it anew. A million calls need no more memory than ten thousand, but disk space for them.
+    of the task makes it anew. A million calls need little more memory than ten thousand, and disk space.
 
     What it does not do: It downloads no recordings.
 

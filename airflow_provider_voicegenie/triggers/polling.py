@@ -312,9 +312,7 @@ class PollingPlan:
             self._list_is_the_trouble = True
             self._page_due = now
         self._choose(now)
-        if polled.subscribers:
-            delay = polled.interval * random.uniform(_SHORTEST_ROUND, _LONGEST_ROUND)  # noqa: S311
-            self._schedule_next(polled, now, delay)
+        self._schedule_next(polled, now)
 
     def campaign_failed(self, polled: PolledCampaign, now: float, *, retry_after: float | None) -> None:
         """
@@ -326,14 +324,18 @@ class PollingPlan:
         """
         polled.is_being_read = False
         polled.failures += 1
-        if polled.subscribers:
-            self._schedule_next(polled, now, poll_delay(polled.interval, polled.failures, retry_after))
+        self._schedule_next(polled, now, retry_after)
 
     # What is chosen.
 
-    def _schedule_next(self, polled: PolledCampaign, now: float, delay: float) -> None:
-        if not self._covers(polled):
-            self._schedule(polled, now + delay)
+    def _schedule_next(self, polled: PolledCampaign, now: float, retry_after: float | None = None) -> None:
+        # Its last subscriber may have left while it was being read.
+        if not polled.subscribers or self._covers(polled):
+            return
+        delay = poll_delay(polled.interval, polled.failures, retry_after)
+        if not polled.failures:
+            delay *= random.uniform(_SHORTEST_ROUND, _LONGEST_ROUND)  # noqa: S311
+        self._schedule(polled, now + delay)
 
     def _schedule(self, polled: PolledCampaign, due: float) -> None:
         polled._due = due

@@ -141,7 +141,9 @@ class _ListedCampaigns:
     @classmethod
     def of(cls, feed: CampaignFeed) -> _ListedCampaigns:
         """Return that of a feed; a new one if there is none."""
-        return cls._by_feed.setdefault(feed, cls(feed))
+        if feed not in cls._by_feed:
+            cls._by_feed[feed] = cls(feed)
+        return cls._by_feed[feed]
 
     def add(self, wait: Subscription) -> None:
         """Read the list for one more wait."""

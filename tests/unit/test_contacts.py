@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import gzip
 import json
@@ -409,22 +410,43 @@ def test_a_contact_that_is_too_large_by_itself_is_rejected(sandbox, campaign):
 def test_a_later_try_goes_on_behind_the_last_batch(sandbox, campaign, tmp_path):
     write_csv(tmp_path / "x.csv", rows(50))
     store = Store()
-    for lost_after in (False, True):
-        # The response to the third batch is lost, and then that of the next.
-        first = sandbox.request_count("upload")
+    for try_number, has_acted in ((1, False), (2, True)):
+        # Of each try, the third batch gets no response.
         sandbox.inject("delay", "upload", times=2, seconds=0)
-        sandbox.inject("close", "upload", after_acting=lost_after)
+        sandbox.inject("close", "upload", after_acting=has_acted)
         with pytest.raises(VoiceGenieRetryException):
-            upload(campaign, str(tmp_path / "x.csv"), context(store), batch_size=10)
-        assert sandbox.request_count("upload") == first + 3
+            upload(campaign, str(tmp_path / "x.csv"), context(store, try_number=try_number), batch_size=10)
+        assert sandbox.request_count("upload") == 3 * try_number
         assert person_in(json.dumps(store)) is None
-        if lost_after:
-            break
     result = upload(campaign, str(tmp_path / "x.csv"), context(store, try_number=3), batch_size=10)
     assert result == {"campaign_id": campaign, "uploaded": 50, "rejected": 0, "batches": 5}
     assert sandbox.uploaded(campaign) == [number(i) for i in range(50)]
-    # Two batches in the first try, two in the second, of which one is sent twice, and the last.
+    # Two batches in the first try, two in the second, and the last, which the second has sent, too.
     assert sandbox.request_count("upload") == 3 + 3 + 1
+
+
+def test_of_a_batch_that_may_have_been_sent_before_all_parts_count(sandbox, campaign):
+    store = Store()
+    sandbox.inject("delay", "upload", seconds=0)
+    sandbox.inject("close", "upload", after_acting=True)
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, rows(20), context(store), batch_size=10)
+    assert len(sandbox.uploaded(campaign)) == 20
+    # By now, the service takes fewer at a time.
+    sandbox.inject("status", "upload", status=413)
+    result = upload(campaign, rows(20), context(store, try_number=2), batch_size=10)
+    assert (result["uploaded"], result["batches"]) == (20, 3)
+
+
+def test_a_misspelled_column_is_noticed_by_each_task_made_from_the_same_operator(sandbox, campaign):
+    operator = UploadContactsOperator(
+        task_id="upload", campaign_id=campaign, contacts=rows(1), columns={"nickname": "name"}
+    )
+    operator.execute(context())
+    other = copy.copy(operator)
+    other.contacts = [{"phone_number": number(1)}]
+    with pytest.raises(AirflowFailException, match="no row has a column 'nickname'"):
+        other.execute(context())
 
 
 def test_a_later_try_sends_a_changed_file_from_the_beginning(sandbox, campaign, tmp_path):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import tempfile
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -378,6 +379,10 @@ def test_errors_do_not_name_people(sandbox, tmp_path):
     with pytest.raises(VoiceGenieRetryException, match="not shown here, as it may name people") as caught:
         export(tmp_path / "x.csv")
     assert person_in(str(caught.value)) is None
+
+
+def test_the_columns_are_what_is_known_of_a_call():
+    assert list(COLUMNS) == [field.name for field in fields(Call)]
 
 
 def test_a_call_does_not_show_whom_it_was_with():
