@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
     """Give tests with a real Airflow or a browser more time."""
     for item in items:
         if item.get_closest_marker("airflow") or "browser" in item.path.parts:
-            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(1200))
 
 
 @pytest.hookimpl(wrapper=True)

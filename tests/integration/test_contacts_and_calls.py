@@ -77,7 +77,7 @@ def test_what_is_killed_in_the_middle_is_done_in_the_end(airflow, voicegenie_san
         ((state, tries),) = airflow.query("SELECT state, try_number FROM task_instance WHERE task_id = ?", task)
         return state in ("success", "failed", "skipped") and (state, tries)
 
-    with Services(airflow) as services:
+    with Services(airflow, kills=True) as services:
         services.start("scheduler")
         for task, campaign_id, before in (("upload", "filled", 2), ("history", "called", 1)):
             wait_for(f"the middle of {task}", lambda facts=(task, campaign_id, before): is_held(*facts))

@@ -103,7 +103,7 @@ def test_a_task_that_is_killed_at_any_step_starts_its_campaign_once(airflow, voi
         ((state, tries),) = airflow.query("SELECT state, try_number FROM task_instance WHERE task_id = ?", step)
         return state in ("success", "failed", "skipped") and (state, tries)
 
-    with Services(airflow) as services:
+    with Services(airflow, kills=True) as services:
         services.start("scheduler")
         left = set(STEPS)
 

@@ -74,7 +74,7 @@ def test_a_dag_that_is_woken_up_by_an_end(airflow, voicegenie_sandbox, tmp_path)
         wait_for("watchers", lambda: len(re.findall("Watching .* campaigns? of", logs.read_text())) >= times)
         looks()
 
-    with Services(airflow) as services:
+    with Services(airflow, kills=True) as services:
         services.start("scheduler")
         services.start("triggerer")
         begins(3)

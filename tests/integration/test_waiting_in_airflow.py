@@ -211,7 +211,7 @@ def test_killed_processes_pause_nothing_and_lose_no_wait(airflow, voicegenie_san
             voicegenie_sandbox.request_count("get", task) + voicegenie_sandbox.request_count("list") >= already + more
         )
 
-    with Services(airflow) as services:
+    with Services(airflow, kills=True) as services:
         services.start("scheduler")
         services.start("triggerer")
         for task in tasks:
@@ -287,7 +287,7 @@ def test_a_task_and_a_trigger_that_are_given_up_for_lost_pause_nothing(airflow, 
                 )
         """,
     )
-    with Services(airflow) as services:
+    with Services(airflow, kills=True) as services:
         services.start("scheduler")
         services.start("triggerer")
         wait_for("a deferral", lambda: state(airflow, "deferred") == "deferred")
