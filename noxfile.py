@@ -42,10 +42,9 @@ EXTRAS = {NEWEST: "sandbox,test,lineage,browser", DOCS_VERSION: "sandbox,test,do
 ROOT = Path(__file__).resolve().parent
 VENVS = ROOT / ".venvs"
 
-# No settings of another Airflow, and a home that is not the user's.
+# No settings of another Airflow.
 for name in [name for name in os.environ if name.startswith("AIRFLOW")]:
     del os.environ[name]
-os.environ["AIRFLOW_HOME"] = str(VENVS / "airflow-home")
 
 
 @nox.session
@@ -113,6 +112,8 @@ def environment(
     suffix = "" if python == THIS_PYTHON else f"-python-{python}"
     for purpose in [""] if with_tests else ["", "-demo"]:
         folder = VENVS / f"airflow-{airflow}{suffix}{purpose}"
+        # One for each version, which writes a configuration of its own into it, and not the user's.
+        os.environ["AIRFLOW_HOME"] = str(folder / "airflow-home")
         stamp = folder / "made-from"
         if stamp.exists() and stamp.read_text() == wanted:
             return str(folder / "bin" / "python")
@@ -186,6 +187,7 @@ def check_wheel(session: nox.Session, wheel: Path) -> None:
     if missing := examples - set(zipfile.ZipFile(wheel).namelist()):
         session.error(f"The wheel lacks {', '.join(sorted(missing))}")
     folder = VENVS / "wheel"
+    os.environ["AIRFLOW_HOME"] = str(folder / "airflow-home")
     new_environment(session, folder, THIS_PYTHON)
     install(session, folder, "-c", f"constraints/airflow-{NEWEST}.txt", str(wheel))
     listed = session.run(str(folder / "bin" / "airflow"), "providers", "list", "--output", "plain", silent=True)
