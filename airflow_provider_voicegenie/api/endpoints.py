@@ -22,6 +22,7 @@ from airflow_provider_voicegenie.api.models import (
     CampaignPage,
     CampaignStats,
     PausedCampaign,
+    Quota,
     ShapeError,
     StartedCampaign,
     UploadedContacts,
@@ -144,6 +145,11 @@ def campaign_page(*, limit: int, offset: int, call_count: bool = True) -> Reques
     """
     params = {"call_count": "true" if call_count else "false", "limit": limit, "offset": offset}
     return Request("list", "/fetchCampaignData", CampaignPage.from_json, params=params)
+
+
+def quota() -> Request[Quota]:
+    """Read what the account may still use. See the Fetch Quota page."""
+    return Request("quota", "/fetchQuota", Quota.from_json)
 
 
 def upload(campaign_id: str, contacts: Sequence[Mapping[str, Any]]) -> Request[UploadedContacts]:

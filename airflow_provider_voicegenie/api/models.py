@@ -34,10 +34,9 @@ class ShapeError(ValueError):
 
 class CampaignStatus(StrEnum):
     """
-    The status of a campaign, the service's five vocabularies read as one.
+    The status of a campaign: the words of the service's pages, and of its dashboard, read as one vocabulary.
 
-    ``in_progress`` is ``running`` by another name. A word we do not know becomes ``UNKNOWN``: neither startable,
-    nor running, nor ended.
+    A word we do not know becomes ``UNKNOWN``: neither startable, nor running, nor ended.
     """
 
     RUNNING = "running"
@@ -53,7 +52,7 @@ class CampaignStatus(StrEnum):
     @classmethod
     def read(cls, text: str) -> CampaignStatus:
         """Read the service's word, without regard to case, spaces, hyphens and underscores."""
-        return _STATUS_WORDS.get(_plain(text), cls.UNKNOWN)
+        return _STATUS_WORDS.get(re.sub(r"[\s_-]", "", text).casefold(), cls.UNKNOWN)
 
     @property
     def is_running(self) -> bool:
@@ -62,8 +61,8 @@ class CampaignStatus(StrEnum):
 
     @property
     def is_startable(self) -> bool:
-        """Whether the service documents a start from this status."""
-        return self in (CampaignStatus.PAUSED, CampaignStatus.SCHEDULED)
+        """Whether a start may be tried from this status; for a campaign that never ran, the service decides."""
+        return self in (CampaignStatus.PAUSED, CampaignStatus.SCHEDULED, CampaignStatus.NOT_YET_STARTED)
 
     @property
     def has_ended(self) -> bool:
@@ -76,13 +75,20 @@ class CampaignStatus(StrEnum):
         return self not in (CampaignStatus.SCHEDULED, CampaignStatus.DRAFT, CampaignStatus.NOT_YET_STARTED)
 
 
-def _plain(word: str) -> str:
-    return re.sub(r"[\s_-]", "", word).casefold()
-
-
+#: The words for each status, without white space, hyphens and underscores, in lower case.
 _STATUS_WORDS: Mapping[str, CampaignStatus] = {
-    **{_plain(status): status for status in CampaignStatus},
+    "running": CampaignStatus.RUNNING,
     "inprogress": CampaignStatus.RUNNING,
+    "active": CampaignStatus.RUNNING,
+    "paused": CampaignStatus.PAUSED,
+    "scheduled": CampaignStatus.SCHEDULED,
+    "completed": CampaignStatus.COMPLETED,
+    "stopped": CampaignStatus.STOPPED,
+    "failed": CampaignStatus.FAILED,
+    "draft": CampaignStatus.DRAFT,
+    "notyetstarted": CampaignStatus.NOT_YET_STARTED,
+    "notstartedyet": CampaignStatus.NOT_YET_STARTED,
+    "pending": CampaignStatus.NOT_YET_STARTED,
 }
 
 
@@ -112,6 +118,40 @@ def _json_of(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
+@dataclass(frozen=True)
+class Quota(Model):
+    """
+    What an account may use until its quota is reset, from ``GET /fetchQuota``.
+
+    :param calls_remaining: Calls that are left; ``None`` if the service does not say.
+    :param minutes_remaining: Minutes that are left, likewise.
+    """
+
+    calls_remaining: float | None
+    minutes_remaining: float | None
+
+    @classmethod
+    def from_json(cls, data: Json) -> Quota:
+        """
+        Read a quota.
+
+        :raises ShapeError: ``quota`` is missing.
+        """
+        parts = data.get("quota")
+        if not isinstance(parts, dict):
+            raise ShapeError("`quota` is not an object")
+        return cls(_remaining(parts.get("calls")), _remaining(parts.get("minutes")))
+
+
+def _remaining(part: object) -> float | None:
+    if not isinstance(part, dict):
+        return None
+    remaining, limit, used = (_number(part.get(name)) for name in ("remaining", "limit", "used"))
+    if remaining is None and limit is not None and used is not None:
+        remaining = limit - used
+    return None if remaining is None else max(0.0, remaining)
+
+
 @dataclass(frozen=True, slots=True)
 class Campaign(Model):
     """
@@ -132,6 +172,7 @@ class Campaign(Model):
     :param updated_at: When it last changed; the service does not keep this reliably.
     :param started_at: When it was started (list only).
     :param ended_at: When it ended (list only).
+    :param quota: What its account may still use; ``None`` unless a prerequisite asks for it.
     """
 
     campaign_id: str
@@ -147,6 +188,7 @@ class Campaign(Model):
     updated_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    quota: Quota | None = None
 
     def with_listed(self, listed: Campaign | None) -> Campaign:
         """
@@ -283,6 +325,15 @@ class CampaignStats(Model):
         )
 
 
+#: What a response to a start may say: a campaign that was taken in may be pending for a while, or be over at once.
+_AFTER_START = (
+    CampaignStatus.RUNNING,
+    CampaignStatus.COMPLETED,
+    CampaignStatus.NOT_YET_STARTED,
+    CampaignStatus.UNKNOWN,
+)
+
+
 @dataclass(frozen=True)
 class StartedCampaign(Model):
     """
@@ -308,7 +359,7 @@ class StartedCampaign(Model):
         """
         status_text = _required_text(data, "status")
         status = CampaignStatus.read(status_text)
-        if status not in (CampaignStatus.RUNNING, CampaignStatus.COMPLETED, CampaignStatus.UNKNOWN):
+        if status not in _AFTER_START:
             raise ShapeError(f"the status after the start is said to be {status.value}")
         return cls(
             campaign_id=_required_text(data, "campaign_id"),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Campaign,
         CampaignStats,
         PausedCampaign,
+        Quota,
         StartedCampaign,
         UploadedContacts,
     )
@@ -181,6 +182,16 @@ class VoiceGenieHook(BaseHook):
                     return
 
         return campaigns()
+
+    def get_quota(self, *, max_attempts: int | None = None) -> Quota:
+        """
+        Read what the account may still use (``GET /fetchQuota``).
+
+        :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
+        """
+        from airflow_provider_voicegenie.api import endpoints
+
+        return self._client.send(endpoints.quota(), max_attempts=max_attempts)
 
     def upload_contacts(
         self,

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, get_current_context
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, get_current_context
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.rules.calling_hours import CallingHours
+from airflow_provider_voicegenie.rules.calling_hours import CallingHours, read_calling_hours
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
     Outcome,
@@ -23,11 +25,19 @@ from airflow_provider_voicegenie.rules.outcomes import (
 )
 from airflow_provider_voicegenie.rules.parameters import (
     check_flags,
+    read_flag,
     read_interval,
     read_optional_seconds,
     read_percent,
+    read_whole_number,
 )
-from airflow_provider_voicegenie.waiting.deferral import default_deferrable, kept_for_resuming, was_ended_by_airflow
+from airflow_provider_voicegenie.waiting.deferral import (
+    default_deferrable,
+    deferral_timeout,
+    execution_deadline,
+    kept_for_resuming,
+    was_ended_by_airflow,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -36,6 +46,9 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
     from airflow_provider_voicegenie.start.task import StartTask
+    from airflow_provider_voicegenie.waiting.watch import End
+
+log = logging.getLogger(__name__)
 
 __all__ = ["CallingHours", "Condition", "Outcome", "PauseCampaignOperator", "StartCampaignOperator"]
 
@@ -76,14 +89,22 @@ class StartCampaignOperator(CampaignTask):
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param outcomes: Changes to the outcome table, such as ``{"NOT_FOUND": "skip"}``; conditions and outcomes as
         text or as the enums.
-    :param calling_hours: When the start is allowed; checked right before it. Any time by default.
+    :param calling_hours: When the start is allowed, as :class:`CallingHours` or a list of them, of which one has to be
+        open; checked right before the start. Any time by default. With the outcome *wait* for
+        ``OUTSIDE_CALLING_HOURS``, the task waits until they open, 14 days at most, and begins anew then: it reads the
+        campaign, and all guards hold.
+    :param max_contacts: How many contacts the campaign may have at most. More, or a number that the service does not
+        say, is the condition ``TOO_MANY_CONTACTS``. No limit by default.
+    :param check_only: Whether to do everything but the start: the reads and guards apply, the log says whom the start
+        would phone, and nothing is sent or waited for. In XCom, ``check_only`` is true then, and ``started_by_task`` is
+        false. (templated)
     :param start_in_backfill: Whether backfill runs start the campaign too, and runs that asset events of backfill runs
         alone have triggered. They do not by default.
     :param max_lateness: How late a scheduled run may come after it was due, catch-up included, as a ``timedelta``
         or a number of seconds. Any lateness by default. Manual and asset-triggered runs are never late.
     :param wait_for_completion: Whether to wait until the campaign is completed.
-    :param deferrable: Whether to wait in the triggerer, which takes no worker slot, if the task waits at all. Airflow's
-        ``[operators] default_deferrable`` by default.
+    :param deferrable: Whether to wait in the triggerer, which takes no worker slot, if the task waits at all: for its
+        calling hours, or for completion. Airflow's ``[operators] default_deferrable`` by default.
     :param poll_interval: Time between two looks at the campaign, at most, as a ``timedelta`` or a number of seconds.
     :param completion_timeout: How long to wait, counted from the start or, in a later try, from when it took the start
         over; as a ``timedelta`` or a number of seconds; then the condition
@@ -102,6 +123,7 @@ class StartCampaignOperator(CampaignTask):
     :raises ValueError: An argument is wrong; raised when the DAG is parsed.
     """
 
+    template_fields = (*CampaignTask.template_fields, "check_only")
     ui_color = "#d9f2e6"
     told_to_outlets = ("status", "started_at", "completed_at", "statistics")
 
@@ -114,7 +136,9 @@ class StartCampaignOperator(CampaignTask):
         campaign_id: str,
         voicegenie_conn_id: str = "voicegenie_default",
         outcomes: Mapping[Condition | str, Outcome | str] | None = None,
-        calling_hours: CallingHours | None = None,
+        calling_hours: CallingHours | Iterable[CallingHours] | None = None,
+        max_contacts: int | None = None,
+        check_only: bool | str = False,
         start_in_backfill: bool = False,
         max_lateness: timedelta | float | None = None,
         wait_for_completion: bool = False,
@@ -132,10 +156,6 @@ class StartCampaignOperator(CampaignTask):
             outcome_rules=OutcomeRules(TaskKind.START, outcomes),
             **kwargs,
         )
-        if calling_hours is not None and not isinstance(calling_hours, CallingHours):
-            raise ValueError(
-                f"calling_hours must be CallingHours(start, end, timezone, days); got {calling_hours!r:.80}."
-            )
         deferrable = default_deferrable() if deferrable is None else deferrable
         check_flags(
             start_in_backfill=start_in_backfill,
@@ -147,7 +167,13 @@ class StartCampaignOperator(CampaignTask):
             _refuse_limits_of_a_wait(
                 completion_timeout=completion_timeout, stall_timeout=stall_timeout, min_success_rate=min_success_rate
             )
-        self.calling_hours = calling_hours
+        self.calling_hours = read_calling_hours(calling_hours)
+        if max_contacts is not None:
+            read_whole_number("max_contacts", max_contacts, least=0)
+        self.max_contacts = max_contacts
+        if isinstance(check_only, bool | int) or (isinstance(check_only, str) and "{" not in check_only):
+            read_flag("check_only", check_only)
+        self.check_only = check_only
         self.start_in_backfill = start_in_backfill
         self.max_lateness = read_optional_seconds("max_lateness", max_lateness)
         self.wait_for_completion = wait_for_completion
@@ -164,6 +190,13 @@ class StartCampaignOperator(CampaignTask):
         if not self.told_to_end:
             self.keep_link(context, hook)
         return self.tell_outlets(context, self._begin(context, hook).execute())
+
+    def execute_after_opening(
+        self, context: Context, campaign_id: str, voicegenie_conn_id: str, event: object = None
+    ) -> dict[str, Any]:
+        """Begin anew, after the wait for the calling hours in the triggerer."""
+        self.go_on_with({"campaign_id": campaign_id, "voicegenie_conn_id": voicegenie_conn_id})
+        return self.tell_outlets(context, self._begin(context, self._hook).execute_after_opening())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
@@ -183,13 +216,17 @@ class StartCampaignOperator(CampaignTask):
         if self._running is not None:
             self._running.kill()
         elif (context := _context_of_resumed_task_on_airflow_2()) is not None:
-            start = self._start_before_deferral(context)
-            self._begin(context, self._hook).end_before_resuming(start)
+            kept = kept_for_resuming(context)
+            # Without a start, it was deferred until the calling hours open.
+            if "start" in kept:
+                self.go_on_with(kept)
+                self._begin(context, self._hook).end_before_resuming(kept["start"])
 
     def _begin(self, context: Context, hook: VoiceGenieHook) -> StartTask:
         from airflow_provider_voicegenie.start.options import StartOptions
         from airflow_provider_voicegenie.start.task import StartTask
 
+        self.check_only = read_flag("check_only", self.check_only)
         options = StartOptions(**{field.name: getattr(self, field.name) for field in fields(StartOptions)})
         self._running = StartTask(hook, self.campaign_id, context, options)
         if self.told_to_end:
@@ -227,12 +264,17 @@ def _context_of_resumed_task_on_airflow_2() -> Context | None:
 
 class PauseCampaignOperator(CampaignTask):
     """
-    Pause a VoiceGenie campaign: no new call begins, calls in progress run to their end.
+    Pause a VoiceGenie campaign: no new call begins, calls in progress run to their end. Optionally, keep it paused.
 
     Sends one pause (``GET /pauseTheCampaign/{id}``, the service's Pause Campaign page). The service gives one
     refusal for every campaign that does not run; the task then reads the campaign to distinguish a paused one, which is
     a success by default, from one that is over or was not started yet, which fails. If the response is lost, it reads
     the campaign too.
+
+    A campaign with a daily schedule pauses itself at night and goes on by itself the next day; one that was paused
+    already takes no pause, so the task warns of that. With ``keep_paused_for``, the task stays with the campaign, looks
+    at it every ``poll_interval``, and pauses it again whenever it runs, whoever has started it. Temporary trouble does
+    not end that; the end of the campaign does.
 
     Returns to XCom, as plain JSON:
 
@@ -241,9 +283,21 @@ class PauseCampaignOperator(CampaignTask):
     - ``paused_at``: when the service says it was paused, ISO 8601 in UTC; null if it did not say.
     - ``active_calls``: calls that were still going on; null if the service did not say.
 
+    and with ``keep_paused_for`` also
+
+    - ``paused_again``: how often it was paused again, since the last try of the task began, or a triggerer last took
+      the task up.
+
     :param campaign_id: Id of the campaign. (templated)
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param outcomes: Changes to the outcome table, such as ``{"CAMPAIGN_COMPLETED": "skip"}``.
+    :param keep_paused_for: How long to keep the campaign paused, from the first pause on, as a ``timedelta`` or a
+        number of seconds. It is paused once by default. A later try goes on until the same time (Airflow 3.3), or
+        begins anew.
+    :param poll_interval: Time between two looks at the campaign that is kept paused, at most, as a ``timedelta`` or a
+        number of seconds: for so long it may run.
+    :param deferrable: Whether to keep it paused from the triggerer, which takes no worker slot. Airflow's
+        ``[operators] default_deferrable`` by default.
     :raises ValueError: An argument is wrong; raised when the DAG is parsed.
     """
 
@@ -255,6 +309,9 @@ class PauseCampaignOperator(CampaignTask):
         campaign_id: str,
         voicegenie_conn_id: str = "voicegenie_default",
         outcomes: Mapping[Condition | str, Outcome | str] | None = None,
+        keep_paused_for: timedelta | float | None = None,
+        poll_interval: timedelta | float = 60,
+        deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -263,38 +320,77 @@ class PauseCampaignOperator(CampaignTask):
             outcome_rules=OutcomeRules(TaskKind.PAUSE, outcomes),
             **kwargs,
         )
+        self.keep_paused_for = read_optional_seconds("keep_paused_for", keep_paused_for)
+        if self.keep_paused_for == 0:
+            raise ValueError("keep_paused_for must be above 0; leave it out to pause the campaign once.")
+        self.poll_interval = read_interval("poll_interval", poll_interval)
+        deferrable = default_deferrable() if deferrable is None else deferrable
+        check_flags(deferrable=deferrable)
+        self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Pause the campaign, and return the XCom value described in the class docstring."""
-        from airflow_provider_voicegenie.api.endpoints import check_campaign_id
-        from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
+        """Pause the campaign, keep it so if asked to, and return the XCom value described in the class docstring."""
+        from airflow_provider_voicegenie.api.models import CampaignStatus
 
         if (kept := self.kept_for_later(context)) is not None:
             self.go_on_with(kept)
+        result = self._pause(context, is_kept=kept is not None)
+        if self.keep_paused_for is None:
+            return self.tell_outlets(context, result)
+        result["paused_again"] = 0
+        until = (kept or {}).get("until") or time.time() + self.keep_paused_for
+        if CampaignStatus(result["status"]).has_ended or until <= time.time():
+            return self.tell_outlets(context, result)
+        self.keep_for_later(context, until=until)
+        end = datetime.fromtimestamp(until, UTC)
+        log.info("Campaign %r is kept paused until %s.", self.campaign_id, f"{end:%Y-%m-%d %H:%M:%S} UTC")
+        if self.deferrable:
+            self._defer(context, result, until)
+        return self.tell_outlets(context, self._end(result, self._keep_paused(until)))
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on after the campaign was kept paused from the triggerer."""
+        from airflow_provider_voicegenie.waiting.watch import End
+
+        deferred = event["deferred"]
+        self.go_on_with(deferred)
+        return self.tell_outlets(context, self._end(deferred["paused"], End.from_json(event)))
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the deferral, or say that no triggerer has kept the campaign paused."""
+        if was_ended_by_airflow(next_method, next_kwargs):
+            raise VoiceGenieRetryException(
+                f"Campaign {self.campaign_id!r}: no triggerer has kept it paused to the end, so it may have run "
+                "meanwhile. Look at it in the VoiceGenie dashboard, and see that a triggerer runs."
+            )
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _pause(self, context: Context, *, is_kept: bool) -> dict[str, Any]:
+        from airflow_provider_voicegenie.api.endpoints import check_campaign_id
+        from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
+
         hook = self._hook
         try:
             check_campaign_id(self.campaign_id)
             hook.get_conn()
-            self.keep_for_later(context)
-            if self.told_to_end:
-                raise VoiceGenieRetryException(
-                    f"Campaign {self.campaign_id!r}: the task was ended from outside before it sent the pause."
-                )
+            if not is_kept:
+                self.keep_for_later(context)
+            self._check_told_to_end()
             try:
                 paused = hook.pause_campaign(self.campaign_id)
             except VoiceGenieError as error:
                 if not (error.may_have_taken_effect or isinstance(error, CampaignNotRunningError)):
-                    if kept is None:
+                    if not is_kept:
                         self.forget_for_later(context)
                     raise
-                self.log.info("%s Looking at the campaign.", error)
+                log.info("%s Looking at the campaign.", error)
                 return self._find_out(hook.get_campaign(self.campaign_id), error)
         except VoiceGenieError as error:
             apply_error(self.outcome_rules, error, self.campaign_id)
             raise
         finally:
             self.keep_link(context, hook)
-        self.log.info(
+        log.info(
             "Campaign %r was paused: %s call(s) still in progress.",
             self.campaign_id,
             "an unknown number of" if paused.active_calls is None else paused.active_calls,
@@ -304,12 +400,15 @@ class PauseCampaignOperator(CampaignTask):
     def _find_out(self, campaign: Campaign, error: VoiceGenieError) -> dict[str, Any]:
         """Apply the condition that the campaign's state is, after a refusal or a lost response."""
         from airflow_provider_voicegenie.api.models import CampaignStatus
+        from airflow_provider_voicegenie.waiting.killing import MAY_GO_ON
 
         status = campaign.status
         if status is CampaignStatus.PAUSED and error.may_have_taken_effect:
-            self.log.info("Campaign %r is paused now.", self.campaign_id)
+            log.info("Campaign %r is paused now.", self.campaign_id)
         elif status is CampaignStatus.PAUSED:
             self._apply(Condition.CAMPAIGN_ALREADY_PAUSED, "it is already paused")
+            if self.keep_paused_for is None:
+                log.warning("Campaign %r: it was paused already. %s", self.campaign_id, MAY_GO_ON)
         elif status.has_ended:
             self._apply(Condition.CAMPAIGN_COMPLETED, f"it is over ({status.value}), so there is nothing to pause")
         elif error.may_have_taken_effect or status.is_running:
@@ -320,6 +419,58 @@ class PauseCampaignOperator(CampaignTask):
                 f"it does not run yet (status {campaign.status_text!r:.40}), so it cannot be paused",
             )
         return self._result(status, None, None)
+
+    def _check_told_to_end(self) -> None:
+        if self.told_to_end:
+            raise VoiceGenieRetryException(
+                f"Campaign {self.campaign_id!r}: the task was ended from outside before it sent the pause."
+            )
+
+    def _keep_paused(self, until: float) -> End:
+        from airflow_provider_voicegenie.waiting.pausing import PauseWatch
+        from airflow_provider_voicegenie.waiting.worker import keep_paused
+
+        return keep_paused(
+            self._hook,
+            PauseWatch(self.campaign_id, self.outcome_rules.while_waiting(), time.time()),
+            self.campaign_id,
+            poll_interval=self.poll_interval,
+            deadline=until,
+            before_pause=self._check_told_to_end,
+        )
+
+    def _defer(self, context: Context, result: dict[str, Any], until: float) -> None:
+        from airflow_provider_voicegenie.triggers.campaign import CampaignPausedTrigger
+
+        execution_ends = execution_deadline(context, self.execution_timeout)
+        self.defer(
+            trigger=CampaignPausedTrigger(
+                **self.facts(),
+                outcomes=self.outcome_rules.changes,
+                poll_interval=self.poll_interval,
+                deadline=until,
+                execution_deadline=execution_ends,
+                paused=result,
+            ),
+            method_name="execute_complete",
+            timeout=deferral_timeout(until, execution_ends),
+        )
+
+    def _end(self, result: dict[str, Any], end: End) -> dict[str, Any]:
+        from airflow_provider_voicegenie.waiting.watch import EndReason
+
+        if end.reason is EndReason.EXECUTION_TIMEOUT:
+            raise AirflowTaskTimeout(f"Campaign {self.campaign_id!r}: execution_timeout: {end.message}.")
+        if end.condition is not None:
+            apply_outcome(self.outcome_rules, end.condition, self.campaign_id, end.message, retry_after=end.retry_after)
+        result = {**result, **(end.result or {})}
+        log.info(
+            "Campaign %r is no longer kept paused: status %s, paused again %d time(s).",
+            self.campaign_id,
+            result["status"],
+            result["paused_again"],
+        )
+        return result
 
     def _apply(self, condition: Condition, message: str) -> None:
         apply_outcome(self.outcome_rules, condition, self.campaign_id, message)

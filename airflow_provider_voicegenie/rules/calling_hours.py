@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime, time
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -15,11 +17,16 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.models import Campaign
 
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_DAY = timedelta(days=1)
+_QUARTER = timedelta(minutes=15)
+
+#: How far ahead the next opening is looked for.
+DAYS_AHEAD = 14
 
 
 class CallingHours(Prerequisite):
     """
-    A daily window in which a campaign may be started.
+    A window, on some days of the week, in which a campaign may be started.
 
     The window holds from ``start``, which belongs to it, to ``end``, which does not: ``09:00`` to ``17:00`` has
     09:00:00 and 16:59:59, but not 17:00:00. If ``end`` is before ``start``, the window goes over midnight and belongs
@@ -29,18 +36,30 @@ class CallingHours(Prerequisite):
     not in it, one that the clock repeats is in it twice.
 
     Guards the start itself as ``StartCampaignOperator(calling_hours=...)``, and is waited for as one of
-    ``CampaignReadySensor(prerequisites=[...])``. It limits when a campaign is *started*; a campaign that runs on
-    past ``end`` is for :class:`~airflow_provider_voicegenie.operators.campaign.PauseCampaignOperator` to stop.
+    ``CampaignReadySensor(prerequisites=[...])``. For several windows, give several of these in a list; one of them has
+    to be open. It limits when a campaign is *started*; a campaign that runs on past ``end`` is for
+    :class:`~airflow_provider_voicegenie.operators.campaign.PauseCampaignOperator` to stop.
 
     :param start: A ``datetime.time`` without time zone, or a text such as ``"09:00"``.
     :param end: Likewise; not equal to ``start``.
     :param timezone: IANA name of a time zone, such as ``"Europe/Berlin"``.
     :param days: Names of weekdays, such as ``["monday", "tuesday"]`` or ``["mon", "tue"]``; every day by default.
         Numbers are refused, as Monday is 0 to some and 1 to others.
+    :param except_dates: Dates without calls: a list of ``datetime.date`` or texts such as ``"2026-12-25"``, or a
+        function that is given a date and returns whether it is one, defined at the top level of a module (or the
+        function's path, such as ``"company.calendar.is_holiday"``). A window over midnight does not open on such a
+        date, and closes when one begins.
     :raises ValueError: One of them is something else.
     """
 
-    def __init__(self, start: time | str, end: time | str, timezone: str, days: Iterable[str] = _DAYS) -> None:
+    def __init__(
+        self,
+        start: time | str,
+        end: time | str,
+        timezone: str,
+        days: Iterable[str] = _DAYS,
+        except_dates: Iterable[date | str] | Callable[[date], object] | str | None = None,
+    ) -> None:
         self.start = _read_clock("start", start)
         self.end = _read_clock("end", end)
         if self.start == self.end:
@@ -51,6 +70,7 @@ class CallingHours(Prerequisite):
         self._zone = _read_zone(timezone)
         self.timezone = timezone
         self.days = _read_days(days)
+        self.except_dates = _read_dates(except_dates)
 
     def contains(self, moment: datetime) -> bool:
         """
@@ -61,10 +81,25 @@ class CallingHours(Prerequisite):
         if moment.tzinfo is None:
             raise ValueError(f"CallingHours: {moment!r} has no time zone.")
         local = moment.astimezone(self._zone)
-        clock, today = local.time(), local.weekday()
+        clock, today = local.time(), local.date()
         if self.start < self.end:
             return self.start <= clock < self.end and self._on(today)
-        return (clock >= self.start and self._on(today)) or (clock < self.end and self._on((today - 1) % 7))
+        if clock >= self.start:
+            return self._on(today)
+        return clock < self.end and self._on(today - _DAY) and not self._is_excepted(today)
+
+    def moments(self, since: datetime, days: int) -> Iterator[datetime]:
+        """
+        Give the moments at which the window begins.
+
+        :param since: A time with time zone.
+        :param days: For how many days from then on.
+        """
+        first = since.astimezone(self._zone).date()
+        for number in range(days + 1):
+            opening = datetime.combine(first + number * _DAY, self.start, self._zone)
+            yield opening.astimezone(UTC)
+            yield opening.replace(fold=1).astimezone(UTC)
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Compare the time."""
@@ -77,19 +112,127 @@ class CallingHours(Prerequisite):
 
     def keyword_arguments(self) -> dict[str, Any]:
         """Return the arguments as plain JSON."""
+        dates = self.except_dates
         return {
             "start": self.start.isoformat(),
             "end": self.end.isoformat(),
             "timezone": self.timezone,
             "days": list(self.days),
+            "except_dates": [day.isoformat() for day in dates] if isinstance(dates, tuple) else _path_of(dates),
         }
+
+    def modules(self) -> list[str]:
+        """Return the modules that have to be imported to make it again."""
+        dates = self.except_dates
+        return [*super().modules(), *([] if isinstance(dates, tuple) else [dates.__module__])]
 
     def __str__(self) -> str:
         days = "daily" if self.days == _DAYS else ", ".join(self.days)
-        return f"{self.start.isoformat()} to {self.end.isoformat()} {self.timezone}, {days}"
+        exceptions = ", except on some dates" if self.except_dates else ""
+        return f"{self.start.isoformat()} to {self.end.isoformat()} {self.timezone}, {days}{exceptions}"
 
-    def _on(self, weekday: int) -> bool:
-        return _DAYS[weekday] in self.days
+    def _on(self, day: date) -> bool:
+        return _DAYS[day.weekday()] in self.days and not self._is_excepted(day)
+
+    def _is_excepted(self, day: date) -> bool:
+        dates = self.except_dates
+        if isinstance(dates, tuple):
+            return day in dates
+        try:
+            return bool(dates(day))
+        except Exception as error:
+            raise ValueError(
+                f"CallingHours: except_dates: {_path_of(dates)}({day.isoformat()}) failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+class AnyCallingHours(Prerequisite):
+    """
+    Several calling hours, of which one has to be open. A sensor makes it of those among its prerequisites.
+
+    :param hours: The calling hours, or the keyword arguments of each.
+    """
+
+    def __init__(self, hours: Iterable[CallingHours | Mapping[str, Any]]) -> None:
+        self.hours = tuple(each if isinstance(each, CallingHours) else CallingHours(**each) for each in hours)
+
+    def check(self, campaign: Campaign, now: datetime) -> Check:
+        """Compare the time."""
+        if is_open(self.hours, now):
+            return Check.met()
+        return Check.waiting(f"outside the calling hours {describe(self.hours)}")
+
+    def keyword_arguments(self) -> dict[str, Any]:
+        """Return the arguments as plain JSON."""
+        return {"hours": [each.keyword_arguments() for each in self.hours]}
+
+    def modules(self) -> list[str]:
+        """Return the modules that have to be imported to make it again."""
+        return [module for each in self.hours for module in each.modules()]
+
+
+def read_calling_hours(hours: object) -> tuple[CallingHours, ...]:
+    """
+    Return calling hours as a DAG author writes them; empty if there are none, which means at any time.
+
+    :param hours: One object or a list of them, or ``None``.
+    :raises ValueError: It is something else.
+    """
+    if hours is None:
+        return ()
+    given = [hours] if isinstance(hours, str) or not isinstance(hours, Iterable) else list(hours)
+    found = tuple(each for each in given if isinstance(each, CallingHours))
+    if not found or len(found) < len(given):
+        raise ValueError(
+            f"calling_hours must be CallingHours(start, end, timezone, days), or a list of them; got {hours!r:.80}."
+        )
+    return found
+
+
+def with_one_open(prerequisites: Iterable[Prerequisite]) -> list[Prerequisite]:
+    """
+    Return prerequisites, several calling hours of which have become one: it is enough that one of them is open.
+
+    :param prerequisites: What must hold.
+    """
+    wanted = list(prerequisites)
+    hours = [each for each in wanted if isinstance(each, CallingHours)]
+    if len(hours) < 2:
+        return wanted
+    return [*(each for each in wanted if not isinstance(each, CallingHours)), AnyCallingHours(hours)]
+
+
+def is_open(hours: Sequence[CallingHours], moment: datetime) -> bool:
+    """
+    Say whether people may be phoned.
+
+    :param hours: The calling hours; empty for any time.
+    :param moment: A time with time zone.
+    """
+    return not hours or any(each.contains(moment) for each in hours)
+
+
+def next_opening(hours: Sequence[CallingHours], since: datetime) -> datetime | None:
+    """
+    Return when people may be phoned next, in UTC; ``None`` if they may not within :data:`DAYS_AHEAD` days.
+
+    :param hours: The calling hours.
+    :param since: A time with time zone.
+    """
+    since = since.astimezone(UTC)
+    # Clocks are changed at full quarters of an hour.
+    quarter = since.replace(minute=since.minute // 15 * 15, second=0, microsecond=0)
+    moments = {since, *(quarter + number * _QUARTER for number in range(1, DAYS_AHEAD * 96 + 1))}
+    for each in hours:
+        moments.update(each.moments(since, DAYS_AHEAD))
+    last = since + DAYS_AHEAD * _DAY
+    return next((moment for moment in sorted(moments) if since <= moment <= last and is_open(hours, moment)), None)
+
+
+def describe(hours: Sequence[CallingHours]) -> str:
+    """Write calling hours in words."""
+    return " or ".join(map(str, hours))
 
 
 def _read_clock(name: str, value: object) -> time:
@@ -143,3 +286,58 @@ def _read_days(days: object) -> tuple[str, ...]:
     if not chosen:
         raise ValueError("CallingHours: days is empty, so no time would ever be within. Name one day at least.")
     return tuple(day for day in _DAYS if day in chosen)
+
+
+def _read_dates(dates: object) -> tuple[date, ...] | Callable[[date], object]:
+    if dates is None:
+        return ()
+    if isinstance(dates, str):
+        try:
+            dates = pkgutil.resolve_name(dates)
+        except (ImportError, AttributeError, ValueError):
+            raise ValueError(
+                f"CallingHours: except_dates {dates!r:.80} is the path of nothing that can be imported here. For "
+                'dates, give a list such as ["2026-12-25"].'
+            ) from None
+    if callable(dates):
+        _path_of(dates)
+        return dates
+    if isinstance(dates, Mapping):
+        raise ValueError(
+            f"CallingHours: except_dates {type(dates).__name__} is a mapping, which may fill itself only when it is "
+            "asked, as those of the holidays package do. Give a function that asks it, or a list of its dates."
+        )
+    if not isinstance(dates, Iterable):
+        raise ValueError(
+            'CallingHours: except_dates must be a list of dates such as ["2026-12-25"], or a function; '
+            f"got {dates!r:.80}."
+        )
+    return tuple(sorted({_read_date(day) for day in dates}))
+
+
+def _read_date(day: object) -> date:
+    if isinstance(day, datetime):
+        if day.time() != time():
+            raise ValueError(f"CallingHours: except_dates: {day!r} is a time, and a date is needed.")
+        return day.date()
+    if isinstance(day, str):
+        with suppress(ValueError):
+            day = date.fromisoformat(day.strip())
+    if not isinstance(day, date):
+        raise ValueError(f'CallingHours: except_dates: {day!r:.80} is no date, such as "2026-12-25".')
+    return day
+
+
+def _path_of(function: Callable[[date], object]) -> str:
+    """
+    Return the path by which a function can be imported.
+
+    :raises ValueError: It has none.
+    """
+    name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", None)
+    if not name or not module or "<" in name or "." in name:
+        raise ValueError(
+            f"CallingHours: except_dates: {function!r:.80} is no function at the top level of a module, so other "
+            "processes could not import it. Define it with `def` there."
+        )
+    return f"{module}.{name}"

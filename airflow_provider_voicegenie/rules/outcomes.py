@@ -35,7 +35,7 @@ class Outcome(StrEnum):
     RETRY = "retry"
     #: The task succeeds: what it was meant to bring about is already so. An upload or an export goes on.
     SUCCEED = "succeed"
-    #: The wait goes on (waits only).
+    #: The wait goes on; a start waits for its calling hours.
     WAIT = "wait"
 
 
@@ -70,6 +70,7 @@ class Condition(StrEnum):
     BACKFILL_RUN = "BACKFILL_RUN"
     RUN_TOO_LATE = "RUN_TOO_LATE"
     OUTSIDE_CALLING_HOURS = "OUTSIDE_CALLING_HOURS"
+    TOO_MANY_CONTACTS = "TOO_MANY_CONTACTS"
     NO_CONTACTS = "NO_CONTACTS"
     CONTACTS_REJECTED = "CONTACTS_REJECTED"
     CAMPAIGN_STILL_RUNNING = "CAMPAIGN_STILL_RUNNING"
@@ -121,6 +122,7 @@ _DEFAULTS: Mapping[Condition, tuple[Outcome | None, ...]] = {
     _C.BACKFILL_RUN: (_SKIP, None, None, None, _SKIP, None),
     _C.RUN_TOO_LATE: (_SKIP, None, None, None, None, None),
     _C.OUTSIDE_CALLING_HOURS: (_FAIL, None, None, None, None, None),
+    _C.TOO_MANY_CONTACTS: (_FAIL, None, None, None, None, None),
     _C.NO_CONTACTS: (None, None, None, None, _SKIP, None),
     _C.CONTACTS_REJECTED: (None, None, None, None, _FAIL, None),
     _C.CAMPAIGN_STILL_RUNNING: (None, None, None, None, None, _FAIL),
@@ -157,7 +159,7 @@ _MAY_SUCCEED: Mapping[TaskKind, frozenset[Condition]] = {
 _NEVER_WAITS = frozenset({_C.INVALID_CAMPAIGN_ID, _C.PREREQUISITE_IMPOSSIBLE, _C.SUCCESS_RATE_TOO_LOW})
 
 _MAY_WAIT: Mapping[TaskKind, frozenset[Condition]] = {
-    TaskKind.START: frozenset({_C.CAMPAIGN_PAUSED, _C.CAMPAIGN_STALLED}),
+    TaskKind.START: frozenset({_C.CAMPAIGN_PAUSED, _C.CAMPAIGN_STALLED, _C.OUTSIDE_CALLING_HOURS}),
     TaskKind.PAUSE: frozenset(),
     TaskKind.READY: frozenset(Condition) - _NEVER_WAITS,
     TaskKind.COMPLETED: frozenset(Condition) - _NEVER_WAITS,
@@ -165,7 +167,7 @@ _MAY_WAIT: Mapping[TaskKind, frozenset[Condition]] = {
     TaskKind.HISTORY: frozenset(),
 }
 
-#: Trouble that passes. It never ends the wait of a start, whatever it does to the start itself.
+#: Trouble that passes. It never ends the wait of a start or a pause, whatever it does to that itself.
 _TEMPORARY = (_C.RATE_LIMIT_EXCEEDED, _C.INTERNAL_SERVER_ERROR, _C.CONNECTION_FAILED, _C.INVALID_ANSWER)
 
 
@@ -199,8 +201,8 @@ class OutcomeRules:
             self.changes[condition.value] = checked.value
 
     def while_waiting(self) -> OutcomeRules:
-        """Return the rules for waiting: once started, temporary trouble is waited out, whatever it does to a start."""
-        if self.kind is not TaskKind.START:
+        """Return the rules for waiting: temporary trouble is waited out, whatever it does to a start or a pause."""
+        if self.kind not in (TaskKind.START, TaskKind.PAUSE):
             return self
         rules = copy.copy(self)
         rules._outcomes = self._outcomes | dict.fromkeys(_TEMPORARY, Outcome.WAIT)
@@ -264,7 +266,7 @@ _CONSEQUENCES = {
     Outcome.FAIL: "the task fails, without retry",
     Outcome.RETRY: "the task fails, and is retried if it has retries left",
     Outcome.SUCCEED: "the task succeeds",
-    Outcome.WAIT: "the wait goes on",
+    Outcome.WAIT: "the task waits",
 }
 
 

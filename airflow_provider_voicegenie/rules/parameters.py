@@ -153,3 +153,20 @@ def check_flags(**flags: object) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be True or False; got {value!r:.80}.")
+
+
+_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "none": False, "": False}
+
+
+def read_flag(name: str, value: object) -> bool:
+    """
+    Return what a template made of something that is true or false.
+
+    :param name: The parameter's name, for the message.
+    :param value: ``True`` or ``False``, or a text for it.
+    :raises ValueError: It is something else.
+    """
+    flag = value if isinstance(value, bool) else _FLAGS.get(str(value).strip().casefold())
+    if flag is None:
+        raise ValueError(f"{name} must be True or False, or a template that gives one of them; got {value!r:.80}.")
+    return flag

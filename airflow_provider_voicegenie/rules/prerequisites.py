@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from enum import Enum
+from collections.abc import Collection, Iterable, Mapping
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from airflow_provider_voicegenie.rules.outcomes import Condition
+from airflow_provider_voicegenie.rules.parameters import read_whole_number
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -42,6 +44,15 @@ class Verdict(Enum):
     MET = "met"
     WAITING = "waiting"
     IMPOSSIBLE = "impossible"
+
+
+class Source(StrEnum):
+    """What is read for a prerequisite besides the campaign itself."""
+
+    #: The list of campaigns, for ``registered_count``, ``started_at`` and ``ended_at`` of the campaign.
+    LIST = "list"
+    #: The account's quota, for ``quota`` of the campaign.
+    QUOTA = "quota"
 
 
 class Check:
@@ -86,9 +97,8 @@ class Prerequisite(ABC):
     in every process: Airflow makes a new DAG version whenever what it reads of a DAG changes.
     """
 
-    #: Whether :meth:`check` looks at what only the list of campaigns has: ``registered_count``, ``started_at`` and
-    #: ``ended_at`` of the campaign. It is read then, besides the campaign itself.
-    needs_list: ClassVar[bool] = False
+    #: What has to be read for :meth:`check` besides the campaign itself.
+    needs: ClassVar[Collection[Source]] = ()
 
     @abstractmethod
     def check(self, campaign: Campaign, now: datetime) -> Check:
@@ -132,10 +142,16 @@ class Prerequisite(ABC):
             )
         return path, arguments
 
+    def modules(self) -> list[str]:
+        """Return the modules that have to be imported to make it again."""
+        return [type(self).__module__]
+
     def __repr__(self) -> str:
         arguments = self._plain_arguments()
-        text = "..." if arguments is None else ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        return f"{type(self).__name__}({text})"
+        if arguments is None:
+            return f"{type(self).__name__}(...)"
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._plain_arguments() == other._plain_arguments()
@@ -216,19 +232,64 @@ class HasContacts(Prerequisite):
     The campaign has contacts.
 
     :param minimum: How many are wanted at least.
+    :param maximum: How many are wanted at most; ``None`` for any number.
     """
 
-    def __init__(self, minimum: int = 1) -> None:
-        if isinstance(minimum, bool) or not isinstance(minimum, int) or minimum < 1:
-            raise ValueError(f"HasContacts: minimum must be a whole number of 1 or more; got {minimum!r}.")
-        self.minimum = minimum
+    def __init__(self, minimum: int = 1, maximum: int | None = None) -> None:
+        self.minimum = read_whole_number("HasContacts: minimum", minimum, least=1)
+        self.maximum = maximum
+        if maximum is not None and read_whole_number("HasContacts: maximum", maximum, least=1) < minimum:
+            raise ValueError(f"HasContacts: maximum must not be below minimum ({minimum}); got {maximum}.")
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Compare the number of contacts."""
         count = campaign.total_count or 0
-        if count >= self.minimum:
-            return Check.met()
-        return Check.waiting("no contacts" if not count else f"{count} of {self.minimum} contacts")
+        if count < self.minimum:
+            return Check.waiting("no contacts" if not count else f"{count} of {self.minimum} contacts")
+        if self.maximum is not None and count > self.maximum:
+            return Check.waiting(f"{count} contacts, at most {self.maximum} wanted")
+        return Check.met()
+
+
+class HasQuota(Prerequisite):
+    """
+    The account has enough quota left, by the service's Fetch Quota page.
+
+    In a worker, each poke reads it; in the triggerer, one reading serves all waits of the connection.
+
+    :param calls: How many calls must be left; ``None`` if they do not matter.
+    :param minutes: How many minutes must be left; ``None`` if they do not matter.
+    :raises ValueError: A number is wrong, or none is given.
+    """
+
+    needs = (Source.QUOTA,)
+
+    def __init__(self, calls: float | None = None, minutes: float | None = None) -> None:
+        self.calls = calls
+        self.minutes = minutes
+        wanted = {"calls": calls, "minutes": minutes}
+        if calls is None and minutes is None:
+            raise ValueError(
+                "HasQuota: say how much must be left, such as HasQuota(calls=1000) or HasQuota(minutes=500)."
+            )
+        for name, value in wanted.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (is_number and 0 < value < math.inf):
+                raise ValueError(f"HasQuota: {name} must be a number above 0; got {value!r:.80}.")
+
+    def check(self, campaign: Campaign, now: datetime) -> Check:
+        """Compare what is left."""
+        quota = campaign.quota
+        left = {
+            "calls": (self.calls, None if quota is None else quota.calls_remaining),
+            "minutes": (self.minutes, None if quota is None else quota.minutes_remaining),
+        }
+        missing = [
+            f"an unknown quota of {name}" if remaining is None else f"{remaining:,g} of {wanted:,g} {name} left"
+            for name, (wanted, remaining) in left.items()
+            if wanted is not None and (remaining is None or remaining < wanted)
+        ]
+        return Check.waiting(", ".join(missing)) if missing else Check.met()
 
 
 class ContactsRegistered(Prerequisite):
@@ -240,7 +301,7 @@ class ContactsRegistered(Prerequisite):
     list serves all waits of the connection.
     """
 
-    needs_list = True
+    needs = (Source.LIST,)
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Compare the number of registered contacts with the number of contacts."""
@@ -251,7 +312,7 @@ class ContactsRegistered(Prerequisite):
 
 
 class IsStartable(Prerequisite):
-    """The campaign has a status from which it can be started: paused or scheduled."""
+    """The campaign has a status from which it can be started: paused, scheduled, or not started yet."""
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Read the status."""
@@ -262,7 +323,12 @@ class IsStartable(Prerequisite):
             return Check.impossible("the campaign is already running", Condition.CAMPAIGN_ALREADY_RUNNING)
         if status.has_ended:
             return Check.impossible(f"the campaign is over ({status.value})", Condition.CAMPAIGN_COMPLETED)
-        return Check.waiting(f"status {campaign.status_text!r:.40} (paused or scheduled is needed)")
+        return Check.waiting(f"status {campaign.status_text!r:.40} (paused, scheduled or pending is needed)")
+
+
+def needs_of(prerequisites: Iterable[Prerequisite]) -> frozenset[Source]:
+    """Return what has to be read for prerequisites, besides the campaign itself."""
+    return frozenset(source for prerequisite in prerequisites for source in prerequisite.needs)
 
 
 def effective_prerequisites(wanted: Iterable[Prerequisite] | None) -> list[Prerequisite]:
@@ -312,14 +378,16 @@ def check_importable(prerequisites: Iterable[Prerequisite], dag_folder: str | No
         module of the DAG folder.
     """
     for prerequisite in prerequisites:
-        cls = type(prerequisite)
-        place = None
-        if cls.__module__.startswith("unusual_prefix_"):
-            place = "a DAG file"
-        elif dag_folder is not None and _import_root(cls.__module__) == Path(dag_folder).resolve():
-            place = f"the DAG folder (module {cls.__module__})"
-        if place is not None:
-            raise ValueError(f"prerequisites: {cls.__name__} is defined in {place}, and {_NOT_IMPORTABLE}")
+        for module in prerequisite.modules():
+            place = None
+            if module.startswith("unusual_prefix_"):
+                place = "a DAG file"
+            elif dag_folder is not None and _import_root(module) == Path(dag_folder).resolve():
+                place = f"the DAG folder (module {module})"
+            if place is not None:
+                name = type(prerequisite).__name__
+                what = name if module == type(prerequisite).__module__ else f"a function that {name} calls"
+                raise ValueError(f"prerequisites: {what} is defined in {place}, and {_NOT_IMPORTABLE}")
 
 
 def _import_root(module: str) -> Path | None:

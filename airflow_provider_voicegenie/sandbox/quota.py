@@ -34,7 +34,7 @@ class Allowance:
 
 
 @dataclass
-class Quota:
+class SandboxQuota:
     """
     The account's quota; it starts with that of the service's own example, unused.
 

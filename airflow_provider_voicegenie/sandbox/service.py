@@ -14,7 +14,7 @@ from typing import Any
 
 from airflow_provider_voicegenie.api.models import read_time, write_time
 from airflow_provider_voicegenie.sandbox.faults import FaultList
-from airflow_provider_voicegenie.sandbox.quota import Quota
+from airflow_provider_voicegenie.sandbox.quota import SandboxQuota
 from airflow_provider_voicegenie.sandbox.store import RequestRefusedError, SandboxCampaign, SandboxStore
 
 #: The API key that the sandbox accepts by default.
@@ -98,7 +98,7 @@ class Sandbox:
         self.api_key = api_key
         self.enforce_rate_limits = enforce_rate_limits
         self.cache_stats = cache_stats
-        self.quota = Quota()
+        self.quota = SandboxQuota()
         self.max_upload_bytes = 500_000_000
         self.faults = FaultList()
         self.requests: deque[LoggedRequest] = deque(maxlen=100_000)

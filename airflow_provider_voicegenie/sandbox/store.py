@@ -26,7 +26,9 @@ from airflow_provider_voicegenie.sandbox.calls import (
 )
 from airflow_provider_voicegenie.sandbox.contacts import UploadedContacts
 
-_STARTABLE = ("paused", "scheduled")
+#: The dashboard's words too, which no page of the API has.
+_STARTABLE = ("paused", "scheduled", "pending")
+_RUNNING = ("running", "in_progress", "active")
 
 
 class RequestRefusedError(Exception):
@@ -54,6 +56,8 @@ class SandboxCampaign:
     :param completed_count: Calls that were completed before the sandbox got the campaign.
     :param failed_count: Calls that had failed before the sandbox got the campaign.
     :param start_count: How often it was started.
+    :param resumes_after: Simulated seconds after which it goes on by itself when it was paused, as a campaign with a
+        daily schedule does; ``None`` for never.
     """
 
     id: str = field(default_factory=lambda: str(uuid4()))
@@ -65,6 +69,7 @@ class SandboxCampaign:
     completed_count: int = 0
     failed_count: int = 0
     start_count: int = 0
+    resumes_after: float | None = None
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started_at: datetime | None = None
@@ -203,7 +208,7 @@ class SandboxStore:
 
     def start(self, campaign_id: str) -> SandboxCampaign:
         """
-        Start a campaign that is paused or scheduled and has a script and contacts.
+        Start a campaign that is paused, scheduled or pending and has a script and contacts.
 
         :raises RequestRefusedError: It cannot be started.
         """
@@ -325,6 +330,11 @@ class SandboxStore:
             campaign.running.append((now, None))
 
     def _let_time_pass(self, campaign: SandboxCampaign) -> None:
+        if campaign.status == "paused" and campaign.resumes_after is not None and campaign.running:
+            _, paused_at = campaign.running[-1]
+            if paused_at is not None and self._clock() - paused_at >= campaign.resumes_after / self.speed:
+                self._set_status(campaign, "running")
+                campaign.started_at = campaign.updated_at = datetime.now(UTC)
         if not _is_running(campaign):
             return
         progress = self.progress(campaign)
@@ -348,4 +358,4 @@ class SandboxStore:
 
 
 def _is_running(campaign: SandboxCampaign) -> bool:
-    return campaign.status in ("running", "in_progress")
+    return campaign.status in _RUNNING

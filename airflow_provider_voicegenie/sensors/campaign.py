@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.rules.calling_hours import CallingHours
+from airflow_provider_voicegenie.rules.calling_hours import CallingHours, with_one_open
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
     Outcome,
@@ -35,12 +36,15 @@ from airflow_provider_voicegenie.rules.prerequisites import (
     Check,
     ContactsRegistered,
     HasContacts,
+    HasQuota,
     HasScript,
     IsStartable,
     Prerequisite,
+    Source,
     check_importable,
     check_readiness,
     effective_prerequisites,
+    needs_of,
 )
 from airflow_provider_voicegenie.waiting.deferral import (
     default_deferrable,
@@ -76,10 +80,12 @@ __all__ = [
     "Condition",
     "ContactsRegistered",
     "HasContacts",
+    "HasQuota",
     "HasScript",
     "IsStartable",
     "Outcome",
     "Prerequisite",
+    "Source",
 ]
 
 
@@ -239,7 +245,7 @@ class CampaignReadySensor(_CampaignSensor):
     Wait until a VoiceGenie campaign can be started.
 
     Reads the campaign (``GET /campaign/{id}``, the service's Get Campaign page) until it has a script, has
-    contacts, has a status from which it can be started (paused or scheduled), and meets every further
+    contacts, has a status from which it can be started (paused, scheduled, or not started yet), and meets every further
     prerequisite. What is missing is logged when it changes.
 
     What can never come true ends the wait through the outcome table of the documentation: an unknown id, a key that is
@@ -279,7 +285,7 @@ class CampaignReadySensor(_CampaignSensor):
             deferrable=deferrable,
             **kwargs,
         )
-        self.prerequisites = effective_prerequisites(prerequisites)
+        self.prerequisites = with_one_open(effective_prerequisites(prerequisites))
         if self.deferrable and prerequisites:
             # Airflow 2 has the DAG folder on the import path of every process.
             check_importable(self.prerequisites, None if _AIRFLOW < (3,) else conf.get("core", "dags_folder"))
@@ -295,7 +301,10 @@ class CampaignReadySensor(_CampaignSensor):
 
         try:
             campaign = self._hook.get_campaign(self.campaign_id)
-            if any(prerequisite.needs_list for prerequisite in self.prerequisites):
+            needs = needs_of(self.prerequisites)
+            if Source.QUOTA in needs:
+                campaign = replace(campaign, quota=self._hook.get_quota())
+            if Source.LIST in needs:
                 listed = (each for each in self._hook.list_campaigns() if each.campaign_id == self.campaign_id)
                 campaign = campaign.with_listed(next(listed, None))
         except VoiceGenieError as error:

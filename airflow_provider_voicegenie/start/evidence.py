@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus
+from airflow_provider_voicegenie.rules.calling_hours import CallingHours, is_open
 
 #: How far the service's own times may differ from one another: its `Date` has whole seconds.
 _TOLERANCE = timedelta(seconds=2)
@@ -88,3 +89,22 @@ def was_started_in_run(statistics: CampaignStats, run_began: datetime | None) ->
     if statistics.started_at is None or run_began is None:
         return False
     return statistics.started_at >= run_began - _CLOCK_TOLERANCE
+
+
+def has_started_itself(campaign: Campaign, statistics: CampaignStats, calling_hours: Sequence[CallingHours]) -> bool:
+    """
+    Say whether a campaign that runs was started by itself, as one with a daily schedule is, or by somebody else.
+
+    A task starts nothing outside its calling hours. That is concluded only of a campaign that runs: it is not started
+    again in any case.
+
+    :param campaign: The campaign.
+    :param statistics: Its statistics, by which it was started since the DAG run began.
+    :param calling_hours: The task's; empty for any time.
+    """
+    started_at = statistics.started_at
+    if started_at is None or not campaign.status.is_running:
+        return False
+    return not any(
+        is_open(calling_hours, started_at + lag) for lag in (-_CLOCK_TOLERANCE, timedelta(), _CLOCK_TOLERANCE)
+    )

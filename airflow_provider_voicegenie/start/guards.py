@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from airflow_provider_voicegenie.rules.calling_hours import describe, is_open
 from airflow_provider_voicegenie.rules.outcomes import Condition
 
 if TYPE_CHECKING:
@@ -121,8 +122,13 @@ def check_backfill(run: RunFacts, rule: str, parameter: str) -> Finding | None:
     return None
 
 
-def check_campaign(campaign: Campaign) -> Finding | None:
-    """Check the campaign as it was just read."""
+def check_campaign(campaign: Campaign, max_contacts: int | None = None) -> Finding | None:
+    """
+    Check the campaign as it was just read.
+
+    :param campaign: The campaign.
+    :param max_contacts: How many contacts it may have; ``None`` for any number.
+    """
     if campaign.status.is_running:
         return Finding(Condition.CAMPAIGN_ALREADY_RUNNING, "the campaign was already running, so it was not started")
     if campaign.status.has_ended:
@@ -130,14 +136,42 @@ def check_campaign(campaign: Campaign) -> Finding | None:
             Condition.CAMPAIGN_COMPLETED,
             f"the campaign is over ({campaign.status.value}), and a campaign that ended is not started again",
         )
+    count = campaign.total_count
+    if max_contacts is not None and (count is None or count > max_contacts):
+        contacts = "an unknown number of contacts" if count is None else f"{count:,} contacts"
+        return Finding(
+            Condition.TOO_MANY_CONTACTS,
+            f"the campaign has {contacts}, and max_contacts is {max_contacts:,}, so it was not started",
+        )
     return None
 
 
-def check_calling_hours(calling_hours: CallingHours | None, now: datetime) -> Finding | None:
+def check_calling_hours(calling_hours: Sequence[CallingHours], now: datetime) -> Finding | None:
     """Check the time, right before the start."""
-    if calling_hours is None or calling_hours.contains(now):
+    if is_open(calling_hours, now):
         return None
     return Finding(
         Condition.OUTSIDE_CALLING_HOURS,
-        f"local time is {calling_hours.local_time(now)}, outside the calling hours {calling_hours}",
+        f"local time is {calling_hours[0].local_time(now)}, outside the calling hours {describe(calling_hours)}",
+    )
+
+
+def describe_start(campaign: Campaign, calling_hours: Sequence[CallingHours], now: datetime) -> str:
+    """
+    Say in a few words whom a start would phone.
+
+    :param campaign: The campaign as it was just read.
+    :param calling_hours: When people may be phoned; empty for any time.
+    :param now: The time.
+    """
+    count = campaign.total_count
+    hours = "no calling hours set"
+    if calling_hours:
+        hours = f"{'within' if is_open(calling_hours, now) else 'outside'} the calling hours"
+    return ", ".join(
+        (
+            "an unknown number of contacts" if count is None else f"{count:,} contacts",
+            "script set" if campaign.script_id else "no script",
+            hours,
+        )
     )

@@ -8,17 +8,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, read_time
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, read_time, write_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.metrics import count_start
-from airflow_provider_voicegenie.rules.outcomes import Condition, apply_outcome
+from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, next_opening
+from airflow_provider_voicegenie.rules.outcomes import Condition, Outcome, apply_outcome
 from airflow_provider_voicegenie.start.evidence import (
     TookEffect,
+    has_started_itself,
     took_effect_by_statistics,
     took_effect_by_status,
     was_started_in_run,
@@ -29,10 +31,11 @@ from airflow_provider_voicegenie.start.guards import (
     check_calling_hours,
     check_campaign,
     check_run,
+    describe_start,
 )
 from airflow_provider_voicegenie.start.options import StartOptions
 from airflow_provider_voicegenie.start.record import Start, StartPhase, StartRecord, StartRecords
-from airflow_provider_voicegenie.waiting.killing import KillSwitch, pause_campaign_of_killed_task
+from airflow_provider_voicegenie.waiting.killing import KillSwitch, Stop, pause_campaign_of_killed_task
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,16 @@ _STATISTICS_LAG = timedelta(seconds=32)
 #: Seconds for which a cleared task leaves the triggerer the time to pause the campaign that it followed; Airflow gives
 #: the triggerer no more either.
 _PATIENCE_FOR_PAUSE = 30.0
+
+
+class NotYet(NamedTuple):
+    """
+    The start has to wait.
+
+    :param until: When to check everything anew.
+    """
+
+    until: datetime
 
 
 class StartOnce:
@@ -87,12 +100,15 @@ class StartOnce:
         #: Whether it is surely in effect.
         self._is_confirmed = False
 
-    def start(self) -> Start:
+    def start(self) -> Start | NotYet:
         """
-        Start the campaign, or take over the start of an earlier try.
+        Start the campaign, or take over the start of an earlier try; or say when to try again.
 
         :raises VoiceGenieError: The service refused, or could not be asked.
         """
+        if self._options.check_only:
+            self._kill.check()
+            return self._start()
         return self._take_over() or self._start()
 
     def resume(self, start: Start) -> None:
@@ -101,7 +117,9 @@ class StartOnce:
 
         :param start: The start.
         """
-        self.may_be_in_effect = self._is_confirmed = start.started_by_task
+        self.may_be_in_effect = self._is_confirmed = start.is_paused_on_kill
+        if start.started_by_task and self._is_heard_by_triggerer:
+            self._records.set_phase(StartPhase.STARTED, owes_pause=False)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -123,33 +141,35 @@ class StartOnce:
         if not (self.may_be_in_effect and self._options.pause_on_kill):
             return
         self.may_be_in_effect = False
-        is_stopped = pause_campaign_of_killed_task(
-            self.hook.pause_campaign, self.campaign_id, may_start_late=not self._is_confirmed
+        stop = pause_campaign_of_killed_task(
+            self.hook.pause_campaign,
+            lambda campaign_id: self.hook.get_campaign(campaign_id, max_attempts=1),
+            self.campaign_id,
+            may_start_late=not self._is_confirmed,
         )
         # A start that may still take effect stays on record as sent: the next try looks for it.
-        if is_stopped or self._is_confirmed:
-            self._records.set_phase(phase)
+        if stop is not Stop.FAILED or self._is_confirmed:
+            self._records.set_phase(phase, owes_pause=stop is not Stop.STOPPED)
 
     def recognize_earlier_start(self) -> None:
         """Ask the service whether a killed task's earlier try started the campaign, if Airflow keeps nothing of it."""
         if self.may_be_in_effect or self._records.are_kept or self._records.is_first_try:
             return
         try:
-            if self.hook.get_campaign(self.campaign_id).status.is_running:
+            campaign = self.hook.get_campaign(self.campaign_id)
+            if campaign.status.is_running:
                 statistics = self.hook.get_campaign_stats(self.campaign_id)
-                self.may_be_in_effect = self._is_confirmed = was_started_in_run(statistics, self._run_began())
+                is_ours = was_started_in_run(statistics, self._run_began()) and not has_started_itself(
+                    campaign, statistics, self._options.calling_hours
+                )
+                self.may_be_in_effect = self._is_confirmed = is_ours
         except VoiceGenieError as error:
             log.warning("%s Look in the VoiceGenie dashboard whether it has to be paused.", error)
 
     # A start of this try.
 
-    def _start(self) -> Start:
-        finding = check_run(
-            RunFacts.of(self._context),
-            datetime.now(UTC),
-            start_in_backfill=self._options.start_in_backfill,
-            max_lateness=self._options.max_lateness,
-        )
+    def _start(self) -> Start | NotYet:
+        finding = self._check_run(datetime.now(UTC))
         if finding is not None:
             return self._not_started(finding, CampaignStatus.UNKNOWN)
         with self.reading():
@@ -160,9 +180,14 @@ class StartOnce:
                 self.campaign_id,
                 before.status_text,
             )
-        finding = check_campaign(before) or check_calling_hours(self._options.calling_hours, datetime.now(UTC))
+        finding = check_campaign(before, self._options.max_contacts)
         if finding is not None:
             return self._not_started(finding, before.status)
+        finding = check_calling_hours(self._options.calling_hours, datetime.now(UTC))
+        if finding is not None:
+            return self._not_now(finding, before)
+        if self._options.check_only:
+            return self._would_start(before, "")
         sent_at = self._service_time()
         self._records.add(before, sent_at)
         if (task_instance := self._context.get("ti")) is not None:
@@ -173,8 +198,45 @@ class StartOnce:
         finding = check_calling_hours(self._options.calling_hours, datetime.now(UTC))
         if finding is not None:
             self._records.set_phase(StartPhase.CLOSED)
-            return self._not_started(finding, before.status)
+            return self._not_now(finding, before)
         return self._send(before, sent_at)
+
+    def _check_run(self, now: datetime) -> Finding | None:
+        return check_run(
+            RunFacts.of(self._context),
+            now,
+            start_in_backfill=self._options.start_in_backfill,
+            max_lateness=self._options.max_lateness,
+        )
+
+    def _not_now(self, finding: Finding, before: Campaign) -> Start | NotYet:
+        """Apply the outcome of being outside the calling hours, which may be to wait for them."""
+        hours, rules = self._options.calling_hours, self._options.outcome_rules
+        if rules.outcome(finding.condition) is not Outcome.WAIT:
+            return self._not_started(finding, before.status)
+        opens = next_opening(hours, datetime.now(UTC))
+        if opens is None:
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r}: {finding.message}, and they do not open within {DAYS_AHEAD} days. "
+                "Change calling_hours (days, except_dates)."
+            )
+        if (too_late := self._check_run(opens)) is not None:
+            late = Finding(too_late.condition, f"{finding.message}; when they open, {too_late.message}")
+            return self._not_started(late, before.status)
+        when = f"{hours[0].local_time(opens)} ({write_time(opens)})"
+        if self._options.check_only:
+            return self._would_start(before, f"wait until {when}, and then ")
+        apply_outcome(rules, finding.condition, self.campaign_id, f"{finding.message}; they open on {when}")
+        return NotYet(opens)
+
+    def _would_start(self, before: Campaign, first: str) -> Start:
+        log.info(
+            "Campaign %r: would %sstart it: %s. Nothing was sent, as check_only is set.",
+            self.campaign_id,
+            first,
+            describe_start(before, self._options.calling_hours, datetime.now(UTC)),
+        )
+        return Start(before.status.value)
 
     def _send(self, before: Campaign, sent_at: datetime) -> Start:
         ambiguous: VoiceGenieError
@@ -192,7 +254,7 @@ class StartOnce:
             raise
         else:
             self._is_confirmed = True
-            self._records.set_phase(StartPhase.STARTED, started.started_at)
+            self._records.set_phase(StartPhase.STARTED, started.started_at, owes_pause=self._is_heard_by_triggerer)
             count_start(was_ambiguous=False)
             if not started.status.is_running:
                 log.warning(
@@ -212,16 +274,26 @@ class StartOnce:
     def _on_sending(self) -> None:
         self.may_be_in_effect = True
 
+    @property
+    def _is_heard_by_triggerer(self) -> bool:
+        """Whether a user may end the task while it is deferred; the triggerer that pauses then can record nothing."""
+        options = self._options
+        return options.wait_for_completion and options.deferrable and options.pause_on_kill
+
+    @property
+    def _owes_pause(self) -> bool:
+        """Whether an earlier end of this task left the campaign so that it may go on."""
+        owed = self._records.owed
+        return owed is not None and owed.is_about(self.campaign_id, self.hook.voicegenie_conn_id)
+
     def _has_no_effect(self) -> None:
-        self.may_be_in_effect = False
+        self.may_be_in_effect = self._owes_pause
         self._records.set_phase(StartPhase.CLOSED)
 
     def _campaign_before(self) -> Campaign:
         """Read the campaign; if a user has cleared this task, once the triggerer has paused it."""
         campaign = self.hook.get_campaign(self.campaign_id)
-        options = self._options
-        was_followed = options.wait_for_completion and options.deferrable and options.pause_on_kill
-        if not (was_followed and self._records.was_cleared and campaign.status.is_running):
+        if not (self._is_heard_by_triggerer and self._records.was_cleared and campaign.status.is_running):
             return campaign
         log.info("Campaign %r: this task was cleared while it ran; waiting for its pause.", self.campaign_id)
         deadline = time.monotonic() + _PATIENCE_FOR_PAUSE
@@ -232,7 +304,7 @@ class StartOnce:
 
     def _not_started(self, finding: Finding, status: CampaignStatus) -> Start:
         apply_outcome(self._options.outcome_rules, finding.condition, self.campaign_id, finding.message)
-        return Start(status.value)
+        return Start(status.value, owes_pause=self.may_be_in_effect)
 
     # A start without a response.
 
@@ -250,7 +322,7 @@ class StartOnce:
         log.info("Campaign %r: %s (%s).", self.campaign_id, took_effect.value, seen)
         if took_effect is TookEffect.YES:
             self._is_confirmed = True
-            self._records.set_phase(StartPhase.STARTED, started_at)
+            self._records.set_phase(StartPhase.STARTED, started_at, owes_pause=self._is_heard_by_triggerer)
             count_start(was_ambiguous=True)
             return Start.by_task(looks[-1].status, started_at)
         if took_effect is TookEffect.NO:
@@ -306,14 +378,16 @@ class StartOnce:
     def _take_over(self) -> Start | None:
         """Return the start that an earlier try of this task made, if one did."""
         record = self._records.recall()
+        owed = self._records.owed
+        if (known := record or owed) is not None and self._kill.pulled:
+            # The end of a task is about the campaign that it started, even if its templates give another one by now.
+            self.campaign_id, self.hook = known.campaign_id, VoiceGenieHook(known.voicegenie_conn_id)
         if record is not None:
-            if self._kill.pulled:
-                # The end of a task is about the campaign that it started, even if its templates give another one by
-                # now.
-                self.campaign_id, self.hook = record.campaign_id, VoiceGenieHook(record.voicegenie_conn_id)
             self._refuse_another_campaign(record)
             self.may_be_in_effect = record.phase is not StartPhase.TIMED_OUT
             self._is_confirmed = record.phase is StartPhase.STARTED
+        if self._owes_pause:
+            self.may_be_in_effect = self._is_confirmed = True
         self._kill.check()
         if record is None:
             if self._records.are_kept or self._records.is_first_try:
@@ -335,10 +409,10 @@ class StartOnce:
 
     def _refuse_another_campaign(self, record: StartRecord) -> None:
         """Fail if the start of an earlier try was another campaign's: one task starts one campaign."""
-        earlier = (record.campaign_id, record.voicegenie_conn_id)
         now = (self.campaign_id, self.hook.voicegenie_conn_id)
-        if earlier == now:
+        if record.is_about(*now):
             return
+        earlier = (record.campaign_id, record.voicegenie_conn_id)
         raise AirflowFailException(
             f"Campaign {now[0]!r:.80} (connection {now[1]!r}): an earlier try of this task started campaign "
             f"{earlier[0]!r:.80} (connection {earlier[1]!r}), so this try starts nothing. The templates of the task "
@@ -359,6 +433,20 @@ class StartOnce:
                 self._await_statistics_from_after(now)
                 statistics = self.hook.get_campaign_stats(self.campaign_id)
         if was_started_in_run(statistics, began):
+            started_at = write_time(statistics.started_at)
+            if has_started_itself(campaign, statistics, self._options.calling_hours):
+                log.info(
+                    "Campaign %r: it was started at %s, outside the calling hours, so by no earlier try of this task.",
+                    self.campaign_id,
+                    started_at,
+                )
+                return None
+            log.warning(
+                "Campaign %r: it was started at %s, since this DAG run began, so an earlier try of this task is taken "
+                "to have done that. If it has a daily schedule, it may have started itself.",
+                self.campaign_id,
+                started_at,
+            )
             self.may_be_in_effect = self._is_confirmed = True
             return self._taken_over(statistics.started_at)
         if began is None or (statistics.started_at is None and campaign.status is not CampaignStatus.PAUSED):

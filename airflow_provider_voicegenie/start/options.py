@@ -17,7 +17,9 @@ class StartOptions:
     """The arguments of a ``StartCampaignOperator``, which explains them; durations are in seconds."""
 
     outcome_rules: OutcomeRules
-    calling_hours: CallingHours | None
+    calling_hours: tuple[CallingHours, ...]
+    max_contacts: int | None
+    check_only: bool
     start_in_backfill: bool
     max_lateness: float | None
     wait_for_completion: bool

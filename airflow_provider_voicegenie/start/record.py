@@ -45,12 +45,20 @@ class Start:
     :param started_at: When the service says it started the campaign, ISO 8601.
     :param started_by_task: Whether this task, in this try or an earlier one, started it.
     :param seen: When its counters were last seen, and what they were: ``at``, ``completed``, ``failed``.
+    :param owes_pause: Whether the campaign is to be paused if the task is ended: an earlier end of the task asked for
+        that, and it may have been in vain.
     """
 
     status: str
     started_at: str | None = None
     started_by_task: bool = False
     seen: Mapping[str, Any] | None = None
+    owes_pause: bool = False
+
+    @property
+    def is_paused_on_kill(self) -> bool:
+        """Whether whoever ends the task wants the campaign paused."""
+        return self.started_by_task or self.owes_pause
 
     @classmethod
     def by_task(
@@ -76,6 +84,8 @@ class StartRecord:
     :param sent_at: When it was sent, by the service's clock, ISO 8601.
     :param started_at: When the service says it started the campaign, ISO 8601.
     :param before: The campaign's status, counters and last change as they were before.
+    :param owes_pause: Whether the campaign may go on although the task was ended: it could not be paused, or the task
+        is deferred. Whoever ends the task again wants it paused.
     """
 
     campaign_id: str
@@ -85,6 +95,7 @@ class StartRecord:
     sent_at: str | None
     started_at: str | None
     before: Mapping[str, Any]
+    owes_pause: bool = False
 
     @classmethod
     def of(
@@ -99,9 +110,20 @@ class StartRecord:
         }
         return cls(campaign_id, voicegenie_conn_id, StartPhase.SENT, generation, write_time(sent_at), None, kept)
 
-    def in_phase(self, phase: StartPhase, started_at: datetime | None = None) -> StartRecord:
+    def in_phase(
+        self, phase: StartPhase, started_at: datetime | None = None, owes_pause: bool | None = None
+    ) -> StartRecord:
         """Return the record, one phase on."""
-        return replace(self, phase=phase, started_at=write_time(started_at) or self.started_at)
+        return replace(
+            self,
+            phase=phase,
+            started_at=write_time(started_at) or self.started_at,
+            owes_pause=self.owes_pause if owes_pause is None else owes_pause,
+        )
+
+    def is_about(self, campaign_id: str, voicegenie_conn_id: str) -> bool:
+        """Say whether it is the start of this campaign, by this connection."""
+        return (self.campaign_id, self.voicegenie_conn_id) == (campaign_id, voicegenie_conn_id)
 
     def campaign_before(self) -> Campaign:
         """Return the campaign as it was before the start."""
@@ -147,7 +169,9 @@ class StartRecords:
         self._task_instance = context.get("ti")
         self._generation = generation(context)
         self._record: StartRecord | None = None
-        #: Whether a user cleared the task while the start that it had made was in effect; known after :meth:`recall`.
+        #: The start of an earlier end of this task, whose campaign may go on; known after :meth:`recall`.
+        self.owed: StartRecord | None = None
+        #: Whether a user cleared the task while it was deferred; known after :meth:`recall`.
         self.was_cleared = False
 
     @property
@@ -168,14 +192,14 @@ class StartRecords:
         if self._store is None:
             return None
         record = StartRecord.from_json(self._store.get(_KEY))
+        self._record, self.was_cleared = None, False
+        self.owed = record if record is not None and record.owes_pause else None
         if record is None or record.phase is StartPhase.CLOSED:
-            self._record, self.was_cleared = None, False
-        elif record.generation == self._generation:
-            self._record, self.was_cleared = record, False
-        else:
-            self._record = None
-            is_in_effect = record.phase in (StartPhase.SENT, StartPhase.STARTED)
-            self.was_cleared = is_in_effect and record.campaign_id == self._campaign_id
+            return None
+        if record.generation == self._generation:
+            self._record = record
+        elif record.phase is StartPhase.STARTED and record.owes_pause:
+            self.was_cleared = record.campaign_id == self._campaign_id
         return self._record
 
     def add(self, before: Campaign, sent_at: datetime) -> None:
@@ -186,20 +210,25 @@ class StartRecords:
         :param sent_at: The time by the service's clock.
         :raises Exception: It could not be recorded; the start must not be sent then.
         """
-        self._record = StartRecord.of(before, self._campaign_id, self._voicegenie_conn_id, self._generation, sent_at)
+        record = StartRecord.of(before, self._campaign_id, self._voicegenie_conn_id, self._generation, sent_at)
+        self._record = replace(record, owes_pause=self.owed is not None)
         self._keep()
 
-    def set_phase(self, phase: StartPhase, started_at: datetime | None = None) -> None:
+    def set_phase(
+        self, phase: StartPhase, started_at: datetime | None = None, *, owes_pause: bool | None = None
+    ) -> None:
         """
         Record how far the start has come, if there is one. A failure to record is logged, never raised.
 
         :param phase: How far.
         :param started_at: When the service says it started the campaign.
+        :param owes_pause: Whether the campaign may go on after the task was ended; ``None`` if that has not changed.
         """
         try:
-            record = self._record or self.recall()
+            record = self._record or self.recall() or self.owed
             if record is not None:
-                self._record = record.in_phase(phase, started_at)
+                self._record = record.in_phase(phase, started_at, owes_pause)
+                self.owed = self._record if self._record.owes_pause else None
                 self._keep()
         except Exception:
             # The task instance that a user has cleared is gone, and with it what its start would mean to the next try.

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
@@ -29,7 +30,7 @@ from airflow_provider_voicegenie.rules.outcomes import (
     apply_error,
     apply_outcome,
 )
-from airflow_provider_voicegenie.start.once import StartOnce
+from airflow_provider_voicegenie.start.once import NotYet, StartOnce
 from airflow_provider_voicegenie.start.record import Start, StartPhase
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.deferral import (
@@ -76,6 +77,15 @@ class StartTask:
         """Start the campaign, and wait for it if asked to."""
         return self._guarded(self._execute)
 
+    def execute_after_opening(self) -> dict[str, Any]:
+        """Begin anew, once the calling hours have opened."""
+
+        def begin() -> dict[str, Any]:
+            self._check_execution_time()
+            return self._execute()
+
+        return self._guarded(begin)
+
     def resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
         return self._guarded(lambda: self._resume(event))
@@ -96,17 +106,53 @@ class StartTask:
             self._once.stop_calls(StartPhase.TIMED_OUT if is_out_of_time else StartPhase.CLOSED)
 
     def _execute(self) -> dict[str, Any]:
+        while isinstance(start := self._start(), NotYet):
+            self._wait_until(start.until)
+        self._kill.check()
+        is_followed = start.started_by_task or CampaignStatus(start.status) in _TO_BE_FOLLOWED
+        if self._options.wait_for_completion and is_followed and not self._options.check_only:
+            return self._wait(start)
+        return self._result(start, {})
+
+    def _start(self) -> Start | NotYet:
         try:
-            start = self._once.start()
+            return self._once.start()
         except VoiceGenieError as error:
             # Only "already running" can come back from here: someone else's start came between.
             apply_error(self._options.outcome_rules, error, self._campaign_id)
-            start = Start(CampaignStatus.RUNNING.value)
-        self._kill.check()
-        is_followed = start.started_by_task or CampaignStatus(start.status) in _TO_BE_FOLLOWED
-        if self._options.wait_for_completion and is_followed:
-            return self._wait(start)
-        return self._result(start, {})
+            return Start(CampaignStatus.RUNNING.value, owes_pause=self._once.may_be_in_effect)
+
+    # The wait for the calling hours. Nothing is started yet, so a kill has nothing to pause.
+
+    def _wait_until(self, opening: datetime) -> None:
+        """Wait in this process, or defer; the task's time may be over before."""
+        deadline = execution_deadline(self._context, self._options.execution_timeout)
+        until = opening.timestamp() if deadline is None else min(deadline, opening.timestamp())
+        if self._options.deferrable:
+            from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
+
+            self._kill.check_with_airflow(self._context)
+            raise TaskDeferred(
+                trigger=TimeDeltaTrigger(timedelta(seconds=max(0.0, until - time.time()))),
+                method_name="execute_after_opening",
+                kwargs={
+                    "campaign_id": self._campaign_id,
+                    "voicegenie_conn_id": self._once.hook.voicegenie_conn_id,
+                },
+            )
+        with self._kill.interruptible():
+            while (left := until - time.time()) > 0:
+                time.sleep(left)
+        self._check_execution_time()
+
+    def _check_execution_time(self) -> None:
+        """Airflow 3 does not count the time that a task is deferred."""
+        deadline = execution_deadline(self._context, self._options.execution_timeout)
+        if deadline is not None and time.time() >= deadline:
+            raise AirflowTaskTimeout(
+                f"Campaign {self._campaign_id!r}: execution_timeout was over before the calling hours opened; nothing "
+                "was started."
+            )
 
     # The wait.
 
@@ -149,7 +195,7 @@ class StartTask:
                 execution_deadline=execution_ends,
                 stall_timeout=options.stall_timeout,
                 seen=None if start.seen is None else dict(start.seen),
-                pause_on_kill=options.pause_on_kill and start.started_by_task,
+                pause_on_kill=options.pause_on_kill and start.is_paused_on_kill,
                 start=start.to_json(),
             ),
             method_name="execute_complete",
@@ -211,6 +257,8 @@ class StartTask:
             "started_at": start.started_at,
             "started_by_task": start.started_by_task,
         }
+        if self._options.check_only:
+            result["check_only"] = True
         if self._options.wait_for_completion:
             result |= {"completed_at": None, "statistics": None, **end}
         return result

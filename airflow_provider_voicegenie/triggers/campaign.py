@@ -17,24 +17,28 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_provider_voicegenie.api.endpoints import pause
+from airflow_provider_voicegenie.api.endpoints import campaign, pause
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
-from airflow_provider_voicegenie.api.models import PausedCampaign
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
-from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_readiness, load_prerequisite
+from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_readiness, load_prerequisite, needs_of
 from airflow_provider_voicegenie.triggers.feed import Reading
 from airflow_provider_voicegenie.triggers.subscriptions import subscribe
-from airflow_provider_voicegenie.triggers.threads import in_thread, read_settings
+from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.killing import pause_campaign_of_killed_task, was_deferred_task_ended_by_user
+from airflow_provider_voicegenie.waiting.pausing import PauseWatch
 from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.client import VoiceGenieClient
+    from airflow_provider_voicegenie.api.models import PausedCampaign
 
 #: The pauses under way. An event loop does not keep its tasks alive.
 _PAUSING: set[asyncio.Task[None]] = set()
@@ -130,11 +134,15 @@ class CampaignCompletedTrigger(_CampaignTrigger):
             return
         loop = asyncio.get_running_loop()
 
-        def send_pause(campaign_id: str) -> PausedCampaign:
-            settings = asyncio.run_coroutine_threadsafe(read_settings(self.voicegenie_conn_id), loop).result()
-            return make_client(settings).send(pause(campaign_id))
+        def client() -> VoiceGenieClient:
+            return make_client(asyncio.run_coroutine_threadsafe(read_settings(self.voicegenie_conn_id), loop).result())
 
-        await in_thread(pause_campaign_of_killed_task, send_pause, self.campaign_id)
+        await in_thread(
+            pause_campaign_of_killed_task,
+            lambda campaign_id: client().send(pause(campaign_id)),
+            lambda campaign_id: client().send(campaign(campaign_id), max_attempts=1),
+            self.campaign_id,
+        )
 
     def _watch(self) -> CompletionWatch:
         rules = _rules(TaskKind(self.kind), tuple(self.outcomes.items()))
@@ -153,6 +161,50 @@ class CampaignCompletedTrigger(_CampaignTrigger):
             return end
         finally:
             subscription.close()
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class CampaignPausedTrigger(_CampaignTrigger):
+    """
+    Keeps a campaign paused until the deadline.
+
+    :param campaign_id: Id of the campaign.
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :param outcomes: The author's changes to the outcome rules.
+    :param poll_interval: Seconds between reads of the campaign, at most.
+    :param deadline: Until when, Unix seconds.
+    :param execution_deadline: When the task's ``execution_timeout`` is over, Unix seconds.
+    :param paused: What the task knows of its first pause, handed through to its event.
+    """
+
+    paused: dict[str, Any]
+
+    def _watch(self) -> PauseWatch:
+        return PauseWatch(self.campaign_id, _rules(TaskKind.PAUSE, tuple(self.outcomes.items())), time.time())
+
+    async def _follow(self, watch: PauseWatch) -> End:
+        def on_reading(reading: Reading, in_full: bool, now: float) -> End | bool | None:
+            return watch.observe(reading, now) or (True if watch.must_pause else None)
+
+        subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, on_reading)
+        try:
+            while True:
+                update = await subscription.update()
+                if isinstance(update, End):
+                    return update
+                end = watch.observe_pause(await self._pause(), time.time())
+                if end is not None:
+                    return end
+                subscription.start_afresh()
+        finally:
+            subscription.close()
+
+    async def _pause(self) -> PausedCampaign | VoiceGenieError:
+        try:
+            client = await open_client(await read_settings(self.voicegenie_conn_id))
+            return await in_thread(client.send, pause(self.campaign_id))
+        except VoiceGenieError as error:
+            return error
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -185,7 +237,7 @@ class CampaignReadyTrigger(_CampaignTrigger):
             self.poll_interval,
             _as_it_is,
             needs_single_reads=True,
-            needs_list=any(prerequisite.needs_list for prerequisite in prerequisites),
+            needs=needs_of(prerequisites),
         )
         try:
             while True:

@@ -18,7 +18,7 @@ from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE, campaign, campaign_page
+from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE, campaign, campaign_page, quota
 from airflow_provider_voicegenie.api.errors import (
     ConnectionFailedError,
     ForbiddenError,
@@ -38,6 +38,8 @@ from airflow_provider_voicegenie.triggers.polling import (
     PageRead,
     PolledCampaign,
     PollingPlan,
+    QuotaRead,
+    QuotaReader,
     Subscriber,
 )
 from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
@@ -117,6 +119,10 @@ class CampaignFeed:
         self._plan.remove_list_reader(reader, self._loop.time())
         self._end_if_idle()
 
+    def _set_quota_reader(self, reader: QuotaReader | None) -> None:
+        self._plan.set_quota_reader(reader, self._loop.time())
+        self._wake.set()
+
     def _end_if_idle(self) -> None:
         if self._plan.is_idle:
             _forget(self)
@@ -182,7 +188,7 @@ class CampaignFeed:
             for reader in self._plan.list_readers:
                 reader.fail(error)
 
-    async def _poll(self, request: PageRead | PolledCampaign) -> None:
+    async def _poll(self, request: PageRead | QuotaRead | PolledCampaign) -> None:
         sent_at = self._loop.time()
         client: VoiceGenieClient | None = None
         try:
@@ -200,6 +206,12 @@ class CampaignFeed:
                 asked_at = time.time() - (self._loop.time() - sent_at)
                 self._publish_to_list_readers(ListedPage(request.offset, page, asked_at), sent_at)
                 await self._publish_all(((each.campaign_id, each) for each in page.campaigns), sent_at)
+            elif isinstance(request, QuotaRead):
+                left = await in_thread(client.send, quota(), max_attempts=1)
+                self._failures = 0
+                self._plan.quota_was_read(self._loop.time())
+                if self._plan.quota_reader is not None:
+                    self._plan.quota_reader.publish(left)
             else:
                 found = await in_thread(client.send, campaign(request.campaign_id), max_attempts=1)
                 self._failures = 0
@@ -210,7 +222,7 @@ class CampaignFeed:
 
     async def _failed(
         self,
-        request: PageRead | PolledCampaign,
+        request: PageRead | QuotaRead | PolledCampaign,
         error: VoiceGenieError,
         sent_at: float,
         client: VoiceGenieClient | None,
@@ -224,6 +236,11 @@ class CampaignFeed:
                 self._plan.poll_now(request, now)
             else:
                 self._publish(request, error, sent_at, in_full=True)
+            return
+        if isinstance(request, QuotaRead):
+            self._plan.quota_failed(now, retry_after=None if mended else error.retry_after)
+            if not mended and self._plan.quota_reader is not None:
+                self._plan.quota_reader.publish(error)
             return
         is_about_all = isinstance(error, UnauthorizedError | InvalidConnectionError)
         if mended or error.temporary or is_about_all:

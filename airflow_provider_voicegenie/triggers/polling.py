@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
-from airflow_provider_voicegenie.api.models import Campaign, CampaignPage
+from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, Quota
 from airflow_provider_voicegenie.api.retries import poll_delay
 
 #: A round takes between these parts of the interval, so that reads of several triggerers do not stay in step.
@@ -81,6 +81,17 @@ class ListReader(Protocol):
         """End its reading with an error."""
 
 
+class QuotaReader(Protocol):
+    """Who wants to know what the account may still use."""
+
+    @property
+    def interval(self) -> float:
+        """Seconds between reads, at most."""
+
+    def publish(self, reading: Quota | VoiceGenieError) -> None:
+        """Show it the quota, or why it could not be read."""
+
+
 class ListedPage(NamedTuple):
     """
     A page of the list.
@@ -137,12 +148,20 @@ class PageRead(NamedTuple):
     offset: int
 
 
+class QuotaRead(NamedTuple):
+    """Read the account's quota."""
+
+
 class PollingPlan:
     """The campaigns that are polled for, and which requests are to be sent for them."""
 
     def __init__(self) -> None:
         self.campaigns: dict[str, PolledCampaign] = {}
         self.list_readers: tuple[ListReader, ...] = ()
+        self.quota_reader: QuotaReader | None = None
+        # When the quota is to be read; infinity while nobody asks for it, or it is being read.
+        self._quota_due = math.inf
+        self._quota_failures = 0
         self._singles: list[tuple[float, int, PolledCampaign]] = []
         self._sequence = 0
         # How many campaigns the list may cover, by interval.
@@ -207,6 +226,17 @@ class PollingPlan:
         self.list_readers = tuple(each for each in self.list_readers if each is not reader)
         self._choose(now)
 
+    def set_quota_reader(self, reader: QuotaReader | None, now: float) -> None:
+        """
+        Read the account's quota for somebody, or for nobody any more.
+
+        :param reader: Who wants to know.
+        :param now: Seconds of a monotonic clock.
+        """
+        self.quota_reader = reader
+        self._quota_failures = 0
+        self._quota_due = math.inf if reader is None else now
+
     @property
     def is_idle(self) -> bool:
         """Whether nobody wants to know anything."""
@@ -225,11 +255,14 @@ class PollingPlan:
         page = math.inf
         if self._reads_list and not self._page_reading and self._page_due is not None:
             page = self._page_due
-        return min(single, page)
+        return min(single, page, self._quota_due)
 
-    def take(self) -> PageRead | PolledCampaign:
+    def take(self) -> PageRead | QuotaRead | PolledCampaign:
         """Return the request that :meth:`due_at` is about; it counts as under way until its result is reported."""
         due = self.due_at()
+        if self._quota_due <= due:
+            self._quota_due = math.inf
+            return QuotaRead()
         if self._singles and self._singles[0][0] <= due:
             _, _, polled = heapq.heappop(self._singles)
             polled._due = None
@@ -302,6 +335,29 @@ class PollingPlan:
         # Its readers have nothing else, so it is tried again for them.
         self._page_due = self._list_blocked_until
         self._choose(now)
+
+    def quota_was_read(self, now: float) -> None:
+        """Take note that the quota was read."""
+        self._quota_failures = 0
+        self._read_quota_again(now, None)
+
+    def quota_failed(self, now: float, *, retry_after: float | None) -> None:
+        """
+        Take note that the quota could not be read.
+
+        :param now: The time.
+        :param retry_after: Seconds the service asked to wait.
+        """
+        self._quota_failures += 1
+        self._read_quota_again(now, retry_after)
+
+    def _read_quota_again(self, now: float, retry_after: float | None) -> None:
+        if self.quota_reader is None:
+            return
+        delay = poll_delay(self.quota_reader.interval, self._quota_failures, retry_after)
+        if not self._quota_failures:
+            delay *= random.uniform(_SHORTEST_ROUND, _LONGEST_ROUND)  # noqa: S311
+        self._quota_due = now + delay
 
     def campaign_was_read(self, polled: PolledCampaign, now: float) -> None:
         """Take note of a campaign that was read by itself."""

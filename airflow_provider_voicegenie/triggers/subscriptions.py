@@ -8,10 +8,12 @@ import contextvars
 import math
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
-from airflow_provider_voicegenie.api.models import Campaign
+from airflow_provider_voicegenie.api.models import Campaign, Quota
+from airflow_provider_voicegenie.rules.prerequisites import Source
 from airflow_provider_voicegenie.triggers.feed import CampaignFeed, Reading, feed_of
 from airflow_provider_voicegenie.triggers.polling import ListedPage, PolledCampaign
 
@@ -27,7 +29,7 @@ class Subscription:
     :param campaign_id: The campaign.
     :param interval: Seconds between reads, at most.
     :param needs_single_reads: Whether what the list has is not enough.
-    :param needs_list: Whether what only the list has is needed too.
+    :param needs: What is read besides.
     :param on_reading: Called with each reading; what it returns, unless it is ``None``, is an update.
     """
 
@@ -38,9 +40,11 @@ class Subscription:
         "_feed",
         "_listed",
         "_on_reading",
+        "_quota",
         "_update",
         "_waiter",
         "campaign_id",
+        "held_back",
         "interval",
         "joined_at",
         "needs_single_reads",
@@ -54,7 +58,7 @@ class Subscription:
         on_reading: OnReading,
         *,
         needs_single_reads: bool,
-        needs_list: bool,
+        needs: Collection[Source],
     ) -> None:
         now = asyncio.get_running_loop().time()
         self.campaign_id = campaign_id
@@ -64,12 +68,17 @@ class Subscription:
         self._on_reading = on_reading
         self._context = contextvars.copy_context()
         self._feed = feed
+        #: What was read before the quota was known.
+        self.held_back: Campaign | None = None
         self._update: object = None
         self._failure: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._listed = _ListedCampaigns.of(feed) if needs_list else None
+        self._listed = _ListedCampaigns.of(feed) if Source.LIST in needs else None
         if self._listed is not None:
             self._listed.add(self)
+        self._quota = _SharedQuota.of(feed) if Source.QUOTA in needs else None
+        if self._quota is not None:
+            self._quota.add(self)
         self._campaign: PolledCampaign = feed._join(campaign_id, self, now)
 
     async def update(self) -> Any:
@@ -93,10 +102,18 @@ class Subscription:
         """Have the campaign read by itself at once."""
         self._feed._poll_now(self._campaign)
 
+    def start_afresh(self) -> None:
+        """Leave out what was asked for until now, and have the campaign read by itself at once."""
+        self._update = None
+        self.joined_at = asyncio.get_running_loop().time()
+        self.poll_now()
+
     def close(self) -> None:
         """Leave the feed."""
         if self._listed is not None:
             self._listed.remove(self)
+        if self._quota is not None:
+            self._quota.remove(self)
         self._feed._leave(self._campaign, self)
 
     def publish(self, reading: Reading, in_full: bool, now: float) -> None:
@@ -105,6 +122,11 @@ class Subscription:
             return
         if self._listed is not None and isinstance(reading, Campaign):
             reading = reading.with_listed(self._listed.found.get(reading.campaign_id))
+        if self._quota is not None and isinstance(reading, Campaign):
+            if self._quota.left is None:
+                self.held_back = reading
+                return
+            reading = replace(reading, quota=self._quota.left)
         try:
             self._update = self._context.run(self._on_reading, reading, in_full, now)
         except Exception as error:  # noqa: BLE001  one subscriber's error is its own
@@ -180,6 +202,56 @@ class _ListedCampaigns:
 
     def fail(self, error: BaseException) -> None:
         """Do nothing: each wait is told by itself."""
+
+
+class _SharedQuota:
+    """
+    What the account may still use: one read for all waits that need it.
+
+    :param feed: The feed.
+    """
+
+    _by_feed: ClassVar[dict[CampaignFeed, _SharedQuota]] = {}
+
+    def __init__(self, feed: CampaignFeed) -> None:
+        self.interval = math.inf
+        self._feed = feed
+        self._waits: set[Subscription] = set()
+        #: As it was last read.
+        self.left: Quota | None = None
+
+    @classmethod
+    def of(cls, feed: CampaignFeed) -> _SharedQuota:
+        """Return that of a feed; a new one if there is none."""
+        if feed not in cls._by_feed:
+            cls._by_feed[feed] = cls(feed)
+        return cls._by_feed[feed]
+
+    def add(self, wait: Subscription) -> None:
+        """Read the quota for one more wait."""
+        self._waits.add(wait)
+        if wait.interval < self.interval:
+            self.interval = wait.interval
+            self._feed._set_quota_reader(self)
+
+    def remove(self, wait: Subscription) -> None:
+        """Stop reading the quota for a wait."""
+        self._waits.discard(wait)
+        if not self._waits:
+            del self._by_feed[self._feed]
+            self._feed._set_quota_reader(None)
+
+    def publish(self, reading: Quota | VoiceGenieError) -> None:
+        """Take note of the quota, with which each campaign is shown when it is read. What does not pass is an error."""
+        if isinstance(reading, Quota):
+            self.left = reading
+            for wait in list(self._waits):
+                held_back, wait.held_back = wait.held_back, None
+                if held_back is not None:
+                    wait.publish(held_back, True, time.time())
+        elif not reading.temporary:
+            for wait in list(self._waits):
+                wait.publish(reading, True, time.time())
 
 
 class CampaignReading(NamedTuple):
@@ -285,7 +357,7 @@ def subscribe(
     on_reading: OnReading,
     *,
     needs_single_reads: bool = False,
-    needs_list: bool = False,
+    needs: Collection[Source] = (),
 ) -> Subscription:
     """
     Join the feed of a connection in the running event loop, which begins with its first subscriber.
@@ -296,9 +368,7 @@ def subscribe(
     :param on_reading: Called with each reading, in the caller's context; what it returns, unless it is ``None``, is an
         update.
     :param needs_single_reads: Whether what the list has is not enough.
-    :param needs_list: Whether what only the list has is needed too.
+    :param needs: What is read besides.
     """
     feed = feed_of(voicegenie_conn_id)
-    return Subscription(
-        feed, campaign_id, interval, on_reading, needs_single_reads=needs_single_reads, needs_list=needs_list
-    )
+    return Subscription(feed, campaign_id, interval, on_reading, needs_single_reads=needs_single_reads, needs=needs)

@@ -16,7 +16,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
+
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
 
 #: Airflow's own word for a task instance that is no longer part of a run; here also for one that was deleted.
 _REMOVED = "removed"
@@ -27,6 +30,12 @@ _ENDED_BY_USER = frozenset({"success", "failed", "skipped", "upstream_failed", _
 
 #: Seconds before each further attempt to pause. Airflow ends a killed task by force a few seconds later.
 _PAUSE_DELAYS = (0.5, 1.0, 2.0)
+
+#: What is said wherever a pause met a campaign that was paused already: the service takes no pause then.
+MAY_GO_ON = (
+    "If it has a daily schedule, it goes on by itself at its next start time. To prevent that, end its schedule or "
+    "stop it in the VoiceGenie dashboard, or keep it paused with PauseCampaignOperator(keep_paused_for=...)."
+)
 
 log = logging.getLogger(__name__)
 
@@ -149,15 +158,31 @@ def was_deferred_task_ended_by_user(task_instance: Any) -> bool:
         return True
 
 
+class Stop(Enum):
+    """What came of the pause that follows a kill."""
+
+    #: No call begins any more.
+    STOPPED = "stopped"
+    #: It was paused before, so the service took no pause: a daily schedule may start it again.
+    PAUSED_ALREADY = "paused already"
+    #: It may go on calling.
+    FAILED = "failed"
+
+
 def pause_campaign_of_killed_task(
-    pause: Callable[[str], object], campaign_id: str, *, may_start_late: bool = False
-) -> bool:
+    pause: Callable[[str], object],
+    look: Callable[[str], Campaign],
+    campaign_id: str,
+    *,
+    may_start_late: bool = False,
+) -> Stop:
     """
-    Pause the campaign of a task that was killed, and say whether its calls are stopped for sure.
+    Pause the campaign of a task that was killed, and say whether its calls are stopped.
 
     A pause whose response was lost is sent again: the second one is refused if the first took effect.
 
     :param pause: Sends one pause.
+    :param look: Reads the campaign once.
     :param campaign_id: The campaign.
     :param may_start_late: Whether a start without a response may still take effect, so that a campaign that is not
         running is looked at again.
@@ -166,10 +191,16 @@ def pause_campaign_of_killed_task(
 
     from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
 
+    was_lost = False
+
     def may_help(error: BaseException) -> bool:
+        nonlocal was_lost
         if isinstance(error, CampaignNotRunningError):
             return may_start_late
-        return isinstance(error, VoiceGenieError) and (error.temporary or error.may_have_taken_effect)
+        if not isinstance(error, VoiceGenieError):
+            return False
+        was_lost = was_lost or error.may_have_taken_effect
+        return error.temporary or error.may_have_taken_effect
 
     def warn(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -187,16 +218,21 @@ def pause_campaign_of_killed_task(
         reraise=True,
     )
     try:
-        retrying(pause, campaign_id)
-    except CampaignNotRunningError:
-        if may_start_late:
-            log.warning(
-                "Campaign %r: the task was killed while it started the campaign. The campaign is not running now; if "
-                "the start takes effect late, pause it in the VoiceGenie dashboard.",
-                campaign_id,
-            )
-            return False
-        log.info("Campaign %r: the task was killed; the campaign is not running, so it needs no pause.", campaign_id)
+        try:
+            retrying(pause, campaign_id)
+        except CampaignNotRunningError:
+            if may_start_late:
+                log.warning(
+                    "Campaign %r: the task was killed while it started the campaign. The campaign is not running now; "
+                    "if the start takes effect late, pause it in the VoiceGenie dashboard.",
+                    campaign_id,
+                )
+                return Stop.FAILED
+            campaign = None if was_lost else _look(look, campaign_id)
+            if campaign is None or not campaign.status.is_running:
+                return _not_running(campaign, campaign_id, was_lost=was_lost)
+            # It began to run just now.
+            pause(campaign_id)
     except VoiceGenieError as error:
         log.error(
             "Campaign %r: the task was killed, and the campaign could not be paused: %s IT MAY GO ON CALLING: pause it "
@@ -204,7 +240,37 @@ def pause_campaign_of_killed_task(
             campaign_id,
             error,
         )
-        return False
+        return Stop.FAILED
     else:
         log.warning("Campaign %r: the task was killed, so the campaign was paused.", campaign_id)
-    return True
+    return Stop.STOPPED
+
+
+def _look(look: Callable[[str], Campaign], campaign_id: str) -> Campaign | None:
+    from airflow_provider_voicegenie.api.errors import VoiceGenieError
+
+    try:
+        return look(campaign_id)
+    except VoiceGenieError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _not_running(campaign: Campaign | None, campaign_id: str, *, was_lost: bool) -> Stop:
+    """Distinguish a campaign that was paused already, which may go on by itself, from one that needs no pause."""
+    if was_lost:
+        log.warning("Campaign %r: the task was killed, and the campaign is not running any more.", campaign_id)
+        return Stop.STOPPED
+    if campaign is None:
+        log.warning(
+            "Campaign %r: the task was killed. The service says that the campaign is not running, so it may have been "
+            "paused already. %s",
+            campaign_id,
+            MAY_GO_ON,
+        )
+        return Stop.PAUSED_ALREADY
+    if campaign.status is CampaignStatus.PAUSED:
+        log.warning("Campaign %r: the task was killed, and the campaign was paused already. %s", campaign_id, MAY_GO_ON)
+        return Stop.PAUSED_ALREADY
+    log.info("Campaign %r: the task was killed; the campaign is not running, so it needs no pause.", campaign_id)
+    return Stop.STOPPED

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wait for completion in a worker, and the final statistics, which a worker reads after every wait."""
+"""The waits of operators in a worker, and the final statistics, which a worker reads after every wait."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
+from airflow_provider_voicegenie.waiting.pausing import PauseWatch
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
 
@@ -47,6 +49,44 @@ def wait_for_completion(
             return end
         delay = poll_delay(poll_interval, failures, retry_after)
         time.sleep(delay if deadline is None else max(0.0, min(delay, deadline - time.time())))
+
+
+def keep_paused(
+    hook: VoiceGenieHook,
+    watch: PauseWatch,
+    campaign_id: str,
+    *,
+    poll_interval: float,
+    deadline: float,
+    before_pause: Callable[[], None],
+) -> End:
+    """
+    Keep a campaign paused from this process.
+
+    :param hook: The service.
+    :param watch: The rules for it.
+    :param campaign_id: The campaign.
+    :param poll_interval: Seconds between two reads.
+    :param deadline: Until when, Unix seconds.
+    :param before_pause: Called before each request that changes something; raises what ends the task.
+    """
+    failures = 0
+    while (left := deadline - time.time()) > 0:
+        retry_after = None
+        try:
+            end = watch.observe(hook.get_campaign(campaign_id, max_attempts=1), time.time())
+            if watch.must_pause:
+                before_pause()
+                end = watch.observe_pause(hook.pause_campaign(campaign_id), time.time())
+            failures = 0
+        except VoiceGenieError as error:
+            end = watch.observe_pause(error, time.time()) if watch.must_pause else watch.observe(error, time.time())
+            retry_after = error.retry_after
+            failures += 1
+        if end is not None:
+            return end
+        time.sleep(min(poll_delay(poll_interval, failures, retry_after), left))
+    return watch.time_is_up(time.time(), EndReason.TIMEOUT)
 
 
 def read_final_statistics(hook: VoiceGenieHook, final: FinalStatistics, campaign_id: str) -> End:

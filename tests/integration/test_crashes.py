@@ -45,9 +45,9 @@ class Stopping(StartCampaignOperator):
             add(records, *arguments)
             stop("after_record", campaign_id)
 
-        def slow_set_phase(records, *arguments):
+        def slow_set_phase(records, *arguments, **more):
             stop("after_response", campaign_id)
-            set_phase(records, *arguments)
+            set_phase(records, *arguments, **more)
             stop("after_phase", campaign_id)
 
         StartRecords.add, StartRecords.set_phase = slow_add, slow_set_phase

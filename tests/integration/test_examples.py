@@ -54,6 +54,8 @@ RUNS = [
     ),
     ("taskflow", {"segment": "followed"}, {"find_campaign": "success", "call": "success", "report": "success"}),
     ("calling_hours", {"campaign_id": "hours"}, {"ready": "success", "start": "success"}),
+    # Nothing more, as it waits on a holiday.
+    ("office_hours", {"campaign_id": "ready"}, {"start": "success"}),
     (
         "branch_on_skip",
         {"campaign_id": "branch"},

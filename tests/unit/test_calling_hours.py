@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from datetime import UTC, datetime, time, timedelta
+import json
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_voicegenie.rules.calling_hours import CallingHours
-from airflow_provider_voicegenie.rules.prerequisites import Verdict
+from airflow_provider_voicegenie.rules.calling_hours import CallingHours, is_open, next_opening, with_one_open
+from airflow_provider_voicegenie.rules.prerequisites import Verdict, load_prerequisite
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -132,3 +133,166 @@ def test_it_can_be_made_again_from_what_it_serialises_to():
     assert path == "airflow_provider_voicegenie.rules.calling_hours.CallingHours"
     assert CallingHours(**arguments) == window
     assert arguments["days"] == ["monday", "friday"]
+
+
+WEEK = ["mon", "tue", "wed", "thu", "fri"]
+OFFICE = [
+    CallingHours("09:00", "12:00", "Europe/Berlin", WEEK),
+    CallingHours("12:00", "13:00", "Europe/Berlin", ["friday"]),
+    CallingHours("14:00", "18:00", "Europe/Berlin", ["mon", "tue", "wed", "thu"], except_dates=["2026-12-24"]),
+]
+
+
+def is_new_year(day):
+    return (day.month, day.day) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected"),
+    [
+        ("2026-11-23 09:00:00", True),
+        ("2026-11-23 13:00:00", False),
+        ("2026-11-23 14:00:00", True),
+        # Windows that touch leave no gap: 27 November 2026 is a Friday.
+        ("2026-11-27 11:59:59.999999", True),
+        ("2026-11-27 12:00:00", True),
+        ("2026-11-27 13:00:00", False),
+        ("2026-11-27 14:30:00", False),
+        ("2026-12-24 10:00:00", True),
+        ("2026-12-24 15:00:00", False),
+        ("2026-11-28 10:00:00", False),
+    ],
+)
+def test_of_several_windows_one_has_to_be_open(moment, expected):
+    assert is_open(OFFICE, at(moment)) is expected
+    (combined,) = with_one_open(OFFICE)
+    assert (combined.check(None, at(moment)).verdict is Verdict.MET) is expected
+    assert is_open([], at(moment))
+
+
+NIGHT = CallingHours("22:00", "02:00", "Europe/Berlin", except_dates=[date(2026, 12, 25)])
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected"),
+    [
+        ("2026-12-24 23:59:59", True),
+        # It closes when the date begins, and does not open on it.
+        ("2026-12-25 00:00:00", False),
+        ("2026-12-25 23:00:00", False),
+        ("2026-12-26 01:00:00", False),
+        ("2026-12-26 22:00:00", True),
+    ],
+)
+def test_a_window_over_midnight_and_a_date_without_calls(moment, expected):
+    assert NIGHT.contains(at(moment)) is expected
+
+
+@pytest.mark.parametrize("dates", [is_new_year, f"{__name__}.is_new_year", ["2027-01-01"], [date(2027, 1, 1)], "list"])
+def test_dates_without_calls_in_every_form(dates):
+    if dates == "list":
+        dates = (text for text in ["2027-01-01", "2027-01-01"])
+    hours = CallingHours("09:00", "17:00", "Europe/Berlin", except_dates=dates)
+    assert not hours.contains(at("2027-01-01 10:00:00"))
+    assert hours.contains(at("2027-01-02 10:00:00"))
+    path, arguments = hours.serialize()
+    again = load_prerequisite(path, json.loads(json.dumps(arguments)))
+    assert again == hours
+    assert not again.contains(at("2027-01-01 10:00:00"))
+    assert str(hours).endswith("except on some dates")
+
+
+class Fickle(dict):
+    """What a calendar of the holidays package is: empty until it is asked."""
+
+
+@pytest.mark.parametrize(
+    ("dates", "words"),
+    [
+        (Fickle(), "Fickle is a mapping, which may fill itself only when it is asked"),
+        (lambda day: False, "is no function at the top level of a module"),
+        ("nowhere.is_holiday", "is the path of nothing that can be imported here"),
+        ("2026-12-25", "is the path of nothing that can be imported here. For dates, give a list such as"),
+        (["25.12.2026"], "'25.12.2026' is no date, such as"),
+        ([datetime(2026, 12, 25, 9)], "is a time, and a date is needed"),
+        (25, "must be a list of dates such as"),
+        ([25], "25 is no date"),
+    ],
+)
+def test_wrong_dates_are_refused(dates, words):
+    with pytest.raises(ValueError, match=f"CallingHours: except_dates.*{words}"):
+        CallingHours("09:00", "17:00", "Europe/Berlin", except_dates=dates)
+
+
+def breaks(day):
+    raise KeyError("no calendar of this year")
+
+
+def test_a_function_that_fails_is_named_with_the_date():
+    hours = CallingHours("09:00", "17:00", "Europe/Berlin", except_dates=breaks)
+    with pytest.raises(ValueError, match=r"except_dates: .*breaks\(2026-11-23\) failed with KeyError: 'no calendar of"):
+        hours.contains(at("2026-11-23 10:00:00"))
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"),
+    [
+        ("2026-11-23 10:00:00", "2026-11-23 10:00:00"),
+        ("2026-11-23 12:30:00", "2026-11-23 14:00:00"),
+        ("2026-11-27 12:30:00", "2026-11-27 12:30:00"),
+        ("2026-11-27 13:00:00", "2026-11-30 09:00:00"),
+        ("2026-12-24 12:00:00", "2026-12-25 09:00:00"),
+    ],
+)
+def test_the_next_opening_of_several_windows(since, expected):
+    assert next_opening(OFFICE, at(since)) == at(expected)
+
+
+def test_without_an_opening_in_two_weeks_there_is_none():
+    begin = date(2026, 12, 1)
+    closed = CallingHours(
+        "09:00", "17:00", "UTC", except_dates=[begin + timedelta(days=number) for number in range(15)]
+    )
+    assert next_opening([closed], datetime(2026, 12, 1, 8, tzinfo=UTC)) is None
+    assert next_opening([closed], datetime(2026, 12, 2, 9, tzinfo=UTC)) == datetime(2026, 12, 16, 9, tzinfo=UTC)
+    assert next_opening([closed], datetime(2026, 12, 2, 8, 59, tzinfo=UTC)) is None
+
+
+@pytest.mark.parametrize(
+    ("hours", "since", "expected"),
+    [
+        # 29 March 2026: 01:59:59 is followed by 03:00:00.
+        (("02:30", "03:30"), datetime(2026, 3, 29, 0, 0, tzinfo=UTC), datetime(2026, 3, 29, 1, 0, tzinfo=UTC)),
+        (("02:15", "02:45"), datetime(2026, 3, 29, 0, 0, tzinfo=UTC), datetime(2026, 3, 30, 0, 15, tzinfo=UTC)),
+        # 25 October 2026: 02:59:59 is followed by 02:00:00.
+        (("02:30", "02:45"), datetime(2026, 10, 25, 0, 0, tzinfo=UTC), datetime(2026, 10, 25, 0, 30, tzinfo=UTC)),
+        (("02:30", "02:45"), datetime(2026, 10, 25, 0, 45, tzinfo=UTC), datetime(2026, 10, 25, 1, 30, tzinfo=UTC)),
+        (("01:00", "02:30"), datetime(2026, 10, 25, 0, 30, tzinfo=UTC), datetime(2026, 10, 25, 1, 0, tzinfo=UTC)),
+    ],
+)
+def test_the_next_opening_when_clocks_are_changed(hours, since, expected):
+    assert next_opening([CallingHours(*hours, "Europe/Berlin")], since) == expected
+
+
+@given(
+    windows=st.lists(
+        st.tuples(st.integers(0, 287), st.integers(0, 287), st.sets(st.sampled_from(WEEK), min_size=1)),
+        min_size=1,
+        max_size=3,
+    ),
+    zone=st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu"]),
+    since=st.datetimes(datetime(2026, 3, 1), datetime(2026, 4, 10)),
+)
+def test_the_next_opening_is_the_first_open_moment(windows, zone, since):
+    """Found by looking at every fifth minute, on which these windows begin and end."""
+
+    def clock(number):
+        return time(number // 12, number % 12 * 5)
+
+    hours = [CallingHours(clock(a), clock(b), zone, days) for a, b, days in windows if a != b]
+    since = since.replace(minute=since.minute // 5 * 5, second=0, microsecond=0, tzinfo=UTC)
+    found = next_opening(hours, since) if hours else since
+    moment = since
+    while not is_open(hours, moment):
+        moment += timedelta(minutes=5)
+    assert found == moment

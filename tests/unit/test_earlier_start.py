@@ -27,13 +27,13 @@ def test_a_record_of_a_start_keeps_what_is_known():
 
 
 @pytest.mark.parametrize(
-    ("phase", "campaign_id", "generation", "found", "cleared"),
+    ("phase", "campaign_id", "generation", "found", "cleared_while_deferred"),
     [
         (StartPhase.SENT, "c", 3, True, False),
         (StartPhase.STARTED, "c", 3, True, False),
         (StartPhase.TIMED_OUT, "c", 3, True, False),
         (StartPhase.CLOSED, "c", 3, False, False),
-        (StartPhase.SENT, "c", 4, False, True),
+        (StartPhase.SENT, "c", 4, False, False),
         (StartPhase.STARTED, "c", 4, False, True),
         (StartPhase.TIMED_OUT, "c", 4, False, False),
         (StartPhase.CLOSED, "c", 4, False, False),
@@ -42,12 +42,15 @@ def test_a_record_of_a_start_keeps_what_is_known():
         (StartPhase.STARTED, "d", 4, False, False),
     ],
 )
-def test_which_record_counts_for_a_try(phase, campaign_id, generation, found, cleared):
+def test_which_record_counts_for_a_try(phase, campaign_id, generation, found, cleared_while_deferred):
     before = Campaign("c", CampaignStatus.PAUSED, "paused")
-    record = StartRecord.of(before, "c", "vg", 3, NOW).in_phase(phase)
-    records = StartRecords(context(Store(voicegenie_start=record.to_json()), max_tries=generation), campaign_id, "vg")
-    assert records.recall() == (record if found else None)
-    assert records.was_cleared is cleared
+    for owes_pause in (False, True):
+        record = StartRecord.of(before, "c", "vg", 3, NOW).in_phase(phase, owes_pause=owes_pause)
+        run = context(Store(voicegenie_start=record.to_json()), max_tries=generation)
+        records = StartRecords(run, campaign_id, "vg")
+        assert records.recall() == (record if found else None)
+        assert records.was_cleared is (cleared_while_deferred and owes_pause)
+        assert records.owed == (record if owes_pause else None)
 
 
 @pytest.mark.parametrize("data", [None, {}, [], "x", {"campaign_id": "c"}, {"phase": "sent"}])

@@ -167,7 +167,7 @@ def test_each_poll_in_a_worker_is_one_attempt(sandbox, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=4, timeout=20))
     run = context()
 
-    def fail_from_now_on(*_):
+    def fail_from_now_on(*_, **__):
         sandbox.inject("status", "get", status=503, times=None)
 
     with pytest.MonkeyPatch.context() as patch:

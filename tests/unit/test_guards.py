@@ -134,10 +134,10 @@ def test_the_campaign(status, expected):
 
 
 def test_the_calling_hours():
-    hours = CallingHours("09:00", "12:00", "UTC")
+    hours = [CallingHours("09:00", "12:00", "UTC")]
     assert check_calling_hours(hours, NOW).condition is Condition.OUTSIDE_CALLING_HOURS
     assert check_calling_hours(hours, NOW - timedelta(seconds=1)) is None
-    assert check_calling_hours(None, NOW) is None
+    assert check_calling_hours([], NOW) is None
 
 
 @pytest.mark.parametrize("value", [-1, timedelta(seconds=-1), "10", None, True, float("nan"), float("inf"), [1]])

@@ -10,56 +10,73 @@ import pytest
 from helpers.tasks import TaskInstance
 
 from airflow_provider_voicegenie.api import errors
-from airflow_provider_voicegenie.api.models import CampaignStatus, PausedCampaign
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, PausedCampaign
 from airflow_provider_voicegenie.waiting.killing import (
     KillSwitch,
+    Stop,
     TaskKilled,
     pause_campaign_of_killed_task,
     state_in_airflow,
 )
 
 OK = PausedCampaign("c", CampaignStatus.PAUSED, "paused", None, 0)
+NOT_RUNNING = errors.CampaignNotRunningError("no")
 LOST = errors.RedirectedError("lost", may_have_taken_effect=True)
 BUSY = errors.ConnectionFailedError("busy")
 
 
-@pytest.mark.parametrize(
-    ("results", "level", "words"),
-    [
-        ([OK], logging.WARNING, "so the campaign was paused"),
-        ([errors.CampaignNotRunningError("no")], logging.INFO, "needs no pause"),
-        ([errors.RedirectedError("no")], logging.ERROR, "IT MAY GO ON CALLING"),
-        ([errors.UnauthorizedError("no")], logging.ERROR, "IT MAY GO ON CALLING"),
-        # What may pass, or may have taken effect, is tried again: a second pause does no harm.
-        ([BUSY, LOST, OK], logging.WARNING, "so the campaign was paused"),
-        ([LOST, errors.CampaignNotRunningError("no")], logging.INFO, "needs no pause"),
-        ([BUSY, BUSY, BUSY, BUSY], logging.ERROR, "could not be paused: busy IT MAY GO ON CALLING"),
-    ],
-)
-def test_the_pause_of_a_killed_task(monkeypatch, caplog, results, level, words):
-    waits = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    caplog.set_level("INFO", "airflow_provider_voicegenie")
-    pending = list(results)
+def one_by_one(results):
+    """Return what returns or raises one result after the other."""
 
-    def pause(campaign_id):
+    def act(campaign_id):
         assert campaign_id == "c"
-        result = pending.pop(0)
+        result = results.pop(0)
         if isinstance(result, Exception):
             raise result
         return result
 
-    pause_campaign_of_killed_task(pause, "c")
+    return act
+
+
+def looks_like(word):
+    return Campaign("c", CampaignStatus.read(word), word)
+
+
+@pytest.mark.parametrize(
+    ("results", "look", "stop", "level", "words"),
+    [
+        ([OK], None, Stop.STOPPED, logging.WARNING, "so the campaign was paused"),
+        ([errors.RedirectedError("no")], None, Stop.FAILED, logging.ERROR, "IT MAY GO ON CALLING"),
+        ([errors.UnauthorizedError("no")], None, Stop.FAILED, logging.ERROR, "IT MAY GO ON CALLING"),
+        # What may pass, or may have taken effect, is tried again: a second pause does no harm.
+        ([BUSY, LOST, OK], None, Stop.STOPPED, logging.WARNING, "so the campaign was paused"),
+        ([LOST, NOT_RUNNING], None, Stop.STOPPED, logging.WARNING, "is not running any more"),
+        ([BUSY, BUSY, BUSY, BUSY], None, Stop.FAILED, logging.ERROR, "could not be paused: busy IT MAY GO ON CALLING"),
+        # What was paused already may go on by itself.
+        ([NOT_RUNNING], looks_like("Paused"), Stop.PAUSED_ALREADY, logging.WARNING, "If it has a daily schedule"),
+        ([NOT_RUNNING], BUSY, Stop.PAUSED_ALREADY, logging.WARNING, "may have been paused already. If it has a daily"),
+        ([NOT_RUNNING], looks_like("completed"), Stop.STOPPED, logging.INFO, "needs no pause"),
+        ([NOT_RUNNING], looks_like("draft"), Stop.STOPPED, logging.INFO, "needs no pause"),
+        # It started itself between the refusal and the look.
+        ([NOT_RUNNING, OK], looks_like("active"), Stop.STOPPED, logging.WARNING, "so the campaign was paused"),
+        ([NOT_RUNNING, BUSY], looks_like("running"), Stop.FAILED, logging.ERROR, "IT MAY GO ON CALLING"),
+    ],
+)
+def test_the_pause_of_a_killed_task(monkeypatch, caplog, results, look, stop, level, words):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    caplog.set_level("INFO", "airflow_provider_voicegenie")
+    pending, looks = list(results), [] if look is None else [look]
+    assert pause_campaign_of_killed_task(one_by_one(pending), one_by_one(looks), "c") is stop
     assert not pending
-    assert waits == [0.5, 1.0, 2.0][: len(results) - 1]
-    *again, last = caplog.records
+    assert not looks
+    last = caplog.records[-1]
     assert last.levelno == level
     assert words in last.getMessage()
-    assert all("Trying again" in record.getMessage() and record.levelno == logging.WARNING for record in again)
-    assert len(again) == len(results) - 1
-
-
-NOT_RUNNING = errors.CampaignNotRunningError("no")
+    again = [record for record in caplog.records if "Trying again" in record.getMessage()]
+    assert all(record.levelno == logging.WARNING for record in again)
+    assert waits == [0.5, 1.0, 2.0][: len(again)]
+    assert len(again) == (len(results) - 1 if look is None else 0)
 
 
 @pytest.mark.parametrize(
@@ -73,20 +90,15 @@ NOT_RUNNING = errors.CampaignNotRunningError("no")
 def test_a_start_that_may_take_effect_late_is_waited_for(monkeypatch, caplog, results, is_stopped):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     pending = list(results)
-
-    def pause(campaign_id):
-        result = pending.pop(0)
-        if isinstance(result, Exception):
-            raise result
-
-    assert pause_campaign_of_killed_task(pause, "c", may_start_late=True) is is_stopped
+    stop = pause_campaign_of_killed_task(one_by_one(pending), one_by_one([]), "c", may_start_late=True)
+    assert stop is (Stop.STOPPED if is_stopped else Stop.FAILED)
     assert not pending
     assert ("if the start takes effect late, pause it" in caplog.text) is not is_stopped
 
 
 def test_what_is_not_of_the_service_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        pause_campaign_of_killed_task(lambda campaign_id: 1 / 0, "c")
+        pause_campaign_of_killed_task(lambda campaign_id: 1 / 0, one_by_one([]), "c")
 
 
 def break_off(kill, *, at_once=False):

@@ -39,11 +39,16 @@ json_values = st.recursive(
         ("In-Progress", CampaignStatus.RUNNING),
         ("not_yet_started", CampaignStatus.NOT_YET_STARTED),
         (" paused ", CampaignStatus.PAUSED),
-        ("In Progress", CampaignStatus.RUNNING),
         ("INPROGRESS", CampaignStatus.RUNNING),
         ("Not Yet Started", CampaignStatus.NOT_YET_STARTED),
         ("notyet-started", CampaignStatus.NOT_YET_STARTED),
         ("com pleted", CampaignStatus.COMPLETED),
+        ("Active", CampaignStatus.RUNNING),
+        ("Pending", CampaignStatus.NOT_YET_STARTED),
+        ("PENDING", CampaignStatus.NOT_YET_STARTED),
+        ("not started yet", CampaignStatus.NOT_YET_STARTED),
+        ("In Progress", CampaignStatus.RUNNING),
+        ("Completed", CampaignStatus.COMPLETED),
         ("archived", CampaignStatus.UNKNOWN),
         ("cancelled", CampaignStatus.UNKNOWN),
         ("", CampaignStatus.UNKNOWN),
@@ -56,7 +61,11 @@ def test_status_words(word, status):
 def test_status_groups_do_not_overlap():
     for status in CampaignStatus:
         assert status.is_running + status.is_startable + status.has_ended <= 1
-    assert {status for status in CampaignStatus if status.is_startable} == {"paused", "scheduled"}
+    assert {status for status in CampaignStatus if status.is_startable} == {
+        "paused",
+        "scheduled",
+        "not-yet-started",
+    }
     assert {status for status in CampaignStatus if status.has_ended} == {"completed", "stopped", "failed"}
 
 
@@ -97,7 +106,7 @@ def test_a_start_does_not_lead_to_these(status):
         StartedCampaign.from_json({"campaign_id": "c", "status": status})
 
 
-@pytest.mark.parametrize("status", ["running", "in_progress", "completed", "queued"])
+@pytest.mark.parametrize("status", ["running", "in_progress", "active", "pending", "completed", "queued"])
 def test_a_start_may_lead_to_these(status):
     assert StartedCampaign.from_json({"campaign_id": "c", "status": status}).status_text == status
 

@@ -215,7 +215,7 @@ def test_calling_hours_that_end_while_airflow_takes_its_time_are_kept(sandbox, m
 
     def check(hours, now):
         checks.append(len(sandbox.sandbox.requests))
-        return original(closed_hours() if len(checks) == 2 else hours, now)
+        return original([closed_hours()] if len(checks) == 2 else hours, now)
 
     monkeypatch.setattr(once, "check_calling_hours", check)
     with pytest.raises(AirflowFailException, match="OUTSIDE_CALLING_HOURS"):
@@ -421,7 +421,6 @@ def test_ready(sandbox, campaign_id):
         ("no-script", None, "no script"),
         ("no-contacts", None, "no contacts"),
         ("draft", None, "status 'draft'"),
-        ("not-yet-started", None, "status 'not-yet-started'"),
         ("ready", [HasContacts(minimum=100)], "20 of 100 contacts"),
         ("no-contacts", [HasContacts(minimum=100)], "no contacts"),
         ("ready", [closed_hours()], "outside the calling hours"),
@@ -512,7 +511,7 @@ class ChecksWrongly(Prerequisite):
 
 @pytest.mark.parametrize("returned", [True, False, None, "met"])
 def test_a_check_that_returns_something_else_is_told_what_to_return(sandbox, returned):
-    with pytest.raises(TypeError, match=r"check\(\) of ChecksWrongly\(returned=.*\) returned .*Return Check.met\(\)"):
+    with pytest.raises(TypeError, match=r"check\(\) of ChecksWrongly\(.*\) returned .*Return Check.met\(\)"):
         poke(prerequisites=[ChecksWrongly(returned)])
 
 

@@ -77,7 +77,7 @@ def test_what_may_count_as_success_or_be_waited_out(kind):
     )
     patient = set(Condition) - {"INVALID_CAMPAIGN_ID", "PREREQUISITE_IMPOSSIBLE", "SUCCESS_RATE_TOO_LOW"}
     waits = {
-        TaskKind.START: {"CAMPAIGN_PAUSED", "CAMPAIGN_STALLED"},
+        TaskKind.START: {"CAMPAIGN_PAUSED", "CAMPAIGN_STALLED", "OUTSIDE_CALLING_HOURS"},
         TaskKind.READY: patient,
         TaskKind.COMPLETED: patient,
     }

@@ -53,6 +53,23 @@ def test_calls_are_made_while_it_runs_and_run_out_when_it_is_paused(clock):
     assert sum(progress.breakdown.values()) == 100
 
 
+def test_a_campaign_with_a_schedule_goes_on_by_itself(clock):
+    campaign = SandboxCampaign(id="c", total_count=10_000, resumes_after=120)
+    store = SandboxStore(speed=60, seeds=lambda: [campaign], clock=clock)
+    assert store.find("c").status == "scheduled"
+    store.start("c")
+    store.pause("c")
+    clock.now = 1.9
+    assert store.find("c").status == "paused"
+    clock.now = 2
+    assert store.find("c").status == "running"
+    assert store.find("c").start_count == 1
+    clock.now = 3
+    store.pause("c")
+    clock.now = 4.9
+    assert store.find("c").status == "paused"
+
+
 def test_speed(clock):
     store = SandboxStore(speed=60, seeds=lambda: [SandboxCampaign(id="c", total_count=60)], clock=clock)
     store.start("c")

@@ -45,9 +45,9 @@ def crashing(patch, at):
         originals[0](records, *arguments)
         crash("after_add")
 
-    def set_phase(records, *arguments):
+    def set_phase(records, *arguments, **more):
         crash("before_set_phase")
-        originals[1](records, *arguments)
+        originals[1](records, *arguments, **more)
         crash("after_set_phase")
 
     with patch.context() as inner:

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Campaigns that pause themselves at night and go on by themselves the next day."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowSkipException, AirflowTaskTimeout, TaskDeferred
+from helpers.tasks import Starting, Store, both_ways, change, context, deferred, in_wait, in_worker, is_waiting
+
+from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+
+MAY_GO_ON = "If it has a daily schedule, it goes on by itself at its next start time"
+TOMORROW = {"outcomes": {"CAMPAIGN_ALREADY_RUNNING": "succeed"}}
+
+
+def end_in_wait(sandbox, operator, run, act):
+    """Let a user end a task that waits in a worker, after the campaign has done something."""
+
+    def end():
+        act()
+        run["ti"].state = "failed"
+        operator.on_kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        in_wait(patch, is_waiting(sandbox, "long"), end)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+
+
+def test_a_pause_of_what_is_paused_already_warns(sandbox, caplog):
+    PauseCampaignOperator(task_id="pause", campaign_id="paused").execute(context())
+    (warning,) = [record for record in caplog.records if MAY_GO_ON in record.getMessage()]
+    assert warning.levelname == "WARNING"
+    assert "keep it paused with PauseCampaignOperator(keep_paused_for=...)" in warning.getMessage()
+    caplog.clear()
+    PauseCampaignOperator(task_id="pause", campaign_id="followed").execute(context())
+    assert MAY_GO_ON not in caplog.text
+
+
+def test_a_kill_at_night_warns_and_the_next_one_does_not_forget(sandbox, caplog):
+    store = Store()
+    operator = Starting()(deferrable=False)
+    end_in_wait(sandbox, operator, context(store), change(sandbox, "long", status="paused"))
+    assert MAY_GO_ON in caplog.text
+    assert (store["voicegenie_start"]["phase"], store["voicegenie_start"]["owes_pause"]) == ("closed", True)
+    # The next day it goes on by itself; the task, which was cleared, does not start it, and is ended again.
+    sandbox.sandbox.store.change("long", status="running")
+    again = Starting(**TOMORROW)(deferrable=False)
+    end_in_wait(sandbox, again, context(store, try_number=2, max_tries=3), lambda: None)
+    assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")
+    assert not store["voicegenie_start"]["owes_pause"]
+    # It is paused now, and somebody else's from now on.
+    sandbox.sandbox.store.change("long", status="running")
+    end_in_wait(
+        sandbox, Starting(**TOMORROW)(deferrable=False), context(store, try_number=3, max_tries=4), lambda: None
+    )
+    assert sandbox.status("long") == "running"
+
+
+def test_a_kill_before_the_next_day_is_looked_at_does_not_forget_either(sandbox):
+    store = Store()
+    end_in_wait(sandbox, Starting()(deferrable=False), context(store), change(sandbox, "long", status="paused"))
+    sandbox.sandbox.store.change("long", status="running")
+    operator = Starting(campaign_id="followed")(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="Campaign 'long'"):
+        operator.execute(context(store, try_number=2, max_tries=3, state="failed"))
+    assert (sandbox.status("long"), sandbox.status("followed")) == ("paused", "running")
+
+
+def test_a_kill_of_a_try_that_only_skips_does_nothing(sandbox):
+    """By default, the task is skipped the next day, and the campaign that started itself goes on."""
+    store = Store()
+    end_in_wait(sandbox, Starting()(deferrable=False), context(store), change(sandbox, "long", status="paused"))
+    sandbox.sandbox.store.change("long", status="running")
+    with pytest.raises(AirflowSkipException):
+        Starting()(deferrable=False).execute(context(store, try_number=2, max_tries=3))
+    assert sandbox.status("long") == "running"
+
+
+def test_an_execution_timeout_at_night_is_remembered(sandbox, caplog):
+    store = Store()
+    make = Starting(execution_timeout=timedelta(seconds=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", timed_out(sandbox))
+        with pytest.raises(AirflowTaskTimeout):
+            make(deferrable=False).execute(context(store))
+    assert MAY_GO_ON in caplog.text
+    assert (store["voicegenie_start"]["phase"], store["voicegenie_start"]["owes_pause"]) == ("timed_out", True)
+    sandbox.sandbox.store.change("long", status="running")
+    operator = make(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context(store, try_number=2, state="failed"))
+    assert sandbox.status("long") == "paused"
+
+
+def timed_out(sandbox):
+    def sleep(seconds):
+        sandbox.sandbox.store.change("long", status="paused")
+        raise AirflowTaskTimeout
+
+    return sleep
+
+
+def test_a_task_that_was_ended_while_deferred_does_not_forget(sandbox):
+    """The triggerer pauses then, which may be in vain; it cannot keep anything of the task."""
+    store = Store()
+    with pytest.raises(TaskDeferred):
+        Starting()(deferrable=True).execute(context(store))
+    # Ended and cleared; the campaign, which was paused already, has gone on since.
+    again = Starting(**TOMORROW)(deferrable=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("airflow_provider_voicegenie.start.once._PATIENCE_FOR_PAUSE", 0.0)
+        with pytest.raises(TaskDeferred) as deferral:
+            again.execute(context(store, try_number=2, max_tries=3))
+    assert sandbox.start_count("long") == 1
+    assert deferral.value.trigger.pause_on_kill
+
+
+def test_a_task_that_went_on_after_its_deferral_owes_nothing(sandbox):
+    store = Store()
+    sandbox.speed = 10_000
+    assert deferred(Starting(), context(store))["status"] == "completed"
+    assert not store["voicegenie_start"]["owes_pause"]
+
+
+@both_ways
+@pytest.mark.parametrize("hours_ago", [0, 2])
+def test_without_a_store_a_start_outside_the_calling_hours_is_not_ours(sandbox, way, hours_ago):
+    """It began to run by itself, since the DAG run began and before a retry."""
+    now = datetime.now(UTC)
+    opened = now - timedelta(hours=1)
+    hours = CallingHours(opened.time(), (now + timedelta(hours=1)).time(), "UTC")
+    sandbox.sandbox.store.change("long", status="running", started_at=now - timedelta(hours=hours_ago))
+    run = context(try_number=2)
+    run["dag_run"].start_date = now - timedelta(hours=3)
+    operator = Starting(calling_hours=hours)(deferrable=False)
+    if hours_ago:
+        with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
+            operator.execute(run)
+        return
+    end_in_wait(sandbox, operator, run, lambda: None)
+    assert sandbox.status("long") == "paused"
+
+
+def test_without_a_store_a_killed_try_leaves_alone_what_started_itself(sandbox):
+    now = datetime.now(UTC)
+    hours = CallingHours((now + timedelta(hours=1)).time(), (now + timedelta(hours=2)).time(), "UTC")
+    sandbox.sandbox.store.change("long", status="running", started_at=now)
+    operator = Starting(calling_hours=hours)(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context(try_number=2, state="failed"))
+    assert sandbox.status("long") == "running"
+
+
+@pytest.mark.parametrize("word", ["pending", "Pending", "not-yet-started"])
+def test_a_campaign_that_was_not_started_yet_may_be(sandbox, word):
+    """The service decides: the sandbox refuses one of these words."""
+    campaign_id = sandbox.add_campaign(status=word).id
+    operator = Starting(campaign_id=campaign_id, wait_for_completion=False)(deferrable=False)
+    if word == "pending":
+        assert in_worker(lambda deferrable: operator, context())["started_by_task"]
+    else:
+        with pytest.raises(Exception, match="INVALID_CAMPAIGN_STATE"):
+            operator.execute(context())

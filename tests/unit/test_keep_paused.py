@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``PauseCampaignOperator(keep_paused_for=...)``: a campaign that starts itself, or is started, is paused again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
+from helpers.tasks import Store, both_ways, change, context, deferred, event_of, in_worker, meanwhile
+
+from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.triggers.campaign import CampaignPausedTrigger
+from airflow_provider_voicegenie.waiting import worker
+
+
+def keeping(campaign_id="followed", *, keep_paused_for=3, **arguments):
+    def make(*, deferrable):
+        return PauseCampaignOperator(
+            **{"task_id": "pause", "campaign_id": campaign_id, "poll_interval": 0.2, **arguments},
+            keep_paused_for=keep_paused_for,
+            deferrable=deferrable,
+        )
+
+    return make
+
+
+def is_paused(sandbox, times, campaign_id="followed"):
+    """Whether the service has taken so many pauses by now."""
+    return lambda: sandbox.request_count("pause", campaign_id) >= times and sandbox.status(campaign_id) == "paused"
+
+
+@both_ways
+def test_it_is_paused_again_whenever_it_runs(sandbox, way, said):
+    begin = change(sandbox, "followed", status="running")
+    began = time.monotonic()
+    with meanwhile(is_paused(sandbox, 1), begin), meanwhile(is_paused(sandbox, 2), begin):
+        result = way(keeping(), context())
+    assert 2.5 < time.monotonic() - began < 10
+    assert (result["campaign_id"], result["status"], result["paused_again"]) == ("followed", "paused", 2)
+    assert result["paused_at"].endswith("Z")
+    assert sandbox.status("followed") == "paused"
+    lines = said()
+    assert [line for line in lines if "it ran again, so it was paused again (1 time(s) so far)" in line]
+    assert [line for line in lines if "it ran again, so it was paused again (2 time(s) so far)" in line]
+
+
+@both_ways
+def test_what_was_paused_already_is_kept_so(sandbox, way, said):
+    with meanwhile(lambda: sandbox.request_count("get", "paused") > 1, change(sandbox, "paused", status="running")):
+        result = way(keeping("paused"), context())
+    assert (result["status"], result["paused_again"]) == ("paused", 1)
+    assert "goes on by itself" not in "".join(said())
+
+
+@both_ways
+def test_the_end_of_the_campaign_ends_it(sandbox, way):
+    with meanwhile(is_paused(sandbox, 1), change(sandbox, "followed", status="completed")):
+        result = way(keeping(keep_paused_for=timedelta(hours=1)), context())
+    assert (result["status"], result["paused_again"]) == ("completed", 0)
+
+
+@both_ways
+@pytest.mark.parametrize("operation", ["get", "pause"])
+@pytest.mark.parametrize("fault", [{"kind": "status", "status": 503}, {"kind": "status", "status": 429}])
+def test_temporary_trouble_is_waited_out(sandbox, way, operation, fault, said):
+    begin = change(sandbox, "followed", status="running")
+    sandbox.inject("delay", operation, seconds=0)
+    sandbox.inject(**fault, operation=operation, times=2)
+    with meanwhile(is_paused(sandbox, 1), begin):
+        result = way(keeping(keep_paused_for=5), context())
+    assert (result["status"], result["paused_again"]) == ("paused", 1)
+    assert sandbox.status("followed") == "paused"
+    text = "".join(said())
+    # A pause that failed with 503 may have taken effect.
+    assert ("looking at it again" if (operation, fault["status"]) == ("pause", 503) else "the wait goes on") in text
+
+
+@both_ways
+def test_a_pause_without_a_response_is_looked_into(sandbox, way, said):
+    sandbox.inject("delay", "pause", seconds=0)
+    sandbox.inject("close", "pause", after_acting=True)
+    with meanwhile(is_paused(sandbox, 1), change(sandbox, "followed", status="running")):
+        result = way(keeping(), context())
+    assert (result["status"], result["paused_again"]) == ("paused", 1)
+    assert sandbox.request_count("pause") == 2
+    assert "the pause took effect (1 time(s) so far)" in "".join(said())
+
+
+@both_ways
+def test_what_does_not_pass_ends_it_by_the_table(sandbox, way):
+    sandbox.inject("delay", "get", seconds=0)
+    with (
+        meanwhile(is_paused(sandbox, 1), lambda: sandbox.sandbox.store.remove("followed")),
+        pytest.raises(AirflowFailException, match="NOT_FOUND: the task fails"),
+    ):
+        way(keeping(keep_paused_for=3600), context())
+
+
+def test_a_time_limit_of_airflow_ends_it(sandbox):
+    make = keeping(keep_paused_for=3600, execution_timeout=timedelta(seconds=1))
+    with pytest.raises(
+        AirflowTaskTimeout, match=r"execution_timeout: its time was over \(kept paused; last seen: paused"
+    ):
+        deferred(make, context())
+
+
+def test_a_later_try_goes_on_until_the_same_time(sandbox, monkeypatch):
+    store, until = Store(), []
+
+    def keep(hook, watch, campaign_id, *, deadline, **arguments):
+        until.append(deadline)
+        raise OSError("the worker is gone")
+
+    monkeypatch.setattr(worker, "keep_paused", keep)
+    for try_number in (1, 2):
+        with pytest.raises(OSError, match="gone"):
+            in_worker(keeping(keep_paused_for=3600), context(store, try_number=try_number))
+        time.sleep(0.01)
+    with pytest.raises(OSError, match="gone"):
+        in_worker(keeping(keep_paused_for=3600), context(store, try_number=3, max_tries=3))
+    assert until[0] == until[1] < until[2]
+    # Its time is over.
+    store["voicegenie_task"]["until"] = time.time() - 1
+    result = in_worker(keeping(keep_paused_for=3600), context(store, try_number=4, max_tries=3))
+    assert (result["status"], result["paused_again"], len(until)) == ("paused", 0, 3)
+
+
+def test_once_told_to_end_it_sends_nothing(sandbox):
+    operator = keeping(keep_paused_for=3600)(deferrable=False)
+
+    def end():
+        operator.on_kill()
+        sandbox.sandbox.store.change("followed", status="running")
+
+    with meanwhile(is_paused(sandbox, 1), end), pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context())
+    assert sandbox.request_count("pause") == 1
+
+
+def test_without_a_triggerer_it_does_not_say_that_all_is_well(sandbox):
+    late = {"error": "Trigger timeout"}
+    with pytest.raises(VoiceGenieRetryException, match="no triggerer has kept it paused to the end"):
+        keeping()(deferrable=True).resume_execution("__fail__", late, context())
+
+
+def test_a_hundred_of_them_share_their_requests(sandbox):
+    names = [sandbox.add_campaign(status="paused", total_count=10).id for _ in range(100)]
+    began = time.time()
+
+    def trigger(name):
+        return CampaignPausedTrigger(
+            campaign_id=name,
+            voicegenie_conn_id="voicegenie_default",
+            outcomes={},
+            poll_interval=1,
+            deadline=began + 5,
+            paused={},
+        )
+
+    async def events():
+        async def first(name):
+            (payload,) = [event.payload async for event in trigger(name).run()]
+            return payload["result"]["paused_again"]
+
+        tasks = [asyncio.create_task(first(name)) for name in names]
+        await asyncio.sleep(2)
+        sandbox.sandbox.store.change(names[7], status="running")
+        return await asyncio.gather(*tasks)
+
+    counts = asyncio.run(events())
+    assert (sum(counts), counts[7]) == (1, 1)
+    assert sandbox.status(names[7]) == "paused"
+    # Not a hundred in each of five seconds.
+    assert sum(map(sandbox.request_count, ("get", "list", "pause"))) < 60
+
+
+@pytest.mark.parametrize("name", ["Active", "in progress", "IN_PROGRESS", "running"])
+def test_running_is_read_in_any_spelling(sandbox, name):
+    campaign_id = sandbox.add_campaign(status="paused", total_count=10**6).id
+    make = keeping(campaign_id, keep_paused_for=2)
+    with meanwhile(lambda: sandbox.request_count("get") > 1, change(sandbox, campaign_id, status=name)):
+        make(deferrable=False).execute(context())
+    assert sandbox.request_count("pause", campaign_id) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"keep_paused_for": 0}, "keep_paused_for must be above 0; leave it out to pause the campaign once"),
+        ({"keep_paused_for": -1}, "keep_paused_for must be finite and not negative"),
+        ({"keep_paused_for": "1h"}, "keep_paused_for must be a timedelta or a number of seconds"),
+        ({"poll_interval": 0}, "poll_interval must be above 0"),
+        ({"deferrable": "yes"}, "deferrable must be True or False"),
+    ],
+)
+def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        PauseCampaignOperator(task_id="pause", campaign_id="c", **arguments)
+
+
+def test_the_trigger_keeps_what_it_is_given():
+    trigger = CampaignPausedTrigger(
+        campaign_id="c",
+        voicegenie_conn_id="d",
+        outcomes={},
+        poll_interval=1,
+        deadline=time.time() - 1,
+        paused={"campaign_id": "c"},
+    )
+    event = event_of(trigger)
+    assert (event["reason"], event["deferred"]["paused"]) == ("timeout", {"campaign_id": "c"})

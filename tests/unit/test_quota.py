@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``HasQuota``: the quota is read for those who ask for it, and once for all."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from helpers.tasks import both_ways, context
+
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, Quota, ShapeError
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.rules.prerequisites import Verdict
+from airflow_provider_voicegenie.sensors.campaign import (
+    CampaignReadySensor,
+    Check,
+    ContactsRegistered,
+    HasContacts,
+    HasQuota,
+    Prerequisite,
+    Source,
+)
+from airflow_provider_voicegenie.triggers import subscriptions
+from airflow_provider_voicegenie.triggers.campaign import CampaignReadyTrigger
+
+
+class UsesNothing(Prerequisite):
+    """A user's own, which looks at the quota and at the list."""
+
+    needs = (Source.QUOTA, Source.LIST)
+
+    def check(self, campaign, now):
+        if campaign.quota is None or campaign.registered_count is None:
+            return Check.waiting("nothing was read")
+        return Check.met()
+
+
+def ready(*prerequisites, campaign_id="ready", **arguments):
+    def make(*, deferrable):
+        return CampaignReadySensor(
+            **{"task_id": "ready", "poke_interval": 0.2, "timeout": 20, **arguments},
+            campaign_id=campaign_id,
+            prerequisites=prerequisites,
+            deferrable=deferrable,
+        )
+
+    return make
+
+
+@both_ways
+def test_it_waits_until_enough_is_left(sandbox, way, said):
+    calls = sandbox.sandbox.quota.calls
+    calls.used = calls.limit - 40
+
+    def reset():
+        calls.used = 0
+
+    timer = threading.Timer(1.5, reset)
+    timer.start()
+    try:
+        result = way(ready(HasQuota(calls=100)), context())
+    finally:
+        timer.join()
+    assert result["campaign_id"] == "ready"
+    text = "".join(said())
+    assert "not ready: 40 of 100 calls left" in text
+    assert "ready" in text
+    assert sandbox.request_count("quota") >= 2
+
+
+@both_ways
+def test_who_does_not_ask_for_it_reads_no_quota(sandbox, way):
+    way(ready(HasContacts(minimum=5)), context())
+    assert (sandbox.request_count("quota"), sandbox.request_count("get")) == (0, 1)
+
+
+@both_ways
+def test_a_prerequisite_of_ones_own_may_ask_for_all(sandbox, way):
+    assert way(ready(UsesNothing(), HasQuota(calls=1, minutes=1), ContactsRegistered()), context())
+    assert sandbox.request_count("quota") >= 1
+    assert sandbox.request_count("list") >= 1
+
+
+@both_ways
+@pytest.mark.parametrize(("status", "error"), [(403, AirflowFailException), (503, None)])
+def test_a_quota_that_cannot_be_read_is_a_condition(sandbox, way, status, error):
+    sandbox.inject("status", "quota", status=status, times=2)
+    if error is None:
+        assert way(ready(HasQuota(calls=1)), context())
+    else:
+        with pytest.raises(error, match="FORBIDDEN"):
+            way(ready(HasQuota(calls=1)), context())
+
+
+def test_waits_share_one_reading(sandbox):
+    calls = sandbox.sandbox.quota.calls
+    calls.used = calls.limit
+    names = [sandbox.add_campaign(total_count=10).id for _ in range(30)]
+
+    async def first(name):
+        trigger = CampaignReadyTrigger(
+            campaign_id=name,
+            voicegenie_conn_id="voicegenie_default",
+            outcomes={},
+            poll_interval=0.5,
+            prerequisites=[list(HasQuota(calls=1).serialize())],
+        )
+        (reason,) = [event.payload["reason"] async for event in trigger.run()]
+        return reason
+
+    async def work():
+        waits = [asyncio.create_task(first(name)) for name in names]
+        await asyncio.sleep(2.5)
+        reads = sandbox.request_count("quota")
+        calls.used = 0
+        async with asyncio.timeout(15):
+            reasons = await asyncio.gather(*waits)
+        assert not subscriptions._SharedQuota._by_feed
+        return reads, set(reasons)
+
+    reads, reasons = asyncio.run(work())
+    assert 3 <= reads <= 8
+    assert reasons == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("quota", "wanted", "missing"),
+    [
+        (Quota(100, 50), {"calls": 100}, None),
+        (Quota(99.5, 50), {"calls": 100}, "99.5 of 100 calls left"),
+        (Quota(1200, 50), {"calls": 1500, "minutes": 50.5}, "1,200 of 1,500 calls left, 50 of 50.5 minutes left"),
+        (Quota(None, 50), {"calls": 1}, "an unknown quota of calls"),
+        (Quota(None, 50), {"minutes": 50}, None),
+        (None, {"minutes": 50}, "an unknown quota of minutes"),
+    ],
+)
+def test_what_is_enough(quota, wanted, missing):
+    campaign = Campaign("c", CampaignStatus.PAUSED, "paused", quota=quota)
+    check = HasQuota(**wanted).check(campaign, None)
+    assert (check.verdict, check.why) == ((Verdict.MET, "") if missing is None else (Verdict.WAITING, missing))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "HasQuota: say how much must be left, such as"),
+        ({"calls": 0}, "HasQuota: calls must be a number above 0; got 0"),
+        ({"minutes": "5"}, "HasQuota: minutes must be a number above 0; got '5'"),
+        ({"calls": True}, "HasQuota: calls must be a number above 0; got True"),
+        ({"calls": float("nan")}, "HasQuota: calls must be a number above 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        HasQuota(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("part", "remaining"),
+    [
+        ({"used": 10, "limit": 100, "remaining": 90}, 90),
+        ({"used": "10", "limit": "100"}, 90),
+        ({"used": 110, "limit": 100}, 0),
+        ({"remaining": "12.5"}, 12.5),
+        ({"limit": None}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_what_the_service_may_say(part, remaining):
+    quota = Quota.from_json({"quota": {"calls": part}})
+    assert (quota.calls_remaining, quota.minutes_remaining) == (remaining, None)
+
+
+def test_a_response_without_a_quota_is_none():
+    with pytest.raises(ShapeError, match="quota"):
+        Quota.from_json({"plan": "basic"})
+
+
+def test_the_hook_reads_it(sandbox):
+    quota = VoiceGenieHook().get_quota()
+    calls = sandbox.sandbox.quota.calls
+    assert quota.calls_remaining == calls.limit - calls.used
+    assert quota.to_json() == {
+        "calls_remaining": quota.calls_remaining,
+        "minutes_remaining": quota.minutes_remaining,
+    }
+
+
+@pytest.mark.parametrize(
+    ("count", "arguments", "why"),
+    [
+        (5, {"maximum": 5}, ""),
+        (6, {"maximum": 5}, "6 contacts, at most 5 wanted"),
+        (6, {"minimum": 7, "maximum": 9}, "6 of 7 contacts"),
+    ],
+)
+def test_a_number_of_contacts_that_is_bounded(count, arguments, why):
+    campaign = Campaign("c", CampaignStatus.PAUSED, "paused", total_count=count)
+    assert HasContacts(**arguments).check(campaign, None).why == why
+
+
+@pytest.mark.parametrize("arguments", [{"maximum": 0}, {"minimum": 5, "maximum": 4}, {"maximum": "5"}])
+def test_a_wrong_number_of_contacts_is_refused(arguments):
+    with pytest.raises(ValueError, match="HasContacts: maximum must"):
+        HasContacts(**arguments)
