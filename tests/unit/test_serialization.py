@@ -21,7 +21,8 @@ from airflow_provider_voicegenie.operators.campaign import (
     CallingHours, Condition, Outcome, PauseCampaignOperator, StartCampaignOperator,
 )
 from airflow_provider_voicegenie.sensors.campaign import (
-    CampaignCompletedSensor, CampaignReadySensor, Check, HasContacts, HasScript, IsStartable, Prerequisite,
+    CampaignCompletedSensor, CampaignReadySensor, Check, HasContacts, HasQuota, HasScript, IsStartable,
+    Prerequisite,
 )
 
 
@@ -42,9 +43,16 @@ class KeepsNothing(Prerequisite):
         return Check.met()
 
 
-hours = CallingHours("22:00", "02:00", "Europe/Berlin", {"mon", "tue", "friday"})
+def is_holiday(day):
+    return False
+
+
+hours = CallingHours("22:00", "02:00", "Europe/Berlin", {"mon", "tue", "friday"}, except_dates=is_holiday)
+noon = CallingHours("12:00", "13:00", "Europe/Berlin", except_dates={"2026-12-25", "2026-01-01"})
 start = dict(
-    calling_hours=hours,
+    calling_hours=[hours, noon],
+    max_contacts=10,
+    check_only="{{ params.check_only }}",
     outcomes={Condition.NOT_FOUND: Outcome.SKIP, "CAMPAIGN_PAUSED": "fail"},
     max_lateness=timedelta(hours=1),
     wait_for_completion=True,
@@ -54,12 +62,13 @@ start = dict(
     poll_interval=timedelta(seconds=30),
 )
 ready = dict(
-    prerequisites=[HasContacts(5), HasScript(), IsStartable(), hours, Own(["x", "y"])], outcomes={"NOT_FOUND": "wait"}
+    prerequisites=[HasContacts(5), HasScript(), IsStartable(), hours, noon, HasQuota(calls=1), Own(["x", "y"])],
+    outcomes={"NOT_FOUND": "wait"}
 )
 completed = dict(stall_timeout=timedelta(minutes=5), min_success_rate=1, outcomes={Condition.CAMPAIGN_PAUSED: "fail"})
 kinds = {
     "start": (StartCampaignOperator, start),
-    "pause": (PauseCampaignOperator, {"outcomes": {"NOT_FOUND": Outcome.SKIP}}),
+    "pause": (PauseCampaignOperator, {"outcomes": {"NOT_FOUND": Outcome.SKIP}, "keep_paused_for": timedelta(hours=1)}),
     "ready": (CampaignReadySensor, ready),
     "completed": (CampaignCompletedSensor, completed),
 }
