@@ -71,8 +71,8 @@ class CampaignStatus(StrEnum):
 
     @property
     def may_have_been_started(self) -> bool:
-        """Whether the status, seen alone, is one that a campaign can have after it was started."""
-        return self not in (CampaignStatus.SCHEDULED, CampaignStatus.DRAFT, CampaignStatus.NOT_YET_STARTED)
+        """Whether the status, seen alone, is one that a campaign can have after it was started: it may be pending."""
+        return self not in (CampaignStatus.SCHEDULED, CampaignStatus.DRAFT)
 
 
 #: The words for each status, without white space, hyphens and underscores, in lower case.

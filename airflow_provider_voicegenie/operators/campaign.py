@@ -334,13 +334,19 @@ class PauseCampaignOperator(CampaignTask):
 
         if (kept := self.kept_for_later(context)) is not None:
             self.go_on_with(kept)
+        until: float | None = (kept or {}).get("until") if self.keep_paused_for else None
+        if until is not None and until <= time.time():
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r}: the time for which an earlier try kept it paused is over, so this try "
+                "sends nothing. Look at it in the VoiceGenie dashboard; to pause it again, clear this task."
+            )
         result = self._pause(context, is_kept=kept is not None)
         if self.keep_paused_for is None:
             return self.tell_outlets(context, result)
         result["paused_again"] = 0
-        until = (kept or {}).get("until") or time.time() + self.keep_paused_for
-        if CampaignStatus(result["status"]).has_ended or until <= time.time():
+        if CampaignStatus(result["status"]).has_ended:
             return self.tell_outlets(context, result)
+        until = until or time.time() + self.keep_paused_for
         self.keep_for_later(context, until=until)
         end = datetime.fromtimestamp(until, UTC)
         log.info("Campaign %r is kept paused until %s.", self.campaign_id, f"{end:%Y-%m-%d %H:%M:%S} UTC")
@@ -404,7 +410,7 @@ class PauseCampaignOperator(CampaignTask):
 
         status = campaign.status
         if status is CampaignStatus.PAUSED and error.may_have_taken_effect:
-            log.info("Campaign %r is paused now.", self.campaign_id)
+            log.warning("Campaign %r is paused now, by this task or before. %s", self.campaign_id, MAY_GO_ON)
         elif status is CampaignStatus.PAUSED:
             self._apply(Condition.CAMPAIGN_ALREADY_PAUSED, "it is already paused")
             if self.keep_paused_for is None:
@@ -461,6 +467,11 @@ class PauseCampaignOperator(CampaignTask):
 
         if end.reason is EndReason.EXECUTION_TIMEOUT:
             raise AirflowTaskTimeout(f"Campaign {self.campaign_id!r}: execution_timeout: {end.message}.")
+        if end.reason is EndReason.TIMEOUT:
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r}: it was to be kept paused, and was not in the end: {end.message}. IT MAY "
+                "GO ON CALLING: look at it in the VoiceGenie dashboard."
+            )
         if end.condition is not None:
             apply_outcome(self.outcome_rules, end.condition, self.campaign_id, end.message, retry_after=end.retry_after)
         result = {**result, **(end.result or {})}

@@ -155,7 +155,7 @@ def check_flags(**flags: object) -> None:
             raise ValueError(f"{name} must be True or False; got {value!r:.80}.")
 
 
-_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "none": False, "": False}
+_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def read_flag(name: str, value: object) -> bool:
@@ -168,5 +168,8 @@ def read_flag(name: str, value: object) -> bool:
     """
     flag = value if isinstance(value, bool) else _FLAGS.get(str(value).strip().casefold())
     if flag is None:
-        raise ValueError(f"{name} must be True or False, or a template that gives one of them; got {value!r:.80}.")
+        raise ValueError(
+            f"{name} must be True or False, or a template that gives one of them; got {value!r:.80}. For a value "
+            "that may be missing, write such as \"{{ dag_run.conf.get('check') or False }}\"."
+        )
     return flag

@@ -46,7 +46,8 @@ def took_effect_by_status(before: Campaign, looks: Sequence[Campaign]) -> TookEf
         return TookEffect.YES
     if _calls_made(after) > _calls_made(before):
         return TookEffect.YES
-    if after.status is not before.status:
+    if after.status is not before.status or after.status is CampaignStatus.NOT_YET_STARTED:
+        # One that is pending may have been taken in, and begin later.
         return TookEffect.UNKNOWN
     if before.status is CampaignStatus.PAUSED and _was_touched(before, looks):
         # It may have been started and paused again.

@@ -121,6 +121,15 @@ class StartOnce:
         if start.started_by_task and self._is_heard_by_triggerer:
             self._records.set_phase(StartPhase.STARTED, owes_pause=False)
 
+    def is_about_to_be_deferred(self, start: Start) -> None:
+        """
+        Record, if that is not done yet, that whoever ends the deferred task wants the campaign paused.
+
+        :param start: The start.
+        """
+        if start.started_by_task and self._is_heard_by_triggerer and self._records.owed is None:
+            self._records.set_phase(StartPhase.STARTED, owes_pause=True)
+
     @contextmanager
     def reading(self) -> Iterator[None]:
         """
@@ -153,15 +162,15 @@ class StartOnce:
 
     def recognize_earlier_start(self) -> None:
         """Ask the service whether a killed task's earlier try started the campaign, if Airflow keeps nothing of it."""
-        if self.may_be_in_effect or self._records.are_kept or self._records.is_first_try:
+        if self._options.check_only or self.may_be_in_effect or self._records.are_kept or self._records.is_first_try:
             return
         try:
             campaign = self.hook.get_campaign(self.campaign_id)
             if campaign.status.is_running:
                 statistics = self.hook.get_campaign_stats(self.campaign_id)
-                is_ours = was_started_in_run(statistics, self._run_began()) and not has_started_itself(
-                    campaign, statistics, self._options.calling_hours
-                )
+                is_ours = was_started_in_run(statistics, self._run_began())
+                if is_ours and self._has_started_itself(campaign, statistics):
+                    is_ours = False
                 self.may_be_in_effect = self._is_confirmed = is_ours
         except VoiceGenieError as error:
             log.warning("%s Look in the VoiceGenie dashboard whether it has to be paused.", error)
@@ -395,9 +404,10 @@ class StartOnce:
             return self._take_over_by_evidence()
         if record.phase is StartPhase.TIMED_OUT:
             raise AirflowFailException(
-                f"Campaign {self.campaign_id!r}: an earlier try of this task started it, and paused it when its "
-                "execution_timeout was over. A retry does not start it again. To let it go on, clear this task; to "
-                "give up waiting without a pause, use completion_timeout."
+                f"Campaign {self.campaign_id!r}: an earlier try of this task started it, and "
+                f"{'could not pause it' if record.owes_pause else 'paused it'} when its execution_timeout was over. A "
+                "retry does not start it again. To let it go on, clear this task; to give up waiting without a pause, "
+                "use completion_timeout."
             )
         if record.phase is StartPhase.SENT:
             log.warning(
@@ -434,7 +444,7 @@ class StartOnce:
                 statistics = self.hook.get_campaign_stats(self.campaign_id)
         if was_started_in_run(statistics, began):
             started_at = write_time(statistics.started_at)
-            if has_started_itself(campaign, statistics, self._options.calling_hours):
+            if self._has_started_itself(campaign, statistics):
                 log.info(
                     "Campaign %r: it was started at %s, outside the calling hours, so by no earlier try of this task.",
                     self.campaign_id,
@@ -455,6 +465,14 @@ class StartOnce:
                 f"an earlier try of this task may have started it, and nothing shows whether it did ({seen})"
             )
         return None
+
+    def _has_started_itself(self, campaign: Campaign, statistics: CampaignStats) -> bool:
+        try:
+            return has_started_itself(campaign, statistics, self._options.calling_hours)
+        except ValueError as error:
+            # A function of the author's failed: then the campaign counts as the task's own, which a kill pauses.
+            log.warning("Campaign %r: %s", self.campaign_id, error)
+            return False
 
     def _taken_over(self, started_at: datetime | None) -> Start:
         status = CampaignStatus.UNKNOWN

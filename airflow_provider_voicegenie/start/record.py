@@ -198,7 +198,7 @@ class StartRecords:
             return None
         if record.generation == self._generation:
             self._record = record
-        elif record.phase is StartPhase.STARTED and record.owes_pause:
+        elif record.phase is StartPhase.SENT or (record.phase is StartPhase.STARTED and record.owes_pause):
             self.was_cleared = record.campaign_id == self._campaign_id
         return self._record
 
@@ -211,7 +211,8 @@ class StartRecords:
         :raises Exception: It could not be recorded; the start must not be sent then.
         """
         record = StartRecord.of(before, self._campaign_id, self._voicegenie_conn_id, self._generation, sent_at)
-        self._record = replace(record, owes_pause=self.owed is not None)
+        still_owed = self.owed is not None and self.owed.is_about(self._campaign_id, self._voicegenie_conn_id)
+        self._record = replace(record, owes_pause=still_owed)
         self._keep()
 
     def set_phase(

@@ -122,7 +122,7 @@ class StartTask:
             apply_error(self._options.outcome_rules, error, self._campaign_id)
             return Start(CampaignStatus.RUNNING.value, owes_pause=self._once.may_be_in_effect)
 
-    # The wait for the calling hours. Nothing is started yet, so a kill has nothing to pause.
+    # The wait for the calling hours. This try has started nothing yet.
 
     def _wait_until(self, opening: datetime) -> None:
         """Wait in this process, or defer; the task's time may be over before."""
@@ -182,6 +182,7 @@ class StartTask:
         options = self._options
         about = {"campaign_id": self._campaign_id, "voicegenie_conn_id": self._once.hook.voicegenie_conn_id}
         keep_for_resuming(self._context, {**about, "start": start.to_json()})
+        self._once.is_about_to_be_deferred(start)
         # Airflow silently refuses to defer a task that a user has just marked.
         self._kill.check_with_airflow(self._context)
         execution_ends = execution_deadline(self._context, options.execution_timeout)

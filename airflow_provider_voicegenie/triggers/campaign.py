@@ -24,6 +24,7 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_voicegenie.api.endpoints import campaign, pause
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_readiness, load_prerequisite, needs_of
@@ -187,15 +188,20 @@ class CampaignPausedTrigger(_CampaignTrigger):
             return watch.observe(reading, now) or (True if watch.must_pause else None)
 
         subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, on_reading)
+        failures = 0
         try:
             while True:
                 update = await subscription.update()
                 if isinstance(update, End):
                     return update
-                end = watch.observe_pause(await self._pause(), time.time())
+                paused = await self._pause()
+                end = watch.observe_pause(paused, time.time())
                 if end is not None:
                     return end
-                subscription.start_afresh()
+                failures = failures + 1 if isinstance(paused, VoiceGenieError) else 0
+                if isinstance(paused, VoiceGenieError):
+                    await asyncio.sleep(poll_delay(self.poll_interval, failures, paused.retry_after))
+                subscription.forget()
         finally:
             subscription.close()
 

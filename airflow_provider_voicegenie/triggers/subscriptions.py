@@ -102,11 +102,10 @@ class Subscription:
         """Have the campaign read by itself at once."""
         self._feed._poll_now(self._campaign)
 
-    def start_afresh(self) -> None:
-        """Leave out what was asked for until now, and have the campaign read by itself at once."""
+    def forget(self) -> None:
+        """Leave out what was asked for until now: it is older than what was done since."""
         self._update = None
         self.joined_at = asyncio.get_running_loop().time()
-        self.poll_now()
 
     def close(self) -> None:
         """Leave the feed."""
@@ -242,16 +241,17 @@ class _SharedQuota:
             self._feed._set_quota_reader(None)
 
     def publish(self, reading: Quota | VoiceGenieError) -> None:
-        """Take note of the quota, with which each campaign is shown when it is read. What does not pass is an error."""
+        """Take note of the quota, with which each campaign is shown when it is read."""
         if isinstance(reading, Quota):
             self.left = reading
             for wait in list(self._waits):
                 held_back, wait.held_back = wait.held_back, None
                 if held_back is not None:
                     wait.publish(held_back, True, time.time())
-        elif not reading.temporary:
-            for wait in list(self._waits):
-                wait.publish(reading, True, time.time())
+            return
+        self.left = None
+        for wait in list(self._waits):
+            wait.publish(reading, True, time.time())
 
 
 class CampaignReading(NamedTuple):

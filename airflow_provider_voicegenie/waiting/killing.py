@@ -191,16 +191,10 @@ def pause_campaign_of_killed_task(
 
     from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
 
-    was_lost = False
-
     def may_help(error: BaseException) -> bool:
-        nonlocal was_lost
         if isinstance(error, CampaignNotRunningError):
             return may_start_late
-        if not isinstance(error, VoiceGenieError):
-            return False
-        was_lost = was_lost or error.may_have_taken_effect
-        return error.temporary or error.may_have_taken_effect
+        return isinstance(error, VoiceGenieError) and (error.temporary or error.may_have_taken_effect)
 
     def warn(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -228,9 +222,15 @@ def pause_campaign_of_killed_task(
                     campaign_id,
                 )
                 return Stop.FAILED
-            campaign = None if was_lost else _look(look, campaign_id)
-            if campaign is None or not campaign.status.is_running:
-                return _not_running(campaign, campaign_id, was_lost=was_lost)
+            campaign = _look(look, campaign_id)
+            if campaign is None or campaign.status is CampaignStatus.PAUSED:
+                return _paused_already(campaign, campaign_id)
+            if campaign.status.has_ended:
+                log.info("Campaign %r: the task was killed; the campaign is over, so it needs no pause.", campaign_id)
+                return Stop.STOPPED
+            if not campaign.status.is_running:
+                # A start that was accepted may take effect late.
+                return pause_campaign_of_killed_task(pause, look, campaign_id, may_start_late=True)
             # It began to run just now.
             pause(campaign_id)
     except VoiceGenieError as error:
@@ -256,21 +256,7 @@ def _look(look: Callable[[str], Campaign], campaign_id: str) -> Campaign | None:
         return None
 
 
-def _not_running(campaign: Campaign | None, campaign_id: str, *, was_lost: bool) -> Stop:
-    """Distinguish a campaign that was paused already, which may go on by itself, from one that needs no pause."""
-    if was_lost:
-        log.warning("Campaign %r: the task was killed, and the campaign is not running any more.", campaign_id)
-        return Stop.STOPPED
-    if campaign is None:
-        log.warning(
-            "Campaign %r: the task was killed. The service says that the campaign is not running, so it may have been "
-            "paused already. %s",
-            campaign_id,
-            MAY_GO_ON,
-        )
-        return Stop.PAUSED_ALREADY
-    if campaign.status is CampaignStatus.PAUSED:
-        log.warning("Campaign %r: the task was killed, and the campaign was paused already. %s", campaign_id, MAY_GO_ON)
-        return Stop.PAUSED_ALREADY
-    log.info("Campaign %r: the task was killed; the campaign is not running, so it needs no pause.", campaign_id)
-    return Stop.STOPPED
+def _paused_already(campaign: Campaign | None, campaign_id: str) -> Stop:
+    seen = "says that it is not running, so it may be" if campaign is None else "took no pause, as it is"
+    log.warning("Campaign %r: the task was killed. The service %s paused already. %s", campaign_id, seen, MAY_GO_ON)
+    return Stop.PAUSED_ALREADY

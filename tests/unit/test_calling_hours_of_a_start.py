@@ -273,14 +273,14 @@ def test_a_check_goes_through_all_guards(sandbox, arguments, error, words, said)
     assert sandbox.request_count("start") == 0
 
 
-@pytest.mark.parametrize("check_only", [False, "False", "no", "0", "None", ""])
+@pytest.mark.parametrize("check_only", [False, "False", "no", "0"])
 def test_what_is_no_check_starts(sandbox, check_only):
     result = Starting(check_only=check_only, wait_for_completion=False)(deferrable=False).execute(context())
     assert result["started_by_task"]
     assert "check_only" not in result
 
 
-@pytest.mark.parametrize("check_only", ["maybe", 5])
+@pytest.mark.parametrize("check_only", ["maybe", 5, "None", ""])
 def test_a_check_that_is_neither_is_refused(sandbox, check_only):
     make = Starting(check_only=check_only)
     with pytest.raises(ValueError, match="check_only must be True or False, or a template that gives one of them"):

@@ -6,8 +6,24 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSkipException, AirflowTaskTimeout, TaskDeferred
-from helpers.tasks import Starting, Store, both_ways, change, context, deferred, in_wait, in_worker, is_waiting
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
+from helpers.tasks import (
+    Starting,
+    Store,
+    both_ways,
+    change,
+    context,
+    deferred,
+    in_wait,
+    in_worker,
+    is_waiting,
+    meanwhile,
+)
 
 from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
@@ -168,3 +184,94 @@ def test_a_campaign_that_was_not_started_yet_may_be(sandbox, word):
     else:
         with pytest.raises(Exception, match="INVALID_CAMPAIGN_STATE"):
             operator.execute(context())
+
+
+def test_without_a_store_a_pending_campaign_may_have_been_started(sandbox):
+    """An accepted start may leave it pending for a while."""
+    campaign_id = sandbox.add_campaign(status="pending").id
+    run = context(try_number=2)
+    with pytest.raises(AirflowFailException, match="START_UNCONFIRMED"):
+        Starting(campaign_id=campaign_id)(deferrable=False).execute(run)
+    assert sandbox.request_count("start") == 0
+
+
+def test_a_lost_start_of_a_pending_campaign_is_never_sent_again(sandbox):
+    campaign_id = sandbox.add_campaign(status="pending").id
+    sandbox.inject("close", "start")
+    store = Store()
+    with pytest.raises(AirflowFailException, match="START_UNCONFIRMED"):
+        Starting(campaign_id=campaign_id)(deferrable=False).execute(context(store))
+    with pytest.raises(AirflowFailException, match="START_UNCONFIRMED"):
+        Starting(campaign_id=campaign_id)(deferrable=False).execute(context(store, try_number=2))
+    assert sandbox.request_count("start") == 1
+
+
+def test_a_kill_while_an_accepted_start_is_pending_is_not_forgotten(sandbox, caplog, monkeypatch):
+    store = Store()
+    monkeypatch.setattr("airflow_provider_voicegenie.waiting.killing._PAUSE_DELAYS", (0.0,))
+    end_in_wait(sandbox, Starting()(deferrable=False), context(store), change(sandbox, "long", status="pending"))
+    assert "if the start takes effect late, pause it" in caplog.text
+    assert store["voicegenie_start"]["owes_pause"]
+
+
+def test_a_start_that_was_taken_over_and_deferred_again_is_paused_before_it_is_started_anew(sandbox):
+    store = Store()
+    first = Starting(completion_timeout=0.3, outcomes={"COMPLETION_TIMEOUT": "retry"})
+    with pytest.raises(VoiceGenieRetryException):
+        deferred(first, context(store))
+    assert not store["voicegenie_start"]["owes_pause"]
+    with pytest.raises(TaskDeferred):
+        Starting()(deferrable=True).execute(context(store, try_number=2))
+    assert store["voicegenie_start"]["owes_pause"]
+    # Cleared while it was deferred; the triggerer takes a moment to pause it.
+    with (
+        meanwhile(lambda: sandbox.request_count("get", "long") > 5, change(sandbox, "long", status="paused")),
+        pytest.raises(TaskDeferred),
+    ):
+        Starting()(deferrable=True).execute(context(store, try_number=3, max_tries=4))
+    assert sandbox.start_count("long") == 2
+
+
+def test_what_is_owed_to_one_campaign_is_not_taken_from_another(sandbox):
+    store = Store()
+    end_in_wait(sandbox, Starting()(deferrable=False), context(store), change(sandbox, "long", status="paused"))
+    other = sandbox.add_campaign(total_count=10_000).id
+    sandbox.inject("status", "start", status=503, campaign_id=other, body="{}")
+    with pytest.raises(VoiceGenieRetryException):
+        Starting(campaign_id=other)(deferrable=False).execute(context(store, try_number=2, max_tries=3))
+    assert not store["voicegenie_start"]["owes_pause"]
+
+
+def test_a_check_that_is_ended_pauses_nothing(sandbox):
+    sandbox.sandbox.store.change("long", status="running", started_at=datetime.now(UTC))
+    operator = Starting(check_only=True)(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context(try_number=2, state="failed"))
+    assert sandbox.status("long") == "running"
+
+
+def fails(day):
+    raise KeyError("no calendar")
+
+
+def test_dates_that_cannot_be_asked_for_do_not_prevent_a_pause(sandbox, caplog):
+    sandbox.sandbox.store.change("long", status="running", started_at=datetime.now(UTC))
+    hours = CallingHours("00:00", "23:59:59.999999", "UTC", except_dates=fails)
+    operator = Starting(calling_hours=hours)(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context(try_number=2, state="failed"))
+    assert sandbox.status("long") == "paused"
+    assert "fails(" in caplog.text
+
+
+def test_a_retry_after_a_pause_that_failed_says_so(sandbox):
+    store = Store()
+    make = Starting(execution_timeout=timedelta(seconds=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", timed_out(sandbox))
+        with pytest.raises(AirflowTaskTimeout):
+            make(deferrable=False).execute(context(store))
+    with pytest.raises(AirflowFailException, match="could not pause it when its execution_timeout was over"):
+        make(deferrable=False).execute(context(store, try_number=2))

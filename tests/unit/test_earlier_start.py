@@ -33,7 +33,7 @@ def test_a_record_of_a_start_keeps_what_is_known():
         (StartPhase.STARTED, "c", 3, True, False),
         (StartPhase.TIMED_OUT, "c", 3, True, False),
         (StartPhase.CLOSED, "c", 3, False, False),
-        (StartPhase.SENT, "c", 4, False, False),
+        (StartPhase.SENT, "c", 4, False, True),
         (StartPhase.STARTED, "c", 4, False, True),
         (StartPhase.TIMED_OUT, "c", 4, False, False),
         (StartPhase.CLOSED, "c", 4, False, False),
@@ -49,7 +49,7 @@ def test_which_record_counts_for_a_try(phase, campaign_id, generation, found, cl
         run = context(Store(voicegenie_start=record.to_json()), max_tries=generation)
         records = StartRecords(run, campaign_id, "vg")
         assert records.recall() == (record if found else None)
-        assert records.was_cleared is (cleared_while_deferred and owes_pause)
+        assert records.was_cleared is (cleared_while_deferred and (owes_pause or phase is StartPhase.SENT))
         assert records.owed == (record if owes_pause else None)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from datetime import timedelta
 
@@ -103,7 +104,7 @@ def test_what_does_not_pass_ends_it_by_the_table(sandbox, way):
 def test_a_time_limit_of_airflow_ends_it(sandbox):
     make = keeping(keep_paused_for=3600, execution_timeout=timedelta(seconds=1))
     with pytest.raises(
-        AirflowTaskTimeout, match=r"execution_timeout: its time was over \(kept paused; last seen: paused"
+        AirflowTaskTimeout, match=r"execution_timeout: its time was over \(last seen: paused, paused again 0"
     ):
         deferred(make, context())
 
@@ -125,8 +126,74 @@ def test_a_later_try_goes_on_until_the_same_time(sandbox, monkeypatch):
     assert until[0] == until[1] < until[2]
     # Its time is over.
     store["voicegenie_task"]["until"] = time.time() - 1
-    result = in_worker(keeping(keep_paused_for=3600), context(store, try_number=4, max_tries=3))
-    assert (result["status"], result["paused_again"], len(until)) == ("paused", 0, 3)
+    pauses = sandbox.request_count("pause")
+    with pytest.raises(AirflowFailException, match="an earlier try kept it paused is over, so this try sends nothing"):
+        in_worker(keeping(keep_paused_for=3600), context(store, try_number=4, max_tries=3))
+    assert sandbox.request_count("pause") == pauses
+
+
+@both_ways
+@pytest.mark.parametrize("operation", ["get", "pause", "*"])
+def test_a_campaign_that_could_not_be_kept_paused_is_no_success(sandbox, way, operation, monkeypatch):
+    monkeypatch.setattr("airflow_provider_voicegenie.waiting.pausing._FRESH", 0.5)
+
+    def break_down():
+        for each in ("get", "list", "pause") if operation == "*" else [operation]:
+            sandbox.inject("status", each, status=500, times=None)
+        if operation == "get":
+            sandbox.inject("status", "list", status=500, times=None)
+        sandbox.sandbox.store.change("followed", status="running")
+
+    with (
+        meanwhile(is_paused(sandbox, 1), break_down),
+        pytest.raises(AirflowFailException, match=r"was not in the end: its time was over .*IT MAY GO ON CALLING"),
+    ):
+        way(keeping(keep_paused_for=4), context())
+    # One try at each look, and ever fewer.
+    assert sandbox.request_count("pause") < 20
+    assert sandbox.request_count("get") + sandbox.request_count("list") < 40
+
+
+@both_ways
+def test_what_was_seen_paused_a_moment_ago_is_kept_paused(sandbox, way):
+    def break_down():
+        for operation in ("get", "list"):
+            sandbox.inject("status", operation, status=503, times=None)
+
+    when = lambda: sandbox.request_count("get") + sandbox.request_count("list") > 3  # noqa: E731
+    with meanwhile(when, break_down):
+        assert way(keeping(), context())["status"] == "paused"
+
+
+@both_ways
+def test_a_word_for_running_that_nobody_knows(sandbox, way, said):
+    campaign_id = sandbox.add_campaign(status="calling").id
+    original = sandbox.sandbox.store.pause
+
+    def pause(campaign_id):
+        if sandbox.status(campaign_id) == "calling":
+            sandbox.sandbox.store.change(campaign_id, status="running")
+        return original(campaign_id)
+
+    sandbox.sandbox.store.pause = pause
+    when = lambda: sandbox.request_count("get") + sandbox.request_count("list") > 2  # noqa: E731
+    with meanwhile(when, change(sandbox, campaign_id, status="calling")):
+        result = way(keeping(campaign_id), context())
+    assert (result["status"], result["paused_again"]) == ("paused", 1)
+    assert "status 'calling' is unknown here; trying to pause it" in "".join(said())
+
+
+def test_a_pause_that_is_refused_is_not_tried_in_a_loop(sandbox):
+    """As when readings are old: it says that it runs, and the service takes no pause."""
+    campaign_id = sandbox.add_campaign(status="paused", total_count=10).id
+    body = '{"success": false, "message": "Campaign is not running", "error": "CAMPAIGN_NOT_RUNNING"}'
+    sandbox.inject("status", "pause", status=400, body=body, times=None)
+    with (
+        meanwhile(lambda: sandbox.request_count("get") > 1, change(sandbox, campaign_id, status="running")),
+        contextlib.suppress(AirflowFailException),
+    ):
+        deferred(keeping(campaign_id, poll_interval=0.5), context())
+    assert 2 <= sandbox.request_count("pause") < 10
 
 
 def test_once_told_to_end_it_sends_nothing(sandbox):

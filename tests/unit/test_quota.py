@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -19,6 +20,7 @@ from airflow_provider_voicegenie.sensors.campaign import (
     ContactsRegistered,
     HasContacts,
     HasQuota,
+    HasScript,
     Prerequisite,
     Source,
 )
@@ -84,14 +86,58 @@ def test_a_prerequisite_of_ones_own_may_ask_for_all(sandbox, way):
 
 
 @both_ways
-@pytest.mark.parametrize(("status", "error"), [(403, AirflowFailException), (503, None)])
-def test_a_quota_that_cannot_be_read_is_a_condition(sandbox, way, status, error):
+@pytest.mark.parametrize(
+    ("status", "outcomes", "words"),
+    [
+        (403, {}, "FORBIDDEN: the task fails"),
+        (503, {"INTERNAL_SERVER_ERROR": "fail"}, "INTERNAL_SERVER_ERROR: the task fails"),
+        (503, {}, None),
+    ],
+)
+def test_a_quota_that_cannot_be_read_is_a_condition(sandbox, way, status, outcomes, words, said):
+    calls = sandbox.sandbox.quota.calls
+    calls.used = calls.limit
+    # The first poke of a sensor that defers is in the worker.
+    sandbox.inject("delay", "quota", seconds=0)
     sandbox.inject("status", "quota", status=status, times=2)
-    if error is None:
-        assert way(ready(HasQuota(calls=1)), context())
-    else:
-        with pytest.raises(error, match="FORBIDDEN"):
-            way(ready(HasQuota(calls=1)), context())
+    make = ready(HasQuota(calls=1), outcomes=outcomes)
+    if words is not None:
+        with pytest.raises(AirflowFailException, match=words):
+            way(make, context())
+        return
+    timer = threading.Timer(1, setattr, (calls, "used", 0))
+    timer.start()
+    try:
+        assert way(make, context())
+    finally:
+        timer.join()
+    assert "INTERNAL_SERVER_ERROR: the wait goes on" in "".join(said())
+
+
+def test_a_quota_of_before_it_could_not_be_read_does_not_count(sandbox):
+    """It was used up while its reads failed."""
+    calls = sandbox.sandbox.quota.calls
+    campaign_id = sandbox.add_campaign(script_id=None).id
+    trigger = CampaignReadyTrigger(
+        campaign_id=campaign_id,
+        voicegenie_conn_id="voicegenie_default",
+        outcomes={},
+        poll_interval=0.3,
+        deadline=time.time() + 6,
+        prerequisites=[list(each.serialize()) for each in (HasQuota(calls=1), HasScript())],
+    )
+
+    async def work():
+        wait = asyncio.create_task(anext(trigger.run()))
+        while not sandbox.request_count("quota"):
+            await asyncio.sleep(0.05)
+        sandbox.inject("status", "quota", status=503, times=None)
+        calls.used = calls.limit
+        await asyncio.sleep(1)
+        sandbox.sandbox.store.change(campaign_id, script_id="script")
+        return (await wait).payload["reason"]
+
+    assert asyncio.run(work()) == "timeout"
 
 
 def test_waits_share_one_reading(sandbox):
