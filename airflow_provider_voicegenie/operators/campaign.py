@@ -469,8 +469,8 @@ class PauseCampaignOperator(CampaignTask):
             raise AirflowTaskTimeout(f"Campaign {self.campaign_id!r}: execution_timeout: {end.message}.")
         if end.reason is EndReason.TIMEOUT:
             raise AirflowFailException(
-                f"Campaign {self.campaign_id!r}: it was to be kept paused, and was not in the end: {end.message}. IT MAY "
-                "GO ON CALLING: look at it in the VoiceGenie dashboard."
+                f"Campaign {self.campaign_id!r}: it was to be kept paused, and was not in the end: {end.message}. IT "
+                "MAY GO ON CALLING: look at it in the VoiceGenie dashboard."
             )
         if end.condition is not None:
             apply_outcome(self.outcome_rules, end.condition, self.campaign_id, end.message, retry_after=end.retry_after)
