@@ -10,7 +10,7 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, get_current_context
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, XComArg, get_current_context
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, read_calling_hours
@@ -171,7 +171,7 @@ class StartCampaignOperator(CampaignTask):
         if max_contacts is not None:
             read_whole_number("max_contacts", max_contacts, least=0)
         self.max_contacts = max_contacts
-        if isinstance(check_only, bool | int) or (isinstance(check_only, str) and "{" not in check_only):
+        if not (isinstance(check_only, XComArg) or (isinstance(check_only, str) and "{" in check_only)):
             read_flag("check_only", check_only)
         self.check_only = check_only
         self.start_in_backfill = start_in_backfill
@@ -191,11 +191,14 @@ class StartCampaignOperator(CampaignTask):
             self.keep_link(context, hook)
         return self.tell_outlets(context, self._begin(context, hook).execute())
 
-    def execute_after_opening(
-        self, context: Context, campaign_id: str, voicegenie_conn_id: str, event: object = None
-    ) -> dict[str, Any]:
+    def execute_after_opening(self, context: Context, event: object = None) -> dict[str, Any]:
         """Begin anew, after the wait for the calling hours in the triggerer."""
-        self.go_on_with({"campaign_id": campaign_id, "voicegenie_conn_id": voicegenie_conn_id})
+        if not (kept := kept_for_resuming(context)):
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r}: Airflow has lost which campaign this task waited with (XCom), so it "
+                "starts nothing. To begin anew, clear the task."
+            )
+        self.go_on_with(kept)
         return self.tell_outlets(context, self._begin(context, self._hook).execute_after_opening())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -262,6 +265,16 @@ def _context_of_resumed_task_on_airflow_2() -> Context | None:
     return context if getattr(context.get("ti"), "next_method", None) else None
 
 
+def _has_ended(end: End) -> bool:
+    from airflow_provider_voicegenie.api.models import CampaignStatus
+
+    return CampaignStatus((end.result or {}).get("status", CampaignStatus.UNKNOWN)).has_ended
+
+
+#: Seconds for which a campaign can be kept paused.
+_LONGEST_HOLD = timedelta(days=366).total_seconds()
+
+
 class PauseCampaignOperator(CampaignTask):
     """
     Pause a VoiceGenie campaign: no new call begins, calls in progress run to their end. Optionally, keep it paused.
@@ -321,8 +334,11 @@ class PauseCampaignOperator(CampaignTask):
             **kwargs,
         )
         self.keep_paused_for = read_optional_seconds("keep_paused_for", keep_paused_for)
-        if self.keep_paused_for == 0:
-            raise ValueError("keep_paused_for must be above 0; leave it out to pause the campaign once.")
+        if self.keep_paused_for is not None and not 0 < self.keep_paused_for <= _LONGEST_HOLD:
+            raise ValueError(
+                f"keep_paused_for must be above 0 and a year at most; got {keep_paused_for!r}. Leave it out to pause "
+                "the campaign once."
+            )
         self.poll_interval = read_interval("poll_interval", poll_interval)
         deferrable = default_deferrable() if deferrable is None else deferrable
         check_flags(deferrable=deferrable)
@@ -356,11 +372,15 @@ class PauseCampaignOperator(CampaignTask):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the campaign was kept paused from the triggerer."""
-        from airflow_provider_voicegenie.waiting.watch import End
+        from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
         deferred = event["deferred"]
         self.go_on_with(deferred)
-        return self.tell_outlets(context, self._end(deferred["paused"], End.from_json(event)))
+        end = End.from_json(event)
+        if end.reason in (EndReason.TIMEOUT, EndReason.DONE) and not _has_ended(end):
+            # Once more: the triggerer's last look is as old as an interval.
+            end = self._keep_paused(time.time(), end)
+        return self.tell_outlets(context, self._end(deferred["paused"], end))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral, or say that no triggerer has kept the campaign paused."""
@@ -432,13 +452,13 @@ class PauseCampaignOperator(CampaignTask):
                 f"Campaign {self.campaign_id!r}: the task was ended from outside before it sent the pause."
             )
 
-    def _keep_paused(self, until: float) -> End:
+    def _keep_paused(self, until: float, before: End | None = None) -> End:
         from airflow_provider_voicegenie.waiting.pausing import PauseWatch
         from airflow_provider_voicegenie.waiting.worker import keep_paused
 
         return keep_paused(
             self._hook,
-            PauseWatch(self.campaign_id, self.outcome_rules.while_waiting(), time.time()),
+            PauseWatch(self.campaign_id, self.outcome_rules.while_waiting(), time.time(), before),
             self.campaign_id,
             poll_interval=self.poll_interval,
             deadline=until,

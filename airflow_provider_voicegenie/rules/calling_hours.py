@@ -106,9 +106,9 @@ class CallingHours(Prerequisite):
         return Check.met() if self.contains(now) else Check.waiting(f"outside the calling hours {self}")
 
     def local_time(self, moment: datetime) -> str:
-        """Write a moment as weekday and time of day in the calling hours' time zone."""
+        """Write a moment as weekday, date and time of day in the calling hours' time zone."""
         local = moment.astimezone(self._zone)
-        return f"{_DAYS[local.weekday()].capitalize()} {local:%H:%M:%S}"
+        return f"{_DAYS[local.weekday()].capitalize()} {local:%Y-%m-%d %H:%M:%S}"
 
     def keyword_arguments(self) -> dict[str, Any]:
         """Return the arguments as plain JSON."""
@@ -184,8 +184,9 @@ def read_calling_hours(hours: object) -> tuple[CallingHours, ...]:
     given = [hours] if isinstance(hours, str) or not isinstance(hours, Iterable) else list(hours)
     found = tuple(each for each in given if isinstance(each, CallingHours))
     if not found or len(found) < len(given):
+        wrong = next((each for each in given if not isinstance(each, CallingHours)), hours)
         raise ValueError(
-            f"calling_hours must be CallingHours(start, end, timezone, days), or a list of them; got {hours!r:.80}."
+            f"calling_hours must be CallingHours(start, end, timezone, days), or a list of them; got {wrong!r:.80}."
         )
     return found
 

@@ -36,7 +36,7 @@ def read_interval(name: str, value: object) -> float:
     """Return a duration above zero in seconds; like :func:`read_seconds`."""
     seconds = read_seconds(name, value)
     if seconds == 0:
-        raise ValueError(f"{name} must be above 0, or the service would be asked without a pause.")
+        raise ValueError(f"{name} must be above 0, or the service would be asked without a pause; got {value!r}.")
     return seconds
 
 

@@ -232,7 +232,8 @@ class HasContacts(Prerequisite):
     The campaign has contacts.
 
     :param minimum: How many are wanted at least.
-    :param maximum: How many are wanted at most; ``None`` for any number.
+    :param maximum: How many are wanted at most; ``None`` for any number. While there are more, it waits: they may be
+        taken out in the VoiceGenie dashboard.
     """
 
     def __init__(self, minimum: int = 1, maximum: int | None = None) -> None:
@@ -285,7 +286,7 @@ class HasQuota(Prerequisite):
             "minutes": (self.minutes, None if quota is None else quota.minutes_remaining),
         }
         missing = [
-            f"an unknown quota of {name}" if remaining is None else f"{remaining:,g} of {wanted:,g} {name} left"
+            f"an unknown quota of {name}" if remaining is None else f"{remaining:,g} {name} left, {wanted:,g} wanted"
             for name, (wanted, remaining) in left.items()
             if wanted is not None and (remaining is None or remaining < wanted)
         ]
@@ -348,13 +349,19 @@ def effective_prerequisites(wanted: Iterable[Prerequisite] | None) -> list[Prere
     for prerequisite in asked:
         if isinstance(prerequisite, type) and issubclass(prerequisite, Prerequisite):
             name = prerequisite.__name__
-            raise ValueError(f"prerequisites: {name} is a class, and an object is needed: write {name}().")
+            arguments = "..." if inspect.signature(prerequisite).parameters else ""
+            raise ValueError(f"prerequisites: {name} is a class, and an object is needed: write {name}({arguments}).")
         if not isinstance(prerequisite, Prerequisite):
             raise ValueError(
                 f"prerequisites: {prerequisite!r:.80} is not a Prerequisite, such as HasContacts(minimum=100). For one "
                 "of your own, subclass airflow_provider_voicegenie.sensors.campaign.Prerequisite."
             )
         prerequisite.serialize()
+        if isinstance(prerequisite.needs, str) or not set(prerequisite.needs) <= set(Source):
+            raise ValueError(
+                f"prerequisites: needs of {type(prerequisite).__name__} must be a tuple such as (Source.QUOTA,); "
+                f"got {prerequisite.needs!r:.80}."
+            )
     classes = {type(prerequisite) for prerequisite in asked}
     defaults: list[Prerequisite] = [IsStartable(), HasScript(), HasContacts()]
     return [default for default in defaults if type(default) not in classes] + asked

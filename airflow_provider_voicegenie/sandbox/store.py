@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+from airflow_provider_voicegenie.api.models import CampaignStatus
 from airflow_provider_voicegenie.sandbox.calls import (
     CALL_SECONDS,
     CALLS_PER_SECOND,
@@ -25,10 +26,6 @@ from airflow_provider_voicegenie.sandbox.calls import (
     results_of,
 )
 from airflow_provider_voicegenie.sandbox.contacts import UploadedContacts
-
-#: The dashboard's words too, which no page of the API has.
-_STARTABLE = ("paused", "scheduled", "pending")
-_RUNNING = ("running", "in_progress", "active")
 
 
 class RequestRefusedError(Exception):
@@ -163,6 +160,8 @@ class SandboxStore:
         """Add a campaign, or replace the one with its id."""
         with self._lock:
             self._campaigns[campaign.id] = campaign
+            if campaign.status == "paused" and campaign.resumes_after is not None and not campaign.running:
+                campaign.running = [(self._clock(), self._clock())]
             if _is_running(campaign) and not campaign.running:
                 campaign.running = [(self._clock(), None)]
                 campaign.started_at = campaign.started_at or datetime.now(UTC)
@@ -208,7 +207,7 @@ class SandboxStore:
 
     def start(self, campaign_id: str) -> SandboxCampaign:
         """
-        Start a campaign that is paused, scheduled or pending and has a script and contacts.
+        Start a campaign that is paused, scheduled or not started yet, and has a script and contacts.
 
         :raises RequestRefusedError: It cannot be started.
         """
@@ -225,7 +224,7 @@ class SandboxStore:
                     "Campaign cannot be started. Configuration is missing.",
                     {"missing": missing},
                 )
-            if campaign.status not in _STARTABLE:
+            if not CampaignStatus.read(campaign.status).is_startable:
                 raise RequestRefusedError(
                     422, "INVALID_CAMPAIGN_STATE", f"A campaign that is {campaign.status} cannot be started."
                 )
@@ -358,4 +357,4 @@ class SandboxStore:
 
 
 def _is_running(campaign: SandboxCampaign) -> bool:
-    return campaign.status in _RUNNING
+    return CampaignStatus.read(campaign.status).is_running

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_voicegenie.rules.calling_hours import describe, is_open
 from airflow_provider_voicegenie.rules.outcomes import Condition
+from airflow_provider_voicegenie.rules.prerequisites import HasContacts, HasScript, IsStartable, check_readiness
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.models import Campaign
@@ -144,6 +145,20 @@ def check_campaign(campaign: Campaign, max_contacts: int | None = None) -> Findi
             f"the campaign has {contacts}, and max_contacts is {max_contacts:,}, so it was not started",
         )
     return None
+
+
+def check_configuration(campaign: Campaign, now: datetime) -> Finding | None:
+    """
+    Check what the service would refuse, for a start that is not sent.
+
+    :param campaign: The campaign.
+    :param now: The time.
+    """
+    wanted = [IsStartable(), HasScript(), *([] if campaign.total_count is None else [HasContacts()])]
+    missing = check_readiness(wanted, campaign, now).missing
+    if not missing:
+        return None
+    return Finding(Condition.INVALID_CAMPAIGN_STATE, f"the service would not start it: {'; '.join(missing)}")
 
 
 def check_calling_hours(calling_hours: Sequence[CallingHours], now: datetime) -> Finding | None:

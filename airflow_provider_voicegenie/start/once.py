@@ -30,6 +30,7 @@ from airflow_provider_voicegenie.start.guards import (
     RunFacts,
     check_calling_hours,
     check_campaign,
+    check_configuration,
     check_run,
     describe_start,
 )
@@ -192,6 +193,8 @@ class StartOnce:
         finding = check_campaign(before, self._options.max_contacts)
         if finding is not None:
             return self._not_started(finding, before.status)
+        if self._options.check_only and (finding := check_configuration(before, datetime.now(UTC))) is not None:
+            return self._not_started(finding, before.status)
         finding = check_calling_hours(self._options.calling_hours, datetime.now(UTC))
         if finding is not None:
             return self._not_now(finding, before)
@@ -227,7 +230,7 @@ class StartOnce:
         if opens is None:
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: {finding.message}, and they do not open within {DAYS_AHEAD} days. "
-                "Change calling_hours (days, except_dates)."
+                f"Change calling_hours (days, except_dates) [{finding.condition}: the task fails, without retry]."
             )
         if (too_late := self._check_run(opens)) is not None:
             late = Finding(too_late.condition, f"{finding.message}; when they open, {too_late.message}")

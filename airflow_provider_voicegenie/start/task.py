@@ -105,6 +105,10 @@ class StartTask:
             self._once.resume(Start(**start))
             self._once.stop_calls(StartPhase.TIMED_OUT if is_out_of_time else StartPhase.CLOSED)
 
+    @property
+    def _about(self) -> dict[str, str]:
+        return {"campaign_id": self._campaign_id, "voicegenie_conn_id": self._once.hook.voicegenie_conn_id}
+
     def _execute(self) -> dict[str, Any]:
         while isinstance(start := self._start(), NotYet):
             self._wait_until(start.until)
@@ -131,14 +135,12 @@ class StartTask:
         if self._options.deferrable:
             from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
 
+            # Not as arguments of the method, which `dag.test()` drops.
+            keep_for_resuming(self._context, self._about)
             self._kill.check_with_airflow(self._context)
             raise TaskDeferred(
                 trigger=TimeDeltaTrigger(timedelta(seconds=max(0.0, until - time.time()))),
                 method_name="execute_after_opening",
-                kwargs={
-                    "campaign_id": self._campaign_id,
-                    "voicegenie_conn_id": self._once.hook.voicegenie_conn_id,
-                },
             )
         with self._kill.interruptible():
             while (left := until - time.time()) > 0:
@@ -180,15 +182,14 @@ class StartTask:
         from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
 
         options = self._options
-        about = {"campaign_id": self._campaign_id, "voicegenie_conn_id": self._once.hook.voicegenie_conn_id}
-        keep_for_resuming(self._context, {**about, "start": start.to_json()})
+        keep_for_resuming(self._context, {**self._about, "start": start.to_json()})
         self._once.is_about_to_be_deferred(start)
         # Airflow silently refuses to defer a task that a user has just marked.
         self._kill.check_with_airflow(self._context)
         execution_ends = execution_deadline(self._context, options.execution_timeout)
         raise TaskDeferred(
             trigger=CampaignCompletedTrigger(
-                **about,
+                **self._about,
                 kind=options.outcome_rules.kind.value,
                 outcomes=options.outcome_rules.changes,
                 poll_interval=options.poll_interval,

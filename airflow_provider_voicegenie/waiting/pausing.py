@@ -26,17 +26,19 @@ class PauseWatch(Watch):
     :param campaign_id: The campaign.
     :param rules: What each condition does to the task.
     :param now: When it began, Unix seconds.
+    :param before: How it went until now, in another process of the task.
     """
 
     __slots__ = ("_count", "_is_held", "_is_lost", "_seen_at", "_status", "must_pause")
 
-    def __init__(self, campaign_id: str, rules: OutcomeRules, now: float) -> None:
+    def __init__(self, campaign_id: str, rules: OutcomeRules, now: float, before: End | None = None) -> None:
         super().__init__(campaign_id, rules, now)
-        self._status: CampaignStatus | None = None
+        seen = {} if before is None or before.result is None else before.result
+        self._status: CampaignStatus | None = CampaignStatus(seen["status"]) if seen else None
         self._seen_at = now
-        self._count = 0
+        self._count: int = seen.get("paused_again", 0)
         # Whether it did not run, by the last that was heard of it.
-        self._is_held = False
+        self._is_held = before is not None and before.is_done
         # Whether the response to a pause was lost.
         self._is_lost = False
         #: Whether the campaign was just seen to run, so that a pause is due.

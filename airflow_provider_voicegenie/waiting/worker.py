@@ -71,7 +71,9 @@ def keep_paused(
     :param before_pause: Called before each request that changes something; raises what ends the task.
     """
     failures = 0
-    while (left := deadline - time.time()) > 0:
+    while True:
+        # The last look is at the end.
+        is_over = time.time() >= deadline
         retry_after = None
         try:
             end = watch.observe(hook.get_campaign(campaign_id, max_attempts=1), time.time())
@@ -85,8 +87,9 @@ def keep_paused(
             failures += 1
         if end is not None:
             return end
-        time.sleep(min(poll_delay(poll_interval, failures, retry_after), left))
-    return watch.time_is_up(time.time(), EndReason.TIMEOUT)
+        if is_over:
+            return watch.time_is_up(time.time(), EndReason.TIMEOUT)
+        time.sleep(max(0.0, min(poll_delay(poll_interval, failures, retry_after), deadline - time.time())))
 
 
 def read_final_statistics(hook: VoiceGenieHook, final: FinalStatistics, campaign_id: str) -> End:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from datetime import UTC, datetime, timedelta
 from textwrap import dedent
 
 import psutil
@@ -22,7 +23,7 @@ RUNS_NO_CLEARED_TASK = AIRFLOW_VERSION == (3, 0)
 HEADER = """
 from datetime import datetime, timedelta, timezone
 from airflow.providers.common.compat.sdk import DAG
-from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
+from airflow_provider_voicegenie.operators.campaign import CallingHours, StartCampaignOperator
 from airflow_provider_voicegenie.sensors.campaign import (
     CampaignCompletedSensor,
     CampaignReadySensor,
@@ -94,6 +95,8 @@ def test_a_dag_that_waits(airflow, voicegenie_sandbox, tmp_path, deferrable):
     modules.mkdir()
     (modules / "own_checks.py").write_text(OWN_CHECKS)
     airflow.environment["PYTHONPATH"] = str(modules)
+    opening = datetime.now(UTC) + timedelta(seconds=45)
+    closing = opening + timedelta(hours=1)
     write_dags(
         airflow,
         tmp_path,
@@ -131,9 +134,18 @@ def test_a_dag_that_waits(airflow, voicegenie_sandbox, tmp_path, deferrable):
                 timeout=2,
                 soft_fail=True,
             )
-            ready >> start >> sensor >> [mapped, late]
+            opens = StartCampaignOperator(
+                task_id="opens",
+                campaign_id="opens",
+                calling_hours=CallingHours({opening.time().isoformat()!r}, {closing.time().isoformat()!r}, "UTC"),
+                outcomes={{"OUTSIDE_CALLING_HOURS": "wait"}},
+                deferrable=deferrable,
+                trigger_rule="all_done",
+            )
+            ready >> start >> sensor >> [mapped, late] >> opens
         """,
     )
+    voicegenie_sandbox.add_campaign(id="opens", total_count=10**8)
     voicegenie_sandbox.add_campaign(id="endless", status="running", total_count=10**8)
     voicegenie_sandbox.add_campaign(id="followed", status="running", total_count=40)
     voicegenie_sandbox.speed = 30
@@ -143,7 +155,9 @@ def test_a_dag_that_waits(airflow, voicegenie_sandbox, tmp_path, deferrable):
         "mapped[0]": "skipped",
         "sensor": "success",
         "late": "skipped",
+        "opens": "success",
     }
+    assert b"OUTSIDE_CALLING_HOURS: the task waits" in airflow.everything_kept()
     (started,) = airflow.returned("start")
     assert (started["status"], started["started_by_task"]) == ("completed", True)
     assert started["statistics"]["total_contacts"] == 20

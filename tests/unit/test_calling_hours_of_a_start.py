@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
-from helpers.tasks import Starting, Store, both_ways, change, context, in_worker, kept, meanwhile
+from helpers.tasks import Starting, Store, both_ways, change, context, in_worker, meanwhile
 
 from airflow_provider_voicegenie.operators.campaign import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
@@ -44,10 +44,10 @@ def deferred(make, run):
     time.sleep(max(0.0, (arguments["moment"] - datetime.now(UTC)).total_seconds()))
     again = make(deferrable=True)
     again.campaign_id = "another"
-    kwargs = {**deferral.kwargs, "event": "the moment"}
-    kept(kwargs)
+    # `dag.test()` drops what else was handed to the method.
+    assert not deferral.kwargs
     run["ti"].next_method = deferral.method_name
-    return again.resume_execution(deferral.method_name, kwargs, run)
+    return again.resume_execution(deferral.method_name, {"event": "the moment"}, run)
 
 
 WAYS = pytest.mark.parametrize("way", [in_worker, deferred], ids=["worker", "deferred"])
@@ -115,7 +115,10 @@ def test_a_run_that_becomes_too_late_is_not_started(sandbox, monkeypatch, way):
 def test_hours_that_do_not_open_are_an_error_when_the_wait_begins(sandbox, way):
     today = datetime.now(UTC).date()
     dates = [today + timedelta(days=number) for number in range(-1, 20)]
-    with pytest.raises(AirflowFailException, match=r"they do not open within 14 days. Change calling_hours"):
+    with pytest.raises(
+        AirflowFailException,
+        match=r"they do not open within 14 days. Change calling_hours .* .OUTSIDE_CALLING_HOURS: the task",
+    ):
         way(waiting(opening_in(3600, except_dates=dates)), context())
 
 
@@ -255,6 +258,21 @@ def test_a_check_sends_nothing(sandbox, way, said, check_only):
         ({"campaign_id": "running"}, AirflowSkipException, "CAMPAIGN_ALREADY_RUNNING"),
         ({"campaign_id": "completed"}, AirflowFailException, "CAMPAIGN_COMPLETED"),
         ({"campaign_id": "nobody"}, AirflowFailException, "NOT_FOUND"),
+        (
+            {"campaign_id": "no-script"},
+            AirflowFailException,
+            "the service would not start it: no script .INVALID_CAMPAIGN",
+        ),
+        (
+            {"campaign_id": "no-contacts"},
+            AirflowFailException,
+            "would not start it: no contacts .INVALID_CAMPAIGN_STATE",
+        ),
+        (
+            {"campaign_id": "draft"},
+            AirflowFailException,
+            "status 'draft' .*; no script; no contacts .INVALID_CAMPAIGN_STATE",
+        ),
         ({"max_contacts": 5}, AirflowFailException, "TOO_MANY_CONTACTS"),
         ({}, None, ""),
     ],
@@ -280,7 +298,7 @@ def test_what_is_no_check_starts(sandbox, check_only):
     assert "check_only" not in result
 
 
-@pytest.mark.parametrize("check_only", ["maybe", 5, "None", ""])
+@pytest.mark.parametrize("check_only", ["maybe", 5, "None", "", None, [True]])
 def test_a_check_that_is_neither_is_refused(sandbox, check_only):
     make = Starting(check_only=check_only)
     with pytest.raises(ValueError, match="check_only must be True or False, or a template that gives one of them"):
@@ -289,4 +307,11 @@ def test_a_check_that_is_neither_is_refused(sandbox, check_only):
     operator.check_only = check_only
     with pytest.raises(ValueError, match="check_only must be True or False"):
         operator.execute(context())
+    assert len(sandbox.sandbox.requests) == 0
+
+
+def test_without_what_it_waited_with_it_starts_nothing(sandbox):
+    operator = waiting(opening_in(1))(deferrable=True)
+    with pytest.raises(AirflowFailException, match="Airflow has lost which campaign this task waited with"):
+        operator.resume_execution("execute_after_opening", {"event": "the moment"}, context())
     assert len(sandbox.sandbox.requests) == 0

@@ -20,7 +20,6 @@ from helpers.tasks import (
     context,
     deferred,
     in_wait,
-    in_worker,
     is_waiting,
     meanwhile,
 )
@@ -174,16 +173,16 @@ def test_without_a_store_a_killed_try_leaves_alone_what_started_itself(sandbox):
     assert sandbox.status("long") == "running"
 
 
-@pytest.mark.parametrize("word", ["pending", "Pending", "not-yet-started"])
-def test_a_campaign_that_was_not_started_yet_may_be(sandbox, word):
-    """The service decides: the sandbox refuses one of these words."""
-    campaign_id = sandbox.add_campaign(status=word).id
-    operator = Starting(campaign_id=campaign_id, wait_for_completion=False)(deferrable=False)
-    if word == "pending":
-        assert in_worker(lambda deferrable: operator, context())["started_by_task"]
-    else:
-        with pytest.raises(Exception, match="INVALID_CAMPAIGN_STATE"):
-            operator.execute(context())
+@both_ways
+@pytest.mark.parametrize("word", ["pending", "Pending", "not-yet-started", "Not Yet Started"])
+def test_a_campaign_that_was_not_started_yet_may_be(sandbox, way, word):
+    make = Starting(campaign_id=sandbox.add_campaign(status=word).id, wait_for_completion=False)
+    body = '{"success": false, "message": "Configuration is missing", "error": "INVALID_CAMPAIGN_STATE"}'
+    sandbox.inject("status", "start", status=422, body=body)
+    # The service decides.
+    with pytest.raises(AirflowFailException, match="INVALID_CAMPAIGN_STATE"):
+        way(make, context())
+    assert way(make, context())["started_by_task"]
 
 
 def test_without_a_store_a_pending_campaign_may_have_been_started(sandbox):

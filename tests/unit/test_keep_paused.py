@@ -101,6 +101,15 @@ def test_what_does_not_pass_ends_it_by_the_table(sandbox, way):
         way(keeping(keep_paused_for=3600), context())
 
 
+@both_ways
+def test_what_starts_itself_between_the_last_two_looks_is_paused(sandbox, way):
+    """There is a look at the very end, however long the interval is."""
+    campaign_id = sandbox.add_campaign(status="running", total_count=10**6, resumes_after=1).id
+    result = way(keeping(campaign_id, keep_paused_for=3, poll_interval=60), context())
+    assert (result["status"], result["paused_again"]) == ("paused", 1)
+    assert sandbox.request_count("pause", campaign_id) == 2
+
+
 def test_a_time_limit_of_airflow_ends_it(sandbox):
     make = keeping(keep_paused_for=3600, execution_timeout=timedelta(seconds=1))
     with pytest.raises(
@@ -257,7 +266,8 @@ def test_running_is_read_in_any_spelling(sandbox, name):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"keep_paused_for": 0}, "keep_paused_for must be above 0; leave it out to pause the campaign once"),
+        ({"keep_paused_for": 0}, "keep_paused_for must be above 0 and a year at most; got 0. Leave it out to pause"),
+        ({"keep_paused_for": 1e300}, "keep_paused_for must be above 0 and a year at most; got 1e.300"),
         ({"keep_paused_for": -1}, "keep_paused_for must be finite and not negative"),
         ({"keep_paused_for": "1h"}, "keep_paused_for must be a timedelta or a number of seconds"),
         ({"poll_interval": 0}, "poll_interval must be above 0"),

@@ -518,7 +518,7 @@ def test_a_check_that_returns_something_else_is_told_what_to_return(sandbox, ret
 @pytest.mark.parametrize(
     ("prerequisites", "words"),
     [
-        ([HasContacts], "HasContacts is a class, and an object is needed: write HasContacts()."),
+        ([HasContacts], "HasContacts is a class, and an object is needed: write HasContacts(...)."),
         (HasContacts(5), "must be a list: write [HasContacts(minimum=5)]."),
         ([True], "True is not a Prerequisite, such as HasContacts(minimum=100)"),
         ("HasContacts", "must be a list"),

@@ -67,7 +67,7 @@ def test_it_waits_until_enough_is_left(sandbox, way, said):
         timer.join()
     assert result["campaign_id"] == "ready"
     text = "".join(said())
-    assert "not ready: 40 of 100 calls left" in text
+    assert "not ready: 40 calls left, 100 wanted" in text
     assert "ready" in text
     assert sandbox.request_count("quota") >= 2
 
@@ -175,8 +175,12 @@ def test_waits_share_one_reading(sandbox):
     ("quota", "wanted", "missing"),
     [
         (Quota(100, 50), {"calls": 100}, None),
-        (Quota(99.5, 50), {"calls": 100}, "99.5 of 100 calls left"),
-        (Quota(1200, 50), {"calls": 1500, "minutes": 50.5}, "1,200 of 1,500 calls left, 50 of 50.5 minutes left"),
+        (Quota(99.5, 50), {"calls": 100}, "99.5 calls left, 100 wanted"),
+        (
+            Quota(1200, 50),
+            {"calls": 1500, "minutes": 50.5},
+            "1,200 calls left, 1,500 wanted, 50 minutes left, 50.5 wanted",
+        ),
         (Quota(None, 50), {"calls": 1}, "an unknown quota of calls"),
         (Quota(None, 50), {"minutes": 50}, None),
         (None, {"minutes": 50}, "an unknown quota of minutes"),
@@ -252,3 +256,17 @@ def test_a_number_of_contacts_that_is_bounded(count, arguments, why):
 def test_a_wrong_number_of_contacts_is_refused(arguments):
     with pytest.raises(ValueError, match="HasContacts: maximum must"):
         HasContacts(**arguments)
+
+
+class Careless(Prerequisite):
+    needs = "quota"
+
+    def check(self, campaign, now):
+        return Check.met()
+
+
+def test_what_it_needs_is_a_tuple_of_sources():
+    for needs in ("quota", Source.QUOTA, ("quotas",)):
+        Careless.needs = needs
+        with pytest.raises(ValueError, match="needs of Careless must be a tuple such as"):
+            ready(Careless())(deferrable=False)
