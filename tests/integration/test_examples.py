@@ -55,7 +55,7 @@ RUNS = [
     ("taskflow", {"segment": "followed"}, {"find_campaign": "success", "call": "success", "report": "success"}),
     ("calling_hours", {"campaign_id": "hours"}, {"ready": "success", "start": "success"}),
     # Nothing more, as it waits on a holiday.
-    ("office_hours", {"campaign_id": "ready"}, {"start": "success"}),
+    ("office_hours", {"campaign_id": "office"}, {"start": "success"}),
     (
         "branch_on_skip",
         {"campaign_id": "branch"},
@@ -95,8 +95,10 @@ STARTED = {
 
 def test_the_examples(airflow, voicegenie_sandbox):
     voicegenie_sandbox.speed = 30
-    for campaign_id in (STARTED | {"locked"}) - {"paused", "ready"}:
-        voicegenie_sandbox.add_campaign(id=campaign_id, total_count=20 if campaign_id == "followed" else 10**6)
+    for campaign_id in (STARTED | {"locked", "office"}) - {"paused", "ready"}:
+        voicegenie_sandbox.add_campaign(
+            id=campaign_id, total_count=20 if campaign_id in ("followed", "office") else 10**6
+        )
     voicegenie_sandbox.inject("close", "start", campaign_id="lost", after_acting=True)
     airflow.environment |= {
         "AIRFLOW_CONN_VOICEGENIE_SPAIN": voicegenie_sandbox.connection(),
