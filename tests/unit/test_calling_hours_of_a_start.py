@@ -315,3 +315,11 @@ def test_without_what_it_waited_with_it_starts_nothing(sandbox):
     with pytest.raises(AirflowFailException, match="Airflow has lost which campaign this task waited with"):
         operator.resume_execution("execute_after_opening", {"event": "the moment"}, context())
     assert len(sandbox.sandbox.requests) == 0
+
+
+def test_a_check_takes_nothing_over(sandbox):
+    store = Store()
+    Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    again = Starting(check_only=True, outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})(deferrable=False)
+    result = again.execute(context(store, try_number=2))
+    assert (result["started_by_task"], result["check_only"], result["status"]) == (False, True, "running")

@@ -136,6 +136,20 @@ def test_a_task_that_was_ended_while_deferred_does_not_forget(sandbox):
     assert deferral.value.trigger.pause_on_kill
 
 
+def test_that_costs_no_further_request_to_airflow(sandbox):
+    class Counting(Store):
+        sets = 0
+
+        def set(self, key, value):
+            self.sets += 1
+            super().set(key, value)
+
+    store = Counting()
+    with pytest.raises(TaskDeferred):
+        Starting()(deferrable=True).execute(context(store))
+    assert (store.sets, store["voicegenie_start"]["phase"]) == (2, "started")
+
+
 def test_a_task_that_went_on_after_its_deferral_owes_nothing(sandbox):
     store = Store()
     sandbox.speed = 10_000
