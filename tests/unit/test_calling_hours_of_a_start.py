@@ -23,7 +23,7 @@ WAIT = {"OUTSIDE_CALLING_HOURS": "wait"}
 
 
 def opening_in(seconds, **arguments):
-    """Return hours that open so soon, and are open for an hour."""
+    """Return hours that open so soon, and are open for an hour. A busy machine takes seconds to get to the check."""
     now = datetime.now(UTC)
     start, end = (now + timedelta(seconds=seconds + more) for more in (0, 3600))
     return CallingHours(start.time(), end.time(), "UTC", **arguments)
@@ -56,11 +56,11 @@ WAYS = pytest.mark.parametrize("way", [in_worker, deferred], ids=["worker", "def
 @WAYS
 @pytest.mark.parametrize("is_list", [False, True])
 def test_it_starts_once_they_open(sandbox, way, is_list, said):
-    hours = opening_in(2)
+    hours = opening_in(5)
     closed = CallingHours(hours.start, hours.end, "UTC", except_dates=[datetime.now(UTC).date()])
     began = time.monotonic()
     result = way(waiting([closed, hours] if is_list else hours), context(Store()))
-    assert 1.5 < time.monotonic() - began < 10
+    assert 1 < time.monotonic() - began < 30
     assert (result["campaign_id"], result["started_by_task"]) == ("long", True)
     assert sandbox.start_count("long") == 1
     # Read anew, with all guards.
@@ -78,7 +78,7 @@ def test_the_campaign_may_have_been_started_meanwhile(sandbox, way):
         meanwhile(lambda: sandbox.request_count("get", "long") == 1, running),
         pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"),
     ):
-        way(waiting(opening_in(2)), context())
+        way(waiting(opening_in(5)), context())
     assert sandbox.request_count("start") == 0
 
 
@@ -107,7 +107,7 @@ def test_a_run_that_becomes_too_late_is_not_started(sandbox, monkeypatch, way):
     monkeypatch.setattr("airflow_provider_voicegenie.start.once.check_run", check_run)
     way = in_worker if way is in_worker else deferred
     with pytest.raises(AirflowSkipException, match="RUN_TOO_LATE"):
-        way(waiting(opening_in(1), max_lateness=600), run)
+        way(waiting(opening_in(5), max_lateness=600), run)
     assert sandbox.request_count("start") == 0
 
 
@@ -155,7 +155,7 @@ def test_the_execution_timeout_holds_meanwhile(sandbox, way):
 @WAYS
 def test_it_waits_for_completion_afterwards(sandbox, way):
     sandbox.speed = 100_000
-    make = waiting(opening_in(1), wait_for_completion=True)
+    make = waiting(opening_in(5), wait_for_completion=True)
     if way is deferred:
         # Deferred for the second time.
         with pytest.raises(TaskDeferred) as caught:
@@ -167,7 +167,7 @@ def test_it_waits_for_completion_afterwards(sandbox, way):
 
 def test_hours_that_close_while_airflow_takes_its_time_are_waited_for(sandbox, monkeypatch):
     run = context(Store())
-    hours = opening_in(2)
+    hours = opening_in(5)
     checks = []
 
     def check(given, now):
@@ -311,7 +311,7 @@ def test_a_check_that_is_neither_is_refused(sandbox, check_only):
 
 
 def test_without_what_it_waited_with_it_starts_nothing(sandbox):
-    operator = waiting(opening_in(1))(deferrable=True)
+    operator = waiting(opening_in(5))(deferrable=True)
     with pytest.raises(AirflowFailException, match="Airflow has lost which campaign this task waited with"):
         operator.resume_execution("execute_after_opening", {"event": "the moment"}, context())
     assert len(sandbox.sandbox.requests) == 0

@@ -18,7 +18,7 @@ from airflow_provider_voicegenie.triggers.campaign import CampaignPausedTrigger
 from airflow_provider_voicegenie.waiting import worker
 
 
-def keeping(campaign_id="followed", *, keep_paused_for=3, **arguments):
+def keeping(campaign_id="followed", *, keep_paused_for=6, **arguments):
     def make(*, deferrable):
         return PauseCampaignOperator(
             **{"task_id": "pause", "campaign_id": campaign_id, "poll_interval": 0.2, **arguments},
@@ -40,7 +40,7 @@ def test_it_is_paused_again_whenever_it_runs(sandbox, way, said):
     began = time.monotonic()
     with meanwhile(is_paused(sandbox, 1), begin), meanwhile(is_paused(sandbox, 2), begin):
         result = way(keeping(), context())
-    assert 2.5 < time.monotonic() - began < 10
+    assert 5 < time.monotonic() - began < 30
     assert (result["campaign_id"], result["status"], result["paused_again"]) == ("followed", "paused", 2)
     assert result["paused_at"].endswith("Z")
     assert sandbox.status("followed") == "paused"
@@ -72,7 +72,7 @@ def test_temporary_trouble_is_waited_out(sandbox, way, operation, fault, said):
     sandbox.inject("delay", operation, seconds=0)
     sandbox.inject(**fault, operation=operation, times=2)
     with meanwhile(is_paused(sandbox, 1), begin):
-        result = way(keeping(keep_paused_for=5), context())
+        result = way(keeping(keep_paused_for=8), context())
     assert (result["status"], result["paused_again"]) == ("paused", 1)
     assert sandbox.status("followed") == "paused"
     text = "".join(said())
@@ -105,7 +105,7 @@ def test_what_does_not_pass_ends_it_by_the_table(sandbox, way):
 def test_what_starts_itself_between_the_last_two_looks_is_paused(sandbox, way):
     """There is a look at the very end, however long the interval is."""
     campaign_id = sandbox.add_campaign(status="running", total_count=10**6, resumes_after=1).id
-    result = way(keeping(campaign_id, keep_paused_for=3, poll_interval=60), context())
+    result = way(keeping(campaign_id, keep_paused_for=6, poll_interval=60), context())
     assert (result["status"], result["paused_again"]) == ("paused", 1)
     assert sandbox.request_count("pause", campaign_id) == 2
 
@@ -157,10 +157,10 @@ def test_a_campaign_that_could_not_be_kept_paused_is_no_success(sandbox, way, op
         meanwhile(is_paused(sandbox, 1), break_down),
         pytest.raises(AirflowFailException, match=r"was not in the end: its time was over .*IT MAY GO ON CALLING"),
     ):
-        way(keeping(keep_paused_for=4), context())
+        way(keeping(), context())
     # One try at each look, and ever fewer.
-    assert sandbox.request_count("pause") < 20
-    assert sandbox.request_count("get") + sandbox.request_count("list") < 40
+    assert sandbox.request_count("pause") < 40
+    assert sandbox.request_count("get") + sandbox.request_count("list") < 80
 
 
 @both_ways
@@ -202,7 +202,7 @@ def test_a_pause_that_is_refused_is_not_tried_in_a_loop(sandbox):
         contextlib.suppress(AirflowFailException),
     ):
         deferred(keeping(campaign_id, poll_interval=0.5), context())
-    assert 2 <= sandbox.request_count("pause") < 10
+    assert 2 <= sandbox.request_count("pause") < 15
 
 
 def test_once_told_to_end_it_sends_nothing(sandbox):
@@ -233,7 +233,7 @@ def test_a_hundred_of_them_share_their_requests(sandbox):
             voicegenie_conn_id="voicegenie_default",
             outcomes={},
             poll_interval=1,
-            deadline=began + 5,
+            deadline=began + 8,
             paused={},
         )
 
@@ -250,14 +250,14 @@ def test_a_hundred_of_them_share_their_requests(sandbox):
     counts = asyncio.run(events())
     assert (sum(counts), counts[7]) == (1, 1)
     assert sandbox.status(names[7]) == "paused"
-    # Not a hundred in each of five seconds.
-    assert sum(map(sandbox.request_count, ("get", "list", "pause"))) < 60
+    # Not a hundred in each of eight seconds.
+    assert sum(map(sandbox.request_count, ("get", "list", "pause"))) < 90
 
 
 @pytest.mark.parametrize("name", ["Active", "in progress", "IN_PROGRESS", "running"])
 def test_running_is_read_in_any_spelling(sandbox, name):
     campaign_id = sandbox.add_campaign(status="paused", total_count=10**6).id
-    make = keeping(campaign_id, keep_paused_for=2)
+    make = keeping(campaign_id, keep_paused_for=6)
     with meanwhile(lambda: sandbox.request_count("get") > 1, change(sandbox, campaign_id, status=name)):
         make(deferrable=False).execute(context())
     assert sandbox.request_count("pause", campaign_id) > 1
