@@ -175,7 +175,7 @@ def describe_start(campaign: Campaign, calling_hours: Sequence[CallingHours], no
     """
     Say in a few words whom a start would phone.
 
-    :param campaign: The campaign as it was just read.
+    :param campaign: The campaign as it was just read, in which :func:`check_configuration` finds nothing.
     :param calling_hours: When people may be phoned; empty for any time.
     :param now: The time.
     """
@@ -183,10 +183,5 @@ def describe_start(campaign: Campaign, calling_hours: Sequence[CallingHours], no
     hours = "no calling hours set"
     if calling_hours:
         hours = f"{'within' if is_open(calling_hours, now) else 'outside'} the calling hours"
-    return ", ".join(
-        (
-            "an unknown number of contacts" if count is None else f"{count:,} contacts",
-            "script set" if campaign.script_id else "no script",
-            hours,
-        )
-    )
+    contacts = "an unknown number of contacts" if count is None else f"{count:,} contacts"
+    return f"{contacts}, script set, {hours}"

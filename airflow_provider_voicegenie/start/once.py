@@ -169,10 +169,9 @@ class StartOnce:
             campaign = self.hook.get_campaign(self.campaign_id)
             if campaign.status.is_running:
                 statistics = self.hook.get_campaign_stats(self.campaign_id)
-                is_ours = was_started_in_run(statistics, self._run_began())
-                if is_ours and self._has_started_itself(campaign, statistics):
-                    is_ours = False
-                self.may_be_in_effect = self._is_confirmed = is_ours
+                self.may_be_in_effect = self._is_confirmed = was_started_in_run(
+                    statistics, self._run_began()
+                ) and not self._has_started_itself(campaign, statistics)
         except VoiceGenieError as error:
             log.warning("%s Look in the VoiceGenie dashboard whether it has to be paused.", error)
 

@@ -99,10 +99,7 @@ def test_a_kill_of_a_try_that_only_skips_does_nothing(sandbox):
 def test_an_execution_timeout_at_night_is_remembered(sandbox, caplog):
     store = Store()
     make = Starting(execution_timeout=timedelta(seconds=1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("time.sleep", timed_out(sandbox))
-        with pytest.raises(AirflowTaskTimeout):
-            make(deferrable=False).execute(context(store))
+    time_out_at_night(sandbox, make, store)
     assert MAY_GO_ON in caplog.text
     assert (store["voicegenie_start"]["phase"], store["voicegenie_start"]["owes_pause"]) == ("timed_out", True)
     sandbox.sandbox.store.change("long", status="running")
@@ -113,12 +110,17 @@ def test_an_execution_timeout_at_night_is_remembered(sandbox, caplog):
     assert sandbox.status("long") == "paused"
 
 
-def timed_out(sandbox):
+def time_out_at_night(sandbox, make, store):
+    """Let the execution_timeout of a task that waits in a worker come once the campaign has paused itself."""
+
     def sleep(seconds):
         sandbox.sandbox.store.change("long", status="paused")
         raise AirflowTaskTimeout
 
-    return sleep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", sleep)
+        with pytest.raises(AirflowTaskTimeout):
+            make(deferrable=False).execute(context(store))
 
 
 def test_a_task_that_was_ended_while_deferred_does_not_forget(sandbox):
@@ -282,9 +284,6 @@ def test_dates_that_cannot_be_asked_for_do_not_prevent_a_pause(sandbox, caplog):
 def test_a_retry_after_a_pause_that_failed_says_so(sandbox):
     store = Store()
     make = Starting(execution_timeout=timedelta(seconds=1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("time.sleep", timed_out(sandbox))
-        with pytest.raises(AirflowTaskTimeout):
-            make(deferrable=False).execute(context(store))
+    time_out_at_night(sandbox, make, store)
     with pytest.raises(AirflowFailException, match="could not pause it when its execution_timeout was over"):
         make(deferrable=False).execute(context(store, try_number=2))
