@@ -106,8 +106,9 @@ def test_what_starts_itself_between_the_last_two_looks_is_paused(sandbox, way):
     """There is a look at the very end, however long the interval is."""
     campaign_id = sandbox.add_campaign(status="running", total_count=10**6, resumes_after=1).id
     result = way(keeping(campaign_id, keep_paused_for=6, poll_interval=60), context())
-    assert (result["status"], result["paused_again"]) == ("paused", 1)
-    assert sandbox.request_count("pause", campaign_id) == 2
+    # Without that look it would have run for seconds by now. How many looks came before, the machine decides.
+    assert result["status"] == "paused"
+    assert 1 <= result["paused_again"] == sandbox.request_count("pause", campaign_id) - 1
 
 
 def test_a_time_limit_of_airflow_ends_it(sandbox):
