@@ -24,13 +24,14 @@ from airflow_provider_voicegenie.api.errors import (
     InvalidAnswerError,
     InvalidConnectionError,
     NotFoundError,
+    RateLimitError,
     RequestTimeoutError,
     TlsFailedError,
     VoiceGenieError,
 )
-from airflow_provider_voicegenie.api.rate_limit import RateLimiter
+from airflow_provider_voicegenie.api.rate_limit import FairShare, RateLimiter
 from airflow_provider_voicegenie.api.responses import MAX_RESPONSE_BYTES, Redactor, Response
-from airflow_provider_voicegenie.api.retries import MAX_WAIT, rate_limit_reset, retry_arguments, server_time
+from airflow_provider_voicegenie.api.retries import MAX_WAIT, rate_limit_reset, retry_arguments, server_time, used_part
 from airflow_provider_voicegenie.api.session import BoundSession, ResponseTooLargeError, causes_of
 from airflow_provider_voicegenie.api.settings import ClientSettings
 
@@ -62,6 +63,8 @@ class VoiceGenieClient:
         self._on_result = on_result
         self.session = BoundSession(settings)
         self._sleep = sleep
+        #: How fast a feed may use this client; a single task has the whole limit.
+        self.share = FairShare(settings.requests_per_minute)
         self._limiter = RateLimiter(settings.requests_per_minute)
         self._limiters: dict[str, RateLimiter] = {}
         self._redactor = Redactor(settings.api_key)
@@ -144,6 +147,7 @@ class VoiceGenieClient:
                 self._on_result(request.name, kind)
 
     def _send_and_read(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Result:
+        sent_at = time.monotonic()
         received = self._exchange(request, on_sending)
         # Not raised in an `except`: the exception of the library, which may hold the key, would be chained to it.
         if isinstance(received, VoiceGenieError):
@@ -153,14 +157,24 @@ class VoiceGenieClient:
         if (reset := rate_limit_reset(received.headers, now)) is not None:
             self._limiter.block(min(reset, MAX_WAIT), time.monotonic())
         try:
-            return request.read(received, redactor=self._redactor, now=now)
+            result = request.read(received, redactor=self._redactor, now=now)
         except VoiceGenieError as error:
+            self._adapt_share(received, error, sent_at)
             if isinstance(error, NotFoundError) and request.campaign_id is None:
                 error.remedy = NOT_THE_SERVICE
             if error.remedy == NOT_THE_SERVICE and request.decode is None:
                 error.remedy = NOT_THIS_ENDPOINT
             error.add_remedy(self.settings.connection, self.settings.address)
             raise
+        self._adapt_share(received, None, sent_at)
+        return result
+
+    def _adapt_share(self, received: Response, error: VoiceGenieError | None, sent_at: float) -> None:
+        if isinstance(error, RateLimitError):
+            self.share.was_refused(error.retry_after, time.monotonic(), sent_at)
+        else:
+            used = used_part(received.headers, time.time(), self.settings.requests_per_minute)
+            self.share.succeeded(used, time.monotonic(), sent_at)
 
     def _exchange(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Response | VoiceGenieError:
         is_sent = False

@@ -91,8 +91,44 @@ def rate_limit_reset(headers: Mapping[str, str], now: float) -> float | None:
     :param now: The time in Unix seconds, used if the response has no ``Date``.
     """
     remaining = _number(headers.get("x-ratelimit-remaining", ""))
+    if remaining is None or remaining > 0:
+        return None
+    return _reset(headers, now)
+
+
+def used_part(headers: Mapping[str, str], now: float, requests_per_minute: float) -> float | None:
+    """
+    Return what part of the rate limit is used by all together; ``None`` if the headers do not show it.
+
+    It is more than 1 if the limit would be used up before its window ends. The window may slide or begin anew, and last
+    a minute, an hour or a day. What is seen in its first seconds says nothing.
+
+    :param headers: Header fields, names in lower case.
+    :param now: The time in Unix seconds, used if the response has no ``Date``.
+    :param requests_per_minute: The limit, if ``X-RateLimit-Limit`` is not there.
+    """
+    remaining = _number(headers.get("x-ratelimit-remaining", ""))
+    limit = _number(headers.get("x-ratelimit-limit", "")) or requests_per_minute
+    if remaining is None or limit <= 0:
+        return None
+    used = max(0.0, 1.0 - remaining / limit)
+    reset = _reset(headers, now)
+    window = next((window for window in _WINDOWS if reset is not None and reset <= window), None)
+    if reset is None or window is None:
+        return used
+    passed = window - reset
+    return used * window / passed if passed >= _TELLING else None
+
+
+#: How long a rate limit's window may be, and how much of it has to be over before it shows anything: seconds.
+_WINDOWS = (60.0, 3600.0, 86400.0)
+_TELLING = 15.0
+
+
+def _reset(headers: Mapping[str, str], now: float) -> float | None:
+    """Return the seconds until the rate limit's window ends; ``None`` if the headers do not say so."""
     reset = _number(headers.get("x-ratelimit-reset", ""))
-    if reset is None or reset < 0 or remaining is None or remaining > 0:
+    if reset is None or reset < 0:
         return None
     if reset < 1e9:  # seconds to go, not a moment
         return reset

@@ -23,7 +23,6 @@ from airflow_provider_voicegenie.api.errors import (
     ConnectionFailedError,
     ForbiddenError,
     InvalidConnectionError,
-    RateLimitError,
     RedirectedError,
     TlsFailedError,
     UnauthorizedError,
@@ -49,9 +48,6 @@ if TYPE_CHECKING:
 
 #: Requests under way at a time, so that one that hangs delays no other.
 _MAX_CONCURRENT = 8
-
-#: The part of the connection's rate limit that a feed uses; the rest is for tasks in workers.
-_SHARE_OF_LIMIT = 0.8
 
 #: Failures in a row after which it is the service that fails, and all requests slow down.
 _FAILING = 3
@@ -91,8 +87,7 @@ class CampaignFeed:
         self._plan = PollingPlan()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spacing = 0.0
-        self._next_request = 0.0
+        self._pause_until = -math.inf
         self._failures = 0
         self._under_way = 0
         self._looked_at = 0.0
@@ -141,10 +136,11 @@ class CampaignFeed:
         return self._loop.create_task(work, context=contextvars.Context())
 
     async def _run(self) -> None:
-        """Send requests as they fall due, within the rate limit. Each has its own task: a slow one delays no other."""
+        """Send requests as they fall due, within the fair share. Each has its own task: a slow one delays no other."""
         while True:
-            now = self._loop.time()
-            at = max(self._next_request, self._plan.due_at())
+            now, due = self._loop.time(), self._plan.due_at()
+            share = None if self._client is None else self._client.share
+            at = max(self._pause_until, due, -math.inf if share is None else share.next_at)
             if at > now or self._under_way >= self._allowed():
                 self._wake.clear()
                 # Not `wait_for`, which before Python 3.12 can swallow a cancellation.
@@ -153,7 +149,8 @@ class CampaignFeed:
                         await self._wake.wait()
                 continue
             self._show_waits()
-            self._next_request = now + self._spacing
+            if share is not None:
+                share.take(now, due)
             self._under_way += 1
             task = self._start(self._poll(self._plan.take()))
             self._tasks.add(task)
@@ -169,7 +166,7 @@ class CampaignFeed:
 
     def _allowed(self) -> int:
         # One at a time, too, until the connection and its rate limit are known.
-        return 1 if self._failures >= _FAILING or self._spacing == 0 else _MAX_CONCURRENT
+        return 1 if self._failures >= _FAILING or self._client is None else _MAX_CONCURRENT
 
     def _was_polled(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -194,9 +191,8 @@ class CampaignFeed:
         try:
             if self._client is None:
                 self._client = await open_client(await read_settings(self._voicegenie_conn_id))
+                self._wake.set()
             client = self._client
-            self._spacing = 60.0 / (_SHARE_OF_LIMIT * client.settings.requests_per_minute)
-            self._wake.set()
             if isinstance(request, PageRead):
                 page_request = campaign_page(limit=MAX_PAGE_SIZE, offset=request.offset)
                 page = await in_thread(client.send, page_request, max_attempts=1)
@@ -256,9 +252,9 @@ class CampaignFeed:
         if not error.temporary:
             return
         self._failures += 1
-        if isinstance(error, RateLimitError) or self._failures >= _FAILING:
-            pause = poll_delay(1.0, max(1, self._failures - _FAILING + 1), error.retry_after)
-            self._next_request = max(self._next_request, self._loop.time() + pause)
+        if self._failures >= _FAILING:
+            pause = poll_delay(1.0, self._failures - _FAILING + 1, error.retry_after)
+            self._pause_until = max(self._pause_until, self._loop.time() + pause)
 
     async def _connection_has_changed(self, client: VoiceGenieClient | None) -> bool:
         """Look whether someone has mended the Airflow connection since a client was made."""

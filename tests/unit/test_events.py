@@ -20,6 +20,7 @@ from airflow.triggers.base import BaseEventTrigger
 from helpers.leaks import leak_in
 from helpers.tasks import stored
 
+from airflow_provider_voicegenie.api import rate_limit
 from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, CampaignStatus
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.sandbox.store import seed_campaigns
@@ -639,6 +640,7 @@ TROUBLE = [
 def test_trouble_is_waited_out_and_said_once(sandbox, said, monkeypatch, kind, fields, condition, only_some):
     for module in (feeds, polling):
         monkeypatch.setattr(module, "poll_delay", lambda *arguments: min(poll_delay(*arguments), 0.5))
+    monkeypatch.setattr(rate_limit, "_LONGEST_PAUSE", 0.5)
     campaign, other = running(sandbox), running(sandbox)
     watched = [campaign, other, "running"] if only_some else None
 

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Feeds that do not know of each other share the limit of an account: hours of it, simulated.
+
+What must hold: together they stay within the limit, few requests are refused, the shares become even, and what a feed
+leaves is used by the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from helpers.rate_limits import Feed, LimitedService, evenness, simulate
+
+from airflow_provider_voicegenie.api.rate_limit import FairShare
+from airflow_provider_voicegenie.api.retries import used_part
+
+HOURS = {60: 6, 300: 4, 3000: 2}
+SLIDES = pytest.mark.parametrize("slides", [True, False], ids=["slides", "begins anew"])
+HEADERS = pytest.mark.parametrize("has_headers", [True, False], ids=["headers", "no headers"])
+
+
+@SLIDES
+@HEADERS
+@pytest.mark.parametrize(
+    ("per_minute", "number"), [*itertools.product([60, 300], [1, 2, 10, 50]), (3000, 1), (3000, 50)]
+)
+def test_feeds_that_want_all_they_can_get(per_minute, number, has_headers, slides):
+    hours = HOURS[per_minute]
+    outcome = simulate(LimitedService(per_minute, slides, has_headers), [Feed()] * number, hours)
+    assert outcome.refused_part() < 0.02
+    minutes = hours * 60
+    # With those that are refused. A minute of the clock may have requests of two of the service's.
+    assert sum(outcome.sent.values()) <= per_minute * minutes
+    assert outcome.most_in_a_minute(30) <= 1.25 * per_minute
+    settled = outcome.by_feed(minutes // 2, minutes)
+    assert len(settled) == number
+    assert evenness(settled) > (0.93 if has_headers else 0.65)
+    assert 0.5 * per_minute < sum(settled) / (minutes / 2) <= per_minute * (0.81 if number == 1 else 1)
+
+
+@SLIDES
+@HEADERS
+@pytest.mark.parametrize("per_minute", list(HOURS))
+def test_what_some_leave_is_used_by_the_others(per_minute, has_headers, slides):
+    hours = HOURS[per_minute]
+    feeds = [Feed()] * 2 + [Feed(ends=hours * 1200)] * 18
+    outcome = simulate(LimitedService(per_minute, slides, has_headers), feeds, hours)
+    minutes = hours * 60
+    before, after = (
+        sum(outcome.accepted[minute, feed] for minute in range(first, last) for feed in (0, 1)) / (last - first)
+        for first, last in ((minutes // 6, minutes // 3), (minutes * 5 // 6, minutes))
+    )
+    assert after > 0.5 * per_minute > 3 * before
+
+
+@SLIDES
+@pytest.mark.parametrize("per_minute", list(HOURS))
+def test_those_who_come_later_get_as_much(per_minute, slides):
+    hours = HOURS[per_minute]
+    feeds = [Feed()] * 5 + [Feed(begins=hours * 1200)] * 5
+    outcome = simulate(LimitedService(per_minute, slides), feeds, hours)
+    settled = outcome.by_feed(hours * 40, hours * 60)
+    assert len(settled) == 10
+    assert evenness(settled) > 0.9
+
+
+@HEADERS
+def test_one_that_needs_little_gets_it_beside_those_who_want_all(has_headers):
+    feeds = [Feed()] * 4 + [Feed(wants=10)]
+    outcome = simulate(LimitedService(300, has_headers=has_headers), feeds, 4)
+    needed = sum(outcome.accepted[minute, 4] for minute in range(120, 240)) / 120
+    assert 9 < needed < 12
+
+
+def test_a_limit_for_an_hour_is_kept_too():
+    """The service refuses nothing here; its headers speak of an hour's limit that is soon used up."""
+    share, now, remaining = FairShare(60), 0.0, 300
+    while now < 3600:
+        share.take(now, now)
+        remaining -= 1
+        headers = {"x-ratelimit-limit": "300", "x-ratelimit-remaining": str(remaining)}
+        headers["x-ratelimit-reset"] = str(3600 - now)
+        share.succeeded(used_part(headers, now, 60), now, now)
+        now = max(now, share.next_at)
+    assert 0 < remaining < 250
+
+
+def test_a_share_that_is_not_needed_does_not_grow():
+    share = FairShare(600)
+    before = share.per_minute
+    for minute in range(600):
+        share.take(minute * 60.0, minute * 60.0)
+        share.succeeded(0.1, minute * 60.0 + 0.1, minute * 60.0)
+    assert share.per_minute == before
+
+
+def test_a_refused_request_is_waited_out_as_asked():
+    share = FairShare(60)
+    share.take(0.0, 0.0)
+    share.was_refused(20.0, 0.5, 0.0)
+    assert 20.5 <= share.next_at < 26
+    share.was_refused(10_000.0, 0.5, 0.0)
+    assert share.next_at < 66, "no longer than a minute, whatever the service asks for"
+
+
+@pytest.mark.parametrize(
+    ("remaining", "limit", "reset", "used"),
+    [
+        ("60", "60", None, 0.0),
+        ("15", "60", None, 0.75),
+        ("15", "60", "0", 0.75),
+        # Half of the minute is over.
+        ("45", "60", "30", 0.5),
+        ("0", "60", "30", 2.0),
+        ("15", "60", str(1_800_000_030), 1.5),
+        ("15", "60", str(1_800_000_030_000), 1.5),
+        # Too early to say.
+        ("59", "60", "59", None),
+        # An hour's, and a day's.
+        ("500", "1000", "1800", 1.0),
+        ("500", "1000", "43200", 1.0),
+        ("500", "1000", "1000000", 0.5),
+        # As the connection says.
+        ("150", None, None, 0.5),
+        ("400", None, None, 0.0),
+        # Nothing that can be read.
+        (None, "60", "30", None),
+        ("many", "60", "30", None),
+        ("30", "0", "-1", 0.9),
+        ("nan", "60", "1", None),
+    ],
+)
+def test_what_the_headers_say_of_the_use_of_all(remaining, limit, reset, used):
+    names = {"x-ratelimit-remaining": remaining, "x-ratelimit-limit": limit, "x-ratelimit-reset": reset}
+    headers = {name: value for name, value in names.items() if value is not None}
+    assert used_part(headers, 1_800_000_000, 300) == (used if used is None else pytest.approx(used))
