@@ -78,6 +78,7 @@ class VoiceGenieClient:
         request: Request[Result],
         *,
         max_attempts: int | None = None,
+        raise_on_rate_limit: bool = False,
         before_attempt: Callable[[VoiceGenieError | None], None] | None = None,
         on_sending: Callable[[], None] | None = None,
     ) -> Result:
@@ -89,6 +90,7 @@ class VoiceGenieClient:
 
         :param request: The request.
         :param max_attempts: Attempts in all; the settings' number by default.
+        :param raise_on_rate_limit: Whether a 429 is not repeated.
         :param before_attempt: Called before each attempt of one that may be repeated, when it no longer has to wait,
             with the error of the attempt before.
         :param on_sending: Called right before any of the request is sent: from then on, the service may act on it.
@@ -99,7 +101,9 @@ class VoiceGenieClient:
             self._limiter.reserve(time.monotonic(), may_wait=False)
             return self._send_once(request, on_sending)
         attempts = max_attempts or self.settings.max_attempts
-        retrying = Retrying(sleep=self._sleep, **retry_arguments(attempts, partial(_announce, attempts)))
+        but_not = RateLimitError if raise_on_rate_limit else None
+        arguments = retry_arguments(attempts, partial(_announce, attempts), but_not=but_not)
+        retrying = Retrying(sleep=self._sleep, **arguments)
         error_before: VoiceGenieError | None = None
 
         def attempt(request: Request[Result]) -> Result:
@@ -114,6 +118,10 @@ class VoiceGenieClient:
                 raise
 
         return retrying(attempt, request)
+
+    def seconds_blocked(self) -> float:
+        """Return for how many seconds from now the service takes no requests, by what its last response said."""
+        return self._limiter.seconds_blocked(time.monotonic())
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last response showed it; ours before any response."""

@@ -44,6 +44,11 @@ class RateLimiter:
         with self._lock:
             self._blocked_until = max(self._blocked_until, now + seconds)
 
+    def seconds_blocked(self, now: float) -> float:
+        """Return for how many seconds requests are blocked."""
+        with self._lock:
+            return max(0.0, self._blocked_until - now)
+
 
 # What follows was chosen by simulation, see tests/unit/test_fair_share.py: 1 to 50 feeds, 60 to 3,000 requests a
 # minute, a window that slides or begins anew each minute, with and without the headers.
@@ -68,8 +73,8 @@ _STEP, _SMALL_STEP, _CALM = 1 / 2000, 1 / 16000, 3000.0
 #: The longest time between two responses that counts for an increase: minutes.
 _LONGEST_GAP = 2.0
 
-#: The longest pause after refused requests, if the service does not say how long it wants: seconds.
-_LONGEST_PAUSE = 30.0
+#: The longest pause after refused requests: if the service does not say how long it wants, and if it does. Seconds.
+_LONGEST_PAUSE, _LONGEST_ASKED = 30.0, 60.0
 
 
 class FairShare:
@@ -148,7 +153,7 @@ class FairShare:
             backoff = min(2.0 ** (self._refusals_in_a_row - 1), _LONGEST_PAUSE) * random.uniform(0.8, 1.0)  # noqa: S311
             # Not all at the same moment.
             apart = random.uniform(0.0, min(5.0, 30.0 / self.per_minute))  # noqa: S311
-            self.next_at = max(self.next_at, now + max(backoff, min(asked or 0.0, _WINDOW)) + apart)
+            self.next_at = max(self.next_at, now + max(backoff, min(asked or 0.0, _LONGEST_ASKED)) + apart)
 
     def _minutes_since_answer(self, now: float) -> float:
         before, self._answered_at = self._answered_at, now
@@ -172,3 +177,47 @@ class FairShare:
                 doublings = max(0.0, 2.0 * (self._minutes_since_decrease * self._limit / _CALM - 1.0))
             self.per_minute += self._limit * step * 2.0 ** min(doublings, 30.0) * minutes
         self.per_minute = min(self.per_minute, self._limit * _LARGEST_SHARE)
+
+
+#: Turns a minute, as parts of the connection's requests a minute: at first, the fewest, and the most. A start takes two
+#: requests or more.
+_FIRST_TURNS, _FEWEST_TURNS, _MOST_TURNS = 1 / 10, 1 / 30, 2 / 5
+
+#: What is left of the turns a minute if someone comes who was refused, and seconds in which that counts once.
+_FEWER = 0.7
+_ONCE_IN = 30.0
+
+#: Minutes in which the turns a minute double while nobody comes.
+_DOUBLING = 2.0
+
+
+class Turns:
+    """
+    How fast starts that were refused are let try again, one after the other.
+
+    What becomes of them decides: whose start is refused again comes back.
+
+    :param requests_per_minute: The connection's limit.
+    """
+
+    def __init__(self, requests_per_minute: float) -> None:
+        self._limit = requests_per_minute
+        self.per_minute = requests_per_minute * _FIRST_TURNS
+        #: When the next one may be given, by a monotonic clock.
+        self.next_at = -math.inf
+        self._given_at: float | None = None
+        self._decreased_at = -math.inf
+
+    def someone_was_refused(self, now: float) -> None:
+        """Take note that the service had no room for a start."""
+        if now - self._decreased_at >= _ONCE_IN:
+            self._decreased_at = now
+            self.per_minute = max(self.per_minute * _FEWER, self._limit * _FEWEST_TURNS)
+
+    def give(self, now: float) -> None:
+        """Count a turn that is given now."""
+        if self._given_at is not None and now - self._decreased_at >= _ONCE_IN:
+            minutes = min((now - self._given_at) / 60.0, _DOUBLING)
+            self.per_minute = min(self.per_minute * 2.0 ** (minutes / _DOUBLING), self._limit * _MOST_TURNS)
+        self._given_at = now
+        self.next_at = now + 60.0 / self.per_minute

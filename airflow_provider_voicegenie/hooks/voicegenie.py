@@ -129,16 +129,21 @@ class VoiceGenieHook(BaseHook):
 
         return self._client.send(endpoints.pause(campaign_id))
 
-    def get_campaign(self, campaign_id: str, *, max_attempts: int | None = None) -> Campaign:
+    def get_campaign(
+        self, campaign_id: str, *, max_attempts: int | None = None, raise_on_rate_limit: bool = False
+    ) -> Campaign:
         """
         Read a campaign (``GET /campaign/{id}``).
 
         :param campaign_id: Id of the campaign.
         :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
+        :param raise_on_rate_limit: Whether a 429 is raised at once, rather than waited out.
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(endpoints.campaign(campaign_id), max_attempts=max_attempts)
+        return self._client.send(
+            endpoints.campaign(campaign_id), max_attempts=max_attempts, raise_on_rate_limit=raise_on_rate_limit
+        )
 
     def get_campaign_stats(self, campaign_id: str, *, max_attempts: int | None = None) -> CampaignStats:
         """
@@ -304,6 +309,20 @@ class VoiceGenieHook(BaseHook):
             offset += page.size
             if page.size == 0 or (offset >= page.total and count_known() == known):
                 return
+
+    @property
+    def max_attempts(self) -> int:
+        """The connection's ``max_attempts``."""
+        return self._client.settings.max_attempts
+
+    @property
+    def requests_per_minute(self) -> int:
+        """The connection's ``requests_per_minute``."""
+        return self._client.settings.requests_per_minute
+
+    def seconds_blocked(self) -> float:
+        """Return for how many seconds the service takes no more requests, as its last response said; 60 at most."""
+        return self._client.seconds_blocked()
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last response showed it."""

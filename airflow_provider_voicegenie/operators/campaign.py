@@ -191,15 +191,15 @@ class StartCampaignOperator(CampaignTask):
             self.keep_link(context, hook)
         return self.tell_outlets(context, self._begin(context, hook).execute())
 
-    def execute_after_opening(self, context: Context, event: object = None) -> dict[str, Any]:
-        """Begin anew, after the wait for the calling hours in the triggerer."""
+    def execute_again(self, context: Context, event: object = None) -> dict[str, Any]:
+        """Begin anew, after a wait in the triggerer: for the calling hours, or for the service to take requests."""
         if not (kept := kept_for_resuming(context)):
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: Airflow has lost which campaign this task waited with (XCom), so it "
                 "starts nothing. To begin anew, clear the task."
             )
         self.go_on_with(kept)
-        return self.tell_outlets(context, self._begin(context, self._hook).execute_after_opening())
+        return self.tell_outlets(context, self._begin(context, self._hook, kept).execute_again())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
@@ -220,18 +220,18 @@ class StartCampaignOperator(CampaignTask):
             self._running.kill()
         elif (context := _context_of_resumed_task_on_airflow_2()) is not None:
             kept = kept_for_resuming(context)
-            # Without a start, it was deferred until the calling hours open.
+            # Without a start, it was deferred before it started anything.
             if "start" in kept:
                 self.go_on_with(kept)
                 self._begin(context, self._hook).end_before_resuming(kept["start"])
 
-    def _begin(self, context: Context, hook: VoiceGenieHook) -> StartTask:
+    def _begin(self, context: Context, hook: VoiceGenieHook, kept: Mapping[str, Any] | None = None) -> StartTask:
         from airflow_provider_voicegenie.start.options import StartOptions
         from airflow_provider_voicegenie.start.task import StartTask
 
         self.check_only = read_flag("check_only", self.check_only)
         options = StartOptions(**{field.name: getattr(self, field.name) for field in fields(StartOptions)})
-        self._running = StartTask(hook, self.campaign_id, context, options)
+        self._running = StartTask(hook, self.campaign_id, context, options, kept or {})
         if self.told_to_end:
             self._running.kill()
         return self._running

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.errors import RateLimitError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, read_time, write_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.metrics import count_start
@@ -36,6 +36,7 @@ from airflow_provider_voicegenie.start.guards import (
 )
 from airflow_provider_voicegenie.start.options import StartOptions
 from airflow_provider_voicegenie.start.record import Start, StartPhase, StartRecord, StartRecords
+from airflow_provider_voicegenie.start.refusals import Refusals
 from airflow_provider_voicegenie.waiting.killing import KillSwitch, Stop, pause_campaign_of_killed_task
 
 log = logging.getLogger(__name__)
@@ -56,10 +57,12 @@ class NotYet(NamedTuple):
     """
     The start has to wait.
 
-    :param until: When to check everything anew.
+    :param until: When to check everything anew, at the earliest.
+    :param refusals: The requests that the service has refused so far, if it waits for that.
     """
 
     until: datetime
+    refusals: Refusals | None = None
 
 
 class StartOnce:
@@ -80,6 +83,7 @@ class StartOnce:
     :param context: The task's context.
     :param options: What the author wants.
     :param kill: Whether Airflow has ended the task.
+    :param refusals: The requests of this try that the service has refused so far.
     """
 
     def __init__(
@@ -89,12 +93,14 @@ class StartOnce:
         context: Mapping[str, Any],
         options: StartOptions,
         kill: KillSwitch,
+        refusals: Refusals,
     ) -> None:
         self.hook = hook
         self.campaign_id = campaign_id
         self._context = context
         self._options = options
         self._kill = kill
+        self._refusals = refusals
         self._records = StartRecords(context, campaign_id, hook.voicegenie_conn_id)
         #: Whether a start of this task is in effect, or may be.
         self.may_be_in_effect = False
@@ -181,8 +187,11 @@ class StartOnce:
         finding = self._check_run(datetime.now(UTC))
         if finding is not None:
             return self._not_started(finding, CampaignStatus.UNKNOWN)
-        with self.reading():
-            before = self._campaign_before()
+        try:
+            with self.reading():
+                before = self._campaign_before()
+        except RateLimitError as error:
+            return self._refused(error, was_start=False)
         if before.status is CampaignStatus.UNKNOWN:
             log.warning(
                 "Campaign %r: its status %.40r is unknown here, so the service decides whether it can be started.",
@@ -199,6 +208,10 @@ class StartOnce:
             return self._not_now(finding, before)
         if self._options.check_only:
             return self._would_start(before, "")
+        if (seconds := self.hook.seconds_blocked()) > 0:
+            log.info("Campaign %r: waiting %.1f s until the service takes requests again.", self.campaign_id, seconds)
+            with self._kill.interruptible():
+                time.sleep(seconds)
         sent_at = self._service_time()
         self._records.add(before, sent_at)
         if (task_instance := self._context.get("ti")) is not None:
@@ -210,7 +223,35 @@ class StartOnce:
         if finding is not None:
             self._records.set_phase(StartPhase.CLOSED)
             return self._not_now(finding, before)
-        return self._send(before, sent_at)
+        try:
+            return self._send(before, sent_at)
+        except RateLimitError as error:
+            return self._refused(error, was_start=True)
+
+    def _refused(self, error: RateLimitError, *, was_start: bool) -> Start | NotYet:
+        """Wait after a 429, as nothing was carried out: as asked, but not for ever, nor past what the task may do."""
+        now = time.time()
+        self._refusals = self._refusals.one_more(now, was_start=was_start)
+        until = self._refusals.next_attempt(error.retry_after, now, self.hook.max_attempts)
+        hours, rules = self._options.calling_hours, self._options.outcome_rules
+        if until is None or (
+            rules.outcome(Condition.OUTSIDE_CALLING_HOURS) is not Outcome.WAIT
+            and check_calling_hours(hours, until) is not None
+        ):
+            raise error
+        if (too_late := self._check_run(until)) is not None:
+            late = Finding(
+                too_late.condition, f"{error.message.rstrip('.')}; when it is tried again, {too_late.message}"
+            )
+            return self._not_started(late, CampaignStatus.UNKNOWN)
+        log.warning(
+            "Campaign %r: %s Nothing was started; trying again after %s (request %d that was refused).",
+            self.campaign_id,
+            error.message,
+            write_time(until),
+            self._refusals.requests,
+        )
+        return NotYet(until, self._refusals)
 
     def _check_run(self, now: datetime) -> Finding | None:
         return check_run(
@@ -303,7 +344,7 @@ class StartOnce:
 
     def _campaign_before(self) -> Campaign:
         """Read the campaign; if a user has cleared this task, once the triggerer has paused it."""
-        campaign = self.hook.get_campaign(self.campaign_id)
+        campaign = self.hook.get_campaign(self.campaign_id, raise_on_rate_limit=True)
         if not (self._is_heard_by_triggerer and self._records.was_cleared and campaign.status.is_running):
             return campaign
         log.info("Campaign %r: this task was cleared while it ran; waiting for its pause.", self.campaign_id)

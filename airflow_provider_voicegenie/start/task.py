@@ -8,10 +8,11 @@ Apart from the operator, whose module every parse of a DAG file loads.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
@@ -32,6 +33,7 @@ from airflow_provider_voicegenie.rules.outcomes import (
 )
 from airflow_provider_voicegenie.start.once import NotYet, StartOnce
 from airflow_provider_voicegenie.start.record import Start, StartPhase
+from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.deferral import (
     deferral_timeout,
@@ -64,21 +66,30 @@ class StartTask:
     :param campaign_id: The campaign.
     :param context: The task's context.
     :param options: What the author wants.
+    :param kept: What the task kept before a deferral.
     """
 
-    def __init__(self, hook: VoiceGenieHook, campaign_id: str, context: Context, options: StartOptions) -> None:
+    def __init__(
+        self,
+        hook: VoiceGenieHook,
+        campaign_id: str,
+        context: Context,
+        options: StartOptions,
+        kept: Mapping[str, Any],
+    ) -> None:
         self._campaign_id = campaign_id
         self._context = context
         self._options = options
         self._kill = KillSwitch()
-        self._once = StartOnce(hook, campaign_id, context, options, self._kill)
+        refusals = Refusals(*kept.get("refusals", ()))
+        self._once = StartOnce(hook, campaign_id, context, options, self._kill, refusals)
 
     def execute(self) -> dict[str, Any]:
         """Start the campaign, and wait for it if asked to."""
         return self._guarded(self._execute)
 
-    def execute_after_opening(self) -> dict[str, Any]:
-        """Begin anew, once the calling hours have opened."""
+    def execute_again(self) -> dict[str, Any]:
+        """Begin anew, after a deferral before anything was started."""
 
         def begin() -> dict[str, Any]:
             self._check_execution_time()
@@ -111,7 +122,7 @@ class StartTask:
 
     def _execute(self) -> dict[str, Any]:
         while isinstance(start := self._start(), NotYet):
-            self._wait_until(start.until)
+            self._wait_before_start(start)
         self._kill.check()
         is_followed = start.started_by_task or CampaignStatus(start.status) in _TO_BE_FOLLOWED
         if self._options.wait_for_completion and is_followed and not self._options.check_only:
@@ -126,34 +137,51 @@ class StartTask:
             apply_error(self._options.outcome_rules, error, self._campaign_id)
             return Start(CampaignStatus.RUNNING.value, owes_pause=self._once.may_be_in_effect)
 
-    # The wait for the calling hours. This try has started nothing yet.
+    # The wait for the calling hours, or for the service to take requests again. This try has started nothing yet.
 
-    def _wait_until(self, opening: datetime) -> None:
+    def _wait_before_start(self, not_yet: NotYet) -> None:
         """Wait in this process, or defer; the task's time may be over before."""
-        deadline = execution_deadline(self._context, self._options.execution_timeout)
-        until = opening.timestamp() if deadline is None else min(deadline, opening.timestamp())
+        ends = execution_deadline(self._context, self._options.execution_timeout)
         if self._options.deferrable:
-            from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
-
-            # Not as arguments of the method, which `dag.test()` drops.
-            keep_for_resuming(self._context, self._about)
-            self._kill.check_with_airflow(self._context)
-            raise TaskDeferred(
-                trigger=TimeDeltaTrigger(timedelta(seconds=max(0.0, until - time.time()))),
-                method_name="execute_after_opening",
-            )
+            self._defer_before_start(not_yet, math.inf if ends is None else ends)
+        spread = timedelta(0) if not_yet.refusals is None else not_yet.refusals.spread()
+        until = (not_yet.until + spread).timestamp()
+        until = until if ends is None else min(ends, until)
         with self._kill.interruptible():
             while (left := until - time.time()) > 0:
                 time.sleep(left)
         self._check_execution_time()
+
+    def _defer_before_start(self, not_yet: NotYet, ends: float) -> NoReturn:
+        kept: dict[str, Any] = dict(self._about)
+        if not_yet.refusals is None:
+            from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
+
+            seconds = min(ends, not_yet.until.timestamp()) - time.time()
+            trigger = TimeDeltaTrigger(timedelta(seconds=max(0.0, seconds)))
+        else:
+            from airflow_provider_voicegenie.triggers.turns import StartTurnTrigger
+
+            hook = self._once.hook
+            kept["refusals"] = list(not_yet.refusals)
+            trigger = StartTurnTrigger(
+                voicegenie_conn_id=hook.voicegenie_conn_id,
+                requests_per_minute=hook.requests_per_minute,
+                not_before=not_yet.until.timestamp(),
+                deadline=min(ends, not_yet.refusals.since + PATIENCE),
+            )
+        # Not as arguments of the method, which `dag.test()` drops.
+        keep_for_resuming(self._context, kept)
+        self._kill.check_with_airflow(self._context)
+        raise TaskDeferred(trigger=trigger, method_name="execute_again")
 
     def _check_execution_time(self) -> None:
         """Airflow 3 does not count the time that a task is deferred."""
         deadline = execution_deadline(self._context, self._options.execution_timeout)
         if deadline is not None and time.time() >= deadline:
             raise AirflowTaskTimeout(
-                f"Campaign {self._campaign_id!r}: execution_timeout was over before the calling hours opened; nothing "
-                "was started."
+                f"Campaign {self._campaign_id!r}: execution_timeout was over before the campaign could be started; "
+                "nothing was started."
             )
 
     # The wait.

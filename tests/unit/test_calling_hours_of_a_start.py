@@ -147,7 +147,7 @@ def test_a_task_that_a_user_has_ended_is_not_deferred(sandbox):
 @WAYS
 def test_the_execution_timeout_holds_meanwhile(sandbox, way):
     make = waiting(opening_in(1800), execution_timeout=timedelta(seconds=1))
-    with pytest.raises(AirflowTaskTimeout, match="execution_timeout was over before the calling hours opened"):
+    with pytest.raises(AirflowTaskTimeout, match="execution_timeout was over before the campaign could be started"):
         way(make, context())
     assert sandbox.request_count("start") == 0
 
@@ -313,7 +313,7 @@ def test_a_check_that_is_neither_is_refused(sandbox, check_only):
 def test_without_what_it_waited_with_it_starts_nothing(sandbox):
     operator = waiting(opening_in(5))(deferrable=True)
     with pytest.raises(AirflowFailException, match="Airflow has lost which campaign this task waited with"):
-        operator.resume_execution("execute_after_opening", {"event": "the moment"}, context())
+        operator.resume_execution("execute_again", {"event": "the moment"}, context())
     assert len(sandbox.sandbox.requests) == 0
 
 

@@ -17,7 +17,7 @@ from helpers.leaks import MARKED_PERSON, check_exception, check_for_people
 from helpers.raw_server import raw_server
 from helpers.tasks import WAYS, context, shorten_times
 
-from airflow_provider_voicegenie.api import retries
+from airflow_provider_voicegenie.api import rate_limit, retries
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, TaskKind, VoiceGenieRetryException
@@ -177,6 +177,7 @@ def sandbox(voicegenie_sandbox, monkeypatch):
     shorten_times(monkeypatch)
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     monkeypatch.setattr(retries, "MAX_WAIT", 1.5)
+    monkeypatch.setattr(rate_limit, "_LONGEST_ASKED", 1.5)
     for waits in (worker, final_statistics):
         monkeypatch.setattr(waits, "poll_delay", lambda *arguments: min(retries.poll_delay(*arguments), 0.1))
     return voicegenie_sandbox

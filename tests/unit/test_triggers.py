@@ -461,7 +461,7 @@ def test_a_feed_begins_with_a_modest_part_of_the_limit(sandbox, monkeypatch):
     async def work():
         tasks = [asyncio.create_task(first_event(trigger(name))) for name in names]
         begun = time.monotonic()
-        await eventually(lambda: sandbox.request_count("get") >= 12)
+        await eventually(lambda: sandbox.request_count("get") >= 10)
         # A few at once, and one every four seconds then.
         sent, seconds = len(sandbox.sandbox.requests), time.monotonic() - begun
         assert sent <= 1 + 10 + 1.1 * seconds * 15 / 60 + 1

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A start that the service refuses with a 429: it waits, in the worker or deferred, before the outcome applies."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
+from helpers.tasks import Starting, Store, both_ways, change, context, event_of, in_worker, meanwhile, stored
+
+from airflow_provider_voicegenie.api.rate_limit import Turns
+from airflow_provider_voicegenie.operators.campaign import CallingHours
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.start import refusals, task
+from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
+from airflow_provider_voicegenie.triggers.turns import StartTurnTrigger
+
+
+@pytest.fixture(autouse=True)
+def patient(sandbox, monkeypatch):
+    """A connection with the usual attempts, and tasks that need not keep out of each other's way."""
+    connection = sandbox.connection(timeout=20, requests_per_minute=60_000)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+    monkeypatch.setattr(refusals, "_FIRST_SPREAD", 0.1)
+
+
+def starting(**arguments):
+    return Starting(**{"wait_for_completion": False, **arguments})
+
+
+def refuse(sandbox, operation, times=1, seconds="1"):
+    headers = {} if seconds is None else {"Retry-After": seconds}
+    sandbox.inject("status", operation, status=429, headers=headers, times=times)
+
+
+@both_ways
+@pytest.mark.parametrize("operation", ["get", "start"])
+@pytest.mark.parametrize("seconds", ["1", None])
+def test_it_waits_as_asked_and_starts_once(sandbox, way, operation, seconds, said):
+    refuse(sandbox, operation, seconds=seconds)
+    store, began = Store(), time.monotonic()
+    result = way(starting(), context(store))
+    assert time.monotonic() - began >= 1
+    assert (result["campaign_id"], result["started_by_task"], result["status"]) == ("long", True, "running")
+    assert sandbox.start_count("long") == 1
+    assert sandbox.request_count(operation, "long") == 2
+    assert sandbox.request_count("pause") == 0
+    assert store["voicegenie_start"]["phase"] == "started"
+    (line,) = [line for line in said() if "Nothing was started; trying again after" in line]
+    assert "RATE_LIMIT_EXCEEDED" in line or "429" in line
+    assert "(request 1 that was refused)" in line
+
+
+@both_ways
+def test_it_is_sent_no_more_than_max_attempts_times(sandbox, way):
+    refuse(sandbox, "start", times=None, seconds="0")
+    with pytest.raises(VoiceGenieRetryException, match="RATE_LIMIT_EXCEEDED") as caught:
+        way(starting(), context())
+    assert caught.value.retry_after == 0
+    assert sandbox.request_count("start") == 4
+    assert sandbox.start_count("long") == 0
+
+
+@both_ways
+def test_the_author_decides_what_becomes_of_it_then(sandbox, way):
+    refuse(sandbox, "start", times=None, seconds="0")
+    with pytest.raises(AirflowSkipException, match="RATE_LIMIT_EXCEEDED"):
+        way(starting(outcomes={"RATE_LIMIT_EXCEEDED": "skip"}), context())
+
+
+@both_ways
+@pytest.mark.parametrize("operation", ["get", "start"])
+def test_one_attempt_means_one(sandbox, way, operation, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=1))
+    refuse(sandbox, operation)
+    with pytest.raises(VoiceGenieRetryException, match="RATE_LIMIT_EXCEEDED"):
+        way(starting(), context())
+    assert sandbox.request_count(operation) == 1
+
+
+@both_ways
+def test_reads_are_waited_out_for_longer(sandbox, way):
+    refuse(sandbox, "get", times=6, seconds="0")
+    assert way(starting(), context())["started_by_task"]
+    assert (sandbox.request_count("get"), sandbox.start_count("long")) == (7, 1)
+
+
+@both_ways
+def test_other_trouble_of_a_read_is_repeated_as_ever(sandbox, way):
+    sandbox.inject("status", "get", status=503, times=1)
+    assert way(starting(), context())["started_by_task"]
+    assert sandbox.request_count("get") == 2
+
+
+@both_ways
+def test_a_day_is_the_longest(sandbox, way):
+    refuse(sandbox, "start", seconds=str(25 * 3600))
+    with pytest.raises(VoiceGenieRetryException, match="RATE_LIMIT_EXCEEDED"):
+        way(starting(), context())
+
+
+@both_ways
+def test_everything_is_checked_anew(sandbox, way):
+    refuse(sandbox, "start")
+    with (
+        meanwhile(lambda: sandbox.request_count("start") == 1, change(sandbox, "long", status="running")),
+        pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"),
+    ):
+        way(starting(), context(Store()))
+    assert sandbox.request_count("start") == 1
+
+
+def closing_in(seconds):
+    now = datetime.now(UTC)
+    return CallingHours((now - timedelta(hours=1)).time(), (now + timedelta(seconds=seconds)).time(), "UTC")
+
+
+@both_ways
+@pytest.mark.parametrize("operation", ["get", "start"])
+def test_it_does_not_wait_past_its_calling_hours(sandbox, way, operation):
+    refuse(sandbox, operation, seconds="3600")
+    with pytest.raises(VoiceGenieRetryException, match="RATE_LIMIT_EXCEEDED"):
+        way(starting(calling_hours=closing_in(600)), context())
+    assert sandbox.request_count(operation) == 1
+
+
+@both_ways
+def test_it_may_wait_for_the_next_calling_hours(sandbox, way, monkeypatch):
+    monkeypatch.setattr(task.StartTask, "_wait_before_start", lambda _, not_yet: pytest.fail(str(not_yet.until)))
+    refuse(sandbox, "start", seconds="3600")
+    until = datetime.now(UTC) + timedelta(hours=1)
+    with pytest.raises(pytest.fail.Exception, match=until.strftime("%Y-%m-%d %H:")[:-4]):
+        way(starting(calling_hours=closing_in(600), outcomes={"OUTSIDE_CALLING_HOURS": "wait"}), context())
+
+
+@both_ways
+def test_it_does_not_wait_until_the_run_is_too_late(sandbox, way):
+    refuse(sandbox, "start", seconds="3600")
+    run = context()
+    run["dag_run"].run_type = "scheduled"
+    with pytest.raises(AirflowSkipException, match=r"when it is tried again, this run was due at .*RUN_TOO_LATE"):
+        way(starting(max_lateness=600), run)
+
+
+@both_ways
+def test_execution_timeout_ends_it(sandbox, way):
+    refuse(sandbox, "start", seconds="3600")
+    with pytest.raises(AirflowTaskTimeout, match="execution_timeout was over before the campaign could be started"):
+        way(starting(execution_timeout=timedelta(seconds=2)), context())
+    assert sandbox.request_count("start") == 1
+
+
+def test_a_kill_ends_the_wait_in_a_worker(sandbox, monkeypatch):
+    refuse(sandbox, "start", seconds="3600")
+    operator = starting()(deferrable=False)
+    run = context(Store())
+
+    def kill():
+        run["ti"].state = "failed"
+        operator._running._kill.pulled = True
+
+    # What a signal would break off.
+    monkeypatch.setattr(task.time, "sleep", lambda seconds: operator._running._kill.check())
+    with (
+        meanwhile(lambda: sandbox.request_count("start") == 1, kill),
+        pytest.raises(VoiceGenieRetryException, match="ended from outside before it started anything"),
+    ):
+        operator.execute(run)
+    assert sandbox.request_count("start") == 1
+    assert sandbox.request_count("pause") == 0
+
+
+def test_a_rehearsal_waits_too(sandbox):
+    refuse(sandbox, "get", seconds="0")
+    assert in_worker(starting(check_only=True), context())["check_only"]
+    assert sandbox.request_count("start") == 0
+
+
+def test_what_counts_is_kept_through_deferrals_and_not_through_tries(sandbox):
+    refuse(sandbox, "start", times=None, seconds="0")
+    run = context(Store())
+    operator = starting()(deferrable=True)
+    with pytest.raises(TaskDeferred) as caught:
+        operator.execute(run)
+    kept = run["ti"].xcom["voicegenie_task"]["refusals"]
+    assert kept[1:] == [1, 1]
+    assert isinstance(stored(caught.value.trigger), StartTurnTrigger)
+    for number in (2, 3):
+        run["ti"].next_method = caught.value.method_name
+        event = event_of(caught.value.trigger)
+        with pytest.raises(TaskDeferred):
+            starting()(deferrable=True).resume_execution("execute_again", {"event": event}, run)
+        assert run["ti"].xcom["voicegenie_task"]["refusals"] == [kept[0], number, number]
+    with pytest.raises(VoiceGenieRetryException):
+        starting()(deferrable=True).resume_execution("execute_again", {"event": None}, run)
+    # The next try.
+    run["ti"].xcom.clear()
+    with pytest.raises(TaskDeferred):
+        starting()(deferrable=True).execute(run)
+    assert run["ti"].xcom["voicegenie_task"]["refusals"][1:] == [1, 1]
+
+
+def test_what_airflow_lost_starts_nothing(sandbox):
+    with pytest.raises(AirflowFailException, match="Airflow has lost which campaign"):
+        starting()(deferrable=True).resume_execution("execute_again", {"event": None}, context())
+    assert sandbox.request_count("start") == 0
+
+
+def test_a_start_waits_while_the_service_says_that_nothing_remains(sandbox, said):
+    """A start is not repeated by the client, so it does not go into a refusal that is foreseen."""
+    headers = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "2", "X-RateLimit-Limit": "60"}
+    original = sandbox.sandbox.rate_limit
+    sandbox.sandbox.rate_limit = lambda *arguments: (headers, original(*arguments)[1])
+    began = time.monotonic()
+    assert in_worker(starting(), context())["started_by_task"]
+    assert 1.9 < time.monotonic() - began < 15
+    assert [line for line in said() if "until the service takes requests again" in line]
+
+
+@pytest.mark.parametrize(
+    ("counted", "asked", "max_attempts", "seconds"),
+    [
+        (Refusals(1000, 1, 0), 5.0, 4, 5),
+        (Refusals(1000, 1, 0), None, 4, 1),
+        (Refusals(1000, 50, 3), 0.0, 4, 0),
+        (Refusals(1000, 4, 4), 5.0, 4, None),
+        (Refusals(1000, 1, 0), 5.0, 1, None),
+        (Refusals(1000 - PATIENCE, 9, 0), 0.0, 4, 0),
+        (Refusals(1000 - PATIENCE, 9, 0), 1.0, 4, None),
+        (Refusals(1000, 1, 0), 1e15, 4, None),
+    ],
+)
+def test_when_it_is_tried_again(counted, asked, max_attempts, seconds):
+    wanted = None if seconds is None else datetime.fromtimestamp(1000 + seconds, UTC)
+    assert counted.next_attempt(asked, 1000, max_attempts) == wanted
+
+
+def test_refused_requests_are_counted():
+    counted = Refusals().one_more(7.0, was_start=False).one_more(9.0, was_start=True)
+    assert counted == (7.0, 2, 1)
+    assert all(Refusals(0, number).spread() <= timedelta(seconds=300) for number in (1, 2, 10, 10_000))
+
+
+# Turns.
+
+
+def waiting_for_turns(*not_before, requests_per_minute=6000, deadline=None, conn_ids=None):
+    """Let triggers wait; return when each fired, in seconds from now, and what with."""
+    began = time.time()
+
+    async def fired(index, seconds):
+        trigger = StartTurnTrigger(
+            voicegenie_conn_id=conn_ids[index] if conn_ids else "voicegenie",
+            requests_per_minute=requests_per_minute,
+            not_before=began + seconds,
+            deadline=began + (60 if deadline is None else deadline),
+        )
+        (payload,) = [event.payload async for event in stored(trigger).run()]
+        return time.time() - began, payload["is_turn"]
+
+    async def work():
+        async with asyncio.timeout(15):
+            return await asyncio.gather(*(fired(index, seconds) for index, seconds in enumerate(not_before)))
+
+    return asyncio.run(work())
+
+
+def test_turns_come_one_after_the_other_in_the_order_of_when_they_may():
+    results = waiting_for_turns(1.5, 0.5, 1.0, 0.5, requests_per_minute=600)
+    seconds = [seconds for seconds, is_turn in results if is_turn]
+    assert sorted(range(4), key=seconds.__getitem__) in ([1, 3, 2, 0], [3, 1, 2, 0])
+    ordered = sorted(seconds)
+    # A tenth of the limit, and less since some were refused: a second and a half from one to the next.
+    assert all(later - earlier > 1 for earlier, later in itertools.pairwise(ordered))
+    assert ordered[0] >= 0.5
+
+
+def test_each_connection_has_its_own_line():
+    results = waiting_for_turns(0, 0, requests_per_minute=6, conn_ids=["one", "other"])
+    assert all(is_turn and seconds < 5 for seconds, is_turn in results)
+
+
+def test_a_wait_for_a_turn_has_its_end():
+    results = waiting_for_turns(0, 0, 3600, requests_per_minute=6, deadline=1)
+    assert [is_turn for _, is_turn in results] == [True, False, False]
+    assert all(seconds < 10 for seconds, _ in results)
+
+
+def test_who_leaves_the_line_holds_up_nobody():
+    async def work():
+        now = time.time()
+        common = {"voicegenie_conn_id": "voicegenie", "requests_per_minute": 6000, "deadline": now + 60}
+
+        async def fired(seconds):
+            trigger = StartTurnTrigger(not_before=now + seconds, **common)
+            return [event async for event in trigger.run()]
+
+        first, second, third = (asyncio.create_task(fired(seconds)) for seconds in (1, 1.2, 1.4))
+        await asyncio.sleep(0.2)
+        first.cancel()
+        second.cancel()
+        async with asyncio.timeout(10):
+            assert len(await third) == 1
+
+    asyncio.run(work())
+
+
+def test_turns_come_faster_until_someone_comes_back():
+    pace, now = Turns(60), 1000.0
+    assert pace.per_minute == 6
+    for _ in range(300):
+        pace.give(now)
+        assert pace.next_at > now
+        now = pace.next_at
+    assert pace.per_minute == pytest.approx(24)
+    pace.someone_was_refused(now)
+    pace.someone_was_refused(now + 1)
+    assert pace.per_minute == pytest.approx(24 * 0.7)
+    for number in range(40):
+        pace.someone_was_refused(now + 100 * number)
+    assert pace.per_minute == pytest.approx(2)
+
+
+def test_what_is_kept_has_no_key(sandbox):
+    trigger = StartTurnTrigger(voicegenie_conn_id="voicegenie", requests_per_minute=60, not_before=1.0, deadline=2.0)
+    path, arguments = trigger.serialize()
+    assert path == "airflow_provider_voicegenie.triggers.turns.StartTurnTrigger"
+    assert vars(SimpleNamespace(**arguments)) == {
+        "voicegenie_conn_id": "voicegenie",
+        "requests_per_minute": 60,
+        "not_before": 1.0,
+        "deadline": 2.0,
+    }
