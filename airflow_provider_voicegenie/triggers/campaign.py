@@ -10,6 +10,7 @@ Their arguments are plain JSON without a secret. All waits of a triggerer on one
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator
@@ -32,7 +33,7 @@ from airflow_provider_voicegenie.triggers.feed import Reading
 from airflow_provider_voicegenie.triggers.subscriptions import subscribe
 from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-from airflow_provider_voicegenie.waiting.killing import pause_campaign_of_killed_task, was_deferred_task_ended_by_user
+from airflow_provider_voicegenie.waiting.killing import Ender, ender_of_deferred_task, pause_campaign_of_killed_task
 from airflow_provider_voicegenie.waiting.pausing import PauseWatch
 from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
@@ -130,8 +131,13 @@ class CampaignCompletedTrigger(_CampaignTrigger):
 
     async def _pause_after_kill(self) -> None:
         # Airflow itself must be asked in a thread that knows of this event loop.
-        if not await sync_to_async(was_deferred_task_ended_by_user)(self.task_instance):
+        ender = await sync_to_async(ender_of_deferred_task)(self.task_instance)
+        if ender is Ender.NOBODY:
             self.log.info("Campaign %r: the task is still deferred, so another triggerer follows it.", self.campaign_id)
+            return
+        deadlines = (deadline for deadline in (self.deadline, self.execution_deadline) if deadline is not None)
+        if ender is Ender.USER_OR_ITSELF and time.time() >= min(deadlines, default=math.inf):
+            self.log.info("Campaign %r: the time of this wait is over, so its task goes on.", self.campaign_id)
             return
         loop = asyncio.get_running_loop()
 
@@ -143,6 +149,7 @@ class CampaignCompletedTrigger(_CampaignTrigger):
             lambda campaign_id: client().send(pause(campaign_id)),
             lambda campaign_id: client().send(campaign(campaign_id), max_attempts=1),
             self.campaign_id,
+            looks_first=ender is Ender.USER_OR_ITSELF,
         )
 
     def _watch(self) -> CompletionWatch:

@@ -674,6 +674,37 @@ def test_a_trigger_that_moves_to_another_triggerer_pauses_nothing(sandbox, state
     assert sandbox.request_count("pause") == pauses
 
 
+@pytest.mark.parametrize("state", [None, "scheduled", "queued", "running", "up_for_retry"])
+@pytest.mark.parametrize("status", ["completed", "failed", "stopped"])
+def test_a_second_trigger_of_a_wait_that_is_over_pauses_nothing(sandbox, state, status):
+    """Another triggerer took it over while the first was telling Airflow of the end; to Airflow, a user dropped it."""
+    campaign = sandbox.add_campaign(status=status)
+    waiting = trigger(campaign.id, pause_on_kill=True)
+    waiting.task_instance = TaskInstance(task=None, state=state)
+    run(waiting.on_kill)
+    assert sandbox.request_count("get", campaign.id) == 1
+    assert sandbox.request_count("pause") == 0
+
+
+@pytest.mark.parametrize(("state", "pauses"), [("scheduled", 0), ("running", 0), ("failed", 1)])
+@pytest.mark.parametrize("limit", ["deadline", "execution_deadline"])
+def test_a_second_trigger_of_a_wait_whose_time_is_over_pauses_nothing(sandbox, state, pauses, limit):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    waiting = trigger(campaign.id, pause_on_kill=True, **{limit: time.time() - 1})
+    waiting.task_instance = TaskInstance(task=None, state=state)
+    run(waiting.on_kill)
+    assert sandbox.request_count("pause") == pauses
+
+
+def test_a_cleared_task_whose_campaign_cannot_be_read_is_paused(sandbox):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    sandbox.inject("status", "get", status=503, times=None)
+    waiting = trigger(campaign.id, pause_on_kill=True)
+    waiting.task_instance = TaskInstance(task=None, state="scheduled")
+    run(waiting.on_kill)
+    assert sandbox.status(campaign.id) == "paused"
+
+
 def test_kill_pauses_when_airflow_cannot_be_asked(sandbox):
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
     waiting = trigger(campaign.id, pause_on_kill=True)
