@@ -36,13 +36,13 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     },
     "max_attempts": {
         "label": "Attempts for a read",
-        "description": "How often a read is tried in all. A start or a pause is never repeated. Empty: "
+        "description": "How often a read is tried in all, and a start that is refused with a 429. Empty: "
         f"{DEFAULT_MAX_ATTEMPTS}.",
         "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 20},
     },
     "requests_per_minute": {
         "label": "Requests per minute",
-        "description": f"Your plan's rate limit. Empty: {DEFAULT_REQUESTS_PER_MINUTE}, the smallest documented plan.",
+        "description": f"Your plan's rate limit, for all together. Empty: {DEFAULT_REQUESTS_PER_MINUTE}, the smallest plan.",
         "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
     },
     "verify": {

@@ -29,8 +29,8 @@ class ClientSettings:
     :param base_url: Scheme, host, port and path, without a trailing slash.
     :param api_key: The API key.
     :param timeout: Seconds that one whole request may take, from resolving the host to the last byte.
-    :param max_attempts: Attempts that a read may take in all.
-    :param requests_per_minute: Requests that one client sends in any 60 seconds at most.
+    :param max_attempts: Attempts that a read may take in all, and a start that is refused with a 429.
+    :param requests_per_minute: The limit for all that use the key together; one client sends no more in 60 seconds.
     :param verify: ``True``, ``False``, or the path of a CA bundle.
     :param proxies: Proxy URLs by scheme. If none is for the service, those of the environment apply, to ``https`` only.
     :param campaign_url: Where people see a campaign, with ``{campaign_id}`` in place of its id.

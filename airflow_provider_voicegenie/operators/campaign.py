@@ -60,7 +60,9 @@ class StartCampaignOperator(CampaignTask):
     The task checks the DAG run, reads the campaign, checks it and the time, and then sends one start (``GET
     /startCampaign/{id}``, the service's Start Campaign page). A start is never repeated blindly. If its response is
     lost, the task looks at the campaign and succeeds if the start took effect. A later try of the task takes over the
-    start of an earlier one, and starts nothing.
+    start of an earlier one, and starts nothing. A start that the service refuses with a 429 was not carried out: the
+    task waits as asked and begins anew, until it has sent as many as the connection's ``max_attempts``, or a day is
+    over. It does not wait past its calling hours.
 
     Anything that prevents the start is a *condition*; every condition has an *outcome*: *skip*, *fail* (at once,
     without retry), *retry* (Airflow's ``retries`` decide), *succeed*, or *wait*. The documentation has a table of the
@@ -104,7 +106,7 @@ class StartCampaignOperator(CampaignTask):
         or a number of seconds. Any lateness by default. Manual and asset-triggered runs are never late.
     :param wait_for_completion: Whether to wait until the campaign is completed.
     :param deferrable: Whether to wait in the triggerer, which takes no worker slot, if the task waits at all: for its
-        calling hours, or for completion. Airflow's ``[operators] default_deferrable`` by default.
+        calling hours, for the service to take requests again, or for completion. Airflow's ``[operators] default_deferrable`` by default.
     :param poll_interval: Time between two looks at the campaign, at most, as a ``timedelta`` or a number of seconds.
     :param completion_timeout: How long to wait, counted from the start or, in a later try, from when it took the start
         over; as a ``timedelta`` or a number of seconds; then the condition
