@@ -37,7 +37,7 @@ THIS_PYTHON = "{}.{}".format(*sys.version_info)
 
 #: The documentation is built beside the oldest Airflow: newer ones need a docutils that is too new for Sphinx.
 DOCS_VERSION = OLDEST
-EXTRAS = {NEWEST: "sandbox,test,lineage,browser", DOCS_VERSION: "sandbox,test,docs"}
+EXTRAS = {NEWEST: "sandbox,test,lineage,browser,distributed", DOCS_VERSION: "sandbox,test,docs"}
 
 ROOT = Path(__file__).resolve().parent
 VENVS = ROOT / ".venvs"
@@ -72,6 +72,15 @@ def tests(session: nox.Session) -> None:
 def matrix(session: nox.Session, airflow: str) -> None:
     """Run all tests on one Airflow and one Python; skipped if that Python is not installed."""
     run_tests(session, airflow, str(session.python))
+
+
+@nox.session
+def distributed(session: nox.Session) -> None:
+    """Start 1,000 campaigns in an Airflow on several machines, and kill those; a number after -- for fewer."""
+    python = environment(session)
+    size = {"VOICEGENIE_DISTRIBUTED": session.posargs[0] if session.posargs else "1000"}
+    shown = ("--log-cli-level=INFO", "tests/integration/test_distributed.py")
+    session.run(python, "-m", "pytest", *shown, env=size)
 
 
 @nox.session

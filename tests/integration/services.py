@@ -92,7 +92,7 @@ class Services:
         """End a service and its children at once, as a machine that crashes does."""
         process = self._processes.pop(name)
         # Some put themselves into a group of their own.
-        children = descendants(process.pid) | self._children.pop(name, set())
+        children = stopped_descendants(process) | self._children.pop(name, set())
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         for child in children:
@@ -150,15 +150,28 @@ def descendants(pid):
         return set()
 
 
+def stopped_descendants(process):
+    """Stop a process and its descendants, so that no new one comes up while they are killed; return those."""
+    stopped = set()
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGSTOP)
+    while new := descendants(process.pid) - stopped:
+        for child in new:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.suspend()
+        stopped |= new
+    return stopped
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
 
-def wait_for(what, condition):
-    deadline = time.monotonic() + PATIENCE
+def wait_for(what, condition, *, patience=PATIENCE):
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if value := condition():
             return value
         time.sleep(0.3)
-    return pytest.fail(f"waited {PATIENCE} s in vain for {what}")
+    return pytest.fail(f"waited {patience} s in vain for {what}")
