@@ -39,6 +39,8 @@ THIS_PYTHON = "{}.{}".format(*sys.version_info)
 DOCS_VERSION = OLDEST
 EXTRAS = {NEWEST: "sandbox,test,lineage,browser,distributed", DOCS_VERSION: "sandbox,test,docs"}
 
+DISTRIBUTED = "tests/integration/test_distributed.py"
+
 ROOT = Path(__file__).resolve().parent
 VENVS = ROOT / ".venvs"
 
@@ -79,8 +81,7 @@ def distributed(session: nox.Session) -> None:
     """Start 1,000 campaigns in an Airflow on several machines, and kill those; a number after -- for fewer."""
     python = environment(session)
     size = {"VOICEGENIE_DISTRIBUTED": session.posargs[0] if session.posargs else "1000"}
-    shown = ("--log-cli-level=INFO", "tests/integration/test_distributed.py")
-    session.run(python, "-m", "pytest", *shown, env=size)
+    session.run(python, "-m", "pytest", "--log-cli-level=INFO", DISTRIBUTED, env=size)
 
 
 @nox.session
@@ -156,14 +157,16 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
     if session.posargs:
         session.run(interpreter, "-m", "pytest", *session.posargs)
         return
-    # The unit tests mostly wait; each integration test keeps a processor busy with its own Airflow.
+    # The unit tests mostly wait; each integration test keeps a processor busy with its own Airflow, and the distributed
+    # one all there are.
     parts: dict[str, tuple[str, ...]] = {
         "unit": ("-n", "6", "tests/unit"),
-        "integration": ("-n", "2", "tests/integration"),
+        "integration": ("-n", "2", "tests/integration", f"--ignore={DISTRIBUTED}"),
     }
     if airflow == NEWEST:
         # Whether the sandbox is like the service does not depend on Airflow.
         parts["unit"] += ("tests/contract",)
+        parts["distributed"] = (DISTRIBUTED,)
         parts["browser"] = ("tests/browser",)
     reports = ROOT / "build" / "tests" / f"airflow-{airflow}-python-{python}"
     shutil.rmtree(reports, ignore_errors=True)

@@ -118,7 +118,6 @@ class Machines(Services):
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": database,
             # So few that none is queued for long.
             "AIRFLOW__CORE__PARALLELISM": "16",
-            "AIRFLOW__CORE__MAX_MAP_LENGTH": str(CAMPAIGNS),
             # What a killed worker has taken from the queue but not begun. Redis would keep it for a day.
             "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "45",
             "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
