@@ -29,9 +29,10 @@ def voicegenie_sandbox(voicegenie_sandbox, monkeypatch):
 
 
 def pytest_collection_modifyitems(items):
-    """Give tests with a real Airflow or a browser more time."""
+    """Give tests with a real Airflow or a browser more time, unless they say how much they take."""
     for item in items:
-        if item.get_closest_marker("airflow") or "browser" in item.path.parts:
+        is_slow = item.get_closest_marker("airflow") or "browser" in item.path.parts
+        if is_slow and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1200))
 
 
