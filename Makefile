@@ -13,7 +13,7 @@ ui: $(NOX) ## Run Airflow's UI and the sandbox (other ports: PORT=8081 SANDBOX_P
 	@$(NOX) -s ui -- $(if $(PORT),--port $(PORT)) $(if $(SANDBOX_PORT),--sandbox-port $(SANDBOX_PORT))
 test: $(NOX) ## Run all tests on the newest Airflow
 	@$(NOX) -s tests
-distributed: $(NOX) ## Run 1,000 campaigns in an Airflow on several machines, and kill those (about an hour)
+distributed: $(NOX) ## Run 1,000 campaigns in an Airflow on several machines, and kill those (half an hour)
 	@$(NOX) -s distributed
 check: $(NOX) ## Lint, check types, build the package and install it
 	@$(NOX) -s check

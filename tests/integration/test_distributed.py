@@ -192,11 +192,14 @@ def machines(airflow, broker):
     result = airflow.run("db", "migrate")
     assert result.returncode == 0, result.stdout + result.stderr
     with machines:
-        machines.start("scheduler")
-        for name in WORKERS:
-            machines.start_worker(name)
         for name in TRIGGERERS:
             machines.start_triggerer(name)
+        for name in WORKERS:
+            machines.start_worker(name)
+        # One that is late would find all waits taken.
+        triggerers = "SELECT count(*) FROM job WHERE job_type = 'TriggererJob'"
+        wait_for("the triggerers", lambda: airflow.query(triggerers) == [(len(TRIGGERERS),)])
+        machines.start("scheduler")
         yield machines
 
 
