@@ -42,7 +42,8 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     },
     "requests_per_minute": {
         "label": "Requests per minute",
-        "description": f"Your plan's rate limit, for all together. Empty: {DEFAULT_REQUESTS_PER_MINUTE}, the smallest plan.",
+        "description": "Your plan's rate limit, for all together. Empty: "
+        f"{DEFAULT_REQUESTS_PER_MINUTE}, the smallest documented plan.",
         "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
     },
     "verify": {

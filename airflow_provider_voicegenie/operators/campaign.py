@@ -106,7 +106,8 @@ class StartCampaignOperator(CampaignTask):
         or a number of seconds. Any lateness by default. Manual and asset-triggered runs are never late.
     :param wait_for_completion: Whether to wait until the campaign is completed.
     :param deferrable: Whether to wait in the triggerer, which takes no worker slot, if the task waits at all: for its
-        calling hours, for the service to take requests again, or for completion. Airflow's ``[operators] default_deferrable`` by default.
+        calling hours, for the service to take requests again, or for completion. Airflow's ``[operators]
+        default_deferrable`` by default.
     :param poll_interval: Time between two looks at the campaign, at most, as a ``timedelta`` or a number of seconds.
     :param completion_timeout: How long to wait, counted from the start or, in a later try, from when it took the start
         over; as a ``timedelta`` or a number of seconds; then the condition

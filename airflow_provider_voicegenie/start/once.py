@@ -73,7 +73,8 @@ class StartOnce:
     the start is recorded in Airflow, and one request is sent. If it gets no valid response, the campaign is looked at
     before anything else.
 
-    *What it does not do.* It never repeats a start that may have taken effect, and it starts nothing once Airflow has told the task to end.
+    *What it does not do.* It never repeats a start that may have taken effect, and it starts nothing once Airflow has
+    told the task to end.
 
     *Known limitation.* Airflow before 3.3 keeps nothing across tries. There, the service's own time of the start is
     compared with the begin of the DAG run.

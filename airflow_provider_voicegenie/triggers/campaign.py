@@ -10,7 +10,6 @@ Their arguments are plain JSON without a secret. All waits of a triggerer on one
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator
@@ -33,14 +32,18 @@ from airflow_provider_voicegenie.triggers.feed import Reading
 from airflow_provider_voicegenie.triggers.subscriptions import subscribe
 from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-from airflow_provider_voicegenie.waiting.killing import Ender, ender_of_deferred_task, pause_campaign_of_killed_task
+from airflow_provider_voicegenie.waiting.deferral import note_end_of_wait
+from airflow_provider_voicegenie.waiting.killing import pause_campaign_of_killed_task, was_deferred_task_ended_by_user
 from airflow_provider_voicegenie.waiting.pausing import PauseWatch
 from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
-    from airflow_provider_voicegenie.api.models import PausedCampaign
+    from airflow_provider_voicegenie.api.models import Campaign, PausedCampaign
+
+#: Seconds for a look at the campaign before it is paused. Airflow gives half a minute for both.
+_LOOK_BEFORE_PAUSE = 5.0
 
 #: The pauses under way. An event loop does not keep its tasks alive.
 _PAUSING: set[asyncio.Task[None]] = set()
@@ -131,26 +134,43 @@ class CampaignCompletedTrigger(_CampaignTrigger):
 
     async def _pause_after_kill(self) -> None:
         # Airflow itself must be asked in a thread that knows of this event loop.
-        ender = await sync_to_async(ender_of_deferred_task)(self.task_instance)
-        if ender is Ender.NOBODY:
-            self.log.info("Campaign %r: the task is still deferred, so another triggerer follows it.", self.campaign_id)
-            return
-        deadlines = (deadline for deadline in (self.deadline, self.execution_deadline) if deadline is not None)
-        if ender is Ender.USER_OR_ITSELF and time.time() >= min(deadlines, default=math.inf):
-            self.log.info("Campaign %r: the time of this wait is over, so its task goes on.", self.campaign_id)
+        if not await sync_to_async(was_deferred_task_ended_by_user)(self.task_instance):
+            self.log.info("Campaign %r: no user ended this task; another triggerer has its wait.", self.campaign_id)
             return
         loop = asyncio.get_running_loop()
 
         def client() -> VoiceGenieClient:
             return make_client(asyncio.run_coroutine_threadsafe(read_settings(self.voicegenie_conn_id), loop).result())
 
+        def look(campaign_id: str) -> Campaign:
+            return client().send(campaign(campaign_id), max_attempts=1)
+
+        # For long enough to see it, and not so long that the pause comes too late.
+        with suppress(TimeoutError, VoiceGenieError):
+            async with asyncio.timeout(_LOOK_BEFORE_PAUSE):
+                if (await in_thread(look, self.campaign_id)).status.has_ended:
+                    self.log.info("Campaign %r is over, so it needs no pause.", self.campaign_id)
+                    return
         await in_thread(
             pause_campaign_of_killed_task,
             lambda campaign_id: client().send(pause(campaign_id)),
-            lambda campaign_id: client().send(campaign(campaign_id), max_attempts=1),
+            look,
             self.campaign_id,
-            looks_first=ender is Ender.USER_OR_ITSELF,
         )
+
+    async def _wait(self) -> End:
+        end = await super()._wait()
+        if self.pause_on_kill and not end.is_done and self._hears_of_kills:
+            try:
+                await sync_to_async(note_end_of_wait)(self.task_instance)
+            except Exception:
+                self.log.warning("Airflow did not take the note that this wait is over.", exc_info=True)
+        return end
+
+    @property
+    def _hears_of_kills(self) -> bool:
+        """Whether Airflow would call :meth:`on_kill`, and knows whose trigger this is."""
+        return self.task_instance is not None and hasattr(BaseTrigger, "on_kill")
 
     def _watch(self) -> CompletionWatch:
         rules = _rules(TaskKind(self.kind), tuple(self.outcomes.items()))

@@ -19,6 +19,9 @@ _TRIGGER_GRACE = 60.0
 #: The XCom under which a deferred task keeps what it is about.
 _XCOM_KEY = "voicegenie_task"
 
+#: The XCom by which one triggerer tells another that a wait is over.
+_WAIT_IS_OVER = "voicegenie_wait_is_over"
+
 
 def default_deferrable() -> bool:
     """Return Airflow's setting ``[operators] default_deferrable``."""
@@ -79,3 +82,32 @@ def kept_for_resuming(context: Mapping[str, Any]) -> dict[str, Any]:
     task_instance: Any = context["ti"]
     kept = task_instance.xcom_pull(task_ids=task_instance.task_id, key=_XCOM_KEY, map_indexes=task_instance.map_index)
     return kept if isinstance(kept, dict) else {}
+
+
+def note_end_of_wait(task_instance: Any) -> None:
+    """
+    Note in XCom, from the triggerer, that the wait of a deferred task is over by itself.
+
+    Another triggerer may have the same trigger, if Airflow took this one or that one for dead, and is told of the end
+    as if a user had ended the task. Airflow removes the note when a further try begins.
+
+    :param task_instance: The trigger's.
+    """
+    from airflow.providers.common.compat.sdk import XCom
+
+    XCom.set(_WAIT_IS_OVER, True, **_place(task_instance))
+
+
+def is_wait_over(task_instance: Any) -> bool:
+    """
+    Say whether :func:`note_end_of_wait` was called, by whichever triggerer.
+
+    :param task_instance: The trigger's.
+    """
+    from airflow.providers.common.compat.sdk import XCom
+
+    return XCom.get_one(key=_WAIT_IS_OVER, **_place(task_instance)) is True
+
+
+def _place(task_instance: Any) -> dict[str, Any]:
+    return {name: getattr(task_instance, name) for name in ("dag_id", "task_id", "run_id", "map_index")}

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
+from airflow_provider_voicegenie.waiting.deferral import is_wait_over
 
 #: Airflow's own word for a task instance that is no longer part of a run; here also for one that was deleted.
 _REMOVED = "removed"
@@ -141,34 +142,22 @@ def _is_ended_in_airflow(context: Mapping[str, Any]) -> bool:
     return was_ended_by_user(context)
 
 
-class Ender(Enum):
-    """Who has ended the wait of a deferred task."""
-
-    #: Nobody: a triggerer that was late with its heartbeat finds its triggers with another one.
-    NOBODY = "nobody"
-    #: A user, who has marked the task or deleted its run.
-    USER = "user"
-    #: A user who has cleared the task; or the wait was over by itself, and a second triggerer that took it over when it
-    #: was no longer needed drops it again.
-    USER_OR_ITSELF = "user or itself"
-
-
-def ender_of_deferred_task(task_instance: Any) -> Ender:
+def was_deferred_task_ended_by_user(task_instance: Any) -> bool:
     """
-    Say who has ended the wait of a deferred task whose trigger Airflow ends.
+    Say whether a user has ended a deferred task whose trigger Airflow ends.
+
+    A triggerer that was late with its heartbeat finds its triggers with another one: their tasks are still deferred, or
+    the other one has ended their wait.
 
     :param task_instance: The trigger's; ``None`` is taken for a user's doing, as is an Airflow that cannot be asked.
     """
     if task_instance is None:
-        return Ender.USER
+        return True
     try:
-        state = state_in_airflow(task_instance)
+        return state_in_airflow(task_instance) != "deferred" and not is_wait_over(task_instance)
     except Exception:
         log.warning("Airflow could not say whether a user ended this task.", exc_info=True)
-        return Ender.USER
-    if state == "deferred":
-        return Ender.NOBODY
-    return Ender.USER if state in _ENDED_BY_USER else Ender.USER_OR_ITSELF
+        return True
 
 
 class Stop(Enum):
@@ -188,7 +177,6 @@ def pause_campaign_of_killed_task(
     campaign_id: str,
     *,
     may_start_late: bool = False,
-    looks_first: bool = False,
 ) -> Stop:
     """
     Pause the campaign of a task that was killed, and say whether its calls are stopped.
@@ -200,7 +188,6 @@ def pause_campaign_of_killed_task(
     :param campaign_id: The campaign.
     :param may_start_late: Whether a start without a response may still take effect, so that a campaign that is not
         running is looked at again.
-    :param looks_first: Whether nothing is sent if the campaign is over.
     """
     from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
@@ -226,9 +213,6 @@ def pause_campaign_of_killed_task(
         before_sleep=warn,
         reraise=True,
     )
-    if looks_first and (campaign := _look(look, campaign_id)) is not None and campaign.status.has_ended:
-        log.info("Campaign %r: the task no longer waits, and the campaign is over.", campaign_id)
-        return Stop.STOPPED
     try:
         try:
             retrying(pause, campaign_id)

@@ -100,6 +100,17 @@ class Services:
                 child.kill()
         process.wait()
 
+    def freeze(self, name):
+        """Stop a service and its children, as a machine that hangs does."""
+        stopped_descendants(self._processes[name])
+
+    def thaw(self, name):
+        """Let a frozen service go on."""
+        process = self._processes[name]
+        for child in descendants(process.pid):
+            child.resume()
+        process.send_signal(signal.SIGCONT)
+
     def stop(self, name):
         """End a service the way an administrator does."""
         self._children[name] = descendants(self._processes[name].pid)

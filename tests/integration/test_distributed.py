@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from textwrap import dedent
+from typing import NamedTuple
 
 import pytest
 from helpers.leaks import leak_in
@@ -63,7 +64,7 @@ with DAG(
         wait_for_completion=True,
         deferrable=True,
         poll_interval={poll_interval},
-        retries=5,
+        retries={retries},
         retry_delay=timedelta(seconds=1),
     ).expand(campaign_id=[f"campaign-{{number}}" for number in range({campaigns})])
 """
@@ -152,28 +153,46 @@ class Machines(Services):
         raise AssertionError(f"no worker has the process {pid}")
 
 
+class Setting(NamedTuple):
+    """What is to be done."""
+
+    campaigns: int = CAMPAIGNS
+    contacts: int = 10**6
+    retries: int = 5
+    #: Held by the service against all together.
+    is_limited: bool = False
+
+
 @pytest.fixture
-def store(voicegenie_sandbox):
+def setting():
+    return Setting()
+
+
+@pytest.fixture
+def store(voicegenie_sandbox, setting):
     """The campaigns, and no others: a page of the list has all of them."""
+    voicegenie_sandbox.sandbox.enforce_rate_limits = setting.is_limited
     store = voicegenie_sandbox.sandbox.store
     for campaign in store.all():
         store.remove(campaign.id)
-    for number in range(CAMPAIGNS):
-        voicegenie_sandbox.add_campaign(id=f"campaign-{number}", total_count=10**6)
-    voicegenie_sandbox.inject("hold", "start", campaign_id=HELD, after_acting=True)
+    for number in range(setting.campaigns):
+        voicegenie_sandbox.add_campaign(id=f"campaign-{number}", total_count=setting.contacts)
+    if not setting.is_limited:
+        voicegenie_sandbox.inject("hold", "start", campaign_id=HELD, after_acting=True)
     return store
 
 
 @pytest.fixture
-def airflow(tmp_path, voicegenie_sandbox, store):
+def airflow(tmp_path, voicegenie_sandbox, store, setting):
     """In place of the one on SQLite."""
     if problem := what_lacks():
         (pytest.fail if "VOICEGENIE_DISTRIBUTED" in os.environ else pytest.skip)(problem)
     airflow = AirflowOnPostgres(tmp_path, dags=tmp_path / "dags")
     airflow.dags.mkdir()
-    (airflow.dags / "dag.py").write_text(dedent(DAG).format(campaigns=CAMPAIGNS, poll_interval=POLL_INTERVAL))
+    dag = DAG.format(campaigns=setting.campaigns, retries=setting.retries, poll_interval=POLL_INTERVAL)
+    (airflow.dags / "dag.py").write_text(dedent(dag))
     airflow.environment["AIRFLOW_CONN_VOICEGENIE_DEFAULT"] = voicegenie_sandbox.connection(
-        timeout=200, requests_per_minute=6000
+        timeout=200, requests_per_minute=60 if setting.is_limited else 6000
     )
     with postgres() as airflow.port:
         yield airflow
@@ -203,14 +222,19 @@ def machines(airflow, broker):
         yield machines
 
 
-def test_each_campaign_is_started_once_and_followed_to_its_end(
-    airflow, broker, machines, store, voicegenie_sandbox, record_property
-):
-    requests = voicegenie_sandbox.sandbox.requests
-
+@pytest.fixture
+def note(record_property):
     def note(name, value):
         record_property(name, value)
         log.info("%s: %s", name, value)
+
+    return note
+
+
+def test_each_campaign_is_started_once_and_followed_to_its_end(
+    airflow, broker, machines, store, voicegenie_sandbox, note
+):
+    requests = voicegenie_sandbox.sandbox.requests
 
     def wait_for_many(what, condition):
         wait_for(what, condition, patience=PATIENCE + 4 * CAMPAIGNS)
@@ -274,6 +298,22 @@ def test_each_campaign_is_started_once_and_followed_to_its_end(
     assert voicegenie_sandbox.request_count("pause") == 0
     assert airflow.process_of(HELD)[0] >= 2
     assert airflow.query("SELECT count(*) FROM xcom WHERE key = 'return_value'") == [(CAMPAIGNS,)]
+
+
+@pytest.mark.skipif(not IS_LARGE, reason="takes several minutes")
+@pytest.mark.parametrize("setting", [Setting(campaigns=60, contacts=3, retries=0, is_limited=True)])
+def test_a_limit_for_all_together(airflow, machines, store, setting, voicegenie_sandbox, note):
+    """The service takes 60 requests a minute, of starts and of both triggerers; each campaign needs three."""
+    began = time.monotonic()
+    wait_for("all ends", lambda: airflow.states_of_tasks() == {"success": setting.campaigns}, patience=1200)
+    note("a limit for all together, seconds", round(time.monotonic() - began))
+    requests = voicegenie_sandbox.sandbox.requests
+    note("requests", Counter(request.operation for request in requests))
+    note("refused", Counter(request.operation for request in requests if request.status == 429))
+    assert airflow.states_of_tasks() == {"success": setting.campaigns}
+    assert Counter(campaign.start_count for campaign in store.all()) == {1: setting.campaigns}
+    assert voicegenie_sandbox.request_count("pause") == 0
+    assert airflow.query("SELECT max(try_number) FROM task_instance") == [(1,)]
 
 
 def most_requests(seconds, *, feeds):

@@ -18,6 +18,7 @@ from helpers.tasks import TaskInstance
 
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
+from airflow_provider_voicegenie.triggers import campaign as campaign_triggers
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers import subscriptions
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger, CampaignReadyTrigger
@@ -654,7 +655,7 @@ def test_what_is_logged_belongs_to_the_trigger_it_is_about(sandbox, caplog):
 
 @pytest.mark.parametrize(
     ("status", "pause_on_kill", "pauses", "after"),
-    [("running", True, 1, "paused"), ("running", False, 0, "running"), ("completed", True, 1, "completed")],
+    [("running", True, 1, "paused"), ("running", False, 0, "running"), ("completed", True, 0, "completed")],
 )
 def test_a_user_who_ends_the_task_pauses_the_campaign(sandbox, status, pause_on_kill, pauses, after):
     campaign = sandbox.add_campaign(status=status, total_count=10_000)
@@ -666,7 +667,7 @@ def test_a_user_who_ends_the_task_pauses_the_campaign(sandbox, status, pause_on_
 @pytest.mark.parametrize(
     ("state", "pauses"), [("deferred", 0), ("failed", 1), ("success", 1), (None, 1), ("running", 1), ("deleted", 1)]
 )
-def test_a_trigger_that_moves_to_another_triggerer_pauses_nothing(sandbox, state, pauses):
+def test_a_trigger_that_moves_to_another_triggerer_pauses_nothing(sandbox, notes, state, pauses):
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
     waiting = trigger(campaign.id, pause_on_kill=True)
     waiting.task_instance = TaskInstance(task=None, state=state)
@@ -674,34 +675,80 @@ def test_a_trigger_that_moves_to_another_triggerer_pauses_nothing(sandbox, state
     assert sandbox.request_count("pause") == pauses
 
 
-@pytest.mark.parametrize("state", [None, "scheduled", "queued", "running", "up_for_retry"])
+class Notes(dict):
+    """The XComs that a trigger gets and sets."""
+
+    def set(self, key, value, **place):
+        self[key, tuple(sorted(place.items()))] = value
+
+    def get_one(self, key, **place):
+        return self.get((key, tuple(sorted(place.items()))))
+
+
+@pytest.fixture
+def notes(monkeypatch):
+    notes = Notes()
+    monkeypatch.setattr("airflow.providers.common.compat.sdk.XCom", notes)
+    return notes
+
+
+def second_trigger(campaign_id, state="scheduled", **arguments):
+    """Return a trigger whose wait another triggerer has, too."""
+    second = trigger(campaign_id, pause_on_kill=True, **arguments)
+    second.task_instance = TaskInstance(task=None, state=state)
+    return second
+
+
+@pytest.mark.parametrize("state", [None, "scheduled", "queued", "running", "up_for_retry", "failed", "success"])
 @pytest.mark.parametrize("status", ["completed", "failed", "stopped"])
-def test_a_second_trigger_of_a_wait_that_is_over_pauses_nothing(sandbox, state, status):
+def test_a_second_trigger_of_a_wait_that_is_over_pauses_nothing(sandbox, notes, state, status):
     """Another triggerer took it over while the first was telling Airflow of the end; to Airflow, a user dropped it."""
     campaign = sandbox.add_campaign(status=status)
-    waiting = trigger(campaign.id, pause_on_kill=True)
-    waiting.task_instance = TaskInstance(task=None, state=state)
-    run(waiting.on_kill)
+    run(second_trigger(campaign.id, state).on_kill)
     assert sandbox.request_count("get", campaign.id) == 1
     assert sandbox.request_count("pause") == 0
 
 
-@pytest.mark.parametrize(("state", "pauses"), [("scheduled", 0), ("running", 0), ("failed", 1)])
-@pytest.mark.parametrize("limit", ["deadline", "execution_deadline"])
-def test_a_second_trigger_of_a_wait_whose_time_is_over_pauses_nothing(sandbox, state, pauses, limit):
+@pytest.mark.parametrize("state", ["scheduled", "running", "failed", "success", "skipped"])
+@pytest.mark.parametrize("arguments", [{"deadline": -1}, {"execution_deadline": -1}, {"stall_timeout": 0.5}])
+def test_a_second_trigger_leaves_a_campaign_alone_that_goes_on(sandbox, notes, state, arguments):
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
-    waiting = trigger(campaign.id, pause_on_kill=True, **{limit: time.time() - 1})
-    waiting.task_instance = TaskInstance(task=None, state=state)
-    run(waiting.on_kill)
-    assert sandbox.request_count("pause") == pauses
+    sandbox.speed = 1e-9
+    arguments = {name: value if value > 0 else time.time() + value for name, value in arguments.items()}
+    first = second_trigger(campaign.id, "deferred", **arguments)
+    payload = run(lambda: first_event(first))
+    assert payload["reason"] in ("timeout", "execution_timeout", "condition")
+    second = second_trigger(campaign.id, state, **arguments)
+    run(second.on_kill)
+    assert sandbox.request_count("pause") == 0
+    # That of another task has its own.
+    other = second_trigger(campaign.id, state)
+    other.task_instance.map_index = 7
+    other.task_instance.get_task_states = lambda *_, **__: {"run": {"task_7": "failed"}}
+    run(other.on_kill)
+    assert sandbox.request_count("pause") == 1
 
 
-def test_a_cleared_task_whose_campaign_cannot_be_read_is_paused(sandbox):
+def test_a_completion_costs_no_note(sandbox, notes):
+    campaign = sandbox.add_campaign(status="completed")
+    first = second_trigger(campaign.id, "deferred")
+    run(lambda: first_event(first))
+    assert not notes
+
+
+def test_a_note_that_cannot_be_made_ends_no_wait(sandbox, notes, monkeypatch, caplog):
+    monkeypatch.setattr(notes, "set", None, raising=False)
+    first = second_trigger("running", "deferred", deadline=time.time() - 1)
+    assert run(lambda: first_event(first))["reason"] == "timeout"
+    assert "did not take the note" in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["status", "delay"])
+def test_a_campaign_that_cannot_be_read_is_paused(sandbox, notes, monkeypatch, fault):
+    monkeypatch.setattr(campaign_triggers, "_LOOK_BEFORE_PAUSE", 0.5)
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
-    sandbox.inject("status", "get", status=503, times=None)
-    waiting = trigger(campaign.id, pause_on_kill=True)
-    waiting.task_instance = TaskInstance(task=None, state="scheduled")
-    run(waiting.on_kill)
+    sandbox.inject(fault, "get", times=None, **({"status": 503} if fault == "status" else {"seconds": 30}))
+    run(second_trigger(campaign.id).on_kill)
     assert sandbox.status(campaign.id) == "paused"
 
 
