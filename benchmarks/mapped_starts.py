@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the operator adds to Airflow's own work, when many mapped tasks start a campaign each and follow it, deferred.
+What many mapped starts cost that follow their campaign, deferred: beside the limit, and beside what one writes today.
 
-A real Airflow 3 (API server, scheduler with LocalExecutor, DAG processor, triggerer; SQLite) runs a DAG of N mapped
-starts, and a DAG of N mapped tasks that do nothing but defer for as long, in turn::
+A real Airflow 3 (API server, scheduler with LocalExecutor, DAG processor, triggerer; SQLite) runs three DAGs in turn:
 
-    python benchmarks/mapped_starts.py --tasks 200
+- ``nothing``: N mapped tasks that do nothing but defer for as long. That is the limit: Airflow's own work.
+- ``ours``: N mapped ``StartCampaignOperator(wait_for_completion=True, deferrable=True)``.
+- ``http``: N mapped pairs of an ``HttpOperator`` that starts the campaign, and an ``HttpSensor(mode="reschedule")``
+  that waits for its end, as often as ours polls.
+
+Printed are the wall time of the DAG run and the processor seconds of all Airflow processes, each a campaign. The latter
+are read from ``/proc`` right before the DAG is triggered and once it is over: user and system time of the four services
+and of all their living descendants, each with that of its children that have ended (``cutime``, ``cstime``). So a task
+that has ended counts, with its parent. The sandbox runs in this process and is not counted, nor is the command that
+triggers the DAG. Nothing is subtracted; what an Airflow without any task takes in a minute is printed too::
+
+    pip install apache-airflow-providers-http
+    python benchmarks/mapped_starts.py --tasks 200 --campaign 60
 """
 
 from __future__ import annotations
@@ -22,11 +33,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 DAGS = """
 from datetime import timedelta
-from airflow.providers.common.compat.sdk import DAG, BaseOperator
+from airflow.providers.common.compat.sdk import DAG, BaseOperator, task_group
+from airflow.providers.http.operators.http import HttpOperator
+from airflow.providers.http.sensors.http import HttpSensor
 from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 
@@ -45,18 +61,54 @@ class Nothing(BaseOperator):
         return {{"campaign_id": self.campaign_id}}
 
 
+def is_completed(response):
+    return response.json()["data"]["campaign_status"] == "completed"
+
+
+@task_group
+def pair(start, look):
+    http = {{"http_conn_id": "http_default", "method": "GET"}}
+    HttpOperator(task_id="start", endpoint=start, **http) >> HttpSensor(
+        task_id="wait",
+        endpoint=look,
+        mode="reschedule",
+        poke_interval={interval},
+        response_check=is_completed,
+        **http,
+    )
+
+
 common = {{"schedule": None, "max_active_tasks": 1000}}
-with DAG("nothing", **common):
-    Nothing.partial(task_id="task").expand(campaign_id=[f"c{{n}}" for n in range({tasks})])
-for number in range({rounds}):
+# The first round is a short one, that no other pays for what is done once.
+for number in range({rounds} + 1):
+    tasks = range({tasks} if number else 2)
+    with DAG(f"nothing_{{number}}", **common):
+        Nothing.partial(task_id="task").expand(campaign_id=[f"c{{n}}" for n in tasks])
     with DAG(f"ours_{{number}}", **common):
         StartCampaignOperator.partial(
             task_id="task", wait_for_completion=True, deferrable=True, poll_interval={interval}
-        ).expand(campaign_id=[f"c{{number}}_{{n}}" for n in range({tasks})])
+        ).expand(campaign_id=[f"ours_{{number}}_{{n}}" for n in tasks])
+    with DAG(f"http_{{number}}", **common):
+        ids = [f"http_{{number}}_{{n}}" for n in tasks]
+        pair.expand_kwargs([{{"start": f"startCampaign/{{id}}", "look": f"campaign/{{id}}"}} for id in ids])
 """
 
-#: Seconds that a campaign runs, and between two polls: what it ends after, half an interval later, on the average.
-CAMPAIGN, INTERVAL = 20.0, 10.0
+SIDES = ("nothing", "ours", "http")
+
+#: Seconds for which Airflow is watched doing nothing.
+IDLE = 60.0
+
+
+class Cost(NamedTuple):
+    """
+    What a run of a DAG took.
+
+    :param wall: Seconds.
+    :param cpu: Processor seconds of all Airflow processes.
+    """
+
+    wall: float
+    cpu: float
 
 
 def main() -> None:
@@ -64,43 +116,116 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--campaign", type=float, default=20.0, help="seconds that a campaign runs")
+    parser.add_argument("--interval", type=float, default=10.0, help="seconds between two looks at it")
+    parser.add_argument("--requests-per-minute", type=int, default=1_000_000, help="of our connection")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     options = parser.parse_args()
     from airflow_provider_voicegenie.sandbox.server import running
     from airflow_provider_voicegenie.sandbox.service import Sandbox
     from airflow_provider_voicegenie.sandbox.store import CALL_SECONDS, SandboxCampaign, SandboxStore
 
-    store = SandboxStore(seeds=list, speed=(CALL_SECONDS + 1) / CAMPAIGN)
-    for number in range(options.rounds):
-        for task in range(options.tasks):
-            store.put(SandboxCampaign(id=f"c{number}_{task}", total_count=1))
+    store = SandboxStore(seeds=list, speed=(CALL_SECONDS + 1) / options.campaign)
+    for side in SIDES:
+        for number in range(options.rounds + 1):
+            for task in range(options.tasks):
+                store.put(SandboxCampaign(id=f"{side}_{number}_{task}", total_count=1))
     sandbox = Sandbox(store)
     with tempfile.TemporaryDirectory() as home, running(sandbox) as url:
         dags = Path(home, "dags")
         dags.mkdir()
+        # A campaign's end is noticed half an interval later, on the average.
+        seconds = options.campaign + options.interval / 2
         (dags / "dags.py").write_text(
-            DAGS.format(seconds=CAMPAIGN + INTERVAL / 2, tasks=options.tasks, rounds=options.rounds, interval=INTERVAL)
+            DAGS.format(seconds=seconds, tasks=options.tasks, rounds=options.rounds, interval=options.interval)
         )
-        connection = {"conn_type": "voicegenie", "host": url, "password": sandbox.api_key}
-        with airflow(Path(home), connection) as environment:
-            seconds: dict[str, list[float]] = {"nothing": [], "ours": []}
-            for number in range(options.rounds):
-                seconds["nothing"].append(run("nothing", Path(home), environment))
-                seconds["ours"].append(run(f"ours_{number}", Path(home), environment))
-    starts = sum(campaign.start_count for campaign in store.all())
-    print(f"{options.tasks} mapped tasks, {starts} starts; wall time of the DAG run, median of {options.rounds}")
-    nothing, ours = (statistics.median(seconds[name]) for name in ("nothing", "ours"))
-    print(f"nothing {nothing:8.1f} s\nours    {ours:8.1f} s\nratio   {ours / nothing:8.2f}")
+        with airflow(Path(home), connections(url, sandbox.api_key, options.requests_per_minute)) as services:
+            costs = measure(services, options.sides, options.rounds)
+    starts = sum(campaign.start_count for campaign in store.all()) - 2 * len({"ours", "http"} & set(options.sides))
+    print(f"{options.tasks} mapped tasks, campaigns of {options.campaign:g} s, polled every {options.interval:g} s")
+    print(f"{starts} starts; {len(sandbox.requests)} requests to the service, warm-up included")
+    report(costs, options.tasks)
+
+
+def connections(url: str, key: str, requests_per_minute: int) -> dict[str, str]:
+    """Return the Airflow connections to the sandbox, as environment variables."""
+    ours = {"conn_type": "voicegenie", "host": url, "password": key}
+    http = {"conn_type": "http", "host": url, "extra": {"x-api-key": key}}
+    return {
+        "AIRFLOW_CONN_VOICEGENIE_DEFAULT": json.dumps({**ours, "extra": {"requests_per_minute": requests_per_minute}}),
+        "AIRFLOW_CONN_HTTP_DEFAULT": json.dumps(http),
+    }
+
+
+def measure(services: Services, sides: list[str], rounds: int) -> dict[str, list[Cost]]:
+    """Run the DAGs in turn."""
+    for side in sides:
+        run(f"{side}_0", services)
+    before = cpu_seconds(services.pids)
+    time.sleep(IDLE)
+    print(f"idle: {(cpu_seconds(services.pids) - before) * 60 / IDLE:.1f} CPU seconds a minute", flush=True)
+    costs: dict[str, list[Cost]] = {side: [] for side in sides}
+    for number in range(1, rounds + 1):
+        for side in sides:
+            costs[side].append(run(f"{side}_{number}", services))
+    return costs
+
+
+def report(costs: dict[str, list[Cost]], tasks: int) -> None:
+    """Print medians, and their ratios."""
+    print(f"{'':8} {'wall/s':>9} {'CPU/s':>9} {'wall a campaign':>16} {'CPU a campaign':>15}   median of the rounds")
+    medians = {}
+    for side, taken in costs.items():
+        wall, cpu = (statistics.median(each) for each in zip(*taken, strict=True))
+        medians[side] = Cost(wall, cpu)
+        print(f"{side:8} {wall:9.1f} {cpu:9.1f} {wall / tasks:16.2f} {cpu / tasks:15.2f}")
+    for one, other in (("ours", "nothing"), ("ours", "http"), ("http", "nothing")):
+        if one in medians and other in medians:
+            wall, cpu = (mine / its for mine, its in zip(medians[one], medians[other], strict=True))
+            print(f"{one} / {other}: wall {wall:.2f}, CPU {cpu:.2f}")
+
+
+class Services(NamedTuple):
+    """
+    A running Airflow.
+
+    :param home: Its folder.
+    :param environment: The environment variables of its processes.
+    :param pids: Its services.
+    """
+
+    home: Path
+    environment: dict[str, str]
+    pids: list[int]
+
+
+def cpu_seconds(roots: list[int]) -> float:
+    """Return the processor time of some processes, of their descendants, and of those of them that have ended."""
+    children: dict[int, list[int]] = defaultdict(list)
+    ticks: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            pid = int(stat.parent.name)
+            children[int(fields[1])].append(pid)
+            ticks[pid] = sum(map(int, fields[11:15]))
+    total, pending = 0, list(roots)
+    while pending:
+        pid = pending.pop()
+        total += ticks.get(pid, 0)
+        pending += children[pid]
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
-def airflow(home: Path, connection: dict[str, str]):
+def airflow(home: Path, connections: dict[str, str]) -> Iterator[Services]:
     """Run an Airflow."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
         "AIRFLOW_HOME": str(home),
-        "AIRFLOW_CONN_VOICEGENIE_DEFAULT": json.dumps(connection),
+        **connections,
         "AIRFLOW__API_AUTH__JWT_SECRET": "for this benchmark only, and long enough for the algorithm in use",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
@@ -125,7 +250,7 @@ def airflow(home: Path, connection: dict[str, str]):
                         start_new_session=True,
                     )
                 )
-        yield environment
+        yield Services(home, environment, [process.pid for process in processes])
     finally:
         for process in processes:
             process.terminate()
@@ -137,23 +262,25 @@ def airflow(home: Path, connection: dict[str, str]):
             process.wait()
 
 
-def run(dag_id: str, home: Path, environment: dict[str, str]) -> float:
-    """Run a DAG; return how many seconds it took."""
-    while not query(home, "SELECT 1 FROM dag WHERE dag_id = ?", dag_id):
+def run(dag_id: str, services: Services) -> Cost:
+    """Run a DAG; return what it took."""
+    while not query(services.home, "SELECT 1 FROM dag WHERE dag_id = ?", dag_id):
         time.sleep(1)
+    before = cpu_seconds(services.pids)
     command = [sys.executable, "-m", "airflow", "dags", "trigger", dag_id]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(command, env=services.environment, check=True, capture_output=True)
     sql = (
         "SELECT state, (julianday(end_date) - julianday(start_date)) * 86400 FROM dag_run "
         "WHERE dag_id = ? ORDER BY id DESC LIMIT 1"
     )
     while True:
-        ((state, seconds),) = query(home, sql, dag_id)
+        ((state, seconds),) = query(services.home, sql, dag_id)
         if state in ("success", "failed"):
-            print(f"{dag_id}: {state} in {seconds:.1f} s", flush=True)
+            cost = Cost(float(seconds), cpu_seconds(services.pids) - before)
+            print(f"{dag_id}: {state} in {cost.wall:.1f} s, {cost.cpu:.1f} CPU seconds", flush=True)
             if state == "failed":
                 raise SystemExit("the DAG run failed")
-            return float(seconds)
+            return cost
         time.sleep(1)
 
 
