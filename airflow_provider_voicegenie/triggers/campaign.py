@@ -70,21 +70,19 @@ class _CampaignTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield the one event."""
-        payload = {**(await self._wait()).to_json(), "deferred": self.serialize()[1]}
-        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
-
-    async def _wait(self) -> End:
         deadline, reason = self.deadline, EndReason.TIMEOUT
         if self.execution_deadline is not None and (deadline is None or self.execution_deadline < deadline):
             deadline, reason = self.execution_deadline, EndReason.EXECUTION_TIMEOUT
         watch = self._watch()
+        # Here rather than in a method of its own: with ten thousand waits, each coroutine that waits takes megabytes.
         try:
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.time())) as limit:
-                return await self._follow(watch)
+                end = await self._follow(watch)
         except TimeoutError:
             if not limit.expired():
                 raise
-        return watch.time_is_up(time.time(), reason)
+            end = watch.time_is_up(time.time(), reason)
+        yield TriggerEvent({**end.to_json(), "deferred": self.serialize()[1]})  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def _watch(self) -> Watch:
@@ -177,16 +175,11 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         return CompletionWatch(self.campaign_id, rules, time.time(), stall_timeout=self.stall_timeout, seen=self.seen)
 
     async def _follow(self, watch: CompletionWatch) -> End:
-        def on_reading(reading: Reading, in_full: bool, now: float) -> End | None:
-            end = watch.observe(reading, now, in_full=in_full)
-            if watch.needs_single_read:
-                subscription.poll_now()
-            return end
-
-        subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, on_reading)
+        subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, watch.look)
         try:
-            end: End = await subscription.update()
-            return end
+            while not isinstance(update := await subscription.update(), End):
+                subscription.poll_now()
+            return update
         finally:
             subscription.close()
 

@@ -97,6 +97,17 @@ class CompletionWatch(Watch):
         self._remind(now)
         return self._end
 
+    def look(self, reading: Campaign | VoiceGenieError, in_full: bool, now: float) -> End | bool | None:
+        """
+        Take note of a reading that all waits share, as a feed shows it.
+
+        :param reading: The campaign, or why it could not be read.
+        :param in_full: Whether it was read by itself.
+        :param now: Unix seconds.
+        :returns: How the wait ended; ``True`` if the campaign has to be read by itself at once; else ``None``.
+        """
+        return self.observe(reading, now, in_full=in_full) or self.needs_single_read or None
+
     def _observe_campaign(self, campaign: Campaign, now: float, *, in_full: bool) -> End | None:
         status = campaign.status
         before, self._status = self._status, status
