@@ -82,6 +82,7 @@ class _CampaignTrigger(BaseTrigger):
             if not limit.expired():
                 raise
             end = watch.time_is_up(time.time(), reason)
+        await self._before_end(end)
         yield TriggerEvent({**end.to_json(), "deferred": self.serialize()[1]})  # type: ignore[no-untyped-call]
 
     @abstractmethod
@@ -91,6 +92,9 @@ class _CampaignTrigger(BaseTrigger):
     @abstractmethod
     async def _follow(self, watch: Any) -> End:
         """Wait for as long as it takes."""
+
+    async def _before_end(self, end: End) -> None:
+        """Do what is to be done before Airflow is told of the end."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -156,14 +160,12 @@ class CampaignCompletedTrigger(_CampaignTrigger):
             self.campaign_id,
         )
 
-    async def _wait(self) -> End:
-        end = await super()._wait()
+    async def _before_end(self, end: End) -> None:
         if self.pause_on_kill and not end.is_done and self._hears_of_kills:
             try:
                 await sync_to_async(note_end_of_wait)(self.task_instance)
             except Exception:
                 self.log.warning("Airflow did not take the note that this wait is over.", exc_info=True)
-        return end
 
     @property
     def _hears_of_kills(self) -> bool:
