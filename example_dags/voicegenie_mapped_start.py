@@ -1,9 +1,9 @@
 """
 ### Use it for several campaigns at once, within the rate limit of your plan.
 
-One mapped task starts each campaign, and one that cannot be started does not hold up the others. A start that the service
-refuses because too many requests came in waits and is tried again. The pool limits how many tasks of all DAGs and runs
-start campaigns at the same time, so that few are refused. Create it once:
+One mapped task starts each campaign, and one that cannot be started does not hold up the others. A start that the
+service refuses because too many requests came in waits and is tried again. The pool limits how many tasks of all DAGs
+and runs start campaigns at the same time, so that few are refused. Create it once:
 `airflow pools set voicegenie 4 "VoiceGenie requests"`. A pool counts deferred tasks only with `--include-deferred`.
 
 Trigger it with `{"campaign_ids": ["...", "..."]}`.
