@@ -101,8 +101,8 @@ class VoiceGenieClient:
             self._limiter.reserve(time.monotonic(), may_wait=False)
             return self._send_once(request, on_sending)
         attempts = max_attempts or self.settings.max_attempts
-        but_not = RateLimitError if raise_on_rate_limit else None
-        arguments = retry_arguments(attempts, partial(_announce, attempts), but_not=but_not)
+        except_for = RateLimitError if raise_on_rate_limit else None
+        arguments = retry_arguments(attempts, partial(_announce, attempts), except_for=except_for)
         retrying = Retrying(sleep=self._sleep, **arguments)
         error_before: VoiceGenieError | None = None
 

@@ -57,6 +57,9 @@ class RateLimiter:
 #: what may be sent at once after a pause.
 _FIRST_SHARE, _SMALLEST_SHARE, _LARGEST_SHARE, _BURST = 1 / 20, 1 / 100, 0.8, 1 / 30
 
+#: Requests a minute below which a share neither begins nor falls, however small the limit is.
+_LEAST_FIRST_SHARE, _LEAST_SHARE = 3.0, 0.5
+
 #: Parts of the limit that all use together: above the one, shares become smaller; below the other, they double in a
 #: minute.
 _CROWDED, _ROOMY = 0.8, 0.5
@@ -85,6 +88,9 @@ class FairShare:
     part then, and faster by the same amount otherwise, so that their shares become even. One that needs no more than it
     has does not ask for more. Safe among threads.
 
+    Each client has one, which learns from all of its responses. Only feeds obey it: a task in a worker sends few
+    requests.
+
     :param requests_per_minute: The limit for all together.
     """
 
@@ -92,7 +98,7 @@ class FairShare:
         self._lock = threading.Lock()
         self._limit = requests_per_minute
         #: Requests a minute.
-        self.per_minute = requests_per_minute * _FIRST_SHARE
+        self.per_minute = self._part(_FIRST_SHARE, _LEAST_FIRST_SHARE)
         #: When the next request may be sent.
         self.next_at = -math.inf
         self._is_short = False
@@ -150,7 +156,7 @@ class FairShare:
             self._minutes_since_answer(now)
             self._refusals_in_a_row += 1
             self._decrease(_HALF, now, sent_at)
-            backoff = min(2.0 ** (self._refusals_in_a_row - 1), _LONGEST_PAUSE) * random.uniform(0.8, 1.0)  # noqa: S311
+            backoff = min(2.0 ** min(self._refusals_in_a_row - 1, 10), _LONGEST_PAUSE) * random.uniform(0.8, 1.0)  # noqa: S311
             # Not all at the same moment.
             apart = random.uniform(0.0, min(5.0, 30.0 / self.per_minute))  # noqa: S311
             self.next_at = max(self.next_at, now + max(backoff, min(asked or 0.0, _LONGEST_ASKED)) + apart)
@@ -163,7 +169,10 @@ class FairShare:
         self._minutes_since_decrease = 0.0
         if sent_at - self._decreased_at >= _WINDOW:
             self._decreased_at = now
-            self.per_minute = max(self.per_minute * part, self._limit * _SMALLEST_SHARE)
+            self.per_minute = max(self.per_minute * part, self._part(_SMALLEST_SHARE, _LEAST_SHARE))
+
+    def _part(self, part: float, least: float) -> float:
+        return max(self._limit * part, min(self._limit * _LARGEST_SHARE / 2, least))
 
     def _increase(self, minutes: float, *, doubles: bool, is_told: bool) -> None:
         if doubles:
@@ -177,47 +186,3 @@ class FairShare:
                 doublings = max(0.0, 2.0 * (self._minutes_since_decrease * self._limit / _CALM - 1.0))
             self.per_minute += self._limit * step * 2.0 ** min(doublings, 30.0) * minutes
         self.per_minute = min(self.per_minute, self._limit * _LARGEST_SHARE)
-
-
-#: Turns a minute, as parts of the connection's requests a minute: at first, the fewest, and the most. A start takes two
-#: requests or more.
-_FIRST_TURNS, _FEWEST_TURNS, _MOST_TURNS = 1 / 10, 1 / 30, 2 / 5
-
-#: What is left of the turns a minute if someone comes who was refused, and seconds in which that counts once.
-_FEWER = 0.7
-_ONCE_IN = 30.0
-
-#: Minutes in which the turns a minute double while nobody comes.
-_DOUBLING = 2.0
-
-
-class Turns:
-    """
-    How fast starts that were refused are let try again, one after the other.
-
-    What becomes of them decides: whose start is refused again comes back.
-
-    :param requests_per_minute: The connection's limit.
-    """
-
-    def __init__(self, requests_per_minute: float) -> None:
-        self._limit = requests_per_minute
-        self.per_minute = requests_per_minute * _FIRST_TURNS
-        #: When the next one may be given, by a monotonic clock.
-        self.next_at = -math.inf
-        self._given_at: float | None = None
-        self._decreased_at = -math.inf
-
-    def someone_was_refused(self, now: float) -> None:
-        """Take note that the service had no room for a start."""
-        if now - self._decreased_at >= _ONCE_IN:
-            self._decreased_at = now
-            self.per_minute = max(self.per_minute * _FEWER, self._limit * _FEWEST_TURNS)
-
-    def give(self, now: float) -> None:
-        """Count a turn that is given now."""
-        if self._given_at is not None and now - self._decreased_at >= _ONCE_IN:
-            minutes = min((now - self._given_at) / 60.0, _DOUBLING)
-            self.per_minute = min(self.per_minute * 2.0 ** (minutes / _DOUBLING), self._limit * _MOST_TURNS)
-        self._given_at = now
-        self.next_at = now + 60.0 / self.per_minute

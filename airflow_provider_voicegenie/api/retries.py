@@ -24,18 +24,22 @@ _BACKOFF = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
 
 
 def retry_arguments(
-    max_attempts: int, announce: Callable[[RetryCallState], None], *, but_not: type[VoiceGenieError] | None = None
+    max_attempts: int, announce: Callable[[RetryCallState], None], *, except_for: type[VoiceGenieError] | None = None
 ) -> dict[str, Any]:
     """
     Return the arguments for tenacity's ``Retrying``.
 
     :param max_attempts: Attempts in all, the first included.
     :param announce: Called before each wait.
-    :param but_not: Trouble that looks temporary, and is not repeated all the same.
+    :param except_for: Trouble that looks temporary, and is not repeated all the same.
     """
 
     def may_be_repeated(error: BaseException) -> bool:
-        return isinstance(error, VoiceGenieError) and error.temporary and not (but_not and isinstance(error, but_not))
+        return (
+            isinstance(error, VoiceGenieError)
+            and error.temporary
+            and not (except_for and isinstance(error, except_for))
+        )
 
     return {
         "stop": stop_after_attempt(max_attempts),

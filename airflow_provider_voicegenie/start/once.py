@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 #: service behind it still carries out.
 _LOOK_DELAYS = (0.0, 1.0, 2.0, 4.0)
 
+#: Seconds for which what was read before a start is fresh enough for it.
+_FRESH = 5.0
+
 #: How long after a moment the statistics are sure to be of a later one: they may come from a cache of 30 seconds.
 _STATISTICS_LAG = timedelta(seconds=32)
 
@@ -58,11 +61,13 @@ class NotYet(NamedTuple):
     The start has to wait.
 
     :param until: When to check everything anew, at the earliest.
-    :param refusals: The requests that the service has refused so far, if it waits for that.
+    :param refusals: The requests that the service has refused so far.
+    :param is_refused: Whether it waits for that, and not for its calling hours.
     """
 
     until: datetime
-    refusals: Refusals | None = None
+    refusals: Refusals
+    is_refused: bool = False
 
 
 class StartOnce:
@@ -184,7 +189,7 @@ class StartOnce:
 
     # A start of this try.
 
-    def _start(self) -> Start | NotYet:
+    def _start(self, *, may_wait: bool = True) -> Start | NotYet:
         finding = self._check_run(datetime.now(UTC))
         if finding is not None:
             return self._not_started(finding, CampaignStatus.UNKNOWN)
@@ -209,10 +214,12 @@ class StartOnce:
             return self._not_now(finding, before)
         if self._options.check_only:
             return self._would_start(before, "")
-        if (seconds := self.hook.seconds_blocked()) > 0:
+        if may_wait and (seconds := self.hook.seconds_blocked()) > 0:
             log.info("Campaign %r: waiting %.1f s until the service takes requests again.", self.campaign_id, seconds)
             with self._kill.interruptible():
                 time.sleep(seconds)
+            if seconds > _FRESH:
+                return self._start(may_wait=False)
         sent_at = self._service_time()
         self._records.add(before, sent_at)
         if (task_instance := self._context.get("ti")) is not None:
@@ -227,6 +234,9 @@ class StartOnce:
         try:
             return self._send(before, sent_at)
         except RateLimitError as error:
+            # A 429 that also says that it succeeded, and a success that says it was a 429, show nothing.
+            if error.may_have_taken_effect:
+                raise
             return self._refused(error, was_start=True)
 
     def _refused(self, error: RateLimitError, *, was_start: bool) -> Start | NotYet:
@@ -252,7 +262,7 @@ class StartOnce:
             write_time(until),
             self._refusals.requests,
         )
-        return NotYet(until, self._refusals)
+        return NotYet(until, self._refusals, is_refused=True)
 
     def _check_run(self, now: datetime) -> Finding | None:
         return check_run(
@@ -280,7 +290,8 @@ class StartOnce:
         if self._options.check_only:
             return self._would_start(before, f"wait until {when}, and then ")
         apply_outcome(rules, finding.condition, self.campaign_id, f"{finding.message}; they open on {when}")
-        return NotYet(opens)
+        self._refusals = self._refusals.counted_from(opens)
+        return NotYet(opens, self._refusals)
 
     def _would_start(self, before: Campaign, first: str) -> Start:
         log.info(

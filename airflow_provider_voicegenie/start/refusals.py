@@ -7,7 +7,7 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-#: How long a start waits in all: seconds. Whoever wants less sets ``execution_timeout``.
+#: How long a start waits for the service in all: seconds. Whoever wants less sets ``execution_timeout``.
 PATIENCE = 24 * 3600.0
 
 #: Seconds by which tasks that wait in workers keep out of each other's way: up to the first after one refused read,
@@ -23,7 +23,7 @@ class Refusals(NamedTuple):
     """
     The requests of a start that were refused.
 
-    :param since: When the first one was, Unix seconds.
+    :param since: Since when it has waited for the service, Unix seconds.
     :param requests: How many, with those that only read.
     :param starts: How many of them would have started the campaign.
     """
@@ -40,6 +40,14 @@ class Refusals(NamedTuple):
         :param was_start: Whether it would have started the campaign.
         """
         return Refusals(self.since if self.requests else now, self.requests + 1, self.starts + was_start)
+
+    def counted_from(self, opening: datetime) -> Refusals:
+        """
+        Do not count the time until the calling hours open.
+
+        :param opening: When they do.
+        """
+        return self._replace(since=opening.timestamp())
 
     def next_attempt(self, asked: float | None, now: float, max_attempts: int) -> datetime | None:
         """

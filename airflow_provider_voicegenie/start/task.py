@@ -144,7 +144,7 @@ class StartTask:
         ends = execution_deadline(self._context, self._options.execution_timeout)
         if self._options.deferrable:
             self._defer_before_start(not_yet, math.inf if ends is None else ends)
-        spread = timedelta(0) if not_yet.refusals is None else not_yet.refusals.spread()
+        spread = not_yet.refusals.spread() if not_yet.is_refused else timedelta(0)
         until = (not_yet.until + spread).timestamp()
         until = until if ends is None else min(ends, until)
         with self._kill.interruptible():
@@ -153,8 +153,8 @@ class StartTask:
         self._check_execution_time()
 
     def _defer_before_start(self, not_yet: NotYet, ends: float) -> NoReturn:
-        kept: dict[str, Any] = dict(self._about)
-        if not_yet.refusals is None:
+        kept = {**self._about, "refusals": list(not_yet.refusals)}
+        if not not_yet.is_refused:
             from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
 
             seconds = min(ends, not_yet.until.timestamp()) - time.time()
@@ -163,7 +163,6 @@ class StartTask:
             from airflow_provider_voicegenie.triggers.turns import StartTurnTrigger
 
             hook = self._once.hook
-            kept["refusals"] = list(not_yet.refusals)
             trigger = StartTurnTrigger(
                 voicegenie_conn_id=hook.voicegenie_conn_id,
                 requests_per_minute=hook.requests_per_minute,

@@ -40,10 +40,7 @@ from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
-    from airflow_provider_voicegenie.api.models import Campaign, PausedCampaign
-
-#: Seconds for a look at the campaign before it is paused. Airflow gives half a minute for both.
-_LOOK_BEFORE_PAUSE = 5.0
+    from airflow_provider_voicegenie.api.models import PausedCampaign
 
 #: The pauses under way. An event loop does not keep its tasks alive.
 _PAUSING: set[asyncio.Task[None]] = set()
@@ -144,24 +141,15 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         def client() -> VoiceGenieClient:
             return make_client(asyncio.run_coroutine_threadsafe(read_settings(self.voicegenie_conn_id), loop).result())
 
-        def look(campaign_id: str) -> Campaign:
-            return client().send(campaign(campaign_id), max_attempts=1)
-
-        # For long enough to see it, and not so long that the pause comes too late.
-        with suppress(TimeoutError, VoiceGenieError):
-            async with asyncio.timeout(_LOOK_BEFORE_PAUSE):
-                if (await in_thread(look, self.campaign_id)).status.has_ended:
-                    self.log.info("Campaign %r is over, so it needs no pause.", self.campaign_id)
-                    return
         await in_thread(
             pause_campaign_of_killed_task,
             lambda campaign_id: client().send(pause(campaign_id)),
-            look,
+            lambda campaign_id: client().send(campaign(campaign_id), max_attempts=1),
             self.campaign_id,
         )
 
     async def _before_end(self, end: End) -> None:
-        if self.pause_on_kill and not end.is_done and self._hears_of_kills:
+        if self.pause_on_kill and self._hears_of_kills:
             try:
                 await sync_to_async(note_end_of_wait)(self.task_instance)
             except Exception:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, fields
@@ -20,7 +21,49 @@ from weakref import WeakKeyDictionary
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_voicegenie.api.rate_limit import Turns
+#: Turns a minute, as parts of the connection's requests a minute: at first, the fewest, and the most. A start takes two
+#: requests or more.
+_FIRST, _FEWEST, _MOST = 1 / 10, 1 / 30, 2 / 5
+
+#: What is left of the turns a minute if someone comes who was refused, and seconds in which that counts once.
+_LESS = 0.7
+_ONCE_IN = 30.0
+
+#: Minutes in which the turns a minute double while nobody comes.
+_DOUBLING = 2.0
+
+
+class Turns:
+    """
+    How fast starts that were refused are let try again, one after the other.
+
+    What becomes of them decides: whose start is refused again comes back.
+
+    :param requests_per_minute: The connection's limit.
+    """
+
+    def __init__(self, requests_per_minute: float) -> None:
+        self._limit = requests_per_minute
+        self._least = max(requests_per_minute * _FEWEST, min(requests_per_minute * _MOST, 1.0))
+        self.per_minute = max(requests_per_minute * _FIRST, self._least)
+        #: When the next one may be given, by a monotonic clock.
+        self.next_at = -math.inf
+        self._given_at: float | None = None
+        self._decreased_at = -math.inf
+
+    def someone_was_refused(self, now: float) -> None:
+        """Take note that the service had no room for a start."""
+        if now - self._decreased_at >= _ONCE_IN:
+            self._decreased_at = now
+            self.per_minute = max(self.per_minute * _LESS, self._least)
+
+    def give(self, now: float) -> None:
+        """Count a turn that is given now."""
+        if self._given_at is not None and now - self._decreased_at >= _ONCE_IN:
+            minutes = min((now - self._given_at) / 60.0, _DOUBLING)
+            self.per_minute = min(self.per_minute * 2.0 ** (minutes / _DOUBLING), self._limit * _MOST)
+        self._given_at = now
+        self.next_at = now + 60.0 / self.per_minute
 
 
 class _Line:
@@ -59,7 +102,7 @@ class _Line:
 
 
 #: They stay, with their pace, when nobody waits for a while.
-_lines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Line]] = WeakKeyDictionary()
+_lines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, float], _Line]] = WeakKeyDictionary()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -89,10 +132,10 @@ class StartTurnTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield the one event."""
         lines = _lines.setdefault(asyncio.get_running_loop(), {})
-        line = lines.setdefault(self.voicegenie_conn_id, _Line(self.requests_per_minute))
-        is_turn = False
+        # A connection whose limit was changed has another line.
+        key = self.voicegenie_conn_id, self.requests_per_minute
+        line = lines.setdefault(key, _Line(self.requests_per_minute))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self.deadline - time.time())):
                 await line.turn(self.not_before)
-            is_turn = True
-        yield TriggerEvent({"is_turn": is_turn})  # type: ignore[no-untyped-call]
+        yield TriggerEvent({})  # type: ignore[no-untyped-call]

@@ -9,9 +9,10 @@ import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from airflow_provider_voicegenie.api.rate_limit import FairShare, Turns
+from airflow_provider_voicegenie.api.rate_limit import FairShare
 from airflow_provider_voicegenie.api.retries import used_part
 from airflow_provider_voicegenie.start.refusals import Refusals
+from airflow_provider_voicegenie.triggers.turns import Turns
 
 HOUR = 3600.0
 LATENCY = 0.1

@@ -16,7 +16,7 @@ from helpers.rate_limits import Feed, LimitedService, evenness, simulate, simula
 from airflow_provider_voicegenie.api.rate_limit import FairShare
 from airflow_provider_voicegenie.api.retries import used_part
 
-HOURS = {60: 6, 300: 4, 3000: 2}
+HOURS = {60: 6, 300: 3, 3000: 1.5}
 SLIDES = pytest.mark.parametrize("slides", [True, False], ids=["slides", "begins anew"])
 HEADERS = pytest.mark.parametrize("has_headers", [True, False], ids=["headers", "no headers"])
 
@@ -30,7 +30,7 @@ def test_feeds_that_want_all_they_can_get(per_minute, number, has_headers, slide
     hours = HOURS[per_minute]
     outcome = simulate(LimitedService(per_minute, slides, has_headers), [Feed()] * number, hours)
     assert outcome.refused_part() < 0.02
-    minutes = hours * 60
+    minutes = int(hours * 60)
     # With those that are refused. A minute of the clock may have requests of two of the service's.
     assert sum(outcome.sent.values()) <= per_minute * minutes
     assert outcome.most_in_a_minute(30) <= 1.25 * per_minute
@@ -47,7 +47,7 @@ def test_what_some_leave_is_used_by_the_others(per_minute, has_headers, slides):
     hours = HOURS[per_minute]
     feeds = [Feed()] * 2 + [Feed(ends=hours * 1200)] * 18
     outcome = simulate(LimitedService(per_minute, slides, has_headers), feeds, hours)
-    minutes = hours * 60
+    minutes = int(hours * 60)
     before, after = (
         sum(outcome.accepted[minute, feed] for minute in range(first, last) for feed in (0, 1)) / (last - first)
         for first, last in ((minutes // 6, minutes // 3), (minutes * 5 // 6, minutes))
@@ -61,7 +61,7 @@ def test_those_who_come_later_get_as_much(per_minute, slides):
     hours = HOURS[per_minute]
     feeds = [Feed()] * 5 + [Feed(begins=hours * 1200)] * 5
     outcome = simulate(LimitedService(per_minute, slides), feeds, hours)
-    settled = outcome.by_feed(hours * 40, hours * 60)
+    settled = outcome.by_feed(int(hours * 40), int(hours * 60))
     assert len(settled) == 10
     assert evenness(settled) > 0.9
 
@@ -103,6 +103,36 @@ def test_a_refused_request_is_waited_out_as_asked():
     assert 20.5 <= share.next_at < 26
     share.was_refused(10_000.0, 0.5, 0.0)
     assert share.next_at < 66, "no longer than a minute, whatever the service asks for"
+
+
+def test_no_number_of_refusals_is_too_large():
+    share, now = FairShare(60), 0.0
+    for _ in range(3000):
+        share.take(now, now)
+        share.was_refused(None, now, now)
+        assert now < share.next_at <= now + 40
+        now = share.next_at
+
+
+@pytest.mark.parametrize("limit", [1, 5, 10, 60])
+def test_no_limit_is_so_small_that_nothing_is_polled(limit):
+    share = FairShare(limit)
+    assert 0.4 * limit <= share.per_minute or share.per_minute >= 3
+    for minute in range(100):
+        share.was_refused(None, minute * 100.0, minute * 100.0)
+    assert 0.4 <= share.per_minute < 0.8 * limit
+
+
+@pytest.mark.parametrize(("has_headers", "minutes"), [(True, 10), (False, 300)])
+def test_a_share_recovers_after_a_crowded_hour(has_headers, minutes):
+    """Without the headers, nothing tells that there is room, but that nothing is refused for long."""
+    crowd = [Feed(ends=3600)] * 60
+    outcome = simulate(LimitedService(60, has_headers=has_headers), [Feed(), *crowd], 1 + minutes / 60 + 1)
+    before, after = (
+        sum(outcome.accepted[minute, 0] for minute in range(first, first + 30)) / 30 for first in (30, 60 + minutes)
+    )
+    assert before < 3
+    assert after > 10
 
 
 @pytest.mark.parametrize(

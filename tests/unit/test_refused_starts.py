@@ -16,14 +16,24 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
-from helpers.tasks import Starting, Store, both_ways, change, context, event_of, in_worker, meanwhile, stored
+from helpers.tasks import (
+    Starting,
+    Store,
+    both_ways,
+    change,
+    context,
+    event_of,
+    in_worker,
+    meanwhile,
+    shorten_times,
+    stored,
+)
 
-from airflow_provider_voicegenie.api.rate_limit import Turns
 from airflow_provider_voicegenie.operators.campaign import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import refusals, task
 from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
-from airflow_provider_voicegenie.triggers.turns import StartTurnTrigger
+from airflow_provider_voicegenie.triggers.turns import StartTurnTrigger, Turns
 
 
 @pytest.fixture(autouse=True)
@@ -136,11 +146,57 @@ def test_it_does_not_wait_past_its_calling_hours(sandbox, way, operation):
 
 @both_ways
 def test_it_may_wait_for_the_next_calling_hours(sandbox, way, monkeypatch):
-    monkeypatch.setattr(task.StartTask, "_wait_before_start", lambda _, not_yet: pytest.fail(str(not_yet.until)))
+    waits = []
+    monkeypatch.setattr(task.StartTask, "_wait_before_start", lambda _, not_yet: waits.append(not_yet) or 1 / 0)
     refuse(sandbox, "start", seconds="3600")
-    until = datetime.now(UTC) + timedelta(hours=1)
-    with pytest.raises(pytest.fail.Exception, match=until.strftime("%Y-%m-%d %H:")[:-4]):
+    until = time.time() + 3600
+    with pytest.raises(ZeroDivisionError):
         way(starting(calling_hours=closing_in(600), outcomes={"OUTSIDE_CALLING_HOURS": "wait"}), context())
+    assert waits[0].is_refused
+    assert until - 1 < waits[0].until.timestamp() < until + 60
+
+
+@both_ways
+def test_the_time_until_the_calling_hours_open_does_not_count(sandbox, way, monkeypatch):
+    """One 429 before they close, and one after they have opened, more than a day later."""
+    waits = []
+
+    def wait(started, not_yet):
+        waits.append(not_yet)
+        hours = CallingHours("00:00", "23:59:59.999999", "UTC") if len(waits) == 2 else later
+        object.__setattr__(started._once._options, "calling_hours", (hours,))
+        if len(waits) == 4:
+            1 / 0  # noqa: B018
+
+    monkeypatch.setattr(task.StartTask, "_wait_before_start", wait)
+    today = datetime.now(UTC).date()
+    later = CallingHours(
+        "00:00", "23:59:59.999999", "UTC", except_dates=[today + timedelta(days=day) for day in range(3)]
+    )
+    refuse(sandbox, "start", times=None, seconds="1")
+    with pytest.raises(ZeroDivisionError):
+        way(starting(outcomes={"OUTSIDE_CALLING_HOURS": "wait"}), context())
+    refused, closed, again, _ = waits
+    assert [each.is_refused for each in (refused, closed, again)] == [True, False, True]
+    assert (closed.refusals.starts, again.refusals.starts) == (1, 2)
+    assert closed.refusals.since == closed.until.timestamp() > time.time() + 24 * 3600
+
+
+BOTH = {
+    "a 429 that says success": {"status": 429, "body": '{"success": true, "data": {"campaign_id": "long"}}'},
+    "a success that says 429": {"status": 200, "body": '{"success": false, "error": "RATE_LIMIT_EXCEEDED"}'},
+}
+
+
+@both_ways
+@pytest.mark.parametrize("store", [True, False], ids=["3.3", "before"])
+@pytest.mark.parametrize("response", BOTH.values(), ids=BOTH)
+def test_a_response_that_shows_nothing_is_not_taken_for_a_refusal(sandbox, way, response, store, monkeypatch):
+    shorten_times(monkeypatch)
+    sandbox.inject("status", "start", times=None, **response)
+    with pytest.raises((VoiceGenieRetryException, AirflowFailException)):
+        way(starting(), context(Store() if store else None))
+    assert sandbox.request_count("start") == 1
 
 
 @both_ways
@@ -227,6 +283,26 @@ def test_a_start_waits_while_the_service_says_that_nothing_remains(sandbox, said
     assert [line for line in said() if "until the service takes requests again" in line]
 
 
+@pytest.mark.parametrize("seconds", [2, 7])
+def test_what_was_read_before_such_a_wait_is_read_again_if_it_is_old(sandbox, monkeypatch, seconds):
+    headers = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(seconds), "X-RateLimit-Limit": "60"}
+    monkeypatch.setattr(sandbox.sandbox, "rate_limit", lambda *arguments: (headers, False))
+    # The client's own wait before a read, which is as long.
+    monkeypatch.setattr("airflow_provider_voicegenie.api.client.VoiceGenieClient._wait_for_turn", lambda *_: None)
+
+    def grow():
+        time.sleep(1)
+        sandbox.sandbox.store.change("long", total_count=10_000_000)
+
+    with meanwhile(lambda: sandbox.request_count("get") == 1, grow):
+        if seconds < 5:
+            assert in_worker(starting(max_contacts=2_000_000), context())["started_by_task"]
+        else:
+            with pytest.raises(AirflowFailException, match="TOO_MANY_CONTACTS"):
+                in_worker(starting(max_contacts=2_000_000), context())
+    assert sandbox.request_count("get") == (1 if seconds < 5 else 2)
+
+
 @pytest.mark.parametrize(
     ("counted", "asked", "max_attempts", "seconds"),
     [
@@ -255,7 +331,7 @@ def test_refused_requests_are_counted():
 
 
 def waiting_for_turns(*not_before, requests_per_minute=6000, deadline=None, conn_ids=None):
-    """Let triggers wait; return when each fired, in seconds from now, and what with."""
+    """Let triggers wait; return when each fired, in seconds from now."""
     began = time.time()
 
     async def fired(index, seconds):
@@ -266,7 +342,8 @@ def waiting_for_turns(*not_before, requests_per_minute=6000, deadline=None, conn
             deadline=began + (60 if deadline is None else deadline),
         )
         (payload,) = [event.payload async for event in stored(trigger).run()]
-        return time.time() - began, payload["is_turn"]
+        assert payload == {}
+        return time.time() - began
 
     async def work():
         async with asyncio.timeout(15):
@@ -276,8 +353,7 @@ def waiting_for_turns(*not_before, requests_per_minute=6000, deadline=None, conn
 
 
 def test_turns_come_one_after_the_other_in_the_order_of_when_they_may():
-    results = waiting_for_turns(1.5, 0.5, 1.0, 0.5, requests_per_minute=600)
-    seconds = [seconds for seconds, is_turn in results if is_turn]
+    seconds = waiting_for_turns(1.5, 0.5, 1.0, 0.5, requests_per_minute=600)
     assert sorted(range(4), key=seconds.__getitem__) in ([1, 3, 2, 0], [3, 1, 2, 0])
     ordered = sorted(seconds)
     # A tenth of the limit, and less since some were refused: a second and a half from one to the next.
@@ -286,14 +362,13 @@ def test_turns_come_one_after_the_other_in_the_order_of_when_they_may():
 
 
 def test_each_connection_has_its_own_line():
-    results = waiting_for_turns(0, 0, requests_per_minute=6, conn_ids=["one", "other"])
-    assert all(is_turn and seconds < 5 for seconds, is_turn in results)
+    assert all(seconds < 5 for seconds in waiting_for_turns(0, 0, requests_per_minute=6, conn_ids=["one", "other"]))
 
 
 def test_a_wait_for_a_turn_has_its_end():
-    results = waiting_for_turns(0, 0, 3600, requests_per_minute=6, deadline=1)
-    assert [is_turn for _, is_turn in results] == [True, False, False]
-    assert all(seconds < 10 for seconds, _ in results)
+    first, *others = waiting_for_turns(0, 0, 3600, requests_per_minute=6, deadline=2)
+    assert first < 1.5
+    assert all(2 <= seconds < 10 for seconds in others)
 
 
 def test_who_leaves_the_line_holds_up_nobody():
@@ -329,6 +404,14 @@ def test_turns_come_faster_until_someone_comes_back():
     for number in range(40):
         pace.someone_was_refused(now + 100 * number)
     assert pace.per_minute == pytest.approx(2)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 10, 60, 3000])
+def test_no_limit_is_so_small_that_turns_never_come(limit):
+    pace = Turns(limit)
+    for number in range(40):
+        pace.someone_was_refused(100.0 * number)
+    assert 0.4 * min(limit, 2.5) <= pace.per_minute <= 0.4 * limit
 
 
 def test_what_is_kept_has_no_key(sandbox):
