@@ -3,8 +3,9 @@
 Which request a shared poll sends next, and when. Without I/O: the caller brings the time and sends the requests.
 
 A page of the list has up to a thousand campaigns; a single read has one. For the waits at hand, whichever takes fewer
-requests is chosen. The pages of one pass over the list, and the single reads, are spread over the poll interval. Every
-campaign is read at least once in an interval: each round takes a little less than one.
+requests is chosen: the list for all, single reads, or the list for those that are in no hurry and single reads for the
+others. The pages of one pass over the list, and the single reads, are spread over the poll interval. Every campaign is
+read at least once in an interval: each round takes a little less than one.
 
 Who wants to know of all campaigns is a reader of the list, which is then read in any case. The waits go with it where
 that saves requests.
@@ -36,6 +37,10 @@ _LIST_REST = 600.0
 
 #: Seconds after which the size of the account is measured anew, if single reads are the cheaper way.
 _MEASURE_AGAIN = 3600.0
+
+#: How many times fewer requests the list has to take before more waits go by it. A change costs up to a pass over it,
+#: and waits come and go all the time.
+_WORTH_A_CHANGE = 1.1
 
 #: Failed pages in a row after which a single read shows whether it is the list alone that fails.
 _DOUBTFUL = 3
@@ -171,8 +176,8 @@ class PollingPlan:
         self._list_blocked_until = -math.inf
         self._list_failures = 0
         self._list_is_the_trouble = False
-        # Whether the waits go by the list, and whether it is read at all.
-        self._uses_list = False
+        # The shortest interval of the waits that go by the list, infinity if none do; and whether it is read at all.
+        self._listed_from = math.inf
         self._reads_list = False
         self._page_due: float | None = None
         self._page_reading = False
@@ -364,7 +369,7 @@ class PollingPlan:
         polled.is_being_read = False
         polled.failures = 0
         polled.seen_at = now
-        if self._list_failures >= _DOUBTFUL and self._uses_list and not self._page_reading:
+        if self._list_failures >= _DOUBTFUL and self._listed_from < math.inf and not self._page_reading:
             self._list_is_the_trouble = True
             self._page_due = now
         self._choose(now)
@@ -399,7 +404,7 @@ class PollingPlan:
         heapq.heappush(self._singles, (due, self._sequence, polled))
 
     def _covers(self, polled: PolledCampaign) -> bool:
-        return self._uses_list and not polled.needs_single_reads
+        return not polled.needs_single_reads and self._listed_from <= polled.interval
 
     def _list(self, polled: PolledCampaign) -> None:
         if not polled.needs_single_reads:
@@ -418,8 +423,7 @@ class PollingPlan:
     def _pass_time(self) -> float:
         """Return the seconds that one pass over the list may take."""
         intervals = [reader.interval for reader in self.list_readers]
-        if self._uses_list:
-            intervals.append(min(self._listable))
+        intervals += [interval for interval in self._listable if interval >= self._listed_from]
         return min(intervals, default=0.0)
 
     def _slot(self) -> float:
@@ -428,8 +432,8 @@ class PollingPlan:
 
     def _choose(self, now: float) -> None:
         """Choose between list and single reads, by the requests they take."""
-        used, self._uses_list = self._uses_list, self._list_is_cheaper(now)
-        read, self._reads_list = self._reads_list, self._uses_list or bool(self.list_readers)
+        before, self._listed_from = self._listed_from, self._cheapest(now)
+        read, self._reads_list = self._reads_list, self._listed_from < math.inf or bool(self.list_readers)
         if self._reads_list and not read:
             # Single reads that are due stay so until the list has covered their campaigns.
             self._offset = 0
@@ -437,9 +441,9 @@ class PollingPlan:
         elif self._page_due is not None and not self._list_failures and now >= self._list_blocked_until:
             # Who has joined meanwhile may ask for a shorter interval.
             self._page_due = min(self._page_due, now + self._slot())
-        if used and not self._uses_list:
+        if before < self._listed_from:
             for polled in self.campaigns.values():
-                if polled._due is None and not polled.is_being_read:
+                if polled._due is None and not polled.is_being_read and not self._covers(polled):
                     self._schedule(polled, self._next_single(polled, now))
 
     def _next_single(self, polled: PolledCampaign, now: float) -> float:
@@ -447,15 +451,28 @@ class PollingPlan:
         left = max(polled.seen_at, polled.joined_at) + polled.interval * _LONGEST_ROUND - now
         return now + max(0.0, left) * random.random()  # noqa: S311
 
-    def _list_is_cheaper(self, now: float) -> bool:
+    def _cheapest(self, now: float) -> float:
+        """Return the shortest interval of the waits that are to go by the list; infinity for none."""
         if now < self._list_blocked_until or self._listable.total() < (1 if self.list_readers else 2):
-            return False
-        if self._total is None or (not self._uses_list and now - self._measured_at > _MEASURE_AGAIN):
-            return True
-        singles_per_second = sum(count / interval for interval, count in self._listable.items())
+            return math.inf
+        if self._total is None or (self._listed_from == math.inf and now - self._measured_at > _MEASURE_AGAIN):
+            return min(self._listable)
+        costs = self._requests_per_second()
+        best = min(reversed(costs), key=costs.__getitem__)
+        now_taken = next(cost for interval, cost in costs.items() if interval >= self._listed_from)
+        is_worth_it = best > self._listed_from or costs[best] * _WORTH_A_CHANGE < now_taken
+        return best if is_worth_it else self._listed_from
+
+    def _requests_per_second(self) -> dict[float, float]:
+        """Return what the waits take if those from an interval on go by the list, by this interval, in order."""
         # The passes that the list's readers take anyway cost the waits nothing.
         anyway = max((1 / reader.interval for reader in self.list_readers), default=0.0)
-        return self._pages() * (max(anyway, 1 / min(self._listable)) - anyway) < singles_per_second
+        costs, singly = {}, 0.0
+        for interval in sorted(self._listable):
+            costs[interval] = singly + self._pages() * max(0.0, 1 / interval - anyway)
+            singly += self._listable[interval] / interval
+        costs[math.inf] = singly
+        return costs
 
     def _look_for_missing(self, now: float) -> None:
         """Read those by themselves that a whole pass over the list did not show: pages shift while they are read."""

@@ -196,6 +196,56 @@ def test_the_shortest_interval_counts():
     assert 55 <= service.counts(0, 600)["list"] <= 75
 
 
+@pytest.mark.parametrize(
+    ("account", "hurried", "most"),
+    [
+        # The list in each long interval, and one single read in each short one; either alone takes 36 a minute.
+        (50_000, 1, 1.2 * (50 / 10 + 1)),
+        # The list in each short interval.
+        (1000, 5, 1.2),
+    ],
+)
+def test_waits_in_no_hurry_go_by_the_list_though_others_are_in_one(account, hurried, most):
+    plan = PollingPlan()
+    service = Service(names(account))
+    for number in range(300):
+        plan.add(f"c{number}", subscriber(600), 0.0)
+    late = [subscriber(60) for _ in range(hurried)]
+    polled = [plan.add(f"c{account - 1 - number}", each, 0.0) for number, each in enumerate(late)]
+    stale: Counter[float] = Counter()
+    for now in range(0, 6600, 5):
+        service.run(plan, now, now + 5)
+        if now >= 1200:
+            for each in plan.campaigns.values():
+                stale[each.interval] = max(stale[each.interval], now + 5 - each.seen_at)
+    assert service.counts(600, 6600).total() / 100 <= most
+    assert stale[60] <= 66
+    assert stale[600] <= 606
+    # Without the hurried ones, and with them again.
+    for each, one in zip(polled, late, strict=True):
+        plan.remove(each, one, 6600.0)
+    service.run(plan, 6600, 12600)
+    assert service.counts(7200, 12600).total() / 90 <= 1.2 * account / 10_000
+    plan.add("c7", subscriber(60), 12600.0)
+    service.run(plan, 12600, 12700)
+    assert 12700 - plan.campaigns["c7"].seen_at <= 61
+
+
+def test_waits_that_come_and_go_do_not_change_the_way_all_the_time():
+    plan = plan_for(98)
+    service = Service(names(100_000))
+    service.run(plan, 0, 120)
+    for now in range(120, 3120):
+        one = subscriber()
+        if now % 20 < 10:
+            plan.add(f"c{1000 + now % 10}", one, now)
+        else:
+            polled = plan.campaigns[f"c{1000 + now % 10}"]
+            plan.remove(polled, polled.subscribers[0], now)
+        service.run(plan, now, now + 1)
+    assert service.counts(120, 3120).total() / 50 <= 1.15 * 108
+
+
 def test_subscribers_come_and_go():
     plan = PollingPlan()
     both = [(plan.add("c0", one, 0.0), one) for one in (subscriber(), subscriber(5))]
