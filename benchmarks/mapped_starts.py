@@ -38,13 +38,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-DAGS = """
+#: A DAG file for each side, as each task's process loads it with all that it imports.
+DAGS = {
+    "nothing": """
 from datetime import timedelta
-from airflow.providers.common.compat.sdk import DAG, BaseOperator, task_group
-from airflow.providers.http.operators.http import HttpOperator
-from airflow.providers.http.sensors.http import HttpSensor
+from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
-from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 
 
 class Nothing(BaseOperator):
@@ -59,6 +58,25 @@ class Nothing(BaseOperator):
 
     def go_on(self, context, event):
         return {{"campaign_id": self.campaign_id}}
+
+
+def add_tasks(ids):
+    Nothing.partial(task_id="task").expand(campaign_id=ids)
+""",
+    "ours": """
+from airflow.providers.common.compat.sdk import DAG
+from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
+
+
+def add_tasks(ids):
+    StartCampaignOperator.partial(
+        task_id="task", wait_for_completion=True, deferrable=True, poll_interval={interval}
+    ).expand(campaign_id=ids)
+""",
+    "http": """
+from airflow.providers.common.compat.sdk import DAG, task_group
+from airflow.providers.http.operators.http import HttpOperator
+from airflow.providers.http.sensors.http import HttpSensor
 
 
 def is_completed(response):
@@ -78,19 +96,17 @@ def pair(start, look):
     )
 
 
-common = {{"schedule": None, "max_active_tasks": 1000}}
+def add_tasks(ids):
+    pair.expand_kwargs([{{"start": f"startCampaign/{{id}}", "look": f"campaign/{{id}}"}} for id in ids])
+""",
+}
+
+ROUNDS = """
+
 # The first round is a short one, that no other pays for what is done once.
 for number in range({rounds} + 1):
-    tasks = range({tasks} if number else 2)
-    with DAG(f"nothing_{{number}}", **common):
-        Nothing.partial(task_id="task").expand(campaign_id=[f"c{{n}}" for n in tasks])
-    with DAG(f"ours_{{number}}", **common):
-        StartCampaignOperator.partial(
-            task_id="task", wait_for_completion=True, deferrable=True, poll_interval={interval}
-        ).expand(campaign_id=[f"ours_{{number}}_{{n}}" for n in tasks])
-    with DAG(f"http_{{number}}", **common):
-        ids = [f"http_{{number}}_{{n}}" for n in tasks]
-        pair.expand_kwargs([{{"start": f"startCampaign/{{id}}", "look": f"campaign/{{id}}"}} for id in ids])
+    with DAG(f"{side}_{{number}}", schedule=None, max_active_tasks=1000):
+        add_tasks([f"{side}_{{number}}_{{n}}" for n in range({tasks} if number else 2)])
 """
 
 SIDES = ("nothing", "ours", "http")
@@ -132,19 +148,29 @@ def main() -> None:
                 store.put(SandboxCampaign(id=f"{side}_{number}_{task}", total_count=1))
     sandbox = Sandbox(store)
     with tempfile.TemporaryDirectory() as home, running(sandbox) as url:
-        dags = Path(home, "dags")
-        dags.mkdir()
-        # A campaign's end is noticed half an interval later, on the average.
-        seconds = options.campaign + options.interval / 2
-        (dags / "dags.py").write_text(
-            DAGS.format(seconds=seconds, tasks=options.tasks, rounds=options.rounds, interval=options.interval)
-        )
+        for side in options.sides:
+            write_dags(Path(home), side, options)
         with airflow(Path(home), connections(url, sandbox.api_key, options.requests_per_minute)) as services:
             costs = measure(services, options.sides, options.rounds)
     starts = sum(campaign.start_count for campaign in store.all()) - 2 * len({"ours", "http"} & set(options.sides))
     print(f"{options.tasks} mapped tasks, campaigns of {options.campaign:g} s, polled every {options.interval:g} s")
     print(f"{starts} starts; {len(sandbox.requests)} requests to the service, warm-up included")
     report(costs, options.tasks)
+
+
+def write_dags(home: Path, side: str, options: argparse.Namespace, first: str = "") -> None:
+    """
+    Write a side's DAG file.
+
+    :param home: Airflow's folder.
+    :param side: Which.
+    :param options: ``tasks``, ``rounds``, ``campaign`` and ``interval``.
+    :param first: What the file has to do first.
+    """
+    # A campaign's end is noticed half an interval later, on the average.
+    values = {"side": side, **vars(options), "seconds": options.campaign + options.interval / 2}
+    (home / "dags").mkdir(exist_ok=True)
+    (home / "dags" / f"{side}.py").write_text(first + (DAGS[side] + ROUNDS).format(**values))
 
 
 def connections(url: str, key: str, requests_per_minute: int) -> dict[str, str]:
@@ -223,7 +249,8 @@ def airflow(home: Path, connections: dict[str, str]) -> Iterator[Services]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
+        # An installed package has its bytecode, too; otherwise, a checkout is compiled by each task anew.
+        **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHONDONTWRITE"))},
         "AIRFLOW_HOME": str(home),
         **connections,
         "AIRFLOW__API_AUTH__JWT_SECRET": "for this benchmark only, and long enough for the algorithm in use",
