@@ -108,6 +108,9 @@ class CampaignTask(BaseOperator):
         :param result: What it returns.
         """
         self.returned = result
+        if self.campaign_url is None:
+            # Airflow stores the link at the end once more; who has read the connection need not ask for it.
+            self.campaign_url = self._hook.known_campaign_url(self.campaign_id)
         known = {name: result[name] for name in self.told_to_outlets if name in result}
         if (events := context.get("outlet_events")) is not None:
             for outlet in self.outlets:

@@ -336,6 +336,15 @@ class VoiceGenieHook(BaseHook):
         """
         return self._client.campaign_url(campaign_id)
 
+    def known_campaign_url(self, campaign_id: str) -> str | None:
+        """
+        Return what :meth:`campaign_url` does, or an empty text; ``None`` while the connection has not been read.
+
+        :param campaign_id: Id of the campaign.
+        """
+        client = self.__dict__.get("_client")
+        return None if client is None else client.campaign_url(campaign_id) or ""
+
     @property
     def known_address(self) -> str | None:
         """Host and port of the service, in words; ``None`` while the connection has not been read."""

@@ -157,6 +157,11 @@ def test_the_link_leads_to_the_right_campaign(sandbox, monkeypatch, later):
     end(sandbox)
     operator = starting(later)
     operator.resume_execution("execute_complete", {"event": event_of(deferral.trigger)}, run)
+    # The resumed task has read the connection, so it asks nobody.
+    monkeypatch.setattr(XCom, "get_value", lambda *, key, ti_key: 1 / 0)
+    assert CampaignLink().get_link(operator, ti_key=None) == f"{sandbox.url}/#campaign-ours"
+    # Had it ended before that, it would.
+    operator.go_on_with(operator.facts())
     monkeypatch.setattr(XCom, "get_value", lambda *, key, ti_key: run["ti"].xcom[key])
     assert CampaignLink().get_link(operator, ti_key=None) == f"{sandbox.url}/#campaign-ours"
 
