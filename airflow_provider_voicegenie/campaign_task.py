@@ -87,14 +87,17 @@ class CampaignTask(BaseOperator):
 
     def keep_link(self, context: Context, hook: VoiceGenieHook) -> None:
         """
-        Store the link to the campaign in XCom, an empty one if there is none. A failure is logged, never raised.
+        Store the link to the campaign in XCom, if there is one. A failure is logged, never raised.
+
+        Airflow 3 stores it again at the end of the process, an empty one too; until then, nobody misses that.
 
         :param context: The task's context.
         :param hook: The task's hook.
         """
         try:
             self.campaign_url = hook.campaign_url(self.campaign_id) or ""
-            context["ti"].xcom_push(key=LINK_KEY, value=self.campaign_url)
+            if self.campaign_url:
+                context["ti"].xcom_push(key=LINK_KEY, value=self.campaign_url)
         except Exception as error:  # noqa: BLE001  Airflow may raise anything here
             log.debug("Campaign %r: no link to it could be stored (%s).", self.campaign_id, type(error).__name__)
 

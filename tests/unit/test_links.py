@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from helpers.leaks import MARKED_KEY
 from helpers.tasks import TaskInstance, context
 
+from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.links import CampaignLink
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
@@ -88,14 +89,23 @@ def test_a_sensor_keeps_its_link_once(sandbox, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_without_a_link_keeps_an_empty_one(monkeypatch, name):
-    """Airflow asks for it at the end of the task, and leaves an error in the log where nothing was kept."""
+def test_a_task_without_a_link_keeps_none_and_says_so_when_it_is_asked(monkeypatch, name):
+    """Airflow asks for it at the end of the task, and an XCom that is not there leaves an error in the log."""
+    monkeypatch.setattr(XCom, "get_value", lambda **_: 1 / 0)
     connection = {"conn_type": "voicegenie", "host": "http://127.0.0.1:1", "password": MARKED_KEY}
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps({**connection, "extra": {"max_attempts": 1}}))
+    tasks, keep_link = [], CampaignTask.keep_link
+
+    def noting_keep_link(task, *arguments):
+        tasks.append(task)
+        keep_link(task, *arguments)
+
+    monkeypatch.setattr(CampaignTask, "keep_link", noting_keep_link)
     run = context()
     with contextlib.suppress(VoiceGenieRetryException):
         TASKS[name](run)
-    assert run["ti"].xcom == {KEY: ""}
+    assert run["ti"].xcom == {}
+    assert CampaignLink().get_link(tasks[0], ti_key=None) == ""
 
 
 def test_a_task_asks_nobody_for_the_link_that_it_has_kept(sandbox, monkeypatch):
