@@ -61,8 +61,8 @@ class StartCampaignOperator(CampaignTask):
     /startCampaign/{id}``, the service's Start Campaign page). A start is never repeated blindly. If its response is
     lost, the task looks at the campaign and succeeds if the start took effect. A later try of the task takes over the
     start of an earlier one, and starts nothing. A start that the service refuses with a 429 was not carried out: the
-    task waits as asked and begins anew, until it has sent as many as the connection's ``max_attempts``, or a day is
-    over. It does not begin to wait if its calling hours are over by then.
+    task waits as asked and begins anew, until it has sent as many as the connection's ``max_attempts``, or two
+    hours are over. It does not begin to wait if its calling hours are over by then.
 
     Anything that prevents the start is a *condition*; every condition has an *outcome*: *skip*, *fail* (at once,
     without retry), *retry* (Airflow's ``retries`` decide), *succeed*, or *wait*. The documentation has a table of the

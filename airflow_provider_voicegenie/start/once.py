@@ -36,7 +36,7 @@ from airflow_provider_voicegenie.start.guards import (
 )
 from airflow_provider_voicegenie.start.options import StartOptions
 from airflow_provider_voicegenie.start.record import Start, StartPhase, StartRecord, StartRecords
-from airflow_provider_voicegenie.start.refusals import Refusals
+from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
 from airflow_provider_voicegenie.waiting.killing import KillSwitch, Stop, pause_campaign_of_killed_task
 
 log = logging.getLogger(__name__)
@@ -193,11 +193,14 @@ class StartOnce:
         finding = self._check_run(datetime.now(UTC))
         if finding is not None:
             return self._not_started(finding, CampaignStatus.UNKNOWN)
+        refused: RateLimitError | None = None
         try:
             with self.reading():
                 before = self._campaign_before()
         except RateLimitError as error:
-            return self._refused(error, was_start=False)
+            refused = error
+        if refused is not None:
+            return self._refused(refused, was_start=False)
         if before.status is CampaignStatus.UNKNOWN:
             log.warning(
                 "Campaign %r: its status %.40r is unknown here, so the service decides whether it can be started.",
@@ -237,32 +240,43 @@ class StartOnce:
             # A 429 that also says that it succeeded, and a success that says it was a 429, show nothing.
             if error.may_have_taken_effect:
                 raise
-            return self._refused(error, was_start=True)
+            refused = error
+        return self._refused(refused, was_start=True)
 
     def _refused(self, error: RateLimitError, *, was_start: bool) -> Start | NotYet:
         """Wait after a 429, as nothing was carried out: as asked, but not for ever, nor past what the task may do."""
-        now = time.time()
+        now, most = time.time(), self.hook.max_attempts
         self._refusals = self._refusals.one_more(now, was_start=was_start)
-        until = self._refusals.next_attempt(error.retry_after, now, self.hook.max_attempts)
+        until = self._refusals.next_attempt(error.retry_after, now, most)
         hours, rules = self._options.calling_hours, self._options.outcome_rules
-        if until is None or (
-            rules.outcome(Condition.OUTSIDE_CALLING_HOURS) is not Outcome.WAIT
-            and check_calling_hours(hours, until) is not None
-        ):
-            raise error
-        if (too_late := self._check_run(until)) is not None:
-            late = Finding(
-                too_late.condition, f"{error.message.rstrip('.')}; when it is tried again, {too_late.message}"
+        closes = rules.outcome(Condition.OUTSIDE_CALLING_HOURS) is not Outcome.WAIT
+        if until is None:
+            is_over = most == 1 or self._refusals.starts >= most
+            limit = f"max_attempts is {most}" if is_over else f"it would wait for longer than {PATIENCE} (hours)"
+            why = f"{self._refusals} and {limit}"
+        elif closes and check_calling_hours(hours, until) is not None:
+            why = f"{self._refusals} and its calling hours are over when the service takes requests again"
+        elif (too_late := self._check_run(until)) is not None:
+            message = f"{error.message.rstrip('.')}; when it is tried again, {too_late.message}"
+            return self._not_started(Finding(too_late.condition, message), CampaignStatus.UNKNOWN)
+        else:
+            log.warning(
+                "Campaign %r was not started yet: the service takes no requests for now (429). Trying again at %s or "
+                "later (%s max_attempts is %d).",
+                self.campaign_id,
+                write_time(until),
+                self._refusals,
+                most,
             )
-            return self._not_started(late, CampaignStatus.UNKNOWN)
-        log.warning(
-            "Campaign %r: %s Nothing was started; trying again after %s (request %d that was refused).",
+            return NotYet(until, self._refusals, is_refused=True)
+        apply_outcome(
+            rules,
+            Condition.RATE_LIMIT_EXCEEDED,
             self.campaign_id,
-            error.message,
-            write_time(until),
-            self._refusals.requests,
+            f"it was not started. {error.message} It is not tried again, as {why}",
+            retry_after=error.retry_after,
         )
-        return NotYet(until, self._refusals, is_refused=True)
+        raise error
 
     def _check_run(self, now: datetime) -> Finding | None:
         return check_run(

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-#: How long a start waits for the service in all: seconds. Whoever wants less sets ``execution_timeout``.
-PATIENCE = 24 * 3600.0
+#: How long a start waits for the service in all. Longer than a thousand starts take at 60 requests a minute, and not so
+#: long that a start of the evening comes at night. Whoever wants less sets ``execution_timeout``.
+PATIENCE = timedelta(hours=2)
 
 #: Seconds by which tasks that wait in workers keep out of each other's way: up to the first after one refused read,
 #: then up to twice as many for each read and four times as many for each start, and no more than the second. Chosen by
@@ -58,9 +60,12 @@ class Refusals(NamedTuple):
         :param max_attempts: How often a start may be sent; with 1, a read is not tried again either.
         """
         at = now + (_UNTOLD if asked is None else asked)
-        if max_attempts == 1 or self.starts >= max_attempts or at > self.since + PATIENCE:
+        if max_attempts == 1 or self.starts >= max_attempts or at > self.since + PATIENCE.total_seconds():
             return None
-        return datetime.fromtimestamp(at, UTC)
+        return datetime.fromtimestamp(math.ceil(at), UTC)
+
+    def __str__(self) -> str:
+        return f"{self.starts} start(s) and {self.requests - self.starts} read(s) were refused,"
 
     def spread(self) -> timedelta:
         """Return a time by which to wait longer, so that not all try at the same moment."""

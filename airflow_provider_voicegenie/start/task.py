@@ -93,6 +93,7 @@ class StartTask:
 
         def begin() -> dict[str, Any]:
             self._check_execution_time()
+            log.info("Campaign %r: beginning anew, after the wait before its start.", self._campaign_id)
             return self._execute()
 
         return self._guarded(begin)
@@ -147,6 +148,7 @@ class StartTask:
         spread = not_yet.refusals.spread() if not_yet.is_refused else timedelta(0)
         until = (not_yet.until + spread).timestamp()
         until = until if ends is None else min(ends, until)
+        log.info("Campaign %r: waiting here for %d s.", self._campaign_id, max(0, round(until - time.time())))
         with self._kill.interruptible():
             while (left := until - time.time()) > 0:
                 time.sleep(left)
@@ -163,11 +165,12 @@ class StartTask:
             from airflow_provider_voicegenie.triggers.turns import StartTurnTrigger
 
             hook = self._once.hook
+            log.info("Campaign %r: waiting in the triggerer until it is its turn.", self._campaign_id)
             trigger = StartTurnTrigger(
                 voicegenie_conn_id=hook.voicegenie_conn_id,
                 requests_per_minute=hook.requests_per_minute,
                 not_before=not_yet.until.timestamp(),
-                deadline=min(ends, not_yet.refusals.since + PATIENCE),
+                deadline=min(ends, not_yet.refusals.since + PATIENCE.total_seconds()),
             )
         # Not as arguments of the method, which `dag.test()` drops.
         keep_for_resuming(self._context, kept)

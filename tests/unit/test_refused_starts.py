@@ -29,6 +29,7 @@ from helpers.tasks import (
     stored,
 )
 
+from airflow_provider_voicegenie.api.errors import RateLimitError
 from airflow_provider_voicegenie.operators.campaign import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import refusals, task
@@ -66,17 +67,20 @@ def test_it_waits_as_asked_and_starts_once(sandbox, way, operation, seconds, sai
     assert sandbox.request_count(operation, "long") == 2
     assert sandbox.request_count("pause") == 0
     assert store["voicegenie_start"]["phase"] == "started"
-    (line,) = [line for line in said() if "Nothing was started; trying again after" in line]
-    assert "RATE_LIMIT_EXCEEDED" in line or "429" in line
-    assert "(request 1 that was refused)" in line
+    (line,) = [line for line in said() if "was not started yet: the service takes no requests for now (429)" in line]
+    counted = "1 start(s) and 0 read(s)" if operation == "start" else "0 start(s) and 1 read(s)"
+    assert f"({counted} were refused, max_attempts is 4)" in line
 
 
 @both_ways
 def test_it_is_sent_no_more_than_max_attempts_times(sandbox, way):
     refuse(sandbox, "start", times=None, seconds="0")
-    with pytest.raises(VoiceGenieRetryException, match="RATE_LIMIT_EXCEEDED") as caught:
+    with pytest.raises(VoiceGenieRetryException, match=r"4 start.s. and 0 read.s. were refused, and max") as caught:
         way(starting(), context())
     assert caught.value.retry_after == 0
+    assert caught.value.condition == "RATE_LIMIT_EXCEEDED"
+    # One message, and not the client's before it.
+    assert not isinstance(caught.value.__context__, RateLimitError)
     assert sandbox.request_count("start") == 4
     assert sandbox.start_count("long") == 0
 
@@ -113,8 +117,8 @@ def test_other_trouble_of_a_read_is_repeated_as_ever(sandbox, way):
 
 
 @both_ways
-def test_a_day_is_the_longest(sandbox, way):
-    refuse(sandbox, "start", seconds=str(25 * 3600))
+def test_two_hours_are_the_longest(sandbox, way):
+    refuse(sandbox, "start", seconds=str(2 * 3600 + 10))
     with pytest.raises(VoiceGenieRetryException, match="RATE_LIMIT_EXCEEDED"):
         way(starting(), context())
 
@@ -139,7 +143,7 @@ def closing_in(seconds):
 @pytest.mark.parametrize("operation", ["get", "start"])
 def test_it_does_not_wait_past_its_calling_hours(sandbox, way, operation):
     refuse(sandbox, operation, seconds="3600")
-    with pytest.raises(VoiceGenieRetryException, match="RATE_LIMIT_EXCEEDED"):
+    with pytest.raises(VoiceGenieRetryException, match=r"its calling hours are over when .*RATE_LIMIT_EXCEEDED"):
         way(starting(calling_hours=closing_in(600)), context())
     assert sandbox.request_count(operation) == 1
 
@@ -311,8 +315,8 @@ def test_what_was_read_before_such_a_wait_is_read_again_if_it_is_old(sandbox, mo
         (Refusals(1000, 50, 3), 0.0, 4, 0),
         (Refusals(1000, 4, 4), 5.0, 4, None),
         (Refusals(1000, 1, 0), 5.0, 1, None),
-        (Refusals(1000 - PATIENCE, 9, 0), 0.0, 4, 0),
-        (Refusals(1000 - PATIENCE, 9, 0), 1.0, 4, None),
+        (Refusals(1000 - PATIENCE.total_seconds(), 9, 0), 0.0, 4, 0),
+        (Refusals(1000 - PATIENCE.total_seconds(), 9, 0), 1.0, 4, None),
         (Refusals(1000, 1, 0), 1e15, 4, None),
     ],
 )
