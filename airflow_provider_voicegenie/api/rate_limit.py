@@ -64,6 +64,10 @@ _LEAST_FIRST_SHARE, _LEAST_SHARE = 3.0, 0.5
 #: minute.
 _CROWDED, _ROOMY = 0.8, 0.5
 
+#: Seconds after which what was known of the use of all counts no more: each response came when a window had just begun.
+#: If windows slide, that means that nobody else sent anything in the last one.
+_STALE = 150.0
+
 #: What is left of a share if all use too much together, and if the service has refused a request. Once a minute: it
 #: takes that long until the service's window shows what came of it.
 _LESS, _HALF = 0.7, 0.5
@@ -106,6 +110,7 @@ class FairShare:
         self._decreased_at = -math.inf
         self._answered_at: float | None = None
         self._used: float | None = None
+        self._told_at = -math.inf
         self._was_refused = False
         self._refusals_in_a_row = 0
 
@@ -134,9 +139,12 @@ class FairShare:
             self._refusals_in_a_row = 0
             minutes = self._minutes_since_answer(now)
             if used is None:
-                used = self._used
-            elif used > _CROWDED:
-                self._decrease(_LESS, now, sent_at)
+                is_stale = self._used is not None and now - self._told_at > _STALE
+                used = 0.0 if is_stale else self._used
+            else:
+                self._told_at = now
+                if used > _CROWDED:
+                    self._decrease(_LESS, now, sent_at)
             if self._is_short and (used is None or used <= _CROWDED):
                 is_first = used is None and not self._was_refused
                 is_roomy = used is not None and max(used, self._used or 0.0) < _ROOMY
