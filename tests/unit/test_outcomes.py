@@ -101,7 +101,7 @@ def table_of_conditions(page, columns):
 def test_the_short_table_of_the_readme_holds_the_defaults_of_a_start():
     rules = OutcomeRules(TaskKind.START)
     rows = table_of_conditions(ROOT / "README.md", 3)
-    assert len(rows) == 9
+    assert len(rows) == 10
     assert {name: rules.outcome(Condition(name)) for name in rows} == {
         name: row[2].split()[0] for name, row in rows.items()
     }
