@@ -134,7 +134,10 @@ class CampaignCompletedTrigger(_CampaignTrigger):
     async def _pause_after_kill(self) -> None:
         # Airflow itself must be asked in a thread that knows of this event loop.
         if not await sync_to_async(was_deferred_task_ended_by_user)(self.task_instance):
-            self.log.info("Campaign %r: no user ended this task; another triggerer has its wait.", self.campaign_id)
+            self.log.info(
+                "Campaign %r: no user ended this task; another triggerer follows it, or has done so to its end.",
+                self.campaign_id,
+            )
             return
         loop = asyncio.get_running_loop()
 
