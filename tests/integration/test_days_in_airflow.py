@@ -87,7 +87,7 @@ def test_hours_pauses_and_quotas(airflow, voicegenie_sandbox, tmp_path):
     assert len(times) == (1 if IS_AIRFLOW_2 else 2)
     assert state(airflow, "out_of_time") == "failed"
     if not IS_AIRFLOW_2:  # which ends it by itself
-        assert b"execution_timeout was over before the calling hours opened" in airflow.everything_kept()
+        assert b"execution_timeout was over before the campaign could be started" in airflow.everything_kept()
     assert voicegenie_sandbox.request_count("pause") == voicegenie_sandbox.request_count("pause", "kept") == 2
     (checked,) = airflow.returned("checked")
     assert (checked["started_by_task"], checked["check_only"]) == (False, True)
