@@ -1,6 +1,7 @@
 """
 ### Use it when the service is busy and says for how long. Needs Airflow 3.3.
 
+A start that is refused with a 429 waits by itself, for two hours at most. This is for what is left, such as a 503.
 After a failed try, Airflow waits for `retry_delay`. If the service sent `Retry-After`, this policy waits for that long
 instead. `retries` still limits the number of tries. The policy sees no condition whose outcome is `fail`: Airflow never
 passes an `AirflowFailException` to it.

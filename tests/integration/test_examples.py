@@ -201,7 +201,7 @@ def test_approval_retry_after_and_asset(airflow, voicegenie_sandbox):
     voicegenie_sandbox.add_campaign(id="unanswered")
     voicegenie_sandbox.add_campaign(id="busy")
     voicegenie_sandbox.add_campaign(id="over/there", status="paused", completed_count=5)
-    voicegenie_sandbox.inject("status", "start", campaign_id="busy", status=429, headers={"Retry-After": "1"})
+    voicegenie_sandbox.inject("status", "start", campaign_id="busy", status=503, headers={"Retry-After": "1"})
     with Services(airflow) as services:
         services.start("scheduler")
         services.start("triggerer")
