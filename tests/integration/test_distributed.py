@@ -222,18 +222,11 @@ def machines(airflow, broker):
         yield machines
 
 
-@pytest.fixture
-def note(record_property):
-    def note(name, value):
-        record_property(name, value)
-        log.info("%s: %s", name, value)
-
-    return note
+def note(name, value):
+    log.info("%s: %s", name, value)
 
 
-def test_each_campaign_is_started_once_and_followed_to_its_end(
-    airflow, broker, machines, store, voicegenie_sandbox, note
-):
+def test_each_campaign_is_started_once_and_followed_to_its_end(airflow, broker, machines, store, voicegenie_sandbox):
     requests = voicegenie_sandbox.sandbox.requests
 
     def wait_for_many(what, condition):
@@ -302,7 +295,7 @@ def test_each_campaign_is_started_once_and_followed_to_its_end(
 
 @pytest.mark.skipif(not IS_LARGE, reason="takes several minutes")
 @pytest.mark.parametrize("setting", [Setting(campaigns=60, contacts=3, retries=0, is_limited=True)])
-def test_a_limit_for_all_together(airflow, machines, store, setting, voicegenie_sandbox, note):
+def test_a_limit_for_all_together(airflow, machines, store, setting, voicegenie_sandbox):
     """The service takes 60 requests a minute, of starts and of both triggerers; each campaign needs three."""
     began = time.monotonic()
     wait_for("all ends", lambda: airflow.states_of_tasks() == {"success": setting.campaigns}, patience=1200)
