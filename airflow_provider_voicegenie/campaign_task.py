@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from airflow_provider_voicegenie.links import LINK_KEY, CampaignLink
 from airflow_provider_voicegenie.waiting.deferral import generation
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import BaseOperatorLink, Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
@@ -47,7 +47,7 @@ class CampaignTask(BaseOperator):
     """
 
     template_fields: Sequence[str] = _FACTS
-    operator_extra_links = (CampaignLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (CampaignLink(),)
 
     campaign_id: str
     voicegenie_conn_id: str
@@ -56,8 +56,8 @@ class CampaignTask(BaseOperator):
     told_to_end = False
     #: What it returns that the events of its outlets get too, besides ``campaign_id``.
     told_to_outlets: Sequence[str] = ()
-    #: The link to the campaign; ``None`` if an earlier process of this task has stored it.
-    campaign_url: str | None = ""
+    #: The link to the campaign, once it is stored.
+    campaign_url = ""
     #: What it returned in this process.
     returned: Mapping[str, Any] | None = None
 
@@ -89,7 +89,7 @@ class CampaignTask(BaseOperator):
         """
         Store the link to the campaign in XCom, if there is one. A failure is logged, never raised.
 
-        Airflow 3 stores it again at the end of the process, an empty one too; until then, nobody misses that.
+        Airflow 3 would store it once more at the end of each of the task's processes, and an empty one too.
 
         :param context: The task's context.
         :param hook: The task's hook.
@@ -98,6 +98,7 @@ class CampaignTask(BaseOperator):
             self.campaign_url = hook.campaign_url(self.campaign_id) or ""
             if self.campaign_url:
                 context["ti"].xcom_push(key=LINK_KEY, value=self.campaign_url)
+            self.operator_extra_links = ()
         except Exception as error:  # noqa: BLE001  Airflow may raise anything here
             log.debug("Campaign %r: no link to it could be stored (%s).", self.campaign_id, type(error).__name__)
 
@@ -111,9 +112,6 @@ class CampaignTask(BaseOperator):
         :param result: What it returns.
         """
         self.returned = result
-        if self.campaign_url is None:
-            # Airflow stores the link at the end once more; who has read the connection need not ask for it.
-            self.campaign_url = self._hook.known_campaign_url(self.campaign_id)
         known = {name: result[name] for name in self.told_to_outlets if name in result}
         if (events := context.get("outlet_events")) is not None:
             for outlet in self.outlets:
@@ -140,7 +138,8 @@ class CampaignTask(BaseOperator):
 
         :param facts: What :meth:`facts` returned then.
         """
-        self.campaign_url = None
+        # An earlier process has stored the link.
+        self.operator_extra_links = ()
         for name in _FACTS:
             kept, rendered = facts[name], getattr(self, name)
             if kept == rendered:
@@ -156,6 +155,15 @@ class CampaignTask(BaseOperator):
             setattr(self, name, kept)
             # So that Airflow's UI shows what the task is about.
             self.overwrite_rtif_after_execution = True
+
+    def go_on_after(self, event: Mapping[str, Any]) -> None:
+        """
+        Go on after a wait in the triggerer, with the campaign and the connection of before.
+
+        :param event: The trigger's.
+        """
+        self.go_on_with(event["deferred"])
+        self._hook.take_up(event["service"])
 
     def keep_for_later(self, context: Context, **more: Any) -> None:
         """

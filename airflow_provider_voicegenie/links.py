@@ -30,7 +30,7 @@ class CampaignLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         """Return the link that the task has stored, or nothing."""
-        # Airflow 3 asks at the end of a task too, and an XCom that is not there leaves an error in its log.
+        # Airflow 3 asks a task that ends, too; one that has no link by then gets none.
         if (url := getattr(operator, "campaign_url", None)) is not None:
             return str(url)
         from airflow.providers.common.compat.sdk import XCom

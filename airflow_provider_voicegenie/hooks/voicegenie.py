@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -70,6 +71,7 @@ class VoiceGenieHook(BaseHook):
     def __init__(self, voicegenie_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.voicegenie_conn_id = voicegenie_conn_id
+        self._told: Mapping[str, Any] = {}
 
     def get_conn(self) -> BoundSession:
         """
@@ -326,7 +328,8 @@ class VoiceGenieHook(BaseHook):
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last response showed it."""
-        return self._client.server_time()
+        client = self.__dict__.get("_client")
+        return time.time() + self._told["clock_offset"] if client is None and self._told else self._client.server_time()
 
     def campaign_url(self, campaign_id: str) -> str | None:
         """
@@ -336,20 +339,19 @@ class VoiceGenieHook(BaseHook):
         """
         return self._client.campaign_url(campaign_id)
 
-    def known_campaign_url(self, campaign_id: str) -> str | None:
-        """
-        Return what :meth:`campaign_url` does, or an empty text; ``None`` while the connection has not been read.
-
-        :param campaign_id: Id of the campaign.
-        """
-        client = self.__dict__.get("_client")
-        return None if client is None else client.campaign_url(campaign_id) or ""
-
     @property
     def known_address(self) -> str | None:
         """Host and port of the service, in words; ``None`` while the connection has not been read."""
         client = self.__dict__.get("_client")
-        return None if client is None else client.settings.address
+        return self._told.get("address") if client is None else client.settings.address
+
+    def take_up(self, service: Mapping[str, Any] | None) -> None:
+        """
+        Know what the triggerer knew of the service, until this hook reads its connection itself.
+
+        :param service: From the trigger's event: ``address``, and ``clock_offset`` in seconds.
+        """
+        self._told = service or {}
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service once for one campaign of the list, which changes nothing, and say in words how it went."""

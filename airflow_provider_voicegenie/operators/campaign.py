@@ -206,7 +206,7 @@ class StartCampaignOperator(CampaignTask):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
-        self.go_on_with(event["deferred"])
+        self.go_on_after(event)
         return self.tell_outlets(context, self._begin(context, self._hook).resume(event))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -377,13 +377,12 @@ class PauseCampaignOperator(CampaignTask):
         """Go on after the campaign was kept paused from the triggerer."""
         from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
-        deferred = event["deferred"]
-        self.go_on_with(deferred)
+        self.go_on_after(event)
         end = End.from_json(event)
         if end.reason in (EndReason.TIMEOUT, EndReason.DONE) and not _has_ended(end):
             # Once more: the triggerer's last look is as old as an interval.
             end = self._keep_paused(time.time(), end)
-        return self.tell_outlets(context, self._end(deferred["paused"], end))
+        return self.tell_outlets(context, self._end(event["deferred"]["paused"], end))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral, or say that no triggerer has kept the campaign paused."""

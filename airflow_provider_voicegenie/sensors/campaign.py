@@ -148,7 +148,8 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
         from airflow_provider_voicegenie.waiting.watch import End
 
         deferred = event["deferred"]
-        self._take_up(deferred)
+        self.go_on_after(event)
+        self._seen = deferred.get("seen")
         outcome = self._apply(self._finished(End.from_json(event), context))
         if not outcome.is_done:
             self._defer(context, deferred["deadline"])
@@ -157,7 +158,8 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
     def execute_late(self, context: Context) -> Any:
         """Look once more, after Airflow ended the deferral as no triggerer did in time."""
         if kept := kept_for_resuming(context):
-            self._take_up(kept)
+            self.go_on_with(kept)
+            self._seen = kept.get("seen")
         end = self._look(context)
         if end is None:
             end = self._watch.time_is_up(time.time(), late_reason(context, self.execution_timeout))
@@ -206,11 +208,6 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
         trigger = self._trigger(shared)
         keep_for_resuming(context, {**self.facts(), "seen": getattr(trigger, "seen", None)})
         self.defer(trigger=trigger, method_name="execute_complete", timeout=deferral_timeout(deadline, execution_ends))
-
-    def _take_up(self, kept: Mapping[str, Any]) -> None:
-        """Go on with what an earlier process of this task kept."""
-        self.go_on_with(kept)
-        self._seen = kept.get("seen")
 
     def _keep(self, context: Context, seen: Mapping[str, Any] | None = None) -> None:
         """Keep, once the campaign was read, that it is what the task is about; and what was seen of it."""
@@ -409,11 +406,13 @@ class CampaignCompletedSensor(_CampaignSensor):
         )
 
     def _finished(self, end: End, context: Context) -> End:
-        from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
+        from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, check_success_rate
         from airflow_provider_voicegenie.waiting.worker import read_final_statistics
 
         if not end.is_done:
             return end
+        if end.has_statistics:
+            return check_success_rate(end, self.min_success_rate)
         final = FinalStatistics(
             self.campaign_id,
             end,

@@ -41,7 +41,7 @@ from airflow_provider_voicegenie.waiting.deferral import (
     keep_for_resuming,
     late_reason,
 )
-from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
+from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, check_success_rate
 from airflow_provider_voicegenie.waiting.killing import KillSwitch, TaskKilled, was_ended_by_user
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 from airflow_provider_voicegenie.waiting.worker import read_final_statistics, wait_for_completion
@@ -268,6 +268,8 @@ class StartTask:
         return self._result(start, end.result or {})
 
     def _with_statistics(self, end: End) -> End:
+        if end.has_statistics:
+            return check_success_rate(end, self._options.min_success_rate)
         final = FinalStatistics(
             self._campaign_id,
             end,

@@ -22,17 +22,18 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_provider_voicegenie.api.endpoints import campaign, pause
+from airflow_provider_voicegenie.api.endpoints import campaign, pause, statistics
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_readiness, load_prerequisite, needs_of
 from airflow_provider_voicegenie.triggers.feed import Reading
-from airflow_provider_voicegenie.triggers.subscriptions import subscribe
+from airflow_provider_voicegenie.triggers.subscriptions import OnReading, Subscription, subscribe
 from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.deferral import note_end_of_wait
+from airflow_provider_voicegenie.waiting.final_statistics import add_statistics
 from airflow_provider_voicegenie.waiting.killing import pause_campaign_of_killed_task, was_deferred_task_ended_by_user
 from airflow_provider_voicegenie.waiting.pausing import PauseWatch
 from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
@@ -41,6 +42,9 @@ from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
     from airflow_provider_voicegenie.api.models import PausedCampaign
+
+#: Seconds in which statistics are read here; otherwise, the task does so.
+_PATIENCE_WITH_STATISTICS = 5.0
 
 #: The pauses under way. An event loop does not keep its tasks alive.
 _PAUSING: set[asyncio.Task[None]] = set()
@@ -59,6 +63,8 @@ class _CampaignTrigger(BaseTrigger):
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        #: The wait's part in the feed of its connection.
+        self._subscription: Subscription | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and keyword arguments."""
@@ -73,14 +79,27 @@ class _CampaignTrigger(BaseTrigger):
         watch = self._watch()
         # Here rather than in a method of its own: with ten thousand waits, each coroutine that waits takes megabytes.
         try:
-            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.time())) as limit:
-                end = await self._follow(watch)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            end = watch.time_is_up(time.time(), reason)
-        await self._before_end(end)
-        yield TriggerEvent({**end.to_json(), "deferred": self.serialize()[1]})  # type: ignore[no-untyped-call]
+            try:
+                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.time())) as limit:
+                    end = await self._follow(watch)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                end = watch.time_is_up(time.time(), reason)
+            end = await self._before_end(end)
+            service = None if self._subscription is None else self._subscription.service()
+        finally:
+            if self._subscription is not None:
+                self._subscription.close()
+        event = {**end.to_json(), "service": service, "deferred": self.serialize()[1]}
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+
+    def _subscribe(self, on_reading: OnReading, **more: Any) -> Subscription:
+        """Join the feed of the connection; :meth:`run` leaves it."""
+        self._subscription = subscribe(
+            self.voicegenie_conn_id, self.campaign_id, self.poll_interval, on_reading, **more
+        )
+        return self._subscription
 
     @abstractmethod
     def _watch(self) -> Watch:
@@ -90,14 +109,15 @@ class _CampaignTrigger(BaseTrigger):
     async def _follow(self, watch: Any) -> End:
         """Wait for as long as it takes."""
 
-    async def _before_end(self, end: End) -> None:
-        """Do what is to be done before Airflow is told of the end."""
+    async def _before_end(self, end: End) -> End:
+        """Do what is to be done before Airflow is told of the end, and return it."""
+        return end
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class CampaignCompletedTrigger(_CampaignTrigger):
     """
-    Waits until a campaign is completed. Its statistics are read in the worker, once the task is resumed.
+    Waits until a campaign is completed. Its event has the final statistics, if they could be read at once.
 
     :param campaign_id: Id of the campaign.
     :param voicegenie_conn_id: Id of the Airflow connection.
@@ -151,12 +171,24 @@ class CampaignCompletedTrigger(_CampaignTrigger):
             self.campaign_id,
         )
 
-    async def _before_end(self, end: End) -> None:
+    async def _before_end(self, end: End) -> End:
+        end = await self._with_statistics(end)
         if self.pause_on_kill and self._hears_of_kills:
             try:
                 await sync_to_async(note_end_of_wait)(self.task_instance)
             except Exception:
                 self.log.warning("Airflow did not take the note that this wait is over.", exc_info=True)
+        return end
+
+    async def _with_statistics(self, end: End) -> End:
+        """Add the final statistics, if they can be read at once, so that the task need not ask the service."""
+        if not end.is_done or self._subscription is None:
+            return end
+        with suppress(VoiceGenieError):
+            found = await self._subscription.read(statistics(self.campaign_id), _PATIENCE_WITH_STATISTICS)
+            if found is not None and found.is_final:
+                return add_statistics(end, found)
+        return end
 
     @property
     def _hears_of_kills(self) -> bool:
@@ -168,13 +200,10 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         return CompletionWatch(self.campaign_id, rules, time.time(), stall_timeout=self.stall_timeout, seen=self.seen)
 
     async def _follow(self, watch: CompletionWatch) -> End:
-        subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, watch.look)
-        try:
-            while not isinstance(update := await subscription.update(), End):
-                subscription.poll_now()
-            return update
-        finally:
-            subscription.close()
+        subscription = self._subscribe(watch.look)
+        while not isinstance(update := await subscription.update(), End):
+            subscription.poll_now()
+        return update
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -200,23 +229,20 @@ class CampaignPausedTrigger(_CampaignTrigger):
         def on_reading(reading: Reading, in_full: bool, now: float) -> End | bool | None:
             return watch.observe(reading, now) or (True if watch.must_pause else None)
 
-        subscription = subscribe(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, on_reading)
+        subscription = self._subscribe(on_reading)
         failures = 0
-        try:
-            while True:
-                update = await subscription.update()
-                if isinstance(update, End):
-                    return update
-                paused = await self._pause()
-                end = watch.observe_pause(paused, time.time())
-                if end is not None:
-                    return end
-                failures = failures + 1 if isinstance(paused, VoiceGenieError) else 0
-                if isinstance(paused, VoiceGenieError):
-                    await asyncio.sleep(poll_delay(self.poll_interval, failures, paused.retry_after))
-                subscription.forget()
-        finally:
-            subscription.close()
+        while True:
+            update = await subscription.update()
+            if isinstance(update, End):
+                return update
+            paused = await self._pause()
+            end = watch.observe_pause(paused, time.time())
+            if end is not None:
+                return end
+            failures = failures + 1 if isinstance(paused, VoiceGenieError) else 0
+            if isinstance(paused, VoiceGenieError):
+                await asyncio.sleep(poll_delay(self.poll_interval, failures, paused.retry_after))
+            subscription.forget()
 
     async def _pause(self) -> PausedCampaign | VoiceGenieError:
         try:
@@ -250,26 +276,16 @@ class CampaignReadyTrigger(_CampaignTrigger):
         # In a thread, as is the checking: a module or a check of the author's own may take its time.
         prerequisites = await in_thread(_load, self.prerequisites)
         # The list does not have scripts.
-        subscription = subscribe(
-            self.voicegenie_conn_id,
-            self.campaign_id,
-            self.poll_interval,
-            _as_it_is,
-            needs_single_reads=True,
-            needs=needs_of(prerequisites),
-        )
-        try:
-            while True:
-                reading = await subscription.update()
-                if isinstance(reading, VoiceGenieError):
-                    end = watch.observe_error(reading, time.time())
-                else:
-                    readiness = await in_thread(check_readiness, prerequisites, reading, datetime.now(UTC))
-                    end = watch.observe(reading, readiness, time.time())
-                if end is not None:
-                    return end
-        finally:
-            subscription.close()
+        subscription = self._subscribe(_as_it_is, needs_single_reads=True, needs=needs_of(prerequisites))
+        while True:
+            reading = await subscription.update()
+            if isinstance(reading, VoiceGenieError):
+                end = watch.observe_error(reading, time.time())
+            else:
+                readiness = await in_thread(check_readiness, prerequisites, reading, datetime.now(UTC))
+                end = watch.observe(reading, readiness, time.time())
+            if end is not None:
+                return end
 
 
 def _as_it_is(reading: Reading, in_full: bool, now: float) -> Reading:

@@ -15,7 +15,7 @@ import contextvars
 import math
 import time
 from collections.abc import Coroutine, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE, campaign, campaign_page, quota
@@ -34,6 +34,7 @@ from airflow_provider_voicegenie.metrics import show_waits
 from airflow_provider_voicegenie.triggers.polling import (
     ListedPage,
     ListReader,
+    OtherRead,
     PageRead,
     PolledCampaign,
     PollingPlan,
@@ -45,6 +46,9 @@ from airflow_provider_voicegenie.triggers.threads import in_thread, open_client,
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
+    from airflow_provider_voicegenie.api.endpoints import Request
+
+Result = TypeVar("Result")
 
 #: Requests under way at a time, so that one that hangs delays no other.
 _MAX_CONCURRENT = 8
@@ -130,6 +134,25 @@ class CampaignFeed:
         self._plan.poll_now(polled, self._loop.time())
         self._wake.set()
 
+    async def _read(self, request: Request[Result], patience: float) -> Result | None:
+        now = self._loop.time()
+        share = None if self._client is None else self._client.share
+        starts = max(self._pause_until, -math.inf if share is None else share.next_at)
+        read = OtherRead(request, self._loop.create_future())
+        if starts > now + patience or not self._plan.add_read(read, now):
+            return None
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                answer: Result = await read.answer
+                return answer
+        return None
+
+    def _service(self) -> dict[str, Any] | None:
+        if self._client is None:
+            return None
+        return {"address": self._client.settings.address, "clock_offset": self._client.server_time() - time.time()}
+
     # The poll.
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -185,7 +208,10 @@ class CampaignFeed:
             for reader in self._plan.list_readers:
                 reader.fail(error)
 
-    async def _poll(self, request: PageRead | QuotaRead | PolledCampaign) -> None:
+    async def _poll(self, request: PageRead | QuotaRead | OtherRead | PolledCampaign) -> None:
+        if isinstance(request, OtherRead) and request.answer.done():
+            # Whoever wanted to know does so no more.
+            return
         sent_at = self._loop.time()
         client: VoiceGenieClient | None = None
         try:
@@ -208,6 +234,11 @@ class CampaignFeed:
                 self._plan.quota_was_read(self._loop.time())
                 if self._plan.quota_reader is not None:
                     self._plan.quota_reader.publish(left)
+            elif isinstance(request, OtherRead):
+                answer = await in_thread(client.send, request.request, max_attempts=1)
+                self._failures = 0
+                if not request.answer.done():
+                    request.answer.set_result(answer)
             else:
                 found = await in_thread(client.send, campaign(request.campaign_id), max_attempts=1)
                 self._failures = 0
@@ -218,12 +249,16 @@ class CampaignFeed:
 
     async def _failed(
         self,
-        request: PageRead | QuotaRead | PolledCampaign,
+        request: PageRead | QuotaRead | OtherRead | PolledCampaign,
         error: VoiceGenieError,
         sent_at: float,
         client: VoiceGenieClient | None,
     ) -> None:
         self._count_failure(error)
+        if isinstance(request, OtherRead):
+            if not request.answer.done():
+                request.answer.set_exception(error)
+            return
         mended = isinstance(error, _MENDED_BY_CONNECTION) and await self._connection_has_changed(client)
         now = self._loop.time()
         if isinstance(request, PolledCampaign):

@@ -16,11 +16,11 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE
+from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE, Request
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, Quota
 from airflow_provider_voicegenie.api.retries import poll_delay
@@ -41,6 +41,9 @@ _MEASURE_AGAIN = 3600.0
 #: How many times fewer requests the list has to take before more waits go by it. A change costs up to a pass over it,
 #: and waits come and go all the time.
 _WORTH_A_CHANGE = 1.1
+
+#: How many other reads may wait.
+_MOST_OTHERS = 50
 
 #: Failed pages in a row after which a single read shows whether it is the list alone that fails.
 _DOUBTFUL = 3
@@ -157,6 +160,18 @@ class QuotaRead(NamedTuple):
     """Read the account's quota."""
 
 
+class OtherRead(NamedTuple):
+    """
+    Read something else, once.
+
+    :param request: The request.
+    :param answer: Where the sender leaves what came of it.
+    """
+
+    request: Request[Any]
+    answer: Any
+
+
 class PollingPlan:
     """The campaigns that are polled for, and which requests are to be sent for them."""
 
@@ -167,6 +182,8 @@ class PollingPlan:
         # When the quota is to be read; infinity while nobody asks for it, or it is being read.
         self._quota_due = math.inf
         self._quota_failures = 0
+        # What else is to be read, and since when.
+        self._others: deque[tuple[float, OtherRead]] = deque()
         self._singles: list[tuple[float, int, PolledCampaign]] = []
         self._sequence = 0
         # How many campaigns the list may cover, by interval.
@@ -252,6 +269,18 @@ class PollingPlan:
         if polled.subscribers and not polled.is_being_read:
             self._schedule(polled, now)
 
+    def add_read(self, read: OtherRead, now: float) -> bool:
+        """
+        Read something else at once; return whether it will be: not if many wait for that.
+
+        :param read: What.
+        :param now: The time.
+        """
+        if len(self._others) >= _MOST_OTHERS:
+            return False
+        self._others.append((now, read))
+        return True
+
     def due_at(self) -> float:
         """Return when the next request is due; infinity if none is."""
         while self._singles and self._singles[0][2]._due != self._singles[0][0]:
@@ -260,14 +289,17 @@ class PollingPlan:
         page = math.inf
         if self._reads_list and not self._page_reading and self._page_due is not None:
             page = self._page_due
-        return min(single, page, self._quota_due)
+        other = self._others[0][0] if self._others else math.inf
+        return min(single, page, other, self._quota_due)
 
-    def take(self) -> PageRead | QuotaRead | PolledCampaign:
+    def take(self) -> PageRead | QuotaRead | OtherRead | PolledCampaign:
         """Return the request that :meth:`due_at` is about; it counts as under way until its result is reported."""
         due = self.due_at()
         if self._quota_due <= due:
             self._quota_due = math.inf
             return QuotaRead()
+        if self._others and self._others[0][0] <= due:
+            return self._others.popleft()[1]
         if self._singles and self._singles[0][0] <= due:
             _, _, polled = heapq.heappop(self._singles)
             polled._due = None

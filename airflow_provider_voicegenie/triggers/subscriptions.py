@@ -9,13 +9,18 @@ import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, Quota
 from airflow_provider_voicegenie.rules.prerequisites import Source
 from airflow_provider_voicegenie.triggers.feed import CampaignFeed, Reading, feed_of
 from airflow_provider_voicegenie.triggers.polling import ListedPage, PolledCampaign
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.endpoints import Request
+
+Result = TypeVar("Result")
 
 #: Called with a reading, whether the campaign was read by itself, and Unix seconds; what it returns is an update.
 OnReading = Callable[[Reading, bool, float], object]
@@ -101,6 +106,20 @@ class Subscription:
     def poll_now(self) -> None:
         """Have the campaign read by itself at once."""
         self._feed._poll_now(self._campaign)
+
+    async def read(self, request: Request[Result], patience: float) -> Result | None:
+        """
+        Read something else, within the feed's share; return ``None`` if that would take long.
+
+        :param request: What to read.
+        :param patience: Seconds.
+        :raises VoiceGenieError: The service refused, or could not be asked.
+        """
+        return await self._feed._read(request, patience)
+
+    def service(self) -> dict[str, Any] | None:
+        """Return what is known of the service, as plain JSON: ``address`` and ``clock_offset``, in seconds."""
+        return self._feed._service()
 
     def forget(self) -> None:
         """Leave out what was asked for until now: it is older than what was done since."""

@@ -82,19 +82,7 @@ class FinalStatistics:
         self._failing_since = self._invalid_since = None
         if not statistics.is_final and now - self._completed_since < _STATISTICS_AGE:
             return self._go_on_without("are not up to date yet") if self._is_over(now) else None
-        result = {
-            **(self._end.result or {}),
-            "statistics": statistics_json(statistics),
-        }
-        if statistics.completed_at is not None:
-            result["completed_at"] = write_time(statistics.completed_at)
-        end = self._end._replace(result=result)
-        rate, wanted = success_rate(statistics), self._min_success_rate
-        if wanted is not None and (rate is None or rate < wanted):
-            ended = "no call has ended" if rate is None else f"{rate:g} % of the finished calls were successful"
-            words = f"it is completed, but {ended}, and at least {wanted:g} % is wanted"
-            end = end._replace(reason=EndReason.CONDITION, message=words, condition=Condition.SUCCESS_RATE_TOO_LOW)
-        return end
+        return check_success_rate(add_statistics(self._end, statistics), self._min_success_rate)
 
     def observe_error(self, error: VoiceGenieError, now: float) -> End | None:
         """
@@ -130,6 +118,34 @@ class FinalStatistics:
 
     def _warn(self, message: str) -> None:
         log.warning("Campaign %r: %s.", self._campaign_id, message)
+
+
+def add_statistics(end: End, statistics: CampaignStats) -> End:
+    """
+    Add to the end of a wait what the statistics say.
+
+    :param end: The campaign is completed.
+    :param statistics: As they were just read.
+    """
+    result = {**(end.result or {}), "statistics": statistics_json(statistics)}
+    if statistics.completed_at is not None:
+        result["completed_at"] = write_time(statistics.completed_at)
+    return end._replace(result=result)
+
+
+def check_success_rate(end: End, wanted: float | None) -> End:
+    """
+    Return the condition that too few calls were successful, or the end as it is.
+
+    :param end: The campaign is completed, and the end has its statistics.
+    :param wanted: Percentage of successful calls among the finished ones that is wanted; ``None`` for any.
+    """
+    rate: float | None = (end.result or {})["statistics"]["success_rate"]
+    if wanted is None or (rate is not None and rate >= wanted):
+        return end
+    ended = "no call has ended" if rate is None else f"{rate:g} % of the finished calls were successful"
+    words = f"it is completed, but {ended}, and at least {wanted:g} % is wanted"
+    return end._replace(reason=EndReason.CONDITION, message=words, condition=Condition.SUCCESS_RATE_TOO_LOW)
 
 
 def success_rate(statistics: CampaignStats) -> float | None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -24,6 +28,7 @@ from helpers.tasks import (
     change,
     complete,
     context,
+    event_of,
     in_wait,
     in_worker,
     is_waiting,
@@ -272,6 +277,54 @@ def test_refused_statistics_do_not_hide_a_completion(sandbox, way, task):
     assert (result["status"], result["statistics"]) == ("completed", None)
 
 
+_RESUME = """
+import json, sys
+from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
+from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor
+from helpers.tasks import context
+name, arguments, event = json.loads(sys.stdin.read())
+task = {"Starting": StartCampaignOperator, "Following": CampaignCompletedSensor}[name]
+result = task(task_id="t", **arguments).resume_execution("execute_complete", {"event": event}, context())
+print(json.dumps([result, sorted(sys.modules)]))
+"""
+
+
+@both_tasks
+def test_a_resumed_task_that_has_the_statistics_needs_no_connection_and_no_http_library(sandbox, task):
+    with pytest.raises(TaskDeferred) as deferral:
+        task()(deferrable=True).execute(context())
+    complete(sandbox, task.campaign_id)()
+    event = event_of(deferral.value.trigger)
+    arguments = {"campaign_id": task.campaign_id}
+    if task is Starting:
+        arguments["wait_for_completion"] = True
+    process = subprocess.run(
+        [sys.executable, "-c", _RESUME],
+        input=json.dumps([task.__name__, arguments, event]),
+        env={name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_CONN")},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result, modules = json.loads(process.stdout.splitlines()[-1])
+    assert (result["status"], result["statistics"]["total_contacts"]) == ("completed", 10_000)
+    assert "airflow_provider_voicegenie.api.client" not in modules
+    assert sandbox.request_count("stats") == 1
+
+
+@both_tasks
+def test_the_success_rate_of_statistics_from_the_triggerer(sandbox, task):
+    run = context()
+    with pytest.raises(TaskDeferred) as deferral:
+        task(min_success_rate=90)(deferrable=True).execute(run)
+    complete(sandbox, task.campaign_id, total_count=100, completed_count=80, failed_count=20)()
+    event = event_of(deferral.value.trigger)
+    assert event["result"]["statistics"]["success_rate"] == 80
+    with pytest.raises(AirflowFailException, match="80 % of the finished calls were successful, and at least 90 %"):
+        task(min_success_rate=90)(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
+
+
 @both_ways
 def test_a_start_that_is_over_at_once_is_followed_too(sandbox, way):
     sandbox.inject("close", "start", after_acting=True)
@@ -311,7 +364,7 @@ def test_only_what_the_task_started_is_paused_in_the_triggerer(sandbox):
     for campaign_id, is_ours in (("followed", False), ("long", True)):
         task = Starting(campaign_id=campaign_id, outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})
         with pytest.raises(TaskDeferred) as deferral:
-            task(deferrable=True).execute(context())
+            task()(deferrable=True).execute(context())
         assert deferral.value.trigger.serialize()[1]["pause_on_kill"] is is_ours
 
 

@@ -108,13 +108,16 @@ def test_a_task_without_a_link_keeps_none_and_says_so_when_it_is_asked(monkeypat
     assert CampaignLink().get_link(tasks[0], ti_key=None) == ""
 
 
-def test_a_task_asks_nobody_for_the_link_that_it_has_kept(sandbox, monkeypatch):
+@pytest.mark.parametrize("url", ["https://dashboard.example.com/{campaign_id}", None])
+def test_airflow_does_not_store_the_link_once_more(sandbox, monkeypatch, url):
     monkeypatch.setattr(XCom, "get_value", lambda **_: 1 / 0)
+    sandbox.connect(campaign_url=url)
     operator = StartCampaignOperator(task_id="t", campaign_id="ready")
-    # Before it has run, as well: it may be ended before it looks at its campaign.
-    assert CampaignLink().get_link(operator, ti_key=None) == ""
+    # It may be ended before it looks at its campaign, and is asked then.
+    assert operator.operator_extra_links[0].get_link(operator, ti_key=None) == ""
     operator.execute(context())
-    assert CampaignLink().get_link(operator, ti_key=None) == f"{sandbox.url}/#campaign-ready"
+    assert operator.operator_extra_links == ()
+    assert [link.name for link in StartCampaignOperator.operator_extra_links] == [CampaignLink.name]
 
 
 def test_the_link_is_what_the_task_has_kept(monkeypatch):

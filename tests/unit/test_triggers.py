@@ -17,10 +17,12 @@ import pytest
 from airflow.triggers.base import BaseTrigger
 from helpers.tasks import TaskInstance
 
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
+from airflow_provider_voicegenie.triggers import campaign as campaign_triggers
 from airflow_provider_voicegenie.triggers import feed as feeds
-from airflow_provider_voicegenie.triggers import subscriptions
+from airflow_provider_voicegenie.triggers import polling, subscriptions
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger, CampaignReadyTrigger
 
 LOGGER = "airflow_provider_voicegenie.triggers.campaign"
@@ -499,12 +501,70 @@ def test_a_deadline_that_has_passed_ends_the_wait_at_once(sandbox):
 # Completion, stalls.
 
 
-def test_a_completion_needs_no_statistics_in_the_triggerer(sandbox):
-    campaign = sandbox.add_campaign(status="completed", completed_count=8, ended_at=datetime.now(UTC))
-    (payload,) = wait_for(trigger(campaign.id))
-    assert (payload["reason"], payload["result"]["statistics"]) == ("done", None)
+def completed_campaign(sandbox):
+    return sandbox.add_campaign(status="completed", total_count=8, completed_count=8, ended_at=datetime.now(UTC)).id
+
+
+def test_a_completion_has_its_statistics(sandbox):
+    (payload,) = wait_for(trigger(completed_campaign(sandbox)))
+    assert (payload["reason"], payload["result"]["statistics"]["calls_completed"]) == ("done", 8)
+    assert payload["result"]["completed_at"]
     assert abs(time.time() - payload["at"]) < 10
-    assert sandbox.request_count("stats") == 0
+    assert payload["service"]["address"] == sandbox.url.removeprefix("http://")
+    assert abs(payload["service"]["clock_offset"]) < 10
+
+
+@pytest.mark.parametrize("waits", [1, 3])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("status", {"status": 500}),
+        ("status", {"status": 404}),
+        ("status", {"status": 429, "headers": {"Retry-After": "60"}}),
+        ("not_json", {}),
+        ("close", {}),
+        ("hold", {}),
+    ],
+)
+def test_statistics_that_cannot_be_read_at_once_are_left_to_the_task(sandbox, monkeypatch, waits, fault):
+    monkeypatch.setattr(campaign_triggers, "_PATIENCE_WITH_STATISTICS", 1.0)
+    kind, fields = fault
+    sandbox.inject(kind, "stats", times=None, **fields)
+    for payload in wait_for(*(trigger(completed_campaign(sandbox)) for _ in range(waits))):
+        assert (payload["reason"], payload["result"]["statistics"]) == ("done", None)
+    assert sandbox.request_count("stats") <= waits
+
+
+def test_old_statistics_are_left_to_the_task(sandbox):
+    sandbox.sandbox.cache_stats = True
+    campaign = sandbox.add_campaign(status="running", total_count=10_000).id
+    VoiceGenieHook().get_campaign_stats(campaign)
+    sandbox.sandbox.store.change(campaign, status="completed")
+    (payload,) = wait_for(trigger(campaign))
+    assert (payload["reason"], payload["result"]["statistics"]) == ("done", None)
+    assert sandbox.request_count("stats") == 2
+
+
+def test_if_many_end_at_once_the_statistics_of_most_are_left_to_their_tasks(sandbox, monkeypatch):
+    monkeypatch.setattr(polling, "_MOST_OTHERS", 3)
+    sandbox.inject("delay", "stats", seconds=0.5)
+    began = time.monotonic()
+    payloads = wait_for(*(trigger(completed_campaign(sandbox)) for _ in range(100)))
+    assert time.monotonic() - began < 5
+    assert {payload["reason"] for payload in payloads} == {"done"}
+    with_statistics = [payload for payload in payloads if payload["result"]["statistics"]]
+    assert 3 <= len(with_statistics) == sandbox.request_count("stats") < 50
+
+
+def test_statistics_for_which_the_share_has_no_room_are_left_to_the_task(sandbox, monkeypatch):
+    connection = sandbox.connection(requests_per_minute=3)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+    monkeypatch.setattr(campaign_triggers, "_PATIENCE_WITH_STATISTICS", 1.0)
+    began = time.monotonic()
+    payloads = wait_for(*(trigger(completed_campaign(sandbox)) for _ in range(20)))
+    assert time.monotonic() - began < 5
+    assert {payload["reason"] for payload in payloads} == {"done"}
+    assert sandbox.request_count("stats") == sum(bool(payload["result"]["statistics"]) for payload in payloads) < 5
 
 
 def test_completion_seen_in_time_counts_although_time_is_over(sandbox, monkeypatch):
