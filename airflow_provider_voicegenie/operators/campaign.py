@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -233,7 +232,7 @@ class StartCampaignOperator(CampaignTask):
         from airflow_provider_voicegenie.start.task import StartTask
 
         self.check_only = read_flag("check_only", self.check_only)
-        options = StartOptions(**{field.name: getattr(self, field.name) for field in fields(StartOptions)})
+        options = StartOptions(**{name: getattr(self, name) for name in StartOptions._fields})
         self._running = StartTask(hook, self.campaign_id, context, options, kept or {})
         if self.told_to_end:
             self._running.kill()

@@ -131,17 +131,20 @@ class StartOnce:
         :param start: The start.
         """
         self.may_be_in_effect = self._is_confirmed = start.is_paused_on_kill
+        self._records.take_up(start.record)
         if start.started_by_task and self._is_heard_by_triggerer:
             self._records.set_phase(StartPhase.STARTED, owes_pause=False)
 
-    def is_about_to_be_deferred(self, start: Start) -> None:
+    def before_deferral(self, start: Start) -> Start:
         """
         Record, if that is not done yet, that whoever ends the deferred task wants the campaign paused.
 
         :param start: The start.
+        :returns: The start, with what Airflow keeps of it.
         """
         if start.started_by_task and self._is_heard_by_triggerer and self._records.owed is None:
             self._records.set_phase(StartPhase.STARTED, owes_pause=True)
+        return start._replace(record=self._records.known())
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.rules.calling_hours import CallingHours
     from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
 
 
-@dataclass(frozen=True)
-class StartOptions:
+class StartOptions(NamedTuple):
     """The arguments of a ``StartCampaignOperator``, which explains them; durations are in seconds."""
 
     outcome_rules: OutcomeRules

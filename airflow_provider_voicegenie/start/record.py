@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time, write_time
 from airflow_provider_voicegenie.waiting.deferral import generation
@@ -36,8 +35,7 @@ class StartPhase(StrEnum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """
     What a task knows of the start once it is over.
 
@@ -47,6 +45,7 @@ class Start:
     :param seen: When its counters were last seen, and what they were: ``at``, ``completed``, ``failed``.
     :param owes_pause: Whether the campaign is to be paused if the task is ended: an earlier end of the task asked for
         that, and it may have been in vain.
+    :param record: What Airflow keeps of it across tries, so that a resumed task need not ask.
     """
 
     status: str
@@ -54,6 +53,7 @@ class Start:
     started_by_task: bool = False
     seen: Mapping[str, Any] | None = None
     owes_pause: bool = False
+    record: Mapping[str, Any] | None = None
 
     @property
     def is_paused_on_kill(self) -> bool:
@@ -69,11 +69,10 @@ class Start:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON."""
-        return asdict(self)
+        return self._asdict()
 
 
-@dataclass(frozen=True)
-class StartRecord:
+class StartRecord(NamedTuple):
     """
     The start of a task, as it is kept across tries.
 
@@ -114,8 +113,7 @@ class StartRecord:
         self, phase: StartPhase, started_at: datetime | None = None, owes_pause: bool | None = None
     ) -> StartRecord:
         """Return the record, one phase on."""
-        return replace(
-            self,
+        return self._replace(
             phase=phase,
             started_at=write_time(started_at) or self.started_at,
             owes_pause=self.owes_pause if owes_pause is None else owes_pause,
@@ -139,14 +137,14 @@ class StartRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON."""
-        return {**asdict(self), "phase": self.phase.value}
+        return {**self._asdict(), "phase": self.phase.value}
 
     @classmethod
     def from_json(cls, data: object) -> StartRecord | None:
         """Read what :meth:`to_json` wrote; ``None`` for anything else."""
         try:
             record = cls(**data)  # type: ignore[arg-type]
-            record = replace(record, phase=StartPhase(record.phase))
+            record = record._replace(phase=StartPhase(record.phase))
             record.campaign_before()
         except (TypeError, ValueError, KeyError, AttributeError):
             return None
@@ -202,6 +200,18 @@ class StartRecords:
             self.was_cleared = record.campaign_id == self._campaign_id
         return self._record
 
+    def known(self) -> dict[str, Any] | None:
+        """Return what Airflow keeps of the start, as plain JSON, as far as this process knows it."""
+        return None if self._store is None or self._record is None else self._record.to_json()
+
+    def take_up(self, known: Mapping[str, Any] | None) -> None:
+        """
+        Go on with what another process of this try knew.
+
+        :param known: What :meth:`known` returned there.
+        """
+        self._record = StartRecord.from_json(known)
+
     def add(self, before: Campaign, sent_at: datetime) -> None:
         """
         Record that a start is about to be sent.
@@ -212,7 +222,7 @@ class StartRecords:
         """
         record = StartRecord.of(before, self._campaign_id, self._voicegenie_conn_id, self._generation, sent_at)
         still_owed = self.owed is not None and self.owed.is_about(self._campaign_id, self._voicegenie_conn_id)
-        self._record = replace(record, owes_pause=still_owed)
+        self._record = record._replace(owes_pause=still_owed)
         self._keep()
 
     def set_phase(

@@ -212,8 +212,8 @@ class StartTask:
         from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
 
         options = self._options
+        start = self._once.before_deferral(start)
         keep_for_resuming(self._context, {**self._about, "start": start.to_json()})
-        self._once.is_about_to_be_deferred(start)
         # Airflow silently refuses to defer a task that a user has just marked.
         self._kill.check_with_airflow(self._context)
         execution_ends = execution_deadline(self._context, options.execution_timeout)

@@ -28,8 +28,6 @@ from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_readiness, load_prerequisite, needs_of
-from airflow_provider_voicegenie.triggers.feed import Reading
-from airflow_provider_voicegenie.triggers.subscriptions import OnReading, Subscription, subscribe
 from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.deferral import note_end_of_wait
@@ -42,6 +40,8 @@ from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
     from airflow_provider_voicegenie.api.models import PausedCampaign
+    from airflow_provider_voicegenie.triggers.feed import Reading
+    from airflow_provider_voicegenie.triggers.subscriptions import OnReading, Subscription
 
 #: Seconds in which statistics are read here; otherwise, the task does so.
 _PATIENCE_WITH_STATISTICS = 5.0
@@ -96,6 +96,9 @@ class _CampaignTrigger(BaseTrigger):
 
     def _subscribe(self, on_reading: OnReading, **more: Any) -> Subscription:
         """Join the feed of the connection; :meth:`run` leaves it."""
+        # A worker makes triggers too, and needs none of this.
+        from airflow_provider_voicegenie.triggers.subscriptions import subscribe
+
         self._subscription = subscribe(
             self.voicegenie_conn_id, self.campaign_id, self.poll_interval, on_reading, **more
         )

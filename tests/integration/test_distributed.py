@@ -311,4 +311,4 @@ def test_a_limit_for_all_together(airflow, machines, store, setting, voicegenie_
 
 def most_requests(seconds, *, feeds):
     """Return how many requests the waits may take: one page holds all of them, and a round is a little shorter."""
-    return feeds * (1 + math.ceil(seconds / (0.86 * POLL_INTERVAL)))
+    return feeds * (1 + math.ceil(seconds / (0.74 * POLL_INTERVAL)))

@@ -364,7 +364,7 @@ def test_only_what_the_task_started_is_paused_in_the_triggerer(sandbox):
     for campaign_id, is_ours in (("followed", False), ("long", True)):
         task = Starting(campaign_id=campaign_id, outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})
         with pytest.raises(TaskDeferred) as deferral:
-            task()(deferrable=True).execute(context())
+            task(deferrable=True).execute(context())
         assert deferral.value.trigger.serialize()[1]["pause_on_kill"] is is_ours
 
 

@@ -168,7 +168,7 @@ def test_the_time_until_the_calling_hours_open_does_not_count(sandbox, way, monk
     def wait(started, not_yet):
         waits.append(not_yet)
         hours = CallingHours("00:00", "23:59:59.999999", "UTC") if len(waits) == 2 else later
-        object.__setattr__(started._once._options, "calling_hours", (hours,))
+        started._once._options = started._once._options._replace(calling_hours=(hours,))
         if len(waits) == 4:
             1 / 0  # noqa: B018
 

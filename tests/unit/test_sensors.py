@@ -153,6 +153,7 @@ def test_completion_counts_even_if_the_connection_cannot_be_read(sandbox, monkey
     with pytest.raises(TaskDeferred) as deferral:
         task()(deferrable=True).execute(run)
     complete(sandbox, task.campaign_id)()
+    sandbox.inject("close", "stats")
     event = event_of(deferral.value.trigger)
     monkeypatch.setattr(final_statistics, "_PATIENCE", 0.1)
     monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
