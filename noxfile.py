@@ -39,6 +39,9 @@ THIS_PYTHON = "{}.{}".format(*sys.version_info)
 DOCS_VERSION = OLDEST
 EXTRAS = {NEWEST: "sandbox,test,lineage,browser,distributed", DOCS_VERSION: "sandbox,test,docs"}
 
+#: Unit tests that take their time and touch nothing of Airflow's; so does ``tests/contract``. They run beside one.
+WITHOUT_AIRFLOW = ("fair_share", "polling", "sandbox", "session")
+
 DISTRIBUTED = "tests/integration/test_distributed.py"
 
 ROOT = Path(__file__).resolve().parent
@@ -157,17 +160,18 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
     if session.posargs:
         session.run(interpreter, "-m", "pytest", *session.posargs)
         return
-    # The unit tests mostly wait; each integration test keeps a processor busy with its own Airflow, and the distributed
-    # one all there are.
+    # The unit tests mostly wait; each integration test has an Airflow of its own, which keeps most of a processor busy,
+    # and the distributed one takes all there are.
     parts: dict[str, tuple[str, ...]] = {
-        "unit": ("-n", "6", "tests/unit"),
-        "integration": ("-n", "2", "tests/integration", f"--ignore={DISTRIBUTED}"),
+        "unit": ("-n", "10", "--dist", "worksteal", "tests/unit"),
+        "integration": ("-n", "3", "--dist", "worksteal", "tests/integration", f"--ignore={DISTRIBUTED}"),
     }
     if airflow == NEWEST:
-        # Whether the sandbox is like the service does not depend on Airflow.
         parts["unit"] += ("tests/contract",)
         parts["distributed"] = (DISTRIBUTED,)
         parts["browser"] = ("tests/browser",)
+    else:
+        parts["unit"] += tuple(f"--ignore=tests/unit/test_{name}.py" for name in WITHOUT_AIRFLOW)
     reports = ROOT / "build" / "tests" / f"airflow-{airflow}-python-{python}"
     shutil.rmtree(reports, ignore_errors=True)
     failed = []

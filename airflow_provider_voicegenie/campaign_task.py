@@ -56,7 +56,7 @@ class CampaignTask(BaseOperator):
     told_to_end = False
     #: What it returns that the events of its outlets get too, besides ``campaign_id``.
     told_to_outlets: Sequence[str] = ()
-    #: The link to the campaign, once it is stored.
+    #: The link to the campaign, once it is known.
     campaign_url = ""
     #: What it returned in this process.
     returned: Mapping[str, Any] | None = None
@@ -98,9 +98,12 @@ class CampaignTask(BaseOperator):
             self.campaign_url = hook.campaign_url(self.campaign_id) or ""
             if self.campaign_url:
                 context["ti"].xcom_push(key=LINK_KEY, value=self.campaign_url)
-            self.operator_extra_links = ()
+            self._has_stored_link()
         except Exception as error:  # noqa: BLE001  Airflow may raise anything here
             log.debug("Campaign %r: no link to it could be stored (%s).", self.campaign_id, type(error).__name__)
+
+    def _has_stored_link(self) -> None:
+        self.operator_extra_links = [each for each in self.operator_extra_links if not isinstance(each, CampaignLink)]
 
     def tell_outlets(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
         """
@@ -138,8 +141,8 @@ class CampaignTask(BaseOperator):
 
         :param facts: What :meth:`facts` returned then.
         """
-        # An earlier process has stored the link.
-        self.operator_extra_links = ()
+        # By an earlier process.
+        self._has_stored_link()
         for name in _FACTS:
             kept, rendered = facts[name], getattr(self, name)
             if kept == rendered:
@@ -163,7 +166,7 @@ class CampaignTask(BaseOperator):
         :param event: The trigger's.
         """
         self.go_on_with(event["deferred"])
-        self._hook.take_up(event["service"])
+        self._hook.take_up(event.get("service"))
 
     def keep_for_later(self, context: Context, **more: Any) -> None:
         """

@@ -30,7 +30,7 @@ class CampaignLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         """Return the link that the task has stored, or nothing."""
-        # Airflow 3 asks a task that ends, too; one that has no link by then gets none.
+        # Airflow 3 asks for it at the end of a task that has not stored it.
         if (url := getattr(operator, "campaign_url", None)) is not None:
             return str(url)
         from airflow.providers.common.compat.sdk import XCom

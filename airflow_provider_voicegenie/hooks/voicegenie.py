@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
@@ -68,10 +69,12 @@ class VoiceGenieHook(BaseHook):
     conn_type = "voicegenie"
     hook_name = "VoiceGenie"
 
+    #: What the triggerer knew of the service.
+    _told: Mapping[str, Any] = MappingProxyType({})
+
     def __init__(self, voicegenie_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.voicegenie_conn_id = voicegenie_conn_id
-        self._told: Mapping[str, Any] = {}
 
     def get_conn(self) -> BoundSession:
         """
@@ -347,7 +350,7 @@ class VoiceGenieHook(BaseHook):
 
     def take_up(self, service: Mapping[str, Any] | None) -> None:
         """
-        Know what the triggerer knew of the service, until this hook reads its connection itself.
+        Take what the triggerer knew of the service, until this hook reads its connection itself.
 
         :param service: From the trigger's event: ``address``, and ``clock_offset`` in seconds.
         """

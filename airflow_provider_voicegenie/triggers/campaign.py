@@ -31,7 +31,7 @@ from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_
 from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.deferral import note_end_of_wait
-from airflow_provider_voicegenie.waiting.final_statistics import add_statistics
+from airflow_provider_voicegenie.waiting.final_statistics import STATISTICS_DELAY, add_statistics
 from airflow_provider_voicegenie.waiting.killing import pause_campaign_of_killed_task, was_deferred_task_ended_by_user
 from airflow_provider_voicegenie.waiting.pausing import PauseWatch
 from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
@@ -86,6 +86,8 @@ class _CampaignTrigger(BaseTrigger):
                 if not limit.expired():
                     raise
                 end = watch.time_is_up(time.time(), reason)
+            if self._subscription is not None:
+                self._subscription.is_over = True
             end = await self._before_end(end)
             service = None if self._subscription is None else self._subscription.service()
         finally:
@@ -187,11 +189,17 @@ class CampaignCompletedTrigger(_CampaignTrigger):
         """Add the final statistics, if they can be read at once, so that the task need not ask the service."""
         if not end.is_done or self._subscription is None:
             return end
-        with suppress(VoiceGenieError):
-            found = await self._subscription.read(statistics(self.campaign_id), _PATIENCE_WITH_STATISTICS)
-            if found is not None and found.is_final:
-                return add_statistics(end, found)
-        return end
+        patience = _PATIENCE_WITH_STATISTICS
+        if self.execution_deadline is not None:
+            patience = min(patience, self.execution_deadline - STATISTICS_DELAY - time.time())
+        try:
+            found = await self._subscription.read(statistics(self.campaign_id), patience)
+        except VoiceGenieError:
+            return end
+        except Exception:
+            self.log.warning("Campaign %r: the task will read its statistics.", self.campaign_id, exc_info=True)
+            return end
+        return add_statistics(end, found) if found is not None and found.is_final else end
 
     @property
     def _hears_of_kills(self) -> bool:

@@ -34,7 +34,7 @@ from airflow_provider_voicegenie.metrics import show_waits
 from airflow_provider_voicegenie.triggers.polling import (
     ListedPage,
     ListReader,
-    OtherRead,
+    OneRead,
     PageRead,
     PolledCampaign,
     PollingPlan,
@@ -136,16 +136,15 @@ class CampaignFeed:
 
     async def _read(self, request: Request[Result], patience: float) -> Result | None:
         now = self._loop.time()
-        share = None if self._client is None else self._client.share
-        starts = max(self._pause_until, -math.inf if share is None else share.next_at)
-        read = OtherRead(request, self._loop.create_future())
-        if starts > now + patience or not self._plan.add_read(read, now):
+        has_room = self._client is None or self._client.share.has_room(self._plan.waiting_reads, now)
+        answer: asyncio.Future[Result] = self._loop.create_future()
+        read = OneRead(request, answer)
+        if patience <= 0 or self._pause_until > now or not has_room or not self._plan.add_read(read, now):
             return None
         self._wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                answer: Result = await read.answer
-                return answer
+                return await answer
         return None
 
     def _service(self) -> dict[str, Any] | None:
@@ -208,10 +207,7 @@ class CampaignFeed:
             for reader in self._plan.list_readers:
                 reader.fail(error)
 
-    async def _poll(self, request: PageRead | QuotaRead | OtherRead | PolledCampaign) -> None:
-        if isinstance(request, OtherRead) and request.answer.done():
-            # Whoever wanted to know does so no more.
-            return
+    async def _poll(self, request: PageRead | QuotaRead | OneRead | PolledCampaign) -> None:
         sent_at = self._loop.time()
         client: VoiceGenieClient | None = None
         try:
@@ -234,11 +230,8 @@ class CampaignFeed:
                 self._plan.quota_was_read(self._loop.time())
                 if self._plan.quota_reader is not None:
                     self._plan.quota_reader.publish(left)
-            elif isinstance(request, OtherRead):
-                answer = await in_thread(client.send, request.request, max_attempts=1)
-                self._failures = 0
-                if not request.answer.done():
-                    request.answer.set_result(answer)
+            elif isinstance(request, OneRead):
+                await self._answer(request, client)
             else:
                 found = await in_thread(client.send, campaign(request.campaign_id), max_attempts=1)
                 self._failures = 0
@@ -249,16 +242,16 @@ class CampaignFeed:
 
     async def _failed(
         self,
-        request: PageRead | QuotaRead | OtherRead | PolledCampaign,
+        request: PageRead | QuotaRead | OneRead | PolledCampaign,
         error: VoiceGenieError,
         sent_at: float,
         client: VoiceGenieClient | None,
     ) -> None:
-        self._count_failure(error)
-        if isinstance(request, OtherRead):
-            if not request.answer.done():
-                request.answer.set_exception(error)
+        if isinstance(request, OneRead):
+            # It has not been sent. Whoever asked does without.
+            self._plan.read_is_over()
             return
+        self._count_failure(error)
         mended = isinstance(error, _MENDED_BY_CONNECTION) and await self._connection_has_changed(client)
         now = self._loop.time()
         if isinstance(request, PolledCampaign):
@@ -282,6 +275,18 @@ class CampaignFeed:
             self._publish_to_list_readers(error, sent_at)
         if not mended and (error.temporary or is_about_all):
             await self._publish_all([(campaign_id, error) for campaign_id in self._plan.campaigns], sent_at)
+
+    async def _answer(self, read: OneRead, client: VoiceGenieClient) -> None:
+        """Read something once. Its trouble is nobody else's: the polls go on."""
+        try:
+            answer = await in_thread(client.send, read.request, max_attempts=1)
+            if not read.answer.done():
+                read.answer.set_result(answer)
+        except Exception as error:  # noqa: BLE001  whoever asked is told
+            if not read.answer.done():
+                read.answer.set_exception(error)
+        finally:
+            self._plan.read_is_over()
 
     def _count_failure(self, error: VoiceGenieError) -> None:
         if not error.temporary:

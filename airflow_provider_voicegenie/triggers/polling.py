@@ -5,7 +5,8 @@ Which request a shared poll sends next, and when. Without I/O: the caller brings
 A page of the list has up to a thousand campaigns; a single read has one. For the waits at hand, whichever takes fewer
 requests is chosen: the list for all, single reads, or the list for those that are in no hurry and single reads for the
 others. The pages of one pass over the list, and the single reads, are spread over the poll interval. Every campaign is
-read at least once in an interval: each round takes a little less than one.
+read at least once in an interval: each round takes a little less than one, and passes over the list somewhat less if
+they are cheap.
 
 Who wants to know of all campaigns is a reader of the list, which is then read in any case. The waits go with it where
 that saves requests.
@@ -29,11 +30,12 @@ from airflow_provider_voicegenie.api.retries import poll_delay
 _SHORTEST_ROUND = 0.86
 _LONGEST_ROUND = 0.90
 
-#: The same for passes over the list, if they take this many times fewer requests than single reads: then it costs next
-#: to nothing that ends are seen sooner.
+#: The same for passes over the list, if they take this many times fewer requests than single reads, and no more than so
+#: many a minute: then it costs next to nothing that ends are seen sooner.
 _SHORTEST_PASS = 0.74
 _LONGEST_PASS = 0.78
 _CHEAP = 20
+_FEW = 30.0
 
 #: Seconds that the first subscribers have to gather before the first page is read, at most.
 _GATHERING = 1.0
@@ -48,8 +50,9 @@ _MEASURE_AGAIN = 3600.0
 #: and waits come and go all the time.
 _WORTH_A_CHANGE = 1.1
 
-#: How many other reads may wait.
-_MOST_OTHERS = 50
+#: How many reads of something else may wait, and be under way: polls come first.
+_MOST_WAITING = 50
+_MOST_UNDER_WAY = 3
 
 #: Failed pages in a row after which a single read shows whether it is the list alone that fails.
 _DOUBTFUL = 3
@@ -166,16 +169,29 @@ class QuotaRead(NamedTuple):
     """Read the account's quota."""
 
 
-class OtherRead(NamedTuple):
+class Answer(Protocol):
+    """Who waits for what is read once."""
+
+    def done(self) -> bool:
+        """Say whether it waits no more."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Show it what was read."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Show it why nothing could be read."""
+
+
+class OneRead(NamedTuple):
     """
     Read something else, once.
 
     :param request: The request.
-    :param answer: Where the sender leaves what came of it.
+    :param answer: Who waits for it.
     """
 
     request: Request[Any]
-    answer: Any
+    answer: Answer
 
 
 class PollingPlan:
@@ -188,8 +204,9 @@ class PollingPlan:
         # When the quota is to be read; infinity while nobody asks for it, or it is being read.
         self._quota_due = math.inf
         self._quota_failures = 0
-        # What else is to be read, and since when.
-        self._others: deque[tuple[float, OtherRead]] = deque()
+        # What else is to be read, and since when; and how many such reads are under way.
+        self._others: deque[tuple[float, OneRead]] = deque()
+        self._under_way = 0
         self._singles: list[tuple[float, int, PolledCampaign]] = []
         self._sequence = 0
         # How many campaigns the list may cover, by interval.
@@ -275,17 +292,26 @@ class PollingPlan:
         if polled.subscribers and not polled.is_being_read:
             self._schedule(polled, now)
 
-    def add_read(self, read: OtherRead, now: float) -> bool:
+    @property
+    def waiting_reads(self) -> int:
+        """How many reads of something else wait to be sent."""
+        return len(self._others)
+
+    def add_read(self, read: OneRead, now: float) -> bool:
         """
         Read something else at once; return whether it will be: not if many wait for that.
 
         :param read: What.
         :param now: The time.
         """
-        if len(self._others) >= _MOST_OTHERS:
+        if len(self._others) >= _MOST_WAITING:
             return False
         self._others.append((now, read))
         return True
+
+    def read_is_over(self) -> None:
+        """Take note that one of these reads is no longer under way."""
+        self._under_way -= 1
 
     def due_at(self) -> float:
         """Return when the next request is due; infinity if none is."""
@@ -295,16 +321,19 @@ class PollingPlan:
         page = math.inf
         if self._reads_list and not self._page_reading and self._page_due is not None:
             page = self._page_due
-        other = self._others[0][0] if self._others else math.inf
+        while self._others and self._others[0][1].answer.done():
+            self._others.popleft()
+        other = self._others[0][0] if self._others and self._under_way < _MOST_UNDER_WAY else math.inf
         return min(single, page, other, self._quota_due)
 
-    def take(self) -> PageRead | QuotaRead | OtherRead | PolledCampaign:
+    def take(self) -> PageRead | QuotaRead | OneRead | PolledCampaign:
         """Return the request that :meth:`due_at` is about; it counts as under way until its result is reported."""
         due = self.due_at()
         if self._quota_due <= due:
             self._quota_due = math.inf
             return QuotaRead()
-        if self._others and self._others[0][0] <= due:
+        if self._others and self._others[0][0] <= due and self._under_way < _MOST_UNDER_WAY:
+            self._under_way += 1
             return self._others.popleft()[1]
         if self._singles and self._singles[0][0] <= due:
             _, _, polled = heapq.heappop(self._singles)
@@ -468,7 +497,8 @@ class PollingPlan:
     def _is_cheap(self) -> bool:
         """Say whether the list takes next to nothing, compared with single reads of all that go by it."""
         singly = sum(waits / interval for interval, waits in self._listable.items() if interval >= self._listed_from)
-        return singly >= _CHEAP * self._pages() / self._pass_time()
+        seconds, pages = self._pass_time(), self._pages()
+        return _CHEAP * pages <= singly * seconds and 60.0 * pages <= _FEW * seconds
 
     def _slot(self) -> float:
         """Return the seconds from one page to the next."""
@@ -504,7 +534,8 @@ class PollingPlan:
         costs = self._requests_per_second()
         best = min(reversed(costs), key=costs.__getitem__)
         now_taken = next(cost for interval, cost in costs.items() if interval >= self._listed_from)
-        is_worth_it = best > self._listed_from or costs[best] * _WORTH_A_CHANGE < now_taken
+        covers_nobody = max(self._listable) < self._listed_from < math.inf
+        is_worth_it = best > self._listed_from or covers_nobody or costs[best] * _WORTH_A_CHANGE < now_taken
         return best if is_worth_it else self._listed_from
 
     def _requests_per_second(self) -> dict[float, float]:

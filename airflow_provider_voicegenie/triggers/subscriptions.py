@@ -51,6 +51,7 @@ class Subscription:
         "campaign_id",
         "held_back",
         "interval",
+        "is_over",
         "joined_at",
         "needs_single_reads",
     )
@@ -70,6 +71,8 @@ class Subscription:
         self.interval = interval
         self.needs_single_reads = needs_single_reads
         self.joined_at = now
+        #: Whether it wants no more updates.
+        self.is_over = False
         self._on_reading = on_reading
         self._context = contextvars.copy_context()
         self._feed = feed
@@ -136,7 +139,7 @@ class Subscription:
 
     def publish(self, reading: Reading, in_full: bool, now: float) -> None:
         """Show the subscriber a reading. One that has not taken its last update yet is left out."""
-        if self._update is not None:
+        if self._update is not None or self.is_over:
             return
         if self._listed is not None and isinstance(reading, Campaign):
             reading = reading.with_listed(self._listed.found.get(reading.campaign_id))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The waits of operators in a worker, and the final statistics, which a worker reads after every wait."""
+"""The waits of operators in a worker, and the final statistics, which it reads unless the triggerer has done so."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from helpers.tasks import (
     ENDS,
     Following,
     Starting,
+    Store,
     after_requests,
     both_tasks,
     both_ways,
@@ -311,6 +312,27 @@ def test_a_resumed_task_that_has_the_statistics_needs_no_connection_and_no_http_
     assert (result["status"], result["statistics"]["total_contacts"]) == ("completed", 10_000)
     assert "airflow_provider_voicegenie.api.client" not in modules
     assert sandbox.request_count("stats") == 1
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_resumed_start_is_handed_its_record(sandbox, monkeypatch, is_older):
+    """A trigger of the version before has none for it, and says nothing of the service."""
+    store = Store()
+    run = context(store)
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting()(deferrable=True).execute(run)
+    assert store["voicegenie_start"]["owes_pause"]
+    complete(sandbox, "long")()
+    event = event_of(deferral.value.trigger)
+    if is_older:
+        del event["service"], event["deferred"]["start"]["record"]
+    asked = []
+    monkeypatch.setattr(Store, "get", lambda store, key: asked.append(key) or dict.get(store, key))
+    result = Starting()(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
+    assert (result["status"], result["started_by_task"]) == ("completed", True)
+    assert asked == (["voicegenie_start"] if is_older else [])
+    assert store["voicegenie_start"]["phase"] == "started"
+    assert not store["voicegenie_start"]["owes_pause"]
 
 
 @both_tasks

@@ -5,9 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+from unittest.mock import MagicMock
 
+import airflow
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, XCom
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    BaseOperatorLink,
+    TaskInstanceState,
+    XCom,
+)
 from helpers.leaks import MARKED_KEY
 from helpers.tasks import TaskInstance, context
 
@@ -116,8 +124,39 @@ def test_airflow_does_not_store_the_link_once_more(sandbox, monkeypatch, url):
     # It may be ended before it looks at its campaign, and is asked then.
     assert operator.operator_extra_links[0].get_link(operator, ti_key=None) == ""
     operator.execute(context())
-    assert operator.operator_extra_links == ()
+    assert list(operator.operator_extra_links) == []
     assert [link.name for link in StartCampaignOperator.operator_extra_links] == [CampaignLink.name]
+
+
+def test_the_links_of_a_subclass_stay(sandbox):
+    class Other(BaseOperatorLink):
+        name = "other"
+
+        def get_link(self, operator, *, ti_key):
+            return ""
+
+    class Starting(StartCampaignOperator):
+        operator_extra_links = (CampaignLink(), Other())
+
+    operator = Starting(task_id="t", campaign_id="ready")
+    operator.execute(context())
+    assert [link.name for link in operator.operator_extra_links] == ["other"]
+
+
+@pytest.mark.skipif(airflow.__version__.startswith("2."), reason="Airflow 2 asks for links when it shows them")
+@pytest.mark.parametrize("stores", [True, False])
+def test_what_airflow_stores_at_the_end(sandbox, monkeypatch, stores):
+    from airflow.sdk.execution_time import task_runner
+
+    stored = []
+    monkeypatch.setattr(task_runner, "_xcom_push_to_db", lambda ti, key, value: stored.append((key, value)))
+    monkeypatch.setattr(task_runner, "get_listener_manager", lambda: MagicMock())
+    operator = StartCampaignOperator(task_id="t", campaign_id="ready")
+    if stores:
+        operator.execute(context())
+    instance = MagicMock(task=operator, start_date=None)
+    task_runner.finalize(instance, TaskInstanceState.SUCCESS, {}, MagicMock())
+    assert stored == ([] if stores else [(KEY, "")])
 
 
 def test_the_link_is_what_the_task_has_kept(monkeypatch):

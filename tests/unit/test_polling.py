@@ -189,6 +189,27 @@ def test_a_member_that_needs_more_than_the_list_gets_single_reads():
     assert 9 <= sum(what == "ready" for _, what in service.sent) <= 12
 
 
+def test_the_list_is_left_once_those_who_went_by_it_are_gone():
+    """As the change to single reads of the others was not worth it before."""
+    plan = PollingPlan()
+    slow = [subscriber(600) for _ in range(400)]
+    slow_polled = [plan.add(f"c{number}", each, 0.0) for number, each in enumerate(slow)]
+    for number in range(21):
+        plan.add(f"c{1000 + number}", subscriber(10), 0.0)
+    service = Service(names(20_000))
+    service.run(plan, 0, 1300)
+    for polled, each in zip(slow_polled, slow, strict=True):
+        plan.remove(polled, each, 1300.0)
+    service.run(plan, 1300, 2300)
+    assert service.counts(1400, 2300).total() <= 1.2 * 21 * 90
+
+
+def test_a_cheap_list_is_read_more_often_only_if_that_takes_few_requests():
+    service = Service(names(40_000))
+    service.run(plan_for(3000), 0, 3060)
+    assert service.counts(60, 3060)["list"] / 50 <= 48
+
+
 def test_the_shortest_interval_counts():
     plan = plan_for(3, interval=600)
     plan.add("c0", subscriber(10), 0.0)

@@ -155,7 +155,7 @@ def test_the_link_leads_to_the_right_campaign(sandbox, later):
     operator = starting(later)
     operator.resume_execution("execute_complete", {"event": event_of(deferral.trigger)}, run)
     # What Airflow stores at the end of a task are the links that the task has then.
-    assert operator.operator_extra_links == ()
+    assert list(operator.operator_extra_links) == []
     assert run["ti"].xcom["_link_CampaignLink"] == f"{sandbox.url}/#campaign-ours"
 
 

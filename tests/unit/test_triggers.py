@@ -17,6 +17,7 @@ import pytest
 from airflow.triggers.base import BaseTrigger
 from helpers.tasks import TaskInstance
 
+from airflow_provider_voicegenie.api.models import CampaignStats
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
@@ -545,8 +546,87 @@ def test_old_statistics_are_left_to_the_task(sandbox):
     assert sandbox.request_count("stats") == 2
 
 
+def test_those_who_wait_are_read_although_the_statistics_of_others_are_in_trouble(sandbox, monkeypatch):
+    """Neither reads that hang or fail, nor those that nobody waits for any more, take the place of a poll."""
+    monkeypatch.setattr(campaign_triggers, "_PATIENCE_WITH_STATISTICS", 0.5)
+    sandbox.inject("hold", "stats", times=4)
+    sandbox.inject("status", "stats", status=500, times=None)
+    last = sandbox.add_campaign(status="running", total_count=10_000).id
+    others = [completed_campaign(sandbox) for _ in range(60)]
+
+    async def work():
+        waiting = asyncio.create_task(first_event(trigger(last)))
+        await asyncio.gather(*(first_event(trigger(each)) for each in others))
+        before = sandbox.request_count("list") + sandbox.request_count("get")
+        await asyncio.sleep(1.5)
+        assert sandbox.request_count("list") + sandbox.request_count("get") - before >= 3
+        sandbox.sandbox.store.change(last, status="failed")
+        began = time.monotonic()
+        payload = await waiting
+        assert time.monotonic() - began < 1
+        return payload
+
+    assert run(work)["condition"] == "CAMPAIGN_FAILED"
+
+
+def test_a_wait_has_its_share_although_many_others_end(sandbox, monkeypatch):
+    """Three requests a minute at first, and some at once: what is left of them is for the poll."""
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(requests_per_minute=60))
+    last = sandbox.add_campaign(status="running", total_count=10_000).id
+    others = [completed_campaign(sandbox) for _ in range(40)]
+    waits = []
+
+    async def work():
+        waits.append(asyncio.create_task(first_event(trigger(last))))
+        await asyncio.gather(*(first_event(trigger(each)) for each in others))
+        (feed,) = feeds._feeds[asyncio.get_running_loop()].values()
+        found = feed._client.share.next_at - asyncio.get_running_loop().time()
+        waits[0].cancel()
+        return found
+
+    assert run(work) <= 21
+    assert sandbox.request_count("stats") <= 3
+
+
+def test_an_error_in_the_statistics_of_one_is_no_error_of_the_others(sandbox, monkeypatch, caplog):
+    monkeypatch.setattr(CampaignStats, "from_json", lambda data: 1 / 0)
+    last = sandbox.add_campaign(status="running", total_count=10_000).id
+
+    async def work():
+        waiting = asyncio.create_task(first_event(trigger(last)))
+        payload = await first_event(trigger(completed_campaign(sandbox)))
+        assert (payload["reason"], payload["result"]["statistics"]) == ("done", None)
+        sandbox.sandbox.store.change(last, status="failed")
+        return await waiting
+
+    assert run(work)["condition"] == "CAMPAIGN_FAILED"
+    assert any("the task will read its statistics" in record.getMessage() for record in caplog.records)
+
+
+def test_statistics_are_not_waited_for_until_the_execution_timeout(sandbox):
+    """Airflow 2 ends a task at once that is resumed after it."""
+    (payload,) = wait_for(trigger(completed_campaign(sandbox), execution_deadline=time.time() + 4))
+    assert (payload["reason"], payload["result"]["statistics"]) == ("done", None)
+    assert sandbox.request_count("stats") == 0
+
+
+def test_a_wait_that_is_over_says_nothing_more(sandbox, monkeypatch, caplog):
+    monkeypatch.setattr(campaign_triggers, "_PATIENCE_WITH_STATISTICS", 1.5)
+    caplog.set_level(logging.INFO)
+    sandbox.inject("hold", "stats")
+    campaign = completed_campaign(sandbox)
+
+    async def meanwhile():
+        while not sandbox.request_count("stats"):
+            await asyncio.sleep(0.05)
+        sandbox.sandbox.store.change(campaign, status="running")
+
+    wait_for(trigger(campaign), meanwhile=meanwhile)
+    assert not [record for record in caplog.records if "running" in record.getMessage()]
+
+
 def test_if_many_end_at_once_the_statistics_of_most_are_left_to_their_tasks(sandbox, monkeypatch):
-    monkeypatch.setattr(polling, "_MOST_OTHERS", 3)
+    monkeypatch.setattr(polling, "_MOST_WAITING", 3)
     sandbox.inject("delay", "stats", seconds=0.5)
     began = time.monotonic()
     payloads = wait_for(*(trigger(completed_campaign(sandbox)) for _ in range(100)))
