@@ -7,11 +7,12 @@ import itertools
 import math
 import random
 from collections import Counter
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
 
-from airflow_provider_voicegenie.triggers.polling import PageRead, PolledCampaign, PollingPlan
+from airflow_provider_voicegenie.triggers.polling import OneRead, PageRead, PolledCampaign, PollingPlan
 
 
 @pytest.fixture(autouse=True, params=range(5))
@@ -194,14 +195,26 @@ def test_the_list_is_left_once_those_who_went_by_it_are_gone():
     plan = PollingPlan()
     slow = [subscriber(600) for _ in range(400)]
     slow_polled = [plan.add(f"c{number}", each, 0.0) for number, each in enumerate(slow)]
-    for number in range(21):
-        plan.add(f"c{1000 + number}", subscriber(10), 0.0)
     service = Service(names(20_000))
-    service.run(plan, 0, 1300)
+    service.run(plan, 0, 1200)
+    for number in range(21):
+        plan.add(f"c{1000 + number}", subscriber(10), 1200.0)
+    service.run(plan, 1200, 1300)
     for polled, each in zip(slow_polled, slow, strict=True):
         plan.remove(polled, each, 1300.0)
     service.run(plan, 1300, 2300)
     assert service.counts(1400, 2300).total() <= 1.2 * 21 * 90
+
+
+def test_a_read_that_nobody_waits_for_any_more_is_left_out():
+    plan = plan_for(1)
+    reads = [OneRead(request=name, answer=Future()) for name in ("first", "second")]
+    assert all(plan.add_read(read, 0.0) for read in reads)
+    reads[0].answer.cancel()
+    assert plan.due_at() == 0.0
+    assert plan.take() is reads[1]
+    reads[1].answer.set_result(None)
+    assert isinstance(plan.take(), PolledCampaign)
 
 
 def test_a_cheap_list_is_read_more_often_only_if_that_takes_few_requests():
