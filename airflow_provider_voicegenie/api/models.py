@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from airflow_provider_voicegenie.api.responses import hide_people
@@ -52,7 +53,7 @@ class CampaignStatus(StrEnum):
     @classmethod
     def read(cls, text: str) -> CampaignStatus:
         """Read the service's word, without regard to case, spaces, hyphens and underscores."""
-        return _STATUS_WORDS.get(re.sub(r"[\s_-]", "", text).casefold(), cls.UNKNOWN)
+        return _read_status(text)
 
     @property
     def is_running(self) -> bool:
@@ -90,6 +91,11 @@ _STATUS_WORDS: Mapping[str, CampaignStatus] = {
     "notstartedyet": CampaignStatus.NOT_YET_STARTED,
     "pending": CampaignStatus.NOT_YET_STARTED,
 }
+
+
+@lru_cache(maxsize=100)
+def _read_status(text: str) -> CampaignStatus:
+    return _STATUS_WORDS.get(re.sub(r"[\s_-]", "", text).casefold(), CampaignStatus.UNKNOWN)
 
 
 class Model:
@@ -524,10 +530,13 @@ def _page(data: Json, name: str) -> tuple[list[Any], int]:
 
 def read_time(value: object) -> datetime | None:
     """Read an ISO 8601 time; UTC if it names no zone, ``None`` if it cannot be read."""
-    if not isinstance(value, str) or value.strip()[10:11] not in ("T", "t", " "):
+    if not isinstance(value, str) or (text := value.strip())[10:11] not in ("T", "t", " "):
         return None
     try:
-        moment = datetime.fromisoformat(value.strip())
+        moment = datetime.fromisoformat(text)
+        # The usual case first: a page has thousands of them.
+        if moment.tzinfo is UTC:
+            return moment
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
@@ -557,7 +566,9 @@ def _required_count(data: Json, name: str) -> int:
 
 def _text(value: object) -> str | None:
     # Half a character, as JSON may have it, can be written nowhere.
-    return value.encode(errors="replace").decode() if isinstance(value, str) and value.strip() else None
+    if not isinstance(value, str) or not value.strip():
+        return None
+    return value if value.isascii() else value.encode(errors="replace").decode()
 
 
 def _text_or_number(value: object) -> str | None:
@@ -578,5 +589,8 @@ def _number(value: object) -> float | None:
 
 
 def _count(value: object) -> int | None:
+    # The usual case first: a page has thousands of them.
+    if type(value) is int and 0 <= value < 2**53:
+        return value
     number = _number(value)
     return int(number) if number is not None and number >= 0 and number.is_integer() else None
