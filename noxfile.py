@@ -39,8 +39,9 @@ THIS_PYTHON = "{}.{}".format(*sys.version_info)
 DOCS_VERSION = OLDEST
 EXTRAS = {NEWEST: "sandbox,test,lineage,browser,distributed", DOCS_VERSION: "sandbox,test,docs"}
 
-#: Unit tests that take their time and touch nothing of Airflow's; so does ``tests/contract``. They run beside one.
-WITHOUT_AIRFLOW = ("fair_share", "polling", "sandbox", "session")
+#: Simulations, which take their time, and depend neither on Airflow nor on the packages that come with it. They run
+#: beside the newest one only, as does ``tests/contract``: what the sandbox is like does not depend on Airflow.
+SIMULATIONS = ("fair_share", "polling")
 
 DISTRIBUTED = "tests/integration/test_distributed.py"
 
@@ -171,7 +172,7 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
         parts["distributed"] = (DISTRIBUTED,)
         parts["browser"] = ("tests/browser",)
     else:
-        parts["unit"] += tuple(f"--ignore=tests/unit/test_{name}.py" for name in WITHOUT_AIRFLOW)
+        parts["unit"] += tuple(f"--ignore=tests/unit/test_{name}.py" for name in SIMULATIONS)
     reports = ROOT / "build" / "tests" / f"airflow-{airflow}-python-{python}"
     shutil.rmtree(reports, ignore_errors=True)
     failed = []

@@ -98,11 +98,11 @@ class CampaignTask(BaseOperator):
             self.campaign_url = hook.campaign_url(self.campaign_id) or ""
             if self.campaign_url:
                 context["ti"].xcom_push(key=LINK_KEY, value=self.campaign_url)
-            self._has_stored_link()
+            self._store_link_no_more()
         except Exception as error:  # noqa: BLE001  Airflow may raise anything here
             log.debug("Campaign %r: no link to it could be stored (%s).", self.campaign_id, type(error).__name__)
 
-    def _has_stored_link(self) -> None:
+    def _store_link_no_more(self) -> None:
         self.operator_extra_links = [each for each in self.operator_extra_links if not isinstance(each, CampaignLink)]
 
     def tell_outlets(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class CampaignTask(BaseOperator):
         :param facts: What :meth:`facts` returned then.
         """
         # By an earlier process.
-        self._has_stored_link()
+        self._store_link_no_more()
         for name in _FACTS:
             kept, rendered = facts[name], getattr(self, name)
             if kept == rendered:

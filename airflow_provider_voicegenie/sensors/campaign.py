@@ -406,13 +406,11 @@ class CampaignCompletedSensor(_CampaignSensor):
         )
 
     def _finished(self, end: End, context: Context) -> End:
-        from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, check_success_rate
+        from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
         from airflow_provider_voicegenie.waiting.worker import read_final_statistics
 
         if not end.is_done:
             return end
-        if end.has_statistics:
-            return check_success_rate(end, self.min_success_rate)
         final = FinalStatistics(
             self.campaign_id,
             end,
@@ -420,7 +418,7 @@ class CampaignCompletedSensor(_CampaignSensor):
             min_success_rate=self.min_success_rate,
             deadline=execution_deadline(context, self.execution_timeout),
         )
-        return read_final_statistics(self._hook, final, self.campaign_id)
+        return final.known or read_final_statistics(self._hook, final, self.campaign_id)
 
     def _xcom(self, end: End) -> Any:
         return {"campaign_id": self.campaign_id, **(end.result or {})}

@@ -41,7 +41,7 @@ from airflow_provider_voicegenie.waiting.deferral import (
     keep_for_resuming,
     late_reason,
 )
-from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, check_success_rate
+from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
 from airflow_provider_voicegenie.waiting.killing import KillSwitch, TaskKilled, was_ended_by_user
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 from airflow_provider_voicegenie.waiting.worker import read_final_statistics, wait_for_completion
@@ -268,8 +268,6 @@ class StartTask:
         return self._result(start, end.result or {})
 
     def _with_statistics(self, end: End) -> End:
-        if end.has_statistics:
-            return check_success_rate(end, self._options.min_success_rate)
         final = FinalStatistics(
             self._campaign_id,
             end,
@@ -277,6 +275,8 @@ class StartTask:
             min_success_rate=self._options.min_success_rate,
             deadline=execution_deadline(self._context, self._options.execution_timeout),
         )
+        if final.known is not None:
+            return final.known
         try:
             with self._once.reading():
                 return read_final_statistics(self._once.hook, final, self._campaign_id)

@@ -136,7 +136,7 @@ class CampaignFeed:
 
     async def _read(self, request: Request[Result], patience: float) -> Result | None:
         now = self._loop.time()
-        has_room = self._client is None or self._client.share.has_room(self._plan.waiting_reads, now)
+        has_room = self._client is not None and self._client.share.has_room(self._plan.waiting_reads, now)
         answer: asyncio.Future[Result] = self._loop.create_future()
         read = OneRead(request, answer)
         if patience <= 0 or self._pause_until > now or not has_room or not self._plan.add_read(read, now):
@@ -208,6 +208,9 @@ class CampaignFeed:
                 reader.fail(error)
 
     async def _poll(self, request: PageRead | QuotaRead | OneRead | PolledCampaign) -> None:
+        if isinstance(request, OneRead):
+            await self._answer(request)
+            return
         sent_at = self._loop.time()
         client: VoiceGenieClient | None = None
         try:
@@ -230,8 +233,6 @@ class CampaignFeed:
                 self._plan.quota_was_read(self._loop.time())
                 if self._plan.quota_reader is not None:
                     self._plan.quota_reader.publish(left)
-            elif isinstance(request, OneRead):
-                await self._answer(request, client)
             else:
                 found = await in_thread(client.send, campaign(request.campaign_id), max_attempts=1)
                 self._failures = 0
@@ -242,15 +243,11 @@ class CampaignFeed:
 
     async def _failed(
         self,
-        request: PageRead | QuotaRead | OneRead | PolledCampaign,
+        request: PageRead | QuotaRead | PolledCampaign,
         error: VoiceGenieError,
         sent_at: float,
         client: VoiceGenieClient | None,
     ) -> None:
-        if isinstance(request, OneRead):
-            # It has not been sent. Whoever asked does without.
-            self._plan.read_is_over()
-            return
         self._count_failure(error)
         mended = isinstance(error, _MENDED_BY_CONNECTION) and await self._connection_has_changed(client)
         now = self._loop.time()
@@ -276,8 +273,10 @@ class CampaignFeed:
         if not mended and (error.temporary or is_about_all):
             await self._publish_all([(campaign_id, error) for campaign_id in self._plan.campaigns], sent_at)
 
-    async def _answer(self, read: OneRead, client: VoiceGenieClient) -> None:
+    async def _answer(self, read: OneRead) -> None:
         """Read something once. Its trouble is nobody else's: the polls go on."""
+        client = self._client
+        assert client is not None  # noqa: S101  else it would not have been taken in
         try:
             answer = await in_thread(client.send, read.request, max_attempts=1)
             if not read.answer.done():

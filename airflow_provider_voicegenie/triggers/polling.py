@@ -321,10 +321,7 @@ class PollingPlan:
         page = math.inf
         if self._reads_list and not self._page_reading and self._page_due is not None:
             page = self._page_due
-        while self._others and self._others[0][1].answer.done():
-            self._others.popleft()
-        other = self._others[0][0] if self._others and self._under_way < _MOST_UNDER_WAY else math.inf
-        return min(single, page, other, self._quota_due)
+        return min(single, page, self._other_due(), self._quota_due)
 
     def take(self) -> PageRead | QuotaRead | OneRead | PolledCampaign:
         """Return the request that :meth:`due_at` is about; it counts as under way until its result is reported."""
@@ -332,7 +329,7 @@ class PollingPlan:
         if self._quota_due <= due:
             self._quota_due = math.inf
             return QuotaRead()
-        if self._others and self._others[0][0] <= due and self._under_way < _MOST_UNDER_WAY:
+        if self._other_due() <= due < math.inf:
             self._under_way += 1
             return self._others.popleft()[1]
         if self._singles and self._singles[0][0] <= due:
@@ -342,6 +339,12 @@ class PollingPlan:
             return polled
         self._page_reading = True
         return PageRead(self._offset)
+
+    def _other_due(self) -> float:
+        """Return when something else is to be read. What nobody waits for any more is left out."""
+        while self._others and self._others[0][1].answer.done():
+            self._others.popleft()
+        return self._others[0][0] if self._others and self._under_way < _MOST_UNDER_WAY else math.inf
 
     # What came of the requests.
 

@@ -58,6 +58,11 @@ class FinalStatistics:
         self._failing_since: float | None = None
         self._invalid_since: float | None = None
 
+    @property
+    def known(self) -> End | None:
+        """How the wait ended, if the triggerer has read the statistics."""
+        return self._judge(self._end) if (self._end.result or {}).get("statistics") else None
+
     def delay(self, failures: int, retry_after: float | None, now: float) -> float:
         """
         Return how many seconds to wait before the next read: not until Airflow ends the task.
@@ -82,7 +87,7 @@ class FinalStatistics:
         self._failing_since = self._invalid_since = None
         if not statistics.is_final and now - self._completed_since < _STATISTICS_AGE:
             return self._go_on_without("are not up to date yet") if self._is_over(now) else None
-        return check_success_rate(add_statistics(self._end, statistics), self._min_success_rate)
+        return self._judge(add_statistics(self._end, statistics))
 
     def observe_error(self, error: VoiceGenieError, now: float) -> End | None:
         """
@@ -109,6 +114,16 @@ class FinalStatistics:
         words = f"it is completed, but its statistics, which min_success_rate needs, cannot be read: {error.message}"
         return End(EndReason.CONDITION, words, condition, error.retry_after, self._end.result)
 
+    def _judge(self, end: End) -> End:
+        """Return the condition that too few calls were successful, or the end, which has the statistics, as it is."""
+        rate: float | None = (end.result or {})["statistics"]["success_rate"]
+        wanted = self._min_success_rate
+        if wanted is None or (rate is not None and rate >= wanted):
+            return end
+        ended = "no call has ended" if rate is None else f"{rate:g} % of the finished calls were successful"
+        words = f"it is completed, but {ended}, and at least {wanted:g} % is wanted"
+        return end._replace(reason=EndReason.CONDITION, message=words, condition=Condition.SUCCESS_RATE_TOO_LOW)
+
     def _is_over(self, now: float) -> bool:
         return self._deadline is not None and now + STATISTICS_DELAY >= self._deadline
 
@@ -131,21 +146,6 @@ def add_statistics(end: End, statistics: CampaignStats) -> End:
     if statistics.completed_at is not None:
         result["completed_at"] = write_time(statistics.completed_at)
     return end._replace(result=result)
-
-
-def check_success_rate(end: End, wanted: float | None) -> End:
-    """
-    Return the condition that too few calls were successful, or the end as it is.
-
-    :param end: The campaign is completed, and the end has its statistics.
-    :param wanted: Percentage of successful calls among the finished ones that is wanted; ``None`` for any.
-    """
-    rate: float | None = (end.result or {})["statistics"]["success_rate"]
-    if wanted is None or (rate is not None and rate >= wanted):
-        return end
-    ended = "no call has ended" if rate is None else f"{rate:g} % of the finished calls were successful"
-    words = f"it is completed, but {ended}, and at least {wanted:g} % is wanted"
-    return end._replace(reason=EndReason.CONDITION, message=words, condition=Condition.SUCCESS_RATE_TOO_LOW)
 
 
 def success_rate(statistics: CampaignStats) -> float | None:

@@ -61,11 +61,6 @@ class End(NamedTuple):
         """Whether what was waited for is so."""
         return self.reason is EndReason.DONE
 
-    @property
-    def has_statistics(self) -> bool:
-        """Whether the campaign's statistics were read, too."""
-        return bool((self.result or {}).get("statistics"))
-
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON, for a trigger's event."""
         return {
