@@ -6,6 +6,7 @@ Each Airflow version gets a virtual environment below ``.venvs``. It is made onc
 the constraints of the version change.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -13,6 +14,7 @@ import sys
 import xml.etree.ElementTree
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import nox
@@ -39,17 +41,14 @@ THIS_PYTHON = "{}.{}".format(*sys.version_info)
 DOCS_VERSION = OLDEST
 EXTRAS = {NEWEST: "sandbox,test,lineage,browser,distributed", DOCS_VERSION: "sandbox,test,docs"}
 
-#: Simulations, which take their time, and depend neither on Airflow nor on the packages that come with it. They run
-#: beside the newest one only, as does ``tests/contract``: what the sandbox is like does not depend on Airflow.
-SIMULATIONS = ("fair_share", "polling")
-
 DISTRIBUTED = "tests/integration/test_distributed.py"
 
 ROOT = Path(__file__).resolve().parent
 VENVS = ROOT / ".venvs"
 
-# No settings of another Airflow.
-for name in [name for name in os.environ if name.startswith("AIRFLOW")]:
+# No settings of another Airflow. And Python keeps its bytecode: without it, each process of Airflow takes twice as long
+# to begin.
+for name in [name for name in os.environ if name.startswith("AIRFLOW") or name == "PYTHONDONTWRITEBYTECODE"]:
     del os.environ[name]
 
 
@@ -156,46 +155,64 @@ def install(session: nox.Session, folder: Path, *arguments: str) -> None:
 
 
 def run_tests(session: nox.Session, airflow: str, python: str) -> None:
-    """Run all tests, or what the arguments after ``--`` say."""
+    """
+    Run all tests, or what the arguments after ``--`` say.
+
+    What needs no Airflow (``tests/pure``), and what the sandbox is like (``tests/contract``), depend on no version of
+    it: they run beside the newest one only.
+    """
     interpreter = environment(session, airflow, python)
     if session.posargs:
         session.run(interpreter, "-m", "pytest", *session.posargs)
         return
-    # The unit tests mostly wait; each integration test has an Airflow of its own, which keeps most of a processor busy,
-    # and the distributed one takes all there are.
     parts: dict[str, tuple[str, ...]] = {
-        "unit": ("-n", "10", "--dist", "worksteal", "tests/unit"),
-        "integration": ("-n", "3", "--dist", "worksteal", "tests/integration", f"--ignore={DISTRIBUTED}"),
+        "unit": ("-n", "4", "--dist", "worksteal", "tests/unit"),
+        # Tests of one group share an Airflow.
+        "integration": ("-n", "3", "--dist", "loadgroup", "tests/integration", f"--ignore={DISTRIBUTED}"),
     }
     if airflow == NEWEST:
-        parts["unit"] += ("tests/contract",)
+        parts["unit"] += ("tests/pure", "tests/contract")
         parts["distributed"] = (DISTRIBUTED,)
         parts["browser"] = ("tests/browser",)
-    else:
-        parts["unit"] += tuple(f"--ignore=tests/unit/test_{name}.py" for name in SIMULATIONS)
     reports = ROOT / "build" / "tests" / f"airflow-{airflow}-python-{python}"
     shutil.rmtree(reports, ignore_errors=True)
-    failed = []
     for name, arguments in parts.items():
-        try:
+        with contextlib.suppress(CommandFailed):
             session.run(interpreter, "-m", "pytest", f"--junitxml={reports / name}.xml", *arguments)
-        except CommandFailed:
-            failed.append(name)
-    if reports.exists():  # not with nox --install-only, which runs no tests
-        session.log(f"Airflow {airflow}, Python {python}: {total(reports)}. Reports: {reports.relative_to(ROOT)}")
+    if not reports.exists():  # with nox --install-only, which runs no tests
+        return
+    print(f"\nAirflow {airflow}, Python {python}:")
+    if not summarize(reports, parts):
+        session.error("not all tests passed")
+
+
+def summarize(reports: Path, parts: Iterable[str]) -> bool:
+    """Print what came of each part, which tests failed, and what to install for more; return whether all is well."""
+    failed: list[str] = []
+    lacking: Counter[str] = Counter()
+    print(f"{'part':14}{'passed':>8}{'failed':>8}{'skipped':>8}{'seconds':>9}")
+    for part in parts:
+        report = reports / f"{part}.xml"
+        if not report.exists():
+            failed.append(f"{part}: pytest ended before it wrote its report")
+            continue
+        (suite,) = xml.etree.ElementTree.parse(report).iter("testsuite")  # noqa: S314  pytest has just written it
+        count = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+        wrong = count["failures"] + count["errors"]
+        passed = count["tests"] - wrong - count["skipped"]
+        print(f"{part:14}{passed:8,}{wrong:8,}{count['skipped']:8,}{float(suite.attrib['time']):9,.0f}")
+        for case in suite.iter("testcase"):
+            if case.find("failure") is not None or case.find("error") is not None:
+                failed.append(f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}")
+            if (skipped := case.find("skipped")) is not None and "not installed" in skipped.attrib["message"]:
+                lacking[skipped.attrib["message"]] += 1
+        if not count["tests"]:
+            failed.append(f"{part}: no test ran")
+    for reason, number in lacking.items():
+        print(f"{number} skipped: {reason}")
     if failed:
-        session.error(f"failed: {', '.join(failed)}")
-
-
-def total(reports: Path) -> str:
-    """Return how many tests passed, failed and were skipped, of all reports in a folder."""
-    count: Counter[str] = Counter()
-    for report in reports.glob("*.xml"):
-        for suite in xml.etree.ElementTree.parse(report).iter("testsuite"):  # noqa: S314  pytest has just written it
-            count.update({name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")})
-    wrong = count["failures"] + count["errors"]
-    passed = count["tests"] - wrong - count["skipped"]
-    return f"{passed} tests passed, {wrong} failed, {count['skipped']} skipped"
+        print("Failed:", *failed, sep="\n  ")
+    return not failed
 
 
 def check_wheel(session: nox.Session, wheel: Path) -> None:

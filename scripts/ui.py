@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -30,7 +30,15 @@ from airflow_provider_voicegenie.sandbox.service import Sandbox
 from airflow_provider_voicegenie.sandbox.store import SandboxStore
 
 LOGIN = "admin"
-PATIENCE = 240
+#: Airflow's services. Two of them would serve their logs to the whole network.
+SERVICES = (
+    ("api-server",),
+    ("dag-processor",),
+    ("scheduler", "--skip-serve-logs"),
+    ("triggerer", "--skip-serve-logs"),
+)
+#: Seconds between two lines that say what is still missing.
+REMINDER = 30
 
 
 def main() -> int:
@@ -76,6 +84,8 @@ def ui_environment(home: Path, url: str, api_key: str, port: int) -> dict[str, s
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(48),
+        # Airflow forks all its workers before it does anything, 32 of them if it is not told otherwise.
+        "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{LOGIN}:admin",
@@ -101,10 +111,10 @@ def serve(home: Path, environment: dict[str, str], port: int, url: str, api_key:
             print(f"`airflow {arguments[0]} {arguments[1]}` failed:\n{result.stdout}{result.stderr}", file=sys.stderr)
             return 1
     print("Starting Airflow (half a minute or more) ...", flush=True)
-    log = home / "standalone.log"
-    with standalone(environment, log) as process:
-        if not wait_until(lambda: process.poll() is not None or is_up(port)) or process.poll() is not None:
-            print(f"Airflow did not start. Its log ends with:\n{log.read_text()[-4000:]}", file=sys.stderr)
+    with services(home, environment) as processes:
+        if ended := wait_until_up(port, processes):
+            log = (home / f"{ended}.log").read_text()[-4000:]
+            print(f"Airflow's {ended} has ended. Its log ends with:\n{log}", file=sys.stderr)
             return 1
         print(f"""
 Airflow   http://127.0.0.1:{port}   login {LOGIN}, password {LOGIN}
@@ -114,23 +124,31 @@ The connection voicegenie_default points to the sandbox. Open a DAG, press Trigg
 Ctrl-C stops both.
 """)
         sys.stdout.flush()
-        return process.wait()
+        return processes["api-server"].wait()
 
 
 @contextlib.contextmanager
-def standalone(environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``airflow standalone``; leave nothing of it behind."""
-    command = [sys.executable, "-m", "airflow", "standalone"]
-    with log.open("wb") as output:
-        # In its own process session, so that Ctrl-C reaches this script alone.
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+def services(home: Path, environment: dict[str, str]) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Run Airflow's services; leave nothing of them behind."""
+    processes = {}
     try:
-        yield process
+        for command in SERVICES:
+            with (home / f"{command[0]}.log").open("wb") as output:
+                # In process sessions of their own, so that Ctrl-C reaches this script alone.
+                processes[command[0]] = subprocess.Popen(
+                    [sys.executable, "-m", "airflow", *command],
+                    env=environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        yield processes
     finally:
-        family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
-        members = [psutil.Process(member.pid) for member in family if psutil.pid_exists(member.pid)]
+        members = []
+        for process in processes.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member = psutil.Process(process.pid)
+                members += [member, *member.children(recursive=True)]
         for member in members:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.terminate()
@@ -138,27 +156,32 @@ def standalone(environment: dict[str, str], log: Path) -> Iterator[subprocess.Po
         for member in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-        process.wait()
+        for process in processes.values():
+            process.wait()
 
 
-def is_up(port: int) -> bool:
-    """Return whether the UI responds and all parts of Airflow are healthy."""
+def wait_until_up(port: int, processes: dict[str, subprocess.Popen[bytes]]) -> str | None:
+    """Wait until all parts of Airflow are healthy; return the name of a service that has ended instead, if one has."""
+    reminder = time.monotonic() + REMINDER
+    while missing := unhealthy(port):
+        for name, process in processes.items():
+            if process.poll() is not None:
+                return name
+        if time.monotonic() > reminder:
+            print(f"Still waiting for: {', '.join(missing)}", flush=True)
+            reminder += REMINDER
+        time.sleep(0.5)
+    return None
+
+
+def unhealthy(port: int) -> list[str]:
+    """Return the parts of Airflow that are not up yet."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/monitor/health", timeout=5) as response:
             health = json.load(response)
     except (OSError, ValueError):
-        return False
-    return all(health[part]["status"] == "healthy" for part in ("scheduler", "dag_processor", "triggerer"))
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    """Wait for a condition; return whether it came true."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.5)
-    return False
+        return ["api-server"]
+    return [part for part in ("scheduler", "dag_processor", "triggerer") if health[part]["status"] != "healthy"]
 
 
 def free_port() -> int:

@@ -38,7 +38,8 @@ collect_ignore_glob = [] if installed_airflow.__version__.startswith("3.3.") els
 def pytest_collection_modifyitems(items):
     if any(map(shutil.which, BROWSERS)):
         return
-    problem = f"no browser: none of {', '.join(BROWSERS)} is installed"
+    names = ", ".join(BROWSERS)
+    problem = f"not installed: a browser (one of {names}); on Debian and Ubuntu: sudo apt-get install chromium"
     if os.environ.get("VOICEGENIE_BROWSER") == "required":
         pytest.exit(problem, returncode=1)
     for item in items:

@@ -42,6 +42,8 @@ class Services:
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor" if IS_AIRFLOW_2 else "LocalExecutor",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self._port}/execution/",
+            # Airflow forks all its workers before it does anything, 32 of them if it is not told otherwise.
+            "AIRFLOW__CORE__PARALLELISM": "4",
             # Processes that begin at the same time would each make one up.
             "AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode(),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
@@ -60,7 +62,7 @@ class Services:
 
     def __enter__(self):
         if not IS_AIRFLOW_2:
-            self.start("api-server", "--port", str(self._port), "--workers", "1")
+            self.start("api-server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1")
             self.start("dag-processor")
             # Without it a task's process cannot begin, and Airflow does not try that one again.
             with contextlib.ExitStack() as stack:
@@ -79,6 +81,9 @@ class Services:
             self.kill(name)
 
     def start(self, name, *arguments, known_as=None):
+        if name in ("scheduler", "triggerer"):
+            # One process less, which would listen on all addresses.
+            arguments = ("--skip-serve-logs", *arguments)
         with (self._airflow.home / f"{known_as or name}.log").open("ab") as log:
             self._processes[known_as or name] = subprocess.Popen(
                 [sys.executable, "-m", "airflow", name, *arguments],

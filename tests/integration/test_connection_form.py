@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from cryptography.fernet import Fernet
-from services import AIRFLOW_VERSION, IS_AIRFLOW_2, Services
+from services import AIRFLOW_VERSION, IS_AIRFLOW_2
 
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
 
@@ -20,49 +20,47 @@ pytestmark = pytest.mark.airflow
 
 
 @pytest.mark.skipif(IS_AIRFLOW_2, reason="Airflow 2 makes the form itself, see below")
-def test_the_form_and_its_test_over_rest(airflow, voicegenie_sandbox):
-    # Airflow writes what a user posts into its audit log, less what it masks.
-    airflow.environment["AIRFLOW__CORE__HIDE_SENSITIVE_VAR_CONN_FIELDS"] = "True"
-    with Services(airflow) as services:
-        forms = services.request("GET", "/ui/connections/hook_meta")
-        (form,) = (form for form in forms if form["connection_type"] == "voicegenie")
-        assert form["hook_name"] == "VoiceGenie"
-        if importlib.util.find_spec("flask_appbuilder") is not None or AIRFLOW_VERSION >= (3, 1):
-            standard = form["standard_fields"]
-            assert (standard["password"]["title"], standard["url_schema"]["hidden"]) == ("API key", True)
-            assert standard["login"]["hidden"]
-            assert standard["host"]["placeholder"] == UI_FIELD_BEHAVIOUR["placeholders"]["host"]
-            assert set(form["extra_fields"]) == set(CONNECTION_FIELDS)
-            timeout = form["extra_fields"]["timeout"]
-            assert timeout["schema"]["title"] == CONNECTION_FIELDS["timeout"]["label"]
-            assert timeout["description"] == CONNECTION_FIELDS["timeout"]["description"]
+def test_the_form_and_its_test_over_rest(shared):
+    services, sandbox = shared.services, shared.sandbox
+    forms = services.request("GET", "/ui/connections/hook_meta")
+    (form,) = (form for form in forms if form["connection_type"] == "voicegenie")
+    assert form["hook_name"] == "VoiceGenie"
+    if importlib.util.find_spec("flask_appbuilder") is not None or AIRFLOW_VERSION >= (3, 1):
+        standard = form["standard_fields"]
+        assert (standard["password"]["title"], standard["url_schema"]["hidden"]) == ("API key", True)
+        assert standard["login"]["hidden"]
+        assert standard["host"]["placeholder"] == UI_FIELD_BEHAVIOUR["placeholders"]["host"]
+        assert set(form["extra_fields"]) == set(CONNECTION_FIELDS)
+        timeout = form["extra_fields"]["timeout"]
+        assert timeout["schema"]["title"] == CONNECTION_FIELDS["timeout"]["label"]
+        assert timeout["description"] == CONNECTION_FIELDS["timeout"]["description"]
 
-        # As the UI does it: with every field, empty or not, and a port of its own, see ``docs/versions.md``.
-        host, port = urlsplit(voicegenie_sandbox.url).hostname, urlsplit(voicegenie_sandbox.url).port
-        connection = {
-            "connection_id": "vg",
-            "conn_type": "voicegenie",
-            "description": "",
-            "host": f"http://{host}",
-            "port": port,
-            "login": "",
-            "schema": "",
-            "password": voicegenie_sandbox.api_key,
-            "extra": json.dumps(dict.fromkeys(CONNECTION_FIELDS)),
-        }
-        services.request("POST", "connections", **connection)
-        # The UI does not know a stored key, and sends asterisks in its place, with which 3.0 does nothing.
-        key = {"password": "***"} if AIRFLOW_VERSION >= (3, 1) else {}
-        stored = services.request("POST", "connections/test", **connection | key)
-        assert stored == {"status": True, "message": "The VoiceGenie service accepts the API key."}
-        wrong_key = {**connection, "connection_id": "wrong", "password": "wrong"}
-        wrong = services.request("POST", "connections/test", **wrong_key)
-        assert not wrong["status"]
-        assert "enter it again" in wrong["message"]
-        empty = services.request("POST", "connections/test", **connection | {"connection_id": "e", "password": ""})
-        assert empty["message"].startswith("Password (API key) is empty.")
-        whole = {**connection, "connection_id": "u", "host": voicegenie_sandbox.url, "port": 0}
-        assert services.request("POST", "connections/test", **whole)["status"]
+    # As the UI does it: with every field, empty or not, and a port of its own, see ``docs/versions.md``.
+    host, port = urlsplit(sandbox.url).hostname, urlsplit(sandbox.url).port
+    connection = {
+        "connection_id": "vg",
+        "conn_type": "voicegenie",
+        "description": "",
+        "host": f"http://{host}",
+        "port": port,
+        "login": "",
+        "schema": "",
+        "password": sandbox.api_key,
+        "extra": json.dumps(dict.fromkeys(CONNECTION_FIELDS)),
+    }
+    services.request("POST", "connections", **connection)
+    # The UI does not know a stored key, and sends asterisks in its place, with which 3.0 does nothing.
+    key = {"password": "***"} if AIRFLOW_VERSION >= (3, 1) else {}
+    stored = services.request("POST", "connections/test", **connection | key)
+    assert stored == {"status": True, "message": "The VoiceGenie service accepts the API key."}
+    wrong_key = {**connection, "connection_id": "wrong", "password": "wrong"}
+    wrong = services.request("POST", "connections/test", **wrong_key)
+    assert not wrong["status"]
+    assert "enter it again" in wrong["message"]
+    empty = services.request("POST", "connections/test", **connection | {"connection_id": "e", "password": ""})
+    assert empty["message"].startswith("Password (API key) is empty.")
+    whole = {**connection, "connection_id": "u", "host": sandbox.url, "port": 0}
+    assert services.request("POST", "connections/test", **whole)["status"]
 
 
 # What a browser does with the page of Airflow 2: look at the form, send it, and press Test, which sends what is typed

@@ -143,7 +143,7 @@ class Machines(Services):
         )
 
     def start_triggerer(self, name):
-        self.start("triggerer", "--skip-serve-logs", known_as=f"triggerer-{name}")
+        self.start("triggerer", known_as=f"triggerer-{name}")
 
     def worker_of(self, pid):
         """Return the name of the worker in which a process runs."""

@@ -31,17 +31,21 @@ BLOCKS = [
 ]
 
 
-def python_block(airflow, text):
+def is_test(language, text):
+    return language == "python" and "def test_" in text
+
+
+def test_the_blocks_that_are_tests(airflow):
+    """As a user runs them: in a DAG folder, all at once."""
     airflow.dags = airflow.home / "dags"
     airflow.dags.mkdir()
-    file = airflow.dags / "test_block.py"
-    file.write_text(text)
-    if "def test_" not in text:
-        runpy.run_path(str(file))
-        return
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", airflow.dags, file]
+    tests = [block for block in BLOCKS if is_test(*block.values)]
+    for number, block in enumerate(tests):
+        (airflow.dags / f"test_block_{number}.py").write_text(block.values[1])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", airflow.dags, airflow.dags]
     result = subprocess.run(command, env=airflow.variables(), capture_output=True, text=True, check=False)
-    assert "1 passed" in result.stdout, result.stdout + result.stderr
+    assert f"{len(tests)} passed" in result.stdout, result.stdout + result.stderr
+    assert len(tests) >= 2
 
 
 def export(value):
@@ -99,7 +103,7 @@ def bash_line(line):
             for package in packages:
                 pip_install(package)
         case ["airflow", "db", "migrate"] | ["mkdir", "dags"] | ["pytest", "dags"]:
-            # As the fixture `airflow` and `python_block` do.
+            # As the fixture `airflow` and `test_the_blocks_that_are_tests` do.
             pass
         case ["voicegenie-sandbox", *arguments]:
             sandbox(arguments)
@@ -113,12 +117,14 @@ def bash_line(line):
             pytest.fail(f"what is {other}?")
 
 
-@pytest.mark.parametrize(("language", "text"), BLOCKS)
-def test_each_code_block(airflow, language, text):
+@pytest.mark.parametrize(("language", "text"), [block for block in BLOCKS if not is_test(*block.values)])
+def test_each_code_block(tmp_path, language, text):
     if language != "python" and AIRFLOW_VERSION < (3, 3):
         pytest.skip("a command does on the newest Airflow what it does on the others")
     if language == "python":
-        python_block(airflow, text)
+        file = tmp_path / "block.py"
+        file.write_text(text)
+        runpy.run_path(str(file))
     else:
         assert language == "bash"
         for line in text.splitlines():

@@ -9,13 +9,12 @@ import gzip
 import json
 import re
 import runpy
-import shutil
 import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from services import AIRFLOW_VERSION, IS_AIRFLOW_2, Services, wait_for
+from services import AIRFLOW_VERSION, IS_AIRFLOW_2, wait_for
 
 from airflow_provider_voicegenie.sandbox.connection import airflow_connection
 
@@ -171,59 +170,57 @@ def test_the_pipeline(airflow, voicegenie_sandbox):
 
 
 @pytest.mark.skipif(AIRFLOW_VERSION < (3, 1), reason="Airflow asks people since 3.1")
-def test_approval_retry_after_and_asset(airflow, voicegenie_sandbox):
-    """All need a scheduler, so they share one."""
+def test_approval_retry_after_and_asset(shared):
+    """All need a scheduler, and the time that one waits is there for the others."""
+    sandbox, services = shared.sandbox, shared.services
 
     def begin(dag_id, campaign_id):
-        wait_for(dag_id, lambda: airflow.query("SELECT 1 FROM serialized_dag WHERE dag_id = ?", dag_id))
+        wait_for(dag_id, lambda: shared.query("SELECT 1 FROM serialized_dag WHERE dag_id = ?", dag_id))
         body = {"logical_date": None, "conf": {"campaign_id": campaign_id}}
         return services.request("POST", f"dags/{dag_id}/dagRuns", **body)["dag_run_id"]
 
     def states(run_id):
-        return dict(airflow.query("SELECT task_id, state FROM task_instance WHERE run_id = ?", run_id))
+        return dict(shared.query("SELECT task_id, state FROM task_instance WHERE run_id = ?", run_id))
 
     def answer(run_id, choice):
         # Who answers before the scheduler has noted that the task's process is gone makes it think that it was lost.
         noted = f"state success for task instance .*task_id='approval', run_id='{re.escape(run_id)}'"
-        wait_for("the question", lambda: re.search(noted, (airflow.home / "scheduler.log").read_text()))
+        wait_for("the question", lambda: re.search(noted, (shared.home / "scheduler.log").read_text()))
         path = f"dags/voicegenie_approval/dagRuns/{run_id}/taskInstances/approval/-1/hitlDetails"
         return services.request("PATCH", path, chosen_options=[choice], params_input={})
 
     has_retry_policies = AIRFLOW_VERSION >= (3, 3)
-    airflow.dags = airflow.home / "dags"
-    shutil.copytree(EXAMPLES, airflow.dags)
-    approval = (EXAMPLES / "voicegenie_approval.py").read_text()
+    approval, watcher = ((EXAMPLES / f"voicegenie_{name}.py").read_text() for name in ("approval", "asset"))
     assert "days=1" in approval
-    watcher = airflow.dags / "voicegenie_asset.py"
-    assert "poll_interval=60" in watcher.read_text()
-    watcher.write_text(watcher.read_text().replace("poll_interval=60", "poll_interval=1"))
-    (airflow.dags / "short.py").write_text(approval.replace("days=1", "seconds=25").replace("_approval", "_short"))
-    voicegenie_sandbox.add_campaign(id="unanswered")
-    voicegenie_sandbox.add_campaign(id="busy")
-    voicegenie_sandbox.add_campaign(id="over/there", status="paused", completed_count=5)
-    voicegenie_sandbox.inject("status", "start", campaign_id="busy", status=503, headers={"Retry-After": "1"})
-    with Services(airflow) as services:
-        services.start("scheduler")
-        services.start("triggerer")
-        retried = begin("voicegenie_retry_after", "busy") if has_retry_policies else None
-        approved, rejected = begin("voicegenie_approval", "ready"), begin("voicegenie_approval", "paused")
-        unanswered = begin("voicegenie_short", "unanswered")
-        wait_for("looks at the campaigns", lambda: voicegenie_sandbox.request_count("list") >= 3)
-        voicegenie_sandbox.sandbox.store.change("over/there", status="completed")
-        answer(approved, "Approve")
-        answer(rejected, "Reject")
-        endings = {"ready": "success", "approval": "success"}
-        wait_for("the approved start", lambda: states(approved) == {**endings, "start": "success"})
-        wait_for("the rejected start", lambda: states(rejected) == {**endings, "start": "skipped"})
-        over = "SELECT 1 FROM dag_run WHERE run_id = ? AND state = 'failed'"
-        wait_for("the end of the run without an answer", lambda: airflow.query(over, unanswered))
-        assert states(unanswered)["approval"] == "skipped"
-        export = airflow.home / "voicegenie_asset" / "calls-over%2Fthere.csv.gz"
-        wait_for("the export", export.exists)
-        if has_retry_policies:
-            wait_for("the second try", lambda: states(retried) == {"start": "success"})
-            assert airflow.query("SELECT try_number FROM task_instance WHERE run_id = ?", retried) == [(2,)]
-    assert {name: voicegenie_sandbox.start_count(name) for name in ("ready", "paused", "unanswered", "busy")} == {
+    assert "poll_interval=60" in watcher
+    shared.add_dags("approval", approval)
+    shared.add_dags("asset", watcher.replace("poll_interval=60", "poll_interval=1"))
+    shared.add_dags("short", approval.replace("days=1", "seconds=25").replace("_approval", "_short"))
+    if has_retry_policies:
+        shared.add_dags("retry_after", (EXAMPLES / "voicegenie_retry_after.py").read_text())
+    sandbox.add_campaign(id="unanswered")
+    sandbox.add_campaign(id="busy")
+    sandbox.add_campaign(id="over/there", status="paused", completed_count=5)
+    sandbox.inject("status", "start", campaign_id="busy", status=503, headers={"Retry-After": "1"})
+    retried = begin("voicegenie_retry_after", "busy") if has_retry_policies else None
+    approved, rejected = begin("voicegenie_approval", "ready"), begin("voicegenie_approval", "paused")
+    unanswered = begin("voicegenie_short", "unanswered")
+    wait_for("looks at the campaigns", lambda: sandbox.request_count("list") >= 3)
+    sandbox.sandbox.store.change("over/there", status="completed")
+    answer(approved, "Approve")
+    answer(rejected, "Reject")
+    endings = {"ready": "success", "approval": "success"}
+    wait_for("the approved start", lambda: states(approved) == {**endings, "start": "success"})
+    wait_for("the rejected start", lambda: states(rejected) == {**endings, "start": "skipped"})
+    over = "SELECT 1 FROM dag_run WHERE run_id = ? AND state = 'failed'"
+    wait_for("the end of the run without an answer", lambda: shared.query(over, unanswered))
+    assert states(unanswered)["approval"] == "skipped"
+    export = shared.home / "voicegenie_asset" / "calls-over%2Fthere.csv.gz"
+    wait_for("the export", export.exists)
+    if has_retry_policies:
+        wait_for("the second try", lambda: states(retried) == {"start": "success"})
+        assert shared.query("SELECT try_number FROM task_instance WHERE run_id = ?", retried) == [(2,)]
+    assert {name: sandbox.start_count(name) for name in ("ready", "paused", "unanswered", "busy")} == {
         "ready": 1,
         "paused": 0,
         "unanswered": 0,

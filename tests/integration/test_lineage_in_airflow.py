@@ -5,27 +5,26 @@ from __future__ import annotations
 
 import csv
 import json
-from textwrap import dedent
 
 import pytest
 from helpers.leaks import MARKED_PERSON, leak_in, person_in
-from services import Services, wait_for
+from services import wait_for
 
 pytest.importorskip("airflow.providers.openlineage")
 
 pytestmark = pytest.mark.airflow
 
 DAG = """
-import os
 from datetime import datetime, timezone
 
 from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.openlineage.utils.selective_enable import enable_lineage
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
 
-folder = os.environ["FOLDER"]
-with DAG("lineage", schedule="@once", start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)):
+folder = {folder!r}
+with DAG("lineage", schedule="@once", start_date=datetime(2026, 1, 1, tzinfo=timezone.utc)) as dag:
     upload = UploadContactsOperator(task_id="upload", campaign_id="filled", contacts=folder + "/people.csv")
     start = StartCampaignOperator(
         task_id="start", campaign_id="filled", wait_for_completion=True, deferrable=True, poll_interval=0.5
@@ -33,46 +32,39 @@ with DAG("lineage", schedule="@once", start_date=datetime(2026, 1, 1, tzinfo=tim
     history = CallHistoryToObjectStorageOperator(task_id="history", campaign_id="filled", path=folder + "/calls.csv")
     fails = StartCampaignOperator(task_id="fails", campaign_id="nobody")
     upload >> start >> history >> fails
+enable_lineage(dag)
 """
 
 
-def test_the_graph_leads_from_file_to_campaign_to_file(airflow, voicegenie_sandbox, tmp_path_factory):
+def text_of_events(shared):
+    return shared.lineage.read_text() if shared.lineage.exists() else ""
+
+
+def test_the_graph_leads_from_file_to_campaign_to_file(shared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    airflow.dags = tmp_path_factory.mktemp("dags")
-    (airflow.dags / "dag.py").write_text(dedent(DAG))
     with (folder / "people.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, MARKED_PERSON)
         writer.writeheader()
         writer.writerows({**MARKED_PERSON, "phone_number": f"{MARKED_PERSON['phone_number']}{i}"} for i in range(5))
-    log = folder / "events.jsonl"
-    airflow.environment |= {
-        "FOLDER": str(folder),
-        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "file", "log_file_path": str(log), "append": True}),
-        # All that a task has, as far as it is JSON, so that whoever is in it is found.
-        "AIRFLOW__OPENLINEAGE__INCLUDE_FULL_TASK_INFO": "True",
-    }
-    voicegenie_sandbox.add_campaign(id="filled", total_count=0)
-    voicegenie_sandbox.speed = 30
-
-    def has_ended():
-        return airflow.query("SELECT state FROM dag_run WHERE state IN ('success', 'failed')")
-
-    with Services(airflow) as services:
-        services.start("scheduler")
-        services.start("triggerer")
-        wait_for("the end of the run", has_ended)
-    assert airflow.states("lineage") == [
+    shared.sandbox.add_campaign(id="filled", total_count=0)
+    shared.sandbox.speed = 30
+    shared.add_dags("lineage", DAG.format(folder=str(folder)))
+    ended = "SELECT state FROM dag_run WHERE dag_id = 'lineage' AND state IN ('success', 'failed')"
+    wait_for("the end of the run", lambda: shared.query(ended))
+    # The process that tells of the last task may end after the task.
+    wait_for("the last event", lambda: '"lineage.fails"' in text_of_events(shared))
+    assert shared.states("lineage") == [
         {"upload": "success", "start": "success", "history": "success", "fails": "failed"}
     ]
 
-    text = log.read_text()
+    text = text_of_events(shared)
     assert leak_in(text) is None
     assert person_in(text) is None
     events = {}
     for line in text.splitlines():
         event = json.loads(line)
         events.setdefault(event["job"]["name"].removeprefix("lineage."), {})[event["eventType"]] = event
-    campaign = (voicegenie_sandbox.url.replace("http://", "voicegenie://"), "filled")
+    campaign = (shared.sandbox.url.replace("http://", "voicegenie://"), "filled")
     people, calls = ("file", str(folder / "people.csv")), ("file", str(folder / "calls.csv"))
     graph = {
         task: [[(each["namespace"], each["name"]) for each in of["COMPLETE"][side]] for side in ("inputs", "outputs")]

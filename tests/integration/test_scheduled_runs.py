@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from textwrap import dedent
-
 import pytest
-from services import IS_AIRFLOW_2, Services, wait_for
+from services import IS_AIRFLOW_2, wait_for
 
 pytestmark = pytest.mark.airflow
 
@@ -53,32 +51,31 @@ def all_ended(airflow, dag_id, run_type, least):
     return rows if len(rows) >= least and set(rows) <= {"skipped", "success", "failed", "up_for_retry"} else None
 
 
-def test_catch_up_and_backfill_phone_nobody(airflow, voicegenie_sandbox, tmp_path):
-    voicegenie_sandbox.add_campaign(id="news", total_count=10**6)
-    airflow.dags = tmp_path / "dags"
-    airflow.dags.mkdir()
-    (airflow.dags / "dags.py").write_text(dedent(DAGS))
-    with Services(airflow) as services:
-        services.start("scheduler")
-        late = wait_for("catch-up runs", lambda: all_ended(airflow, "late", "scheduled", 2))
-        if IS_AIRFLOW_2:
-            made = airflow.run("dags", "backfill", "-s", "2026-01-05", "-e", "2026-01-06", "history")
-        else:
-            dates = ("--from-date", "2026-01-05", "--to-date", "2026-01-06")
-            made = airflow.run("backfill", "create", "--dag-id", "history", *dates)
+def backfill(airflow, dag_id, begin, end):
+    if IS_AIRFLOW_2:
+        made = airflow.run("dags", "backfill", "-s", begin, "-e", end, dag_id)
         assert made.returncode == 0, made.stdout + made.stderr
-        backfilled = wait_for("backfill runs", lambda: all_ended(airflow, "history", "backfill", 2))
-        by_assets = {
-            name: wait_for(f"a run of {name}", lambda name=name: all_ended(airflow, name, BY_ASSETS, 1))
-            for name in ("after_backfill", "after_schedule")
-        }
+    else:
+        dates = {"from_date": f"{begin}T00:00:00Z", "to_date": f"{end}T00:00:00Z"}
+        airflow.services.request("POST", "backfills", dag_id=dag_id, **dates)
+
+
+def test_catch_up_and_backfill_phone_nobody(shared):
+    shared.sandbox.add_campaign(id="news", total_count=10**6)
+    shared.add_dags("scheduled", DAGS)
+    late = wait_for("catch-up runs", lambda: all_ended(shared, "late", "scheduled", 2))
+    backfill(shared, "history", "2026-01-05", "2026-01-06")
+    backfilled = wait_for("backfill runs", lambda: all_ended(shared, "history", "backfill", 2))
+    by_assets = {
+        name: wait_for(f"a run of {name}", lambda name=name: all_ended(shared, name, BY_ASSETS, 1))
+        for name in ("after_backfill", "after_schedule")
+    }
     assert set(late) == {"skipped"}
     assert set(backfilled) == {"skipped"}
     assert set(by_assets["after_backfill"]) == {"skipped"}
     assert by_assets["after_schedule"][0] == "success"
-    assert voicegenie_sandbox.request_count("start") == voicegenie_sandbox.request_count("start", "news")
-    assert voicegenie_sandbox.start_count("news") == 1
-    kept = airflow.everything_kept()
-    assert b"RUN_TOO_LATE: the task is skipped" in kept
-    assert b"BACKFILL_RUN: the task is skipped" in kept
-    assert b"the asset events that triggered this run come from backfill runs only" in kept
+    assert shared.sandbox.request_count("start") == shared.sandbox.request_count("start", "news")
+    assert shared.sandbox.start_count("news") == 1
+    assert "RUN_TOO_LATE: the task is skipped" in shared.logs("late")
+    assert "BACKFILL_RUN: the task is skipped" in shared.logs("history")
+    assert "the asset events that triggered this run come from backfill runs only" in shared.logs("after_backfill")
