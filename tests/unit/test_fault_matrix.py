@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every fault at every call, over real HTTP and TLS; ``fault_matrix.md`` says what each comes to."""
+"""What goes wrong at each request, over real HTTP and TLS; ``fault_matrix.md`` says what it comes to."""
 
 from __future__ import annotations
 
@@ -30,18 +30,22 @@ from airflow_provider_voicegenie.waiting import final_statistics, worker
 ENDS = {AirflowSkipException: "skip", AirflowFailException: "fail", VoiceGenieRetryException: "retry"}
 
 
+WAITS = ("ready", "wait", "wait: list", "wait: statistics")
+
+
 def read_table():
     lines = (Path(__file__).parent / "fault_matrix.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    return rows[0][1:], {row[0]: row[1:] for row in rows[2:]}
+    (_, _, *columns), _, *faults = rows
+    return columns, {fault: class_of_fault for fault, class_of_fault, *_ in faults}, {row[0]: row[2:] for row in faults}
 
 
-COLUMNS, TABLE = read_table()
+COLUMNS, CLASSES, TABLE = read_table()
 CELLS = [
     pytest.param(fault, column, expected, id=f"{fault} @ {column}")
     for fault, row in TABLE.items()
     for column, expected in zip(COLUMNS, row, strict=True)
-    if expected != "-"
+    if expected != "-" and (column not in WAITS or CLASSES[fault].endswith("*"))
 ]
 
 
@@ -210,6 +214,17 @@ def test_each_fault_at_each_call(sandbox, monkeypatch, tmp_path, fault, column, 
         monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps(connection))
         assert task(sandbox) == expected
         assert not elsewhere
+
+
+def test_a_class_comes_to_the_same_in_all_waits():
+    seen = {}
+    for fault, row in TABLE.items():
+        cells = dict(zip(COLUMNS, row, strict=True))
+        # A refusal ends a wait with the condition that a single read shows.
+        shown = tuple("as read" if cells[wait] == cells["start: look before"] else cells[wait] for wait in WAITS)
+        seen.setdefault(CLASSES[fault].removesuffix(" *"), set()).add(shown)
+    assert {name: len(ways) for name, ways in seen.items()} == dict.fromkeys(seen, 1)
+    assert {name + " *" for name in seen} <= set(CLASSES.values())
 
 
 def test_the_table_is_complete():
