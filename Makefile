@@ -23,4 +23,4 @@ docs: $(NOX) ## Build the documentation into build/docs
 $(NOX):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Choose another with PYTHON=python3.12")'
 	@$(PYTHON) -m venv .venvs/nox
-	@.venvs/nox/bin/python -m pip install --quiet --disable-pip-version-check --no-compile nox
+	@.venvs/nox/bin/python -m pip install --quiet --disable-pip-version-check "nox[uv]"

@@ -70,7 +70,7 @@ def pip_install(package):
     if package.startswith("dist/"):
         assert package == f"dist/airflow_provider_voicegenie-{__version__}-py3-none-any.whl"
         return
-    if package in ("nox", "pytest"):
+    if package in ("nox[uv]", "pytest"):
         return
     where, _, extra = package.rstrip("]").partition("[")
     assert where in (".", "PATH_TO_CHECKOUT")
