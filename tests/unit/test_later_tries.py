@@ -7,11 +7,13 @@ import contextlib
 import json
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSkipException,
+    AirflowTaskTimeout,
     TaskDeferred,
 )
 from helpers.tasks import (
@@ -25,9 +27,13 @@ from helpers.tasks import (
     meanwhile,
 )
 
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.operators.campaign import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.start.evidence import has_started_itself
+from airflow_provider_voicegenie.start.record import StartPhase, StartRecord, StartRecords
 
 
 @both_ways
@@ -276,3 +282,60 @@ def test_start_that_cannot_be_recorded_is_not_sent(sandbox):
     with pytest.raises(OSError, match="no database"):
         Starting()(deferrable=False).execute(context(Broken()))
     assert sandbox.request_count("start") == 0
+
+
+def test_without_a_store_a_campaign_that_is_paused_by_now_is_not_started_again(sandbox):
+    """Also if its start was outside the calling hours: only one that runs can have started itself."""
+    run = context(try_number=2)
+    now = datetime.now(UTC)
+    run["dag_run"].start_date = now - timedelta(hours=1)
+    change(sandbox, "long", status="paused", started_at=now - timedelta(minutes=30))()
+    hours = CallingHours((now - timedelta(minutes=10)).time(), (now + timedelta(hours=1)).time(), "UTC")
+    result = Starting(calling_hours=hours, wait_for_completion=False)(deferrable=False).execute(run)
+    assert (result["status"], result["started_by_task"]) == ("paused", True)
+    assert sandbox.request_count("start") == 0
+
+
+@pytest.mark.parametrize(("minutes", "is_own"), [(-61, False), (-11, True), (-1, True), (61, True), (63, False)])
+def test_a_start_at_the_edge_of_the_hours_is_the_tasks_own(minutes, is_own):
+    """The clocks of Airflow and the service may be two minutes apart."""
+    opening = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+    hours = [CallingHours("08:50", "10:00", "UTC")]
+    campaign = Campaign("c", CampaignStatus.RUNNING, "running")
+    statistics = SimpleNamespace(started_at=opening + timedelta(minutes=minutes))
+    assert has_started_itself(campaign, statistics, hours) is not is_own
+    paused = Campaign("c", CampaignStatus.PAUSED, "paused")
+    assert not has_started_itself(paused, statistics, hours)
+
+
+@pytest.mark.parametrize("moment", ["before the start", "after it was refused"])
+def test_an_owed_pause_is_not_forgotten_by_a_start_that_did_nothing(sandbox, moment):
+    """An earlier end of the task could not pause the campaign, so whoever ends it again wants it paused."""
+    before = Campaign("long", CampaignStatus.SCHEDULED, "scheduled")
+    record = StartRecord.of(before, "long", "voicegenie_default", 1, datetime.now(UTC))
+    owed = record.in_phase(StartPhase.CLOSED, owes_pause=True)
+    run = context(Store(voicegenie_start=owed.to_json()), try_number=2)
+    operator = Starting(outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})(deferrable=False)
+    with pytest.MonkeyPatch.context() as patch:
+        if moment == "before the start":
+
+            def cut_off(hook, campaign_id, *, on_sending):
+                change(sandbox, "long", status="running")()
+                raise AirflowTaskTimeout("Timeout")
+
+            patch.setattr(VoiceGenieHook, "start_campaign", cut_off)
+        else:
+            refused = {"success": False, "message": "No", "error": "CAMPAIGN_ALREADY_RUNNING"}
+            sandbox.inject("status", "start", status=400, body=json.dumps(refused))
+            original = StartRecords.set_phase
+
+            def set_phase(records, *arguments, **more):
+                patch.setattr(StartRecords, "set_phase", original)
+                change(sandbox, "long", status="running")()
+                original(records, *arguments, **more)
+
+            patch.setattr(StartRecords, "set_phase", set_phase)
+            in_wait(patch, lambda: True, AirflowTaskTimeout("Timeout"))
+        with pytest.raises(AirflowTaskTimeout):
+            operator.execute(run)
+    assert (sandbox.status("long"), sandbox.start_count("long")) == ("paused", 0)
