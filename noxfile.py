@@ -112,8 +112,8 @@ def check(session: nox.Session) -> None:
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     session.run(*UV, "build", "--quiet", "--out-dir", "dist")
-    session.run(python, "-m", "twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
-    (wheel,) = dist.glob("*.whl")
+    (wheel,), (source,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    session.run(python, "-m", "twine", "check", "--strict", str(wheel), str(source))
     check_wheel(session, wheel)
     session.log(f"Everything is in order. The wheel: {wheel.relative_to(ROOT)}")
 

@@ -98,10 +98,7 @@ class Exchange:
         """
         self._deadline = time.monotonic() + self._timeout
         try:
-            threading.Thread(target=self._work, name="voicegenie-request", daemon=True).start()
-        except RuntimeError as error:
-            raise requests.ConnectionError(f"no thread for the request: {error}") from None
-        try:
+            self._start_thread()
             while self._said.get(timeout=max(0.0, self._deadline - time.monotonic())) is _ASKS_FOR_LEAVE:
                 if self._on_sending is not None:
                     self._on_sending()
@@ -140,6 +137,18 @@ class Exchange:
             self._error = error
         self._connection = None
         self._said.put(_IS_OVER)
+
+    def _start_thread(self) -> None:
+        try:
+            threading.Thread(target=self._work, name="voicegenie-request", daemon=True).start()
+        except RuntimeError as error:
+            if error.__context__ is None:  # "can't start new thread"
+                raise requests.ConnectionError(f"no thread for the request: {error}") from None
+            # A signal handler has raised while Python waited for the thread, whose lock then complains as well.
+            interruption = error.__context__
+        else:
+            return
+        raise interruption
 
     def _wake_thread(self) -> None:
         """End a thread that is left behind in a read, as well as that can be done."""

@@ -23,7 +23,8 @@ from airflow_provider_voicegenie.start import once
 from airflow_provider_voicegenie.waiting import worker
 from helpers.leaks import leak_in
 
-PATIENCE = 15
+#: Seconds until something that hangs is named; pytest's own limit comes a little later.
+PATIENCE = 100
 
 
 def kept(value):

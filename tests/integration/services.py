@@ -145,15 +145,15 @@ class Services:
 
 
 def answer_to(request):
-    for attempts_left in (2, 1, 0):
+    for attempts_left in range(9, -1, -1):
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
             # Where processes share a database on SQLite, one may find it locked, even after it has done its work.
-            if error.code == 409 and attempts_left < 2:
+            if error.code == 409 and attempts_left < 9:
                 return b"{}"
-            if error.code != 500 or not attempts_left:
+            if error.code not in (500, 503) or not attempts_left:
                 raise
             time.sleep(1)
     return None

@@ -294,6 +294,25 @@ def test_an_interruption_ends_a_request(monkeypatch, moment):
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.parametrize("interruption", [Interruption("killed"), None])
+def test_an_interruption_while_the_thread_begins_is_no_trouble_of_the_network(monkeypatch, interruption):
+    """Python's own lock complains, too, if it is interrupted; a thread that cannot begin is another matter."""
+
+    def start(thread):
+        if interruption is None:
+            raise RuntimeError("can't start new thread")
+        try:
+            raise interruption
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    exchange = Exchange(lambda: None, 5)
+    with pytest.raises(requests.ConnectionError if interruption is None else Interruption):
+        exchange.run()
+    assert not exchange.is_sent
+
+
 def test_two_interruptions_at_once_do_not_let_it_go():
     """Whatever a signal handler raises, and wherever: a caller that is gone gives no leave to send."""
     sent, total = 0, 60
