@@ -19,13 +19,17 @@ from helpers.tasks import (
     change,
     context,
     deferred,
+    event_of,
     in_wait,
     is_waiting,
     meanwhile,
 )
 
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator
-from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
+from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.start.guards import Finding
 
 MAY_GO_ON = "If it has a daily schedule, it goes on by itself at its next start time"
 TOMORROW = {"outcomes": {"CAMPAIGN_ALREADY_RUNNING": "succeed"}}
@@ -287,3 +291,101 @@ def test_a_retry_after_a_pause_that_failed_says_so(sandbox):
     time_out_at_night(sandbox, make, store)
     with pytest.raises(AirflowFailException, match="could not pause it when its execution_timeout was over"):
         make(deferrable=False).execute(context(store, try_number=2))
+
+
+@pytest.mark.parametrize("status", ["paused", "completed", "stopped", "failed"])
+def test_without_a_store_what_runs_no_more_is_never_taken_for_self_started(sandbox, status):
+    """A start outside the calling hours, which may have been others then, is not made a second time."""
+    now = datetime.now(UTC)
+    hours = CallingHours((now - timedelta(hours=1)).time(), (now + timedelta(hours=1)).time(), "UTC")
+    sandbox.sandbox.store.change("long", status=status, started_at=now - timedelta(hours=2))
+    run = context(try_number=2)
+    run["dag_run"].start_date = now - timedelta(hours=3)
+    result = Starting(calling_hours=hours, wait_for_completion=False)(deferrable=False).execute(run)
+    assert (result["status"], result["started_by_task"]) == (status, True)
+    assert sandbox.request_count("start") == 0
+
+
+# What is owed to a campaign whose pause may have been in vain.
+
+
+REFUSED = '{"success": false, "message": "No", "error": "%s"}'
+
+
+def owing(sandbox):
+    """Return what Airflow keeps of a task that was ended at night; the campaign is paused, and may go on by itself."""
+    store = Store()
+    end_in_wait(sandbox, Starting()(deferrable=False), context(store), change(sandbox, "long", status="paused"))
+    assert store["voicegenie_start"]["owes_pause"]
+    return store
+
+
+def cut_off(hook, campaign_id, *, on_sending):
+    """Before any of the start is sent."""
+    raise AirflowTaskTimeout("Timeout")
+
+
+@pytest.mark.parametrize("trouble", ["refused", "cut off", "hours"])
+def test_what_is_owed_is_still_owed_after_a_new_start_in_vain(sandbox, trouble, monkeypatch):
+    store = owing(sandbox)
+    run = context(store, try_number=2, max_tries=3)
+    with monkeypatch.context() as patch:
+        if trouble == "refused":
+            sandbox.inject("status", "start", status=422, body=REFUSED % "INVALID_CAMPAIGN_STATE")
+        elif trouble == "cut off":
+            patch.setattr(VoiceGenieHook, "start_campaign", cut_off)
+        else:
+            answers = [None, Finding(Condition.OUTSIDE_CALLING_HOURS, "closed by now")]
+            patch.setattr(once, "check_calling_hours", lambda *_: answers.pop(0))
+        with pytest.raises((AirflowFailException, AirflowTaskTimeout)):
+            Starting(pause_on_kill=trouble != "cut off")(deferrable=False).execute(run)
+    assert store["voicegenie_start"]["owes_pause"]
+    # It goes on by itself, and a user ends the next try before that has started anything.
+    sandbox.sandbox.store.change("long", status="running")
+    operator = Starting()(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context(store, try_number=3, max_tries=4, state="failed"))
+    assert sandbox.status("long") == "paused"
+
+
+@both_ways
+def test_what_is_owed_is_paused_by_a_task_that_follows_the_start_of_others(sandbox, way):
+    """The service refuses the task's own start, as it has just begun to run by itself."""
+    store = owing(sandbox)
+    sandbox.inject("status", "start", status=400, body=REFUSED % "CAMPAIGN_ALREADY_RUNNING")
+    run = context(store, try_number=2, max_tries=3)
+    operator = Starting(**TOMORROW)(deferrable=way is deferred)
+
+    def start_campaign(hook, campaign_id, *, on_sending, original=VoiceGenieHook.start_campaign):
+        sandbox.sandbox.store.change(campaign_id, status="running")
+        return original(hook, campaign_id, on_sending=on_sending)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VoiceGenieHook, "start_campaign", start_campaign)
+        if way is deferred:
+            with pytest.raises(TaskDeferred) as deferral:
+                operator.execute(run)
+            assert deferral.value.trigger.pause_on_kill
+            return
+        end_in_wait(sandbox, operator, run, lambda: None)
+    assert sandbox.status("long") == "paused"
+
+
+def test_an_execution_timeout_of_a_resumed_task_at_night_is_remembered(sandbox):
+    """What was confirmed before the deferral is so afterwards: one pause tells that it is paused already."""
+    store = Store()
+    make = Starting(execution_timeout=timedelta(seconds=60))
+    run = context(store)
+    with pytest.raises(TaskDeferred) as deferral:
+        make(deferrable=True).execute(run)
+    sandbox.sandbox.store.change("long", status="paused")
+    deferral.value.trigger.execution_deadline = 0.0
+    event = event_of(deferral.value.trigger)
+    with pytest.raises(AirflowTaskTimeout):
+        make(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
+    record = store["voicegenie_start"]
+    assert (record["phase"], record["owes_pause"], sandbox.request_count("pause")) == ("timed_out", True, 1)
+    with pytest.raises(AirflowFailException, match="could not pause it"):
+        make(deferrable=True).execute(context(store, try_number=2))
+    assert sandbox.start_count("long") == 1

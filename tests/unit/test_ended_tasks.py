@@ -441,37 +441,6 @@ def test_kill_does_not_pause_a_campaign_that_others_started(sandbox, way):
     assert sandbox.request_count("pause") == 0
 
 
-@pytest.mark.parametrize("state", ["failed", "running"])
-def test_a_kill_of_a_later_try_that_looks_for_a_start_that_was_cut_off(sandbox, state):
-    store = Store()
-    sandbox.inject("close", "start", after_acting=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            Starting()(deferrable=False).execute(context(store))
-    assert store["voicegenie_start"]["phase"] == "sent"
-    operator, run = Starting()(deferrable=False), context(store, try_number=2)
-
-    def killed(*_):
-        run["ti"].state = state
-        operator.on_kill()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(once.StartOnce, "_look_for_start", killed)
-        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
-            operator.execute(run)
-    assert sandbox.status("long") == ("paused" if state == "failed" else "running")
-
-
-def test_without_a_store_the_execution_timeout_of_a_try_that_took_a_start_over_pauses(sandbox):
-    Starting(wait_for_completion=False)(deferrable=False).execute(context())
-    with pytest.MonkeyPatch.context() as patch:
-        in_wait(patch, is_waiting(sandbox, "long"), AirflowTaskTimeout("Timeout"))
-        with pytest.raises(AirflowTaskTimeout):
-            Starting()(deferrable=False).execute(context(try_number=2))
-    assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")
-
-
 def test_a_resumed_task_knows_that_its_start_was_confirmed(sandbox, monkeypatch):
     """So a pause that is refused is not sent again and again: the start takes effect late no more."""
     monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01, 0.01))
@@ -486,3 +455,45 @@ def test_a_resumed_task_knows_that_its_start_was_confirmed(sandbox, monkeypatch)
     with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
         operator.resume_execution("execute_complete", {"event": event}, run)
     assert sandbox.request_count("pause") == 1
+
+
+# Starts that an earlier try was cut off from, or made.
+
+
+@pytest.mark.parametrize("is_pausing", [True, False])
+@pytest.mark.parametrize("step", ["recall", "get_campaign", "look"])
+def test_a_kill_while_a_start_that_was_cut_off_is_looked_into_pauses_it(sandbox, step, is_pausing, monkeypatch):
+    monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01,))
+    store = Store()
+    with monkeypatch.context() as patch:
+        patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
+        sandbox.inject("close", "start", after_acting=True)
+        with pytest.raises(ZeroDivisionError):
+            Starting()(deferrable=False).execute(context(store))
+    assert store["voicegenie_start"]["phase"] == "sent"
+    run = context(store, try_number=2)
+    operator = Starting(pause_on_kill=is_pausing)(deferrable=False)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, step, operator, run)
+        with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+            operator.execute(run)
+    assert sandbox.status("long") == ("paused" if is_pausing else "running")
+    assert sandbox.start_count("long") == 1
+
+
+@both_ways
+@pytest.mark.parametrize("store", [True, False])
+def test_the_execution_timeout_of_a_later_try_pauses_what_an_earlier_one_started(sandbox, way, store):
+    store = Store() if store else None
+    Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
+    make = Starting(execution_timeout=timedelta(seconds=2))
+    run = context(store, try_number=2)
+    if way is in_worker:
+        with pytest.MonkeyPatch.context() as patch:
+            in_wait(patch, is_waiting(sandbox, "long"), AirflowTaskTimeout("Timeout"))
+            with pytest.raises(AirflowTaskTimeout):
+                way(make, run)
+    else:
+        with pytest.raises(AirflowTaskTimeout):
+            way(make, run)
+    assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")

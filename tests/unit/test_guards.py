@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, time, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,13 @@ from airflow_provider_voicegenie.api.models import Campaign, CampaignStats
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import Condition
 from airflow_provider_voicegenie.rules.parameters import read_seconds
-from airflow_provider_voicegenie.start.evidence import TookEffect, took_effect_by_statistics, took_effect_by_status
+from airflow_provider_voicegenie.start.evidence import (
+    TookEffect,
+    has_started_itself,
+    took_effect_by_statistics,
+    took_effect_by_status,
+    was_started_in_run,
+)
 from airflow_provider_voicegenie.start.guards import RunFacts, check_calling_hours, check_campaign, check_run
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -199,3 +206,69 @@ def test_what_the_statistics_add(started_at, judged, expected):
     counts = dict.fromkeys(names, 0)
     stats = CampaignStats.from_json({"campaign_id": "c", "started_at": started_at, **counts})
     assert took_effect_by_statistics(judged, stats, NOW) is expected
+
+
+def statistics_of(started_at):
+    names = ["total_contacts", "calls_completed", "calls_failed", "calls_in_progress", "calls_pending"]
+    counts = dict.fromkeys(names, 0)
+    return CampaignStats.from_json({"campaign_id": "c", "started_at": started_at and started_at.isoformat(), **counts})
+
+
+@pytest.mark.parametrize("status", ["running", "paused", "completed", "pending"])
+@pytest.mark.parametrize(
+    ("clock", "is_outside"),
+    [
+        # The clocks may be two minutes apart, in both directions.
+        ("08:57:59", True),
+        ("08:58:00", False),
+        ("09:00:00", False),
+        ("16:59:59", False),
+        ("17:01:59", False),
+        ("17:02:00", True),
+        ("23:00:00", True),
+    ],
+)
+def test_what_started_itself(clock, is_outside, status):
+    started_at = datetime.combine(NOW.date(), time.fromisoformat(clock), UTC)
+    hours = [CallingHours("09:00", "17:00", "UTC")]
+    statistics = statistics_of(started_at)
+    assert has_started_itself(campaign(status), statistics, hours) is (is_outside and status == "running")
+    assert not has_started_itself(campaign(status), statistics, [])
+    assert not has_started_itself(campaign(status), statistics_of(None), hours)
+
+
+@pytest.mark.parametrize("seconds", [-121, -120, 0, 7200])
+def test_what_was_started_in_this_run(seconds):
+    statistics = statistics_of(NOW + timedelta(seconds=seconds))
+    assert was_started_in_run(statistics, NOW) is (seconds >= -120)
+    assert not was_started_in_run(statistics, None)
+    assert not was_started_in_run(statistics_of(None), NOW)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        # One that is pending may have been taken in, and begin later.
+        (campaign("pending"), campaign("pending"), TookEffect.UNKNOWN),
+        (campaign("paused"), campaign("pending"), TookEffect.UNKNOWN),
+        (campaign("pending"), campaign("paused"), TookEffect.YES),
+        (campaign("paused", completed_count=3, failed_count=2), campaign("paused", completed_count=3), TookEffect.NO),
+        (campaign("paused", completed_count=3), campaign("paused", completed_count=3, failed_count=1), TookEffect.YES),
+    ],
+)
+def test_what_a_pending_campaign_and_counters_show(before, after, expected):
+    assert took_effect_by_status(before, [after]) is expected
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "is_too_many"), [(5, 5, False), (6, 5, True), (None, 5, True), (None, None, False), (0, 0, False)]
+)
+def test_how_many_people_are_too_many(count, most, is_too_many):
+    finding = check_campaign(replace(campaign("paused"), total_count=count), most)
+    assert (finding is not None) is is_too_many
+
+
+def test_a_run_was_due_when_airflow_says_so_and_only_else_at_the_end_of_its_data():
+    both = SimpleNamespace(run_type="scheduled", run_after=NOW, data_interval_end=NOW - timedelta(days=1))
+    assert RunFacts.of({"dag_run": both}).due == NOW
+    assert RunFacts.of({"dag_run": SimpleNamespace(run_type="scheduled", data_interval_end=NOW)}).due == NOW

@@ -339,3 +339,33 @@ def test_an_owed_pause_is_not_forgotten_by_a_start_that_did_nothing(sandbox, mom
         with pytest.raises(AirflowTaskTimeout):
             operator.execute(run)
     assert (sandbox.status("long"), sandbox.start_count("long")) == ("paused", 0)
+
+
+def test_a_task_that_was_cleared_while_it_sent_waits_for_the_pause_that_follows(sandbox):
+    store = Store()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
+        sandbox.inject("close", "start", after_acting=True)
+        with pytest.raises(ZeroDivisionError):
+            Starting()(deferrable=True).execute(context(store))
+    assert (store["voicegenie_start"]["phase"], sandbox.status("long")) == ("sent", "running")
+    reads = sandbox.request_count("get")
+    with (
+        meanwhile(lambda: sandbox.request_count("get") >= reads + 2, change(sandbox, "long", status="paused")),
+        pytest.raises(TaskDeferred),
+    ):
+        Starting()(deferrable=True).execute(context(store, try_number=2, max_tries=3))
+    assert sandbox.start_count("long") == 2
+
+
+@pytest.mark.parametrize("campaign_id", ["long", "followed"])
+def test_only_the_pause_of_its_own_campaign_is_waited_for(sandbox, campaign_id, monkeypatch):
+    """It was cleared, and its templates may give another campaign, which runs and is nobody's to wait for."""
+    store = Store()
+    with pytest.raises(TaskDeferred):
+        Starting()(deferrable=True).execute(context(store))
+    monkeypatch.setattr(once, "_PATIENCE_FOR_PAUSE", 0.5)
+    reads = sandbox.request_count("get", campaign_id)
+    with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
+        Starting(campaign_id=campaign_id)(deferrable=True).execute(context(store, try_number=2, max_tries=3))
+    assert (sandbox.request_count("get", campaign_id) - reads > 1) is (campaign_id == "long")
