@@ -604,3 +604,88 @@ def test_uploads_keep_within_the_documented_rate(sandbox, campaign, monkeypatch)
     # Of which the first fifty need not wait.
     assert len(waits) == 2
     assert all(50 < wait <= 60 for wait in waits)
+
+
+# How many, when something goes wrong.
+
+
+def upload_answers(sandbox):
+    return [request.status for request in sandbox.sandbox.requests if request.operation == "upload"]
+
+
+def test_after_a_contact_that_is_too_large_batches_are_as_large_as_before(sandbox, campaign):
+    sandbox.sandbox.max_upload_bytes = 1500
+    content = rows(13)
+    content[0]["note"] = "Quasti" * 500
+    result = upload(campaign, content, batch_size=4, max_rejected=1)
+    assert (result["uploaded"], result["rejected"]) == (12, 1)
+    # 4, 2 and the one alone are refused; then four at a time, as one of them alone was too large.
+    assert upload_answers(sandbox) == [413] * 3 + [200] * 4
+    assert result["batches"] == 4
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_of_a_later_try_only_what_may_have_been_sent_counts_whole(sandbox, campaign, keeps):
+    """Of the third batch, five contacts were in the campaign before the task began."""
+    upload(campaign, rows(5, first=20))
+    store = Store() if keeps else None
+    sandbox.inject("delay", "upload", seconds=0)
+    sandbox.inject("close", "upload", after_acting=True)
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, rows(30), context(store), batch_size=10)
+    result = upload(campaign, rows(30), context(store, try_number=2), batch_size=10)
+    # Without a state, nobody knows which batches were sent, so all count.
+    assert (result["uploaded"], result["batches"]) == (25 if keeps else 30, 3)
+
+
+@pytest.mark.parametrize(("failed_count", "rejected"), [(3, 3), (4, 4), (99, 4)])
+def test_no_more_are_rejected_than_were_sent(sandbox, campaign, failed_count, rejected):
+    data = {"campaign_id": campaign, "uploaded_count": 4 - rejected, "failed_count": failed_count, "errors": []}
+    sandbox.inject("status", "upload", status=200, body=json.dumps({"success": True, "data": data}))
+    for run in (context(), context(try_number=2)):
+        result = upload(campaign, rows(4), run, max_rejected=4)
+        if run["ti"].try_number == 1:
+            assert (result["uploaded"], result["rejected"]) == (4 - rejected, rejected)
+            sandbox.inject("status", "upload", status=200, body=json.dumps({"success": True, "data": data}))
+        else:
+            assert (result["uploaded"], result["rejected"]) == (4 - rejected, rejected)
+
+
+def test_rows_behind_one_that_is_no_contact_are_skipped_by_their_own_numbers(sandbox, campaign):
+    content = rows(6)
+    content[1]["phone_number"] = ""
+    store = Store()
+    sandbox.inject("delay", "upload", seconds=0, times=2)
+    sandbox.inject("close", "upload")
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, content, context(store), batch_size=2, max_rejected=1)
+    assert store["voicegenie_task"]["progress"]["rows"] == 4
+    result = upload(campaign, content, context(store, try_number=2), batch_size=2, max_rejected=1)
+    assert (result["uploaded"], result["rejected"], result["batches"]) == (5, 1, 3)
+    assert sandbox.request_count("upload") == 4
+
+
+# Files as other programs write them.
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", "phone_number,name\n+4915190817263,Xaverine\n"),
+        ("x.csv.gz", "phone_number,name\n+4915190817263,Xaverine\n"),
+        ("x.jsonl", '{"phone_number": "+4915190817263"}\n'),
+        ("x.ndjson.gz", '{"phone_number": "+4915190817263"}\n'),
+    ],
+)
+@pytest.mark.parametrize("mark", [True, False])
+def test_the_byte_order_mark_of_a_spreadsheet_hides_no_column(sandbox, campaign, tmp_path, name, text, mark):
+    data = text.encode("utf-8-sig" if mark else "utf-8")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert upload(campaign, str(tmp_path / name))["uploaded"] == 1
+    assert sandbox.uploaded(campaign) == ["+4915190817263"]
+
+
+@pytest.mark.parametrize("value", [None, "", math.nan])
+def test_a_part_that_is_empty_is_left_out(value):
+    row = {"phone_number": "4915123456", "name": value, "email": value}
+    assert ContactColumns().contact(row) == {"phone_number": "4915123456"}

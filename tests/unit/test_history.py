@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from helpers.leaks import MARKED_PERSON, person_in
 from helpers.tasks import context
 
@@ -440,3 +440,57 @@ def test_many_calls_in_shifting_pages(pages, tmp_path):
 
     pages += [list(read()), list(read()), some()]
     assert export(tmp_path / "x.jsonl")["rows"] == 3000
+
+
+# What else makes a wrong file.
+
+
+@pytest.mark.parametrize("incomplete", [0, 1, 2])
+def test_calls_that_are_missing_of_one_filter_among_several_are_noticed(pages, tmp_path, incomplete):
+    whole, broken = [page([0, 1], 2)], [page([0, 1], 5)]
+    pages += [broken if number % 3 == incomplete else whole for number in range(12)]
+    with pytest.raises(AirflowFailException, match=r"3 more calls than the 2 that it gave in 4 readings"):
+        export(tmp_path / "x.jsonl", statuses=["answered", "busy", "failed"])
+    assert not files_in(tmp_path)
+
+
+def test_what_a_later_reading_has_of_each_filter_counts(pages, tmp_path):
+    pages += [[page([0], 2)], [page([2], 2)], [page([0, 1], 2)], [page([2, 3], 2)]]
+    assert export(tmp_path / "x.jsonl", statuses=["answered", "busy"])["rows"] == 4
+
+
+@pytest.mark.parametrize("error", [AirflowTaskTimeout, KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl.gz"])
+def test_a_task_that_is_out_of_time_leaves_no_personal_data(pages, tmp_path, monkeypatch, error, name):
+    pages.append([page(range(9), 9)])
+
+    def rows(self):
+        yield ["Xaverine"] * len(COLUMNS)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(call_stores.CallStore, "rows", rows)
+        with pytest.raises(error):
+            export(tmp_path / name)
+    assert not files_in(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.parquet"])
+def test_a_column_that_is_named_twice_is_written_once(pages, tmp_path, name):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    pages.append([page([0, 1], 2)])
+    export(tmp_path / name, columns=["call_id", "status", "call_id"])
+    read = {"x.csv": read_csv, "x.jsonl": read_json_lines, "x.parquet": read_parquet}[name]
+    assert read(tmp_path / name) == [{"call_id": "call-0", "status": "busy"}, {"call_id": "call-1", "status": "answered"}]
+
+
+def test_a_filter_that_is_named_twice_is_read_once(pages, tmp_path):
+    pages += [[page([0], 1)], [page([1], 1)], [page([2], 1)]]
+    assert export(tmp_path / "x.jsonl", statuses=["busy", "failed", "busy"])["rows"] == 2
+
+
+def test_until_must_be_after_since(sandbox, tmp_path):
+    same = datetime(2026, 5, 1, tzinfo=UTC)
+    with pytest.raises(ValueError, match="until must be after since"):
+        export(tmp_path / "x.csv", since=same, until=same)
