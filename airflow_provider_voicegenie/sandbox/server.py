@@ -70,6 +70,8 @@ def running(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Iterato
     """
     Run a sandbox in a thread while the ``with`` block runs; yields its base URL.
 
+    It ends at once: requests that are under way then are broken off.
+
     :param sandbox: The sandbox.
     :param host: Address to listen on.
     :param port: Port; 0 for any free one.
@@ -77,12 +79,32 @@ def running(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Iterato
     # Injected faults make the server log broken responses as errors; they are intended.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     server = make_server(sandbox)
-    with listen(host, port) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],), name="voicegenie-sandbox", daemon=True)
+    loop = asyncio.new_event_loop()
+    with listen(host, port) as listener, contextlib.closing(loop):
+        # Never waited for to its end: the server would look only every tenth of a second whether it has come.
+        serving = loop.create_task(server.serve([listener]))
+
+        def serve() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                loop.run_until_complete(serving)
+            loop.run_until_complete(_break_off(server))
+
+        thread = threading.Thread(target=serve, name="voicegenie-sandbox", daemon=True)
         thread.start()
         # The socket listens already: a request that comes before the server is ready waits in the queue.
         try:
             yield address_of(listener)
         finally:
-            server.should_exit = True
-            thread.join(timeout=10)
+            loop.call_soon_threadsafe(serving.cancel)
+            thread.join()
+
+
+async def _break_off(server: uvicorn.Server) -> None:
+    """Close all connections, and end what still works on requests."""
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_default_executor()
