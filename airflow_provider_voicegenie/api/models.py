@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 from airflow_provider_voicegenie.api.responses import hide_people
+from airflow_provider_voicegenie.api.times import read_moment
 
 Json = Mapping[str, Any]
 
@@ -530,15 +531,15 @@ def _page(data: Json, name: str) -> tuple[list[Any], int]:
 
 def read_time(value: object) -> datetime | None:
     """Read an ISO 8601 time; UTC if it names no zone, ``None`` if it cannot be read."""
-    if not isinstance(value, str) or (text := value.strip())[10:11] not in ("T", "t", " "):
+    if not isinstance(value, str):
         return None
     try:
-        moment = datetime.fromisoformat(text)
+        moment = read_moment(value.strip())
         # The usual case first: a page has thousands of them.
-        if moment.tzinfo is UTC:
+        if moment is None or moment.tzinfo is UTC:
             return moment
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
+    except OverflowError:
         return None
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -243,8 +243,8 @@ class VoiceGenieHook(BaseHook):
         campaign_id: str,
         *,
         statuses: Iterable[str] | None = None,
-        since: datetime | str | None = None,
-        until: datetime | str | None = None,
+        since: date | str | None = None,
+        until: date | str | None = None,
         page_size: int = 1000,
     ) -> Iterator[Call]:
         """
@@ -257,8 +257,9 @@ class VoiceGenieHook(BaseHook):
 
         :param campaign_id: Id of the campaign.
         :param statuses: Only calls with these outcomes: ``answered``, ``busy``, ``no_answer``, ``failed``.
-        :param since: Only calls from then on, as a ``datetime`` or in ISO 8601; in UTC if it names no zone.
-        :param until: Only calls until then, likewise.
+        :param since: Only calls from then on, as a ``datetime`` or in ISO 8601; in UTC if it names no zone. A plain
+            date begins with that day, in UTC.
+        :param until: Only calls until then, likewise; a plain date includes that day.
         :param page_size: Calls asked for at a time.
         :raises ValueError: ``page_size``, a status or a time is wrong.
         """

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
+from airflow_provider_voicegenie.api.times import read_time_of_day, suggest_time_of_day
 from airflow_provider_voicegenie.rules.parameters import did_you_mean
 from airflow_provider_voicegenie.rules.prerequisites import Check, Prerequisite
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _DAY = timedelta(days=1)
 _QUARTER = timedelta(minutes=15)
+
+#: What some write for the end of a day.
+_MIDNIGHT_AT_THE_END = re.compile(r"\s*24(?![0-9])|\s*24(00){1,2}\s*$")
 
 #: How far ahead the next opening is looked for.
 DAYS_AHEAD = 14
@@ -40,7 +45,8 @@ class CallingHours(Prerequisite):
     to be open. It limits when a campaign is *started*; a campaign that runs on past ``end`` is for
     :class:`~airflow_provider_voicegenie.operators.campaign.PauseCampaignOperator` to stop.
 
-    :param start: A ``datetime.time`` without time zone, or a text such as ``"09:00"``.
+    :param start: A ``datetime.time`` without time zone, or a text: ``"09"``, ``"09:00"``, ``"09:00:00"`` (also with a
+        fraction of the second), ``"0900"`` or ``"090000"``. Anything else, such as ``"09.30"``, is refused.
     :param end: Likewise; not equal to ``start``.
     :param timezone: IANA name of a time zone, such as ``"Europe/Berlin"``.
     :param days: Names of weekdays, such as ``["monday", "tuesday"]`` or ``["mon", "tue"]``; every day by default.
@@ -238,17 +244,22 @@ def describe(hours: Sequence[CallingHours]) -> str:
 
 def _read_clock(name: str, value: object) -> time:
     clock = value
-    if isinstance(value, str) and value.strip().startswith("24:"):
-        raise ValueError(
-            f'CallingHours: {name} {value!r} is no time of day: a day ends at 23:59:59. For midnight, write "00:00".'
-        )
     if isinstance(value, str):
-        try:
-            clock = time.fromisoformat(value)
-        except ValueError:
-            clock = None
+        if _MIDNIGHT_AT_THE_END.match(value):
+            raise ValueError(
+                f"CallingHours: {name} {value!r:.80} is no time of day: a day ends at 23:59:59. For midnight, write "
+                '"00:00".'
+            )
+        clock = read_time_of_day(value)
+        if clock is None:
+            meant = suggest_time_of_day(value)
+            remedy = f'Write "{meant}"' if meant else 'Write it such as "09:00"'
+            raise ValueError(
+                f"CallingHours: {name} must be a time of day; got {value!r:.80}. {remedy}: HH, HH:MM, HH:MM:SS, "
+                "HH:MM:SS.ffffff, HHMM and HHMMSS are read."
+            )
     if not isinstance(clock, time):
-        raise ValueError(f'CallingHours: {name} must be a time of day, such as "09:00"; got {value!r}.')
+        raise ValueError(f'CallingHours: {name} must be a time of day, such as "09:00"; got {value!r:.80}.')
     if clock.tzinfo is not None:
         raise ValueError(
             f"CallingHours: {name} {value!r} has a time zone of its own. Leave it out: the time zone is the argument "

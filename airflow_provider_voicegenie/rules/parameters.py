@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+
+from airflow_provider_voicegenie.api.times import read_moment, suggest_moment
 
 
 def read_seconds(name: str, value: object) -> float:
@@ -101,30 +103,47 @@ def read_bounds(since: object, until: object) -> tuple[datetime | None, datetime
     """
     Return the bounds of a time.
 
-    :param since: A ``datetime`` or a text in ISO 8601, in UTC if it names no zone; ``None`` or an empty text for none.
-    :param until: Likewise.
+    :param since: A ``datetime``, a ``date``, or a text in ISO 8601; a date begins at 00:00. In UTC if it names no
+        zone; ``None`` or an empty text for none.
+    :param until: Likewise; a date ends with its last microsecond.
     :raises ValueError: One of them is something else, or ``until`` is not after ``since``.
     """
-    begin, end = _read_moment("since", since), _read_moment("until", until)
+    begin, end = _read_moment("since", since, time.min), _read_moment("until", until, time.max)
     if begin is not None and end is not None and end <= begin:
         raise ValueError(f"until must be after since; got since={since!s:.40} and until={until!s:.40}.")
     return begin, end
 
 
-def _read_moment(name: str, value: object) -> datetime | None:
-    moment = value
+def _read_moment(name: str, value: object, time_of_date: time) -> datetime | None:
+    """
+    Read a bound.
+
+    :param name: The parameter's name, for the message.
+    :param value: The bound.
+    :param time_of_date: Which time of the day is meant by a date alone.
+    """
+    moment, hint = value, ""
     if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value.strip()) if value.strip() else None
-        except ValueError:
-            moment = value
+        text = value.strip()
+        moment = (_read_date(text) or read_moment(text) or text) if text else None
+        hint = f" Write {meant!r}." if moment is text and (meant := suggest_moment(text)) else ""
     if moment is None:
         return None
+    if isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = datetime.combine(moment, time_of_date)
     if not isinstance(moment, datetime):
         raise ValueError(
-            f"{name} must be a datetime or a time in ISO 8601, such as 2026-05-01T08:00:00+02:00; got {value!r:.80}."
+            f"{name} must be a datetime or a time in ISO 8601, such as '2026-05-01T08:00:00+02:00', or a date; got "
+            f"{value!r:.80}.{hint}"
         )
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _read_date(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

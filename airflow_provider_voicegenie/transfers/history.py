@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -82,8 +82,10 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         a line), each also with ``.gz``, or ``.parquet``. (templated)
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param statuses: Only calls that ended so: ``answered``, ``busy``, ``no_answer``, ``failed``. All by default.
-    :param since: Only calls from then on, as a ``datetime`` or in ISO 8601; in UTC if it names no zone. (templated)
-    :param until: Only calls until then, likewise. (templated)
+    :param since: Only calls from then on: a ``datetime`` or a text in ISO 8601, such as ``2026-05-01T08:00+02:00``, in
+        UTC if it names no zone. A plain date, such as ``2026-05-01``, means the begin of that day in UTC. (templated)
+    :param until: Only calls until then, likewise; but a plain date means the end of that day in UTC, so the day is
+        included. For one day, give the same date twice. (templated)
     :param columns: What is written of a call, in this order: ``call_id``, ``contact_name``, ``phone_number``,
         ``status``, ``duration`` (seconds), ``call_time`` (ISO 8601, as the service writes it), ``recording_url``. All
         by default.
@@ -104,8 +106,8 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         path: str | ObjectStoragePath,
         voicegenie_conn_id: str = "voicegenie_default",
         statuses: Iterable[str] | None = None,
-        since: datetime | str | None = None,
-        until: datetime | str | None = None,
+        since: date | str | None = None,
+        until: date | str | None = None,
         columns: Sequence[str] | None = None,
         outcomes: Mapping[Condition | str, Outcome | str] | None = None,
         **kwargs: Any,

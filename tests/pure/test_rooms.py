@@ -15,7 +15,7 @@ PACKAGE = ROOT.name
 
 #: What decides, and so can be tested by table.
 DECIDES = [
-    *("api/endpoints", "api/errors", "api/models", "api/responses", "api/retries", "api/rate_limit"),
+    *("api/endpoints", "api/errors", "api/models", "api/responses", "api/retries", "api/rate_limit", "api/times"),
     *(
         "rules/outcomes",
         "rules/parameters",

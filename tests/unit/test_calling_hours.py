@@ -87,6 +87,8 @@ def test_a_window_and_its_opposite_fill_the_day(start, end, moment):
         (("09:00+02:00", "17:00", "UTC"), ["start", "time zone of its own"]),
         (("09:00", "24:00", "UTC"), ["end '24:00'", 'For midnight, write "00:00"']),
         (("24:00:00", "09:00", "UTC"), ["start '24:00:00'", 'For midnight, write "00:00"']),
+        (("09:00", "2400", "UTC"), ["end '2400'", 'For midnight, write "00:00"']),
+        (("09:00", "24.00", "UTC"), ["end '24.00'", 'For midnight, write "00:00"']),
         (("09:00", "09:00", "UTC"), ["start and end"]),
         (("09:00", "17:00", "Mars/Olympus"), ["timezone", "Mars/Olympus"]),
         (("09:00", "17:00", "../../etc/passwd"), ["timezone"]),
@@ -106,6 +108,56 @@ def test_wrong_arguments_are_refused(arguments, words):
         CallingHours(*arguments)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        *(("08.30", "08:30"), ("8.30", "08:30"), ("08,30", "08:30"), ("8:30", "08:30"), (" 08:30", "08:30")),
+        *(
+            ("8h30", "08:30"),
+            ("08-30", "08:30"),
+            ("08;30", "08:30"),
+            ("08.30.15", "08:30:15"),
+            ("08:30.15", "08:30:15"),
+        ),
+        *(("08:30,5", None), ("0830.5", None), ("08.3", None), ("083015.5", None), ("08:30:15,5", None)),
+        *(("T08:30", None), ("08:", None), ("8", None), ("830", None), ("08:30 pm", None), ("08.99", None)),
+        *(("25.10", None), ("25:00", None), ("٠٨:٣٠", None), ("", None)),
+    ],
+)
+@pytest.mark.parametrize("name", ["start", "end"])
+def test_what_is_no_time_of_day_is_refused_with_what_was_meant(text, meant, name):
+    arguments = {"start": "08:00", "end": "20:00", "timezone": "Europe/Berlin", name: text}
+    with pytest.raises(ValueError, match=f"CallingHours: {name} must be a time of day") as caught:
+        CallingHours(**arguments)
+    assert f"got {text!r}. Write " in str(caught.value)
+    assert ("Write it such as" if meant is None else f'Write "{meant}":') in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *(("08", time(8)), ("08:30", time(8, 30)), ("08:30:15", time(8, 30, 15)), ("0830", time(8, 30))),
+        *(("083015", time(8, 30, 15)), ("08:30:15.5", time(8, 30, 15, 500_000))),
+        ("23:59:59.999999", time(23, 59, 59, 999_999)),
+    ],
+)
+def test_times_of_day(text, expected):
+    assert CallingHours(text, "07:00", "UTC").start == expected
+
+
+@given(st.text("0123456789:.,;T h-+", max_size=12))
+def test_a_time_of_day_is_what_it_looks_like(text):
+    """Whatever is read can be written with all its digits in place, and nothing else."""
+    try:
+        start = CallingHours(text, time(4, 59, 59, 1), "UTC").start
+    except ValueError:
+        return
+    digits = start.strftime("%H%M%S%f")
+    assert digits.startswith("".join(filter(str.isdigit, text)))
+    assert set(digits[sum(map(str.isdigit, text)) :]) <= {"0"}
+    assert start.microsecond == 0 or text.count(":") == 2
 
 
 def test_a_window_may_end_at_midnight():

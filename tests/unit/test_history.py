@@ -10,7 +10,7 @@ import json
 import random
 import tempfile
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from helpers.leaks import MARKED_PERSON, person_in
 from helpers.tasks import context
 
 from airflow_provider_voicegenie.api import endpoints
-from airflow_provider_voicegenie.api.models import Call, CallPage
+from airflow_provider_voicegenie.api.models import Call, CallPage, read_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.transfers import calls as call_stores
@@ -186,8 +186,28 @@ def test_filters_are_the_services(sandbox, tmp_path, monkeypatch):
     export(tmp_path / "x.jsonl", statuses=["answered", "busy"], since=since, until="2027-01-01")
     assert list(dict.fromkeys(each["status_filter"] for each in asked)) == ["answered", "busy"]
     assert {(each["date_from"], each["date_to"]) for each in asked} == {
-        ("2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z")
+        ("2026-01-01T00:00:00Z", "2027-01-01T23:59:59.999999Z")
     }
+
+
+@pytest.mark.parametrize("day", ["2026-05-31", date(2026, 5, 31)])
+def test_a_plain_date_is_that_whole_day_in_utc(sandbox, tmp_path, day):
+    sandbox.add_campaign(id="days", status="completed", total_count=6)
+    moments = [
+        *("2026-05-30T23:59:59.999Z", "2026-05-31T00:00:00Z", "2026-05-31T12:00:00Z", "2026-05-31T23:59:59.999Z"),
+        *("2026-06-01T00:00:00Z", "2026-06-01T00:00:00.001Z"),
+    ]
+    calls = [{"call_id": moment, "call_time": moment, "status": "answered"} for moment in moments]
+
+    def pages(hook, campaign_id, count_known, *, status, since, until):
+        found = [Call.from_json(call) for call in calls if since <= read_time(call["call_time"]) <= until]
+        yield CallPage(tuple(found), len(found), len(found))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VoiceGenieHook, "call_history_pages", pages)
+        export(tmp_path / "x.jsonl", "days", since=day, until=day)
+    written = [json.loads(line)["call_id"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert written == moments[1:4]
 
 
 # Pages, in the hook.
@@ -260,6 +280,9 @@ def test_wrong_arguments_of_the_hook():
         ({"path": "x.txt"}, r"path must be a path that ends in .*ends in \.txt"),
         ({"since": "yesterday"}, "since must be a datetime or a time"),
         ({"since": "2026-05-02", "until": "2026-05-01"}, "until must be after since"),
+        ({"since": "2026-05-31T08.30"}, r"since must be .*; got '2026-05-31T08\.30'\. Write '2026-05-31T08:30'\."),
+        ({"since": "2026-05-31+02:00"}, "since must be a datetime or a time"),
+        ({"until": "2026-05-31 8.30Z"}, r"until must be .*; got '2026-05-31 8\.30Z'\. Write '2026-05-31T08:30Z'\."),
     ],
 )
 def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
@@ -272,6 +295,7 @@ def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
     [
         ({"path": "x.xlsx"}, r"path: 'x\.xlsx' must end in"),
         ({"since": "yesterday"}, "since must be a datetime or a time"),
+        ({"until": "2026-05-31T08.30"}, r"until must be .* Write '2026-05-31T08:30'\."),
     ],
 )
 def test_wrong_values_of_templates(sandbox, arguments, message):
