@@ -179,9 +179,6 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
         parts["pure"] = ("tests/pure", "tests/contract")
         parts["browser"] = ("tests/browser",)
         parts["distributed"] = (DISTRIBUTED,)
-    else:
-        # Simulations of rates, which use all the time of a processor and nothing of Airflow.
-        parts["unit"] += ("--ignore=tests/unit/test_fair_share.py",)
     reports = ROOT / "build" / "tests" / f"airflow-{airflow}-python-{python}"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir(parents=True)
