@@ -102,6 +102,9 @@ def bash_line(line):
         case ["pip", "install", *packages]:
             for package in packages:
                 pip_install(package)
+        case ["sudo", "apt-get", "install", *packages]:
+            # What the tests that need them name.
+            assert set(packages) <= {"redis-server", "postgresql", "chromium"}
         case ["airflow", "db", "migrate"] | ["mkdir", "dags"] | ["pytest", "dags"]:
             # As the fixture `airflow` and `test_the_blocks_that_are_tests` do.
             pass
