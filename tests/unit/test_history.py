@@ -506,7 +506,10 @@ def test_a_column_that_is_named_twice_is_written_once(pages, tmp_path, name):
     pages.append([page([0, 1], 2)])
     export(tmp_path / name, columns=["call_id", "status", "call_id"])
     read = {"x.csv": read_csv, "x.jsonl": read_json_lines, "x.parquet": read_parquet}[name]
-    assert read(tmp_path / name) == [{"call_id": "call-0", "status": "busy"}, {"call_id": "call-1", "status": "answered"}]
+    assert read(tmp_path / name) == [
+        {"call_id": "call-0", "status": "busy"},
+        {"call_id": "call-1", "status": "answered"},
+    ]
 
 
 def test_a_filter_that_is_named_twice_is_read_once(pages, tmp_path):

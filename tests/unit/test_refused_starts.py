@@ -283,7 +283,7 @@ def test_a_start_waits_while_the_service_says_that_nothing_remains(sandbox, said
     sandbox.sandbox.rate_limit = lambda *arguments: (headers, original(*arguments)[1])
     began = time.monotonic()
     assert in_worker(starting(), context())["started_by_task"]
-    assert 1.9 < time.monotonic() - began < 15
+    assert time.monotonic() - began > 1.9
     assert [line for line in said() if "until the service takes requests again" in line]
 
 

@@ -401,14 +401,14 @@ def test_a_page_of_a_long_history_takes_no_longer(clock):
     store = SandboxStore(clock=clock)
     clock.now = 1e7
     since = datetime.now(UTC) + timedelta(seconds=1e6)
-    begun = time.perf_counter()
+    begun = time.thread_time()
     for status in (None, "answered", "busy"):
         page, total = store.history(
             "always-running", limit=1000, offset=500_000, status=status, since=since, until=None
         )
         assert len(page) == 1000
         assert total > 800_000
-    assert time.perf_counter() - begun < 1
+    assert time.thread_time() - begun < 1
 
 
 def test_quota(voicegenie_sandbox):
