@@ -6,6 +6,7 @@ from __future__ import annotations
 import pickle
 import ssl
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from helpers.raw_server import chain_of, closed_port, raw_server
 
 from airflow_provider_voicegenie.api import endpoints, errors
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
+from airflow_provider_voicegenie.api.rate_limit import RateLimiter
 from airflow_provider_voicegenie.api.settings import ClientSettings
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
@@ -287,3 +289,99 @@ def test_the_service_clock_comes_from_its_answers(monkeypatch):
         with pytest.raises(errors.UnauthorizedError):
             client.send(endpoints.campaign("c"))
         assert abs(client.server_time() - 1767225600) < 5
+
+
+# The limit.
+
+
+def test_uploads_count_in_the_connections_limit_and_heed_its_blocks(voicegenie_sandbox):
+    campaign_id = voicegenie_sandbox.add_campaign(total_count=0).id
+    waits = []
+    settings = ClientSettings(voicegenie_sandbox.url, voicegenie_sandbox.api_key, requests_per_minute=3)
+    client = VoiceGenieClient(settings, sleep=waits.append)
+
+    def upload(number):
+        client.send(endpoints.upload(campaign_id, [{"phone_number": f"+49151234560{number}"}]))
+
+    for number in range(3):
+        upload(number)
+    assert not waits
+    upload(4)
+    assert 50 < waits[0] <= 60
+    client._limiter = RateLimiter(1000)
+    client._limiter.block(30, time.monotonic())
+    upload(5)
+    assert 25 < waits[1] <= 30
+
+
+@pytest.mark.parametrize("operation", ["start", "pause"])
+def test_starts_and_pauses_count_in_the_limit_and_wait_for_nothing(voicegenie_sandbox, operation):
+    waits = []
+    settings = ClientSettings(voicegenie_sandbox.url, voicegenie_sandbox.api_key, requests_per_minute=2)
+    client = VoiceGenieClient(settings, sleep=waits.append)
+    for campaign_id in ("ready", "paused") if operation == "start" else ("running", "running"):
+        with suppress(errors.CampaignNotRunningError):
+            client.send(getattr(endpoints, operation)(campaign_id))
+    client.send(endpoints.campaign("ready"))
+    assert [50 < wait <= 60 for wait in waits] == [True]
+    # Now that three are counted of two, it is sent at once all the same.
+    with suppress(errors.VoiceGenieError):
+        client.send(getattr(endpoints, operation)("running"))
+    assert len(waits) == 1
+    assert voicegenie_sandbox.request_count(operation) == 3
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_no_more_requests_than_the_limit_in_any_minute(limit):
+    limiter, now, sent = RateLimiter(limit), 1000.0, []
+    for _ in range(4 * limit):
+        sent.append(now + limiter.reserve(now))
+        now += 1.0
+    assert sent[:limit] == [1000.0 + number for number in range(limit)]
+    assert all(later - earlier >= 60 for earlier, later in zip(sent, sent[limit:], strict=False))
+    # Nor do they wait for longer than that takes.
+    assert all(later - earlier == 60 for earlier, later in zip(sent, sent[limit:], strict=False))
+
+
+def test_of_two_blocks_the_longer_one_counts():
+    limiter = RateLimiter(10)
+    limiter.block(40, 1000.0)
+    limiter.block(5, 1001.0)
+    assert limiter.seconds_blocked(1010.0) == 30
+    assert limiter.reserve(1010.0) == 30
+    assert limiter.reserve(1010.0, may_wait=False) == 0
+    assert limiter.seconds_blocked(1041.0) == 0
+
+
+def test_a_window_that_ends_in_hours_blocks_for_a_minute(voicegenie_sandbox):
+    headers = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "7200"}
+    settings = ClientSettings(voicegenie_sandbox.url, voicegenie_sandbox.api_key, max_attempts=1)
+    client = VoiceGenieClient(settings, sleep=lambda seconds: None)
+    voicegenie_sandbox.inject("status", "get", status=503, headers=headers)
+    with pytest.raises(errors.ServerError):
+        client.send(endpoints.campaign("ready"))
+    assert 50 < client.seconds_blocked() <= 60
+
+
+def test_each_attempt_is_told_what_became_of_the_one_before(client, voicegenie_sandbox):
+    voicegenie_sandbox.inject("status", "get", status=503)
+    voicegenie_sandbox.inject("close", "get")
+    before = []
+    client.send(endpoints.campaign("ready"), before_attempt=before.append)
+    assert [type(error) for error in before] == [type(None), errors.ServerError, errors.ConnectionFailedError]
+
+
+def test_a_read_is_never_said_to_have_taken_effect(client, voicegenie_sandbox):
+    for kind in ("close", "truncated", "drip"):
+        voicegenie_sandbox.inject(kind, "get")
+        hurried = VoiceGenieClient(replace(client.settings, timeout=1, max_attempts=1))
+        with pytest.raises(errors.VoiceGenieError) as caught:
+            hurried.send(endpoints.campaign("ready"))
+        assert not caught.value.may_have_taken_effect
+
+
+def test_the_number_of_attempts_may_be_given_for_one_request(client, voicegenie_sandbox):
+    voicegenie_sandbox.inject("status", "get", status=503, times=None)
+    with pytest.raises(errors.ServerError):
+        client.send(endpoints.campaign("ready"), max_attempts=1)
+    assert voicegenie_sandbox.request_count("get") == 1

@@ -7,7 +7,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from helpers.tasks import Store, context
+from helpers.tasks import Following, Starting, Store, change, context
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
 from airflow_provider_voicegenie.start.record import StartPhase, StartRecord, StartRecords
@@ -59,3 +59,80 @@ def test_what_is_no_record_is_none(data):
     records = StartRecords(context(Store(voicegenie_start=data)), "c", "vg")
     assert records.recall() is None
     assert not records.was_cleared
+
+
+def record_json(**changed):
+    before = Campaign("long", CampaignStatus.PAUSED, "paused", completed_count=1, failed_count=2, updated_at=NOW)
+    record = StartRecord.of(before, "long", "voicegenie_default", 2, NOW).in_phase(StartPhase.STARTED)
+    return {**record.to_json(), **changed}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"of_a_later_version": 1},
+        {"phase": "resting"},
+        {"phase": None},
+        {"before": None},
+        {"before": {}},
+        {"before": {**record_json()["before"], "status_text": None}},
+        {"before": {**record_json()["before"], "status_text": 5}},
+    ],
+    ids=str,
+)
+def test_a_record_of_another_format_breaks_no_try(sandbox, changed):
+    data = record_json(**changed)
+    assert StartRecord.from_json(record_json()) is not None
+    assert StartRecord.from_json(data) is None
+    store = Store(voicegenie_start=data)
+    result = Starting(wait_for_completion=False)(deferrable=False).execute(context(store, try_number=2))
+    assert result["started_by_task"]
+    assert store["voicegenie_start"]["phase"] == "started"
+
+
+@pytest.mark.parametrize("kept", ["text", [1], 5, {"campaign_id": "another"}, {"generation": 1}])
+def test_what_a_task_kept_in_another_format_breaks_no_try(sandbox, kept):
+    change(sandbox, "followed", status="completed")()
+    store = Store(voicegenie_task=kept)
+    result = Following(timeout=60)(deferrable=False).poke(context(store, try_number=2))
+    assert result.is_done
+    assert store["voicegenie_task"]["campaign_id"] == "followed"
+
+
+# What is owed.
+
+
+def owed_record(campaign_id="c", conn_id="vg", phase=StartPhase.CLOSED):
+    before = Campaign(campaign_id, CampaignStatus.PAUSED, "paused")
+    return StartRecord.of(before, campaign_id, conn_id, 3, NOW).in_phase(phase, NOW, owes_pause=True)
+
+
+@pytest.mark.parametrize(
+    ("campaign_id", "conn_id", "still_owed"), [("c", "vg", True), ("d", "vg", False), ("c", "other", False)]
+)
+def test_a_new_start_takes_over_what_is_owed_to_the_same_campaign(campaign_id, conn_id, still_owed):
+    store = Store(voicegenie_start=owed_record().to_json())
+    records = StartRecords(context(store, max_tries=4), campaign_id, conn_id)
+    assert records.recall() is None
+    records.add(Campaign(campaign_id, CampaignStatus.PAUSED, "paused"), NOW)
+    assert (store["voicegenie_start"]["phase"], store["voicegenie_start"]["owes_pause"]) == ("sent", still_owed)
+    assert store["voicegenie_start"]["generation"] == 4
+
+
+@pytest.mark.parametrize("owes", [True, False, None])
+def test_what_is_owed_follows_the_record(owes):
+    store = Store(voicegenie_start=owed_record().to_json())
+    records = StartRecords(context(store, max_tries=4), "c", "vg")
+    records.recall()
+    # No start of this generation: what is set is what was owed.
+    records.set_phase(StartPhase.CLOSED, owes_pause=owes)
+    assert store["voicegenie_start"]["owes_pause"] is (owes is not False)
+    assert (records.owed is None) is (owes is False)
+
+
+def test_a_phase_without_a_record_writes_nothing():
+    store = Store()
+    records = StartRecords(context(store), "c", "vg")
+    records.set_phase(StartPhase.CLOSED)
+    assert not store
+    assert records.known() is None

@@ -1101,3 +1101,61 @@ print(*sorted(set(sys.modules) - before))
     heavy = ("requests", "httpx", "urllib3", "tenacity", "airflow.", "airflow_provider_voicegenie.hooks")
     assert not [name for name in loaded if name.startswith(heavy)]
     assert "airflow_provider_voicegenie.triggers.feed" not in loaded
+
+
+@keeps_state
+def test_an_end_that_is_told_in_the_middle_of_a_pass_is_kept_with_it():
+    """If the triggerer dies before the pass is over, the next one tells it no more."""
+    known = KnownCampaigns()
+    look(known, seen(status="running"), seen("d", status="running"))
+    stores = Stores()
+    stores.kept["voicegenie_all_campaigns.voicegenie_default"] = json.dumps(known.to_json(NOW))
+    pages = [CampaignPage((each,), 1, 2) for each in (seen(ended=NOW), seen("d", status="running"))]
+    shown = [looks.Look([ListedPage(number, page, NOW)]) for number, page in enumerate(pages)]
+
+    async def stream():
+        for each in shown:
+            yield each
+
+    watcher = CampaignEndedTrigger()
+    watcher.asset_state_store = stores
+
+    async def work():
+        return [event.payload["campaign_id"] async for event in watcher.filter_shared_stream(stream())]
+
+    assert run(work) == ["c"]
+    for each in shown[:1]:
+        ((_, state),) = each.to_keep.values()
+        again = KnownCampaigns()
+        again.restore(json.loads(json.dumps(state)))
+        assert look(again, seen(ended=NOW), seen("d", status="running")) == []
+
+
+@keeps_state
+def test_nothing_is_kept_before_the_first_pass_has_shown_all():
+    known = KnownCampaigns()
+    memory = looks.Memory(Stores(), "voicegenie_default", None, known)
+    first, second = looks.Look([]), looks.Look([])
+    look(known, seen(status="running"), total=2)
+    memory.keep_after(first)
+    look(known, seen("d", status="running"), offset=1, total=2)
+    memory.keep_after(second)
+    assert (list(first.to_keep), list(second.to_keep)) == ([], [memory])
+
+
+@keeps_state
+def test_what_was_kept_last_is_gone_on_from():
+    """An asset that has come later has an older state, or none."""
+    states = {}
+    for at, status in ((NOW, "running"), (NOW + 60, "completed")):
+        known = KnownCampaigns()
+        look(known, seen(status=status, ended=at))
+        states[at] = json.dumps({**known.to_json(at)})
+    for order in itertools.permutations([*states.values(), None]):
+        stores = {f"asset {number}": Store() for number in range(3)}
+        for store, state in zip(stores.values(), order, strict=True):
+            store.kept = {} if state is None else {"voicegenie_all_campaigns.voicegenie_default": state}
+        known = KnownCampaigns()
+        run(looks.Memory(Stores(**stores), "voicegenie_default", None, known).recall)
+        assert look(known, seen(ended=NOW + 60)) == []
+        assert known.open_count == 0

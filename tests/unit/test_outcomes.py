@@ -8,11 +8,24 @@ from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowSkipException
+from helpers.tasks import Following, Starting, both_ways, context, deferred
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_voicegenie.api import errors
-from airflow_provider_voicegenie.rules.outcomes import Condition, Outcome, OutcomeRules, TaskKind, apply_outcome
+from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
+from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
+from airflow_provider_voicegenie.rules.outcomes import (
+    Condition,
+    Outcome,
+    OutcomeRules,
+    TaskKind,
+    VoiceGenieRetryException,
+    apply_error,
+    apply_outcome,
+)
+from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
+from airflow_provider_voicegenie.waiting import final_statistics
 
 
 @pytest.mark.parametrize(
@@ -206,3 +219,83 @@ def test_the_reason_of_a_skip_is_logged(caplog):
         apply_outcome(OutcomeRules(TaskKind.START), Condition.BACKFILL_RUN, "c", "this is a backfill")
     assert [record.getMessage() for record in caplog.records] == [str(caught.value)]
     assert "this is a backfill [BACKFILL_RUN: the task is skipped]" in caplog.text
+
+
+# What the service asked to wait, for a user's policy of retries.
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+def test_what_the_service_asked_to_wait_is_kept_for_a_retry(kind):
+    rules = OutcomeRules(kind, {"RATE_LIMIT_EXCEEDED": "retry"})
+    error = errors.RateLimitError("no", retry_after=17.0)
+    with pytest.raises(VoiceGenieRetryException) as caught:
+        apply_error(rules, error, "c")
+    assert (caught.value.condition, caught.value.retry_after) == (Condition.RATE_LIMIT_EXCEEDED, 17.0)
+    with pytest.raises(VoiceGenieRetryException) as caught:
+        apply_outcome(rules, Condition.RATE_LIMIT_EXCEEDED, "c", "no", retry_after=7.0)
+    assert caught.value.retry_after == 7.0
+
+
+RETRY = {"INTERNAL_SERVER_ERROR": "retry"}
+TASKS = {
+    "start": ("get", lambda path: Starting()),
+    "pause": (
+        "pause",
+        lambda path: (
+            lambda *, deferrable: PauseCampaignOperator(task_id="pause", campaign_id="followed", deferrable=deferrable)
+        ),
+    ),
+    "sensor": ("get", lambda path: Following(outcomes=RETRY)),
+    "statistics": ("stats", lambda path: Following(campaign_id="completed", min_success_rate=1, outcomes=RETRY)),
+    "upload": (
+        "upload",
+        lambda path: (
+            lambda *, deferrable: UploadContactsOperator(
+                task_id="upload", campaign_id="paused", contacts=[{"phone_number": "+4915190817263"}]
+            )
+        ),
+    ),
+    "history": (
+        "history",
+        lambda path: (
+            lambda *, deferrable: CallHistoryToObjectStorageOperator(
+                task_id="export", campaign_id="completed", path=f"{path}/x.csv"
+            )
+        ),
+    ),
+}
+
+
+@both_ways
+@pytest.mark.parametrize("name", TASKS)
+def test_each_task_tells_a_policy_what_the_service_asked_to_wait(sandbox, way, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(final_statistics, "_PATIENCE", 0.0)
+    operation, make = TASKS[name]
+    body = '{"success": false, "message": "No", "error": "INTERNAL_SERVER_ERROR"}'
+    # A pause that failed so may have taken effect, unless the refusal says that it did not.
+    status = 429 if name == "pause" else 503
+    sandbox.inject("status", operation, status=status, body=body, headers={"Retry-After": "17"}, times=None)
+    with pytest.raises(VoiceGenieRetryException) as caught:
+        way(make(tmp_path), context())
+    assert caught.value.retry_after == 17
+
+
+def test_a_wait_in_the_triggerer_tells_it_too(sandbox):
+    """The first look, in the worker, is fine."""
+    sandbox.inject("delay", "get", seconds=0)
+    for operation in ("get", "list"):
+        sandbox.inject("status", operation, status=503, headers={"Retry-After": "17"}, times=None)
+    with pytest.raises(VoiceGenieRetryException) as caught:
+        deferred(Following(outcomes=RETRY), context())
+    assert caught.value.retry_after == 17
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+def test_trouble_that_passes_ends_no_wait_of_a_start_or_a_pause(kind):
+    changes = {name: "fail" for name in ("RATE_LIMIT_EXCEEDED", "CONNECTION_FAILED")}
+    rules = OutcomeRules(kind, changes)
+    waits = kind in (TaskKind.START, TaskKind.PAUSE)
+    for name in changes:
+        assert rules.while_waiting().outcome(Condition(name)) is (Outcome.WAIT if waits else Outcome.FAIL)
+        # The start or the pause itself goes by what the author wants.
+        assert rules.outcome(Condition(name)) is Outcome.FAIL

@@ -8,6 +8,7 @@ import json
 import pickle
 
 import pytest
+from helpers.leaks import person_in
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -247,3 +248,14 @@ def test_no_error_about_people_names_one(request_, body, status):
     shown = f"{caught.value!r} {caught.value.details}"
     assert "1519" not in shown
     assert "averine" not in shown.casefold()
+
+
+@pytest.mark.parametrize("status", [200, 400, 409, 500])
+@pytest.mark.parametrize("code", ["XAVERINE_QUASTENFLOSSER", "+4915190817263", "xaverine@quastenflosser.example"])
+def test_no_code_about_people_names_one(status, code):
+    given = response(status, {"success": False, "message": "No", "error": code})
+    about_people = error_of(given, request=lambda _: upload("c1", [PERSON]))
+    assert about_people.code is None
+    assert person_in(f"{about_people} {vars(about_people)}") is None
+    # Of others, a code is what it is.
+    assert error_of(given).code == code

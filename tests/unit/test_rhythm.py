@@ -123,7 +123,7 @@ def test_trouble_that_is_over_does_not_slow_the_reading_of_statistics(sandbox, c
     monkeypatch.setattr(
         VoiceGenieHook,
         "get_campaign_stats",
-        lambda hook, *arguments, **more: replace(original(hook, *arguments, **more), completed_at=None),
+        lambda hook, *arguments, **more: replace(original(hook, *arguments, **more), is_final=False),
     )
     result = Following(poke_interval=60)(deferrable=False).execute(context())
     assert result["statistics"] is not None

@@ -684,3 +684,25 @@ def test_a_wrong_argument_of_a_request_is_named(monkeypatch, arguments, words):
 def test_a_response_of_another_form_is_said_to_be_that(voicegenie_sandbox):
     with pytest.raises(errors.VoiceGenieError, match=r"Check the path of the request, .* use get_conn\(\) of the hook"):
         VoiceGenieHook().request("GET", "/getQuota")
+
+
+def test_a_thread_that_reads_a_drip_is_woken_up():
+    """The library's own timeout is for each read, and a server that drips never lets one take so long."""
+    over = threading.Event()
+
+    def drip(stream, request):
+        stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while not over.wait(0.05):
+            stream.sendall(b" ")
+
+    with raw_server(drip) as (port, _):
+        client = VoiceGenieClient(settings_for(port, timeout=0.5))
+        with pytest.raises(errors.RequestTimeoutError):
+            client.send(endpoints.start("c"))
+        deadline = time.monotonic() + 15
+        try:
+            while any(thread.name == "voicegenie-request" for thread in threading.enumerate()):
+                assert time.monotonic() < deadline, "it reads for as long as the server drips"
+                time.sleep(0.02)
+        finally:
+            over.set()
