@@ -266,3 +266,85 @@ def test_a_wait_without_news_says_from_time_to_time_that_it_goes_on(said, troubl
     assert [at for at, _ in again] == list(range(first + 600, 3600, 600))
     assert all("status 'running'" in line for _, line in again)
     assert all(("INVALID_ANSWER since then" in line) is (trouble is not None) for _, line in again)
+
+
+# What counts as progress, and when it is said.
+
+
+@pytest.mark.parametrize("status", ["paused", "scheduled", "draft"])
+def test_the_time_in_which_no_call_is_expected_is_no_stall(status):
+    wait = watch(stall_timeout=100)
+    assert stall(wait, 0, status=status, completed=5, failed=0) is None
+    assert stall(wait, 1000, status=status, completed=5, failed=0) is None
+    assert stall(wait, 1001, completed=5, failed=0) is None
+    assert stall(wait, 1100, completed=5, failed=0) is None
+    assert stall(wait, 1101, completed=5, failed=0).condition is Condition.CAMPAIGN_STALLED
+
+
+def test_what_another_process_has_seen_of_a_stall_counts():
+    wait = watch(stall_timeout=100, seen={"at": T - 60, "completed": 5, "failed": 0})
+    # Its first look sees no change of the status: it knew none.
+    assert stall(wait, 39, completed=5, failed=0) is None
+    assert stall(wait, 40, completed=5, failed=0).condition is Condition.CAMPAIGN_STALLED
+
+
+def test_failed_calls_that_were_not_known_may_have_been_progress():
+    wait = watch(stall_timeout=100)
+    assert wait.observe(campaign(completed=5), T, in_full=False) is None
+    assert wait.observe(campaign(completed=5, failed=0), T + 50) is None
+    # From then on, they are known, and do not change.
+    assert wait.observe(campaign(completed=5, failed=0), T + 149) is None
+    assert wait.observe(campaign(completed=5, failed=0), T + 150).condition is Condition.CAMPAIGN_STALLED
+
+
+def test_a_list_alone_shows_no_stall():
+    wait = watch(stall_timeout=100)
+    wait.observe(campaign(completed=5, failed=1), T)
+    assert wait.look(campaign(completed=5), False, T + 100) is True
+    assert wait.needs_single_read
+    # The failed calls have changed, which the list does not show.
+    assert wait.look(campaign(completed=5, failed=2), True, T + 101) is None
+    assert not wait.needs_single_read
+    assert wait.look(campaign(completed=5), False, T + 200) is None
+    # One that cannot be read is no reason to read it at once again.
+    assert wait.look(campaign(completed=5), False, T + 201) is True
+    assert wait.look(errors.ServerError("no"), True, T + 202) is None
+
+
+def test_no_failed_call_is_known_as_well_as_some():
+    wait = watch()
+    wait.observe(campaign(completed=5, failed=3), T)
+    wait.observe(campaign(completed=5, failed=0), T + 1)
+    assert wait.seen()["failed"] == 0
+    wait.observe(campaign(completed=5), T + 2, in_full=False)
+    assert wait.seen() == {"at": T + 1, "completed": 5, "failed": 0}
+
+
+def test_each_kind_of_trouble_is_said(said):
+    wait = watch()
+    for error in (errors.ServerError, errors.ServerError, errors.RateLimitError, errors.ServerError):
+        wait.observe_error(error("Not now."), T)
+    assert len(said()) == 3
+
+
+def test_a_wait_that_goes_on_says_so_every_ten_minutes_and_not_more_often(said):
+    wait = watch()
+    wait.observe(campaign(), T)
+    said()
+    for seconds in range(0, 3601, 60):
+        wait.observe(campaign(), T + seconds)
+    assert [line.endswith("calls done (0 %)).") or "still waiting" in line for line in said()] == [True] * 6
+
+
+@pytest.mark.parametrize(
+    ("reason", "at", "words"),
+    [(EndReason.TIMEOUT, 0, "its time was over (last seen: "), (EndReason.EXECUTION_TIMEOUT, 7, "last seen 7 s ago: ")],
+)
+def test_what_was_last_seen_is_said_at_the_end(reason, at, words):
+    wait = watch()
+    wait.observe(campaign(completed=5, failed=1), T)
+    end = wait.time_is_up(T + at, reason)
+    assert end.reason is reason
+    assert words in end.message
+    assert "6 of 100 calls done (6 %), 1 failed" in end.message
+    assert end.result["completed_at"] is None

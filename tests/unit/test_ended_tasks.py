@@ -497,3 +497,12 @@ def test_the_execution_timeout_of_a_later_try_pauses_what_an_earlier_one_started
         with pytest.raises(AirflowTaskTimeout):
             way(make, run)
     assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")
+
+
+@pytest.mark.parametrize("pause_on_kill", [True, False])
+def test_a_deferred_task_owes_a_pause_only_if_its_author_wants_one(sandbox, pause_on_kill):
+    store = Store()
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting(pause_on_kill=pause_on_kill)(deferrable=True).execute(context(store))
+    assert store["voicegenie_start"]["owes_pause"] is pause_on_kill
+    assert deferral.value.trigger.pause_on_kill is pause_on_kill

@@ -232,3 +232,10 @@ def test_what_nobody_can_tell_is_said_with_what_to_do(sandbox, clock):
     assert "clear this task" in str(caught.value)
     # Nobody has looked in vain for long.
     assert clock.slept == 7
+
+
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_what_was_read_last_is_what_a_lost_start_returns(sandbox, clock, after):
+    lose(sandbox, took_effect=False)
+    clock.at(after, lambda: sandbox.sandbox.store.start("scheduled"))
+    assert start("scheduled")["status"] == "running"

@@ -292,7 +292,7 @@ def test_a_wait_in_the_triggerer_tells_it_too(sandbox):
 
 @pytest.mark.parametrize("kind", TaskKind)
 def test_trouble_that_passes_ends_no_wait_of_a_start_or_a_pause(kind):
-    changes = {name: "fail" for name in ("RATE_LIMIT_EXCEEDED", "CONNECTION_FAILED")}
+    changes = dict.fromkeys(("RATE_LIMIT_EXCEEDED", "CONNECTION_FAILED"), "fail")
     rules = OutcomeRules(kind, changes)
     waits = kind in (TaskKind.START, TaskKind.PAUSE)
     for name in changes:

@@ -428,3 +428,23 @@ def test_what_is_kept_has_no_key(sandbox):
         "not_before": 1.0,
         "deadline": 2.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("requests", "starts", "longest"), [(1, 0, 10), (2, 0, 20), (1, 1, 20), (2, 2, 80), (3, 1, 80), (50, 4, 600)]
+)
+def test_those_who_were_refused_more_often_keep_further_out_of_the_way(requests, starts, longest, monkeypatch):
+    monkeypatch.setattr(refusals, "_FIRST_SPREAD", 10.0)
+    monkeypatch.setattr(refusals.random, "uniform", lambda least, most: most)
+    assert Refusals(0.0, requests, starts).spread() == timedelta(seconds=longest)
+
+
+def test_two_hours_count_from_the_first_refusal():
+    refused = Refusals()
+    for number, now in enumerate((1000.0, 2000.0, 5000.0), start=1):
+        refused = refused.one_more(now, was_start=number == 2)
+    assert refused == Refusals(1000.0, 3, 1)
+    patience = PATIENCE.total_seconds()
+    # It is the moment of the next attempt that counts.
+    assert refused.next_attempt(10.0, 1000.0 + patience - 10, 4) is not None
+    assert refused.next_attempt(10.0, 1000.0 + patience - 9, 4) is None

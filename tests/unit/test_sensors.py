@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -30,7 +31,12 @@ from helpers.tasks import (
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors import campaign as sensors
-from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor, HasContacts
+from airflow_provider_voicegenie.sensors.campaign import (
+    CallingHours,
+    CampaignCompletedSensor,
+    CampaignReadySensor,
+    HasContacts,
+)
 from airflow_provider_voicegenie.waiting import final_statistics
 
 
@@ -164,3 +170,34 @@ def test_completion_counts_even_if_the_connection_cannot_be_read(sandbox, monkey
     monkeypatch.setattr(VoiceGenieHook, "get_connection", get_connection)
     result = task()(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
     assert (result["status"], result["statistics"]) == ("completed", None)
+
+
+def hours_from_now(first, last):
+    now = datetime.now(UTC)
+    return CallingHours((now + timedelta(hours=first)).time(), (now + timedelta(hours=last)).time(), "UTC")
+
+
+@both_ways
+@pytest.mark.parametrize("closed", [0, 1, 2])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_one_of_several_calling_hours_is_enough_for_a_sensor(sandbox, way, closed, is_first):
+    hours = [hours_from_now(2 + number, 5) for number in range(closed)]
+    hours.insert(0 if is_first else closed, hours_from_now(-1, 1))
+
+    def make(*, deferrable):
+        return CampaignReadySensor(
+            task_id="ready",
+            campaign_id="ready",
+            prerequisites=[hours[0], HasContacts(minimum=5), *hours[1:]],
+            poke_interval=0.1,
+            timeout=5,
+            deferrable=deferrable,
+        )
+
+    assert way(make, context())["campaign_id"] == "ready"
+
+
+def test_without_an_open_one_no_sensor_is_ready(sandbox):
+    for hours in ([hours_from_now(2, 3)], [hours_from_now(2, 3), hours_from_now(4, 5)]):
+        sensor = CampaignReadySensor(task_id="ready", campaign_id="ready", prerequisites=hours, deferrable=False)
+        assert not sensor.poke(context()).is_done
