@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
-from airflow_provider_voicegenie.rules.file_formats import check_literal_path, is_path
+from airflow_provider_voicegenie.rules.file_formats import check_literal_path, is_path, is_path_template
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
     Outcome,
@@ -22,7 +23,7 @@ from airflow_provider_voicegenie.rules.outcomes import (
 from airflow_provider_voicegenie.rules.parameters import check_flags, read_whole_number
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, XComArg
 
 __all__ = ["UploadContactsOperator"]
 
@@ -31,7 +32,7 @@ _BATCH_SIZE = 1000
 
 
 class _HiddenRows(Sequence[Any]):
-    """Rows of which Airflow's UI and database show only how many there are."""
+    """Rows that Airflow does not render, and of which its logs, UI and database show only how many there are."""
 
     def __init__(self, rows: Sequence[Any]) -> None:
         self.hidden = rows
@@ -51,7 +52,7 @@ class _HiddenRows(Sequence[Any]):
 
 
 class _Hidden:
-    """Something else that may name people, although it is of no use here."""
+    """Something else that may name people, although it is of no use here. Airflow does not render it either."""
 
     def __init__(self, value: object) -> None:
         self.hidden = value
@@ -64,17 +65,54 @@ class _Hidden:
         return repr(self)
 
 
-def _without_people(contacts: Any) -> Any:
-    """Return what Airflow may show of what a template gave: a path as it is, all else hidden."""
+def _for_airflow(contacts: Any) -> Any:
+    """
+    Return what Airflow may render, log and show: a path, and what becomes one or becomes rows; all else is hidden.
+
+    Airflow renders each string in a list or a dict, and logs the whole of a value that it cannot render. Names were
+    written by outsiders: as templates they could read every connection and variable of the task.
+    """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    if isinstance(contacts, _HiddenRows | _Hidden | ObjectStoragePath) or hasattr(contacts, "resolve"):
+    if isinstance(contacts, _HiddenRows | _Hidden | ObjectStoragePath):
         return contacts
+    if isinstance(contacts, os.PathLike):
+        # Airflow renders texts, but no path of Python's.
+        contacts = os.fsdecode(contacts)
     if isinstance(contacts, str):
-        # What is still to be rendered is no contact yet.
-        is_shown = not contacts.strip() or "{{" in contacts or is_path(contacts)
+        is_shown = not contacts.strip() or is_path(contacts) or is_path_template(contacts)
         return contacts if is_shown else _Hidden(contacts)
-    return _HiddenRows(contacts) if isinstance(contacts, Sequence) else _Hidden(contacts)
+    if hasattr(contacts, "resolve"):
+        # An XComArg, or a `literal(...)`, which shows the rows in it.
+        rows: Any = getattr(contacts, "value", None)
+        return _HiddenRows(rows) if _is_rows(rows) else contacts
+    if callable(contacts):
+        return contacts
+    return _HiddenRows(contacts) if _is_rows(contacts) else _Hidden(contacts)
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def _check_no_references(rows: object) -> None:
+    """
+    Refuse rows that hold the output of a task: what is in a row is data, and never resolved.
+
+    :param rows: The rows, or a value in them.
+    :raises ValueError: There is one in them.
+    """
+    if hasattr(rows, "iter_references"):
+        raise ValueError(
+            "contacts: the output of another task is inside a row, where Airflow does not look for it. Make the rows "
+            "in a task, and give its output: contacts=make_rows()."
+        )
+    if isinstance(rows, Mapping):
+        rows = rows.values()
+    elif not isinstance(rows, list | tuple):
+        return
+    for value in rows:
+        _check_no_references(value)
 
 
 class UploadContactsOperator(CampaignTask):
@@ -109,9 +147,10 @@ class UploadContactsOperator(CampaignTask):
     - ``batches``: batches that the service acknowledged.
 
     :param campaign_id: Id of the campaign. (templated)
-    :param contacts: Rows (a list of dicts, as an upstream task returns them), or the path of a file: a
-        string or an ``ObjectStoragePath``, ending in ``.csv`` (UTF-8, commas, names of the columns in the first line),
-        ``.jsonl`` or ``.ndjson`` (one JSON object a line), each also with ``.gz``, or ``.parquet``. (templated)
+    :param contacts: Rows (a list of dicts, or the output of an upstream task), or the path of a file: a
+        string, a ``pathlib.Path`` or an ``ObjectStoragePath``, ending in ``.csv`` (UTF-8, commas, names of the columns
+        in the first line), ``.jsonl`` or ``.ndjson`` (one JSON object a line), each also with ``.gz``, or ``.parquet``.
+        (A path is templated. Rows are data: nothing in them is rendered, wherever they come from.)
     :param columns: Which columns are which part of a contact: ``{"mobile": "phone_number", "full name": "name"}``.
         The parts are ``phone_number``, ``name`` and ``email``; columns with these names need none. All others
         become custom fields of the contact.
@@ -135,7 +174,7 @@ class UploadContactsOperator(CampaignTask):
         self,
         *,
         campaign_id: str,
-        contacts: Sequence[Mapping[str, Any]] | str | ObjectStoragePath,
+        contacts: Sequence[Mapping[str, Any]] | str | os.PathLike[str] | ObjectStoragePath | XComArg,
         columns: Mapping[str, str] | None = None,
         voicegenie_conn_id: str = "voicegenie_default",
         batch_size: int = _BATCH_SIZE,
@@ -144,8 +183,7 @@ class UploadContactsOperator(CampaignTask):
         outcomes: Mapping[Condition | str, Outcome | str] | None = None,
         **kwargs: Any,
     ) -> None:
-        # Not by the property: what is in it is rendered once this object is made.
-        self._contacts: Any = contacts
+        self.contacts = contacts
         super().__init__(
             campaign_id=campaign_id,
             voicegenie_conn_id=voicegenie_conn_id,
@@ -153,7 +191,9 @@ class UploadContactsOperator(CampaignTask):
             **kwargs,
         )
         check_flags(upload_in_backfill=upload_in_backfill)
-        check_literal_path("contacts", contacts)
+        check_literal_path("contacts", self.rows_or_path)
+        if isinstance(contacts, list | tuple):
+            _check_no_references(contacts)
         # Made only to refuse wrong arguments now; a try makes its own.
         ContactColumns(columns)
         RejectedLimit(max_rejected)
@@ -169,8 +209,8 @@ class UploadContactsOperator(CampaignTask):
 
     @contacts.setter
     def contacts(self, value: Any) -> None:
-        # Airflow sets what it has rendered, and then keeps that in its database and shows it in its UI.
-        self._contacts = _without_people(value)
+        # Airflow renders what is here, sets the result, keeps that in its database and shows it in its UI.
+        self._contacts = _for_airflow(value)
 
     @property
     def rows_or_path(self) -> Any:

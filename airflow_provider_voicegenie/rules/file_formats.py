@@ -46,6 +46,16 @@ def is_path(text: str) -> bool:
     return text.isprintable() and len(text) <= 1024
 
 
+#: What Airflow replaces in a template.
+_BLOCKS = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
+
+
+def is_path_template(text: str) -> bool:
+    """Say whether a text may become a path if Airflow renders it; what begins like JSON or has lines may be rows."""
+    rest = _BLOCKS.sub("", text)
+    return rest != text and rest.isprintable() and not rest.lstrip().startswith(("[", "{"))
+
+
 def check_literal_path(name: str, value: object) -> None:
     """
     Refuse a path that no run can use, when the DAG is parsed.

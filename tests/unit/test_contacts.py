@@ -550,7 +550,7 @@ def test_rendered_rows_are_not_shown(sandbox, campaign):
 
     operator = UploadContactsOperator(task_id="upload", campaign_id=campaign, contacts=[{"phone_number": "{{ 1 }}"}])
     operator.render_template_fields(context())
-    assert list(operator.contacts) == [{"phone_number": "1"}]
+    assert list(operator.contacts) == [{"phone_number": "{{ 1 }}"}]
     operator.contacts = rows(2)
     assert serialize_template_field(operator.contacts, "contacts") == "<2 rows, which are not shown>"
     assert len(operator.contacts) == 2
