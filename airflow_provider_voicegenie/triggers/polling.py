@@ -212,6 +212,8 @@ class PollingPlan:
         # How many campaigns the list may cover, by interval.
         self._listable: Counter[float] = Counter()
         self._total: int | None = None
+        # How many campaigns a page has that is not the last one: a service may give fewer than it is asked for.
+        self._page_size = MAX_PAGE_SIZE
         self._measured_at = -math.inf
         self._list_blocked_until = -math.inf
         self._list_failures = 0
@@ -361,7 +363,10 @@ class PollingPlan:
         self._page_reading = False
         self._list_failures = 0
         self._list_is_the_trouble = False
-        self._total, self._measured_at = total, now
+        # An empty page is the end of the list, whatever the total says.
+        self._total, self._measured_at = total if size else min(total, self._offset), now
+        if 0 < size < total - self._offset or size > self._page_size:
+            self._page_size = size
         if self._offset == 0:
             self._pass_began = sent_at
         for campaign_id in campaign_ids:
@@ -489,7 +494,7 @@ class PollingPlan:
                 del self._listable[interval]
 
     def _pages(self) -> int:
-        return max(1, math.ceil((self._total or 0) / MAX_PAGE_SIZE))
+        return max(1, math.ceil((self._total or 0) / self._page_size))
 
     def _pass_time(self) -> float:
         """Return the seconds that one pass over the list may take."""

@@ -30,6 +30,7 @@ class Service:
         self.order = order or (lambda at: self.listed)
         self.sent = []
         self.list_fails = self.single_fails = False
+        self.claims = None
 
     def run(self, plan, begin, end):
         now = begin
@@ -43,7 +44,7 @@ class Service:
             elif is_page:
                 names = self.order(now)
                 page = names[request.offset : request.offset + self.page_size]
-                plan.page_was_read(page, len(page), len(names), now, now)
+                plan.page_was_read(page, len(page), self.claims or len(names), now, now)
             elif self.single_fails:
                 plan.campaign_failed(request, now, retry_after=None)
             else:
@@ -377,3 +378,46 @@ def test_a_wait_that_ends_while_its_campaign_is_read_disturbs_nobody(result, oth
         plan.campaign_failed(polled, 2.0, retry_after=None)
     plan.poll_now(polled, 2.0)
     assert (plan.due_at() == math.inf) == (not others)
+
+
+@pytest.mark.parametrize("cap", [100, 250])
+@pytest.mark.parametrize("interval", [5.0, 60.0])
+def test_rounds_are_in_time_although_the_service_gives_shorter_pages(cap, interval):
+    plan = plan_for(1000, interval)
+    service = Service(names(1000), page_size=cap)
+    stale = 0.0
+    for tick in range(1, 201):
+        now = tick * interval / 10
+        service.run(plan, now - interval / 10, now)
+        if tick > 20:
+            stale = max(stale, max(now - polled.seen_at for polled in plan.campaigns.values()))
+    assert stale <= 1.15 * interval
+    # Single reads would take a thousand in an interval.
+    assert service.counts(2 * interval, 20 * interval).total() / 18 <= 1.4 * 1000 / cap
+
+
+def test_short_pages_count_when_it_is_chosen_what_takes_fewer_requests():
+    """Ten pages for five campaigns are more than five single reads."""
+    service = Service(names(1000), page_size=100)
+    service.run(plan_for(5), 0, 1260)
+    assert service.counts(120, 1260)["list"] == 0
+    assert service.counts(60, 1260).total() / 20 <= 6
+
+
+def test_pages_that_become_longer_again_are_counted_so():
+    plan = plan_for(1000)
+    service = Service(names(1000), page_size=100)
+    service.run(plan, 0, 300)
+    service.page_size = 1000
+    service.run(plan, 300, 900)
+    assert service.counts(480, 900)["list"] / 7 <= 1.4
+
+
+def test_a_total_that_is_too_large_makes_no_flood_of_requests():
+    plan = PollingPlan()
+    plan.add_list_reader(subscriber(), 0.0)
+    service = Service(names(10))
+    service.claims = 2**53 - 1
+    service.run(plan, 0, 600)
+    # The page, and the empty one after it.
+    assert 18 <= len(service.sent) <= 2 * 10 * 1.4
