@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, unquote
 
-from airflow_provider_voicegenie.api.errors import InvalidAnswerError, InvalidCampaignIdError
+from airflow_provider_voicegenie.api.errors import InvalidAnswerError, InvalidCampaignIdError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import (
     CallPage,
     Campaign,
@@ -88,6 +88,19 @@ class Request(Generic[Result]):
         :param now: Unix seconds.
         :raises VoiceGenieError: The response is a refusal, or not one this service documents.
         """
+        try:
+            return self._read(response, redactor, now)
+        except VoiceGenieError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is made of, it is one bad response
+            problem = type(error).__name__
+        raise InvalidAnswerError(
+            f"{self}: the response ({response.status}) cannot be read ({problem}).",
+            status=response.status,
+            may_have_taken_effect=self.has_effect,
+        )
+
+    def _read(self, response: Response, redactor: Redactor, now: float) -> Result:
         has_effect = self.has_effect
         redactor = redactor.for_people() if self.is_about_people else redactor
         data = read_data(response, request=str(self), has_effect=has_effect, redactor=redactor, now=now)

@@ -555,6 +555,8 @@ def _required_text(data: Json, name: str) -> str:
     value = data.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ShapeError(f"`{name}` is not a text")
+    if not value.isascii() and _text(value) != value:
+        raise ShapeError(f"`{name}` has half a character")
     return value
 
 
@@ -594,4 +596,5 @@ def _count(value: object) -> int | None:
     if type(value) is int and 0 <= value < 2**53:
         return value
     number = _number(value)
-    return int(number) if number is not None and number >= 0 and number.is_integer() else None
+    # What is above is not exact, and no number of calls: the largest would fail in a division.
+    return int(number) if number is not None and 0 <= number < 2**53 and number.is_integer() else None

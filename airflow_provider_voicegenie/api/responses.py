@@ -229,11 +229,11 @@ def _read_document(response: Response, redactor: Redactor) -> tuple[str, dict[st
     shown = redactor.redact(text)
     try:
         document = json.loads(text)
+        if not isinstance(document, dict):
+            return shown, None
+        return shown, redactor.redact_json(document) if redactor.may_be_in(text) else document
     except (ValueError, RecursionError):
         return shown, None
-    if not isinstance(document, dict):
-        return shown, None
-    return shown, redactor.redact_json(document) if redactor.may_be_in(text) else document
 
 
 def _refusal(

@@ -229,3 +229,14 @@ def test_any_json_is_read_or_refused(data):
     for model in MODELS:
         with contextlib.suppress(ShapeError):
             model.from_json(data)
+
+
+@pytest.mark.parametrize("value", [1e308, 10**308, 2**53, "9" * 300])
+def test_a_count_that_no_division_could_take_is_none(value):
+    assert Campaign.from_json({"id": "c", "campaign_status": "x", "total_count": value}).total_count is None
+
+
+def test_a_campaign_whose_id_has_half_a_character_hides_no_other():
+    items = [{"id": name, "campaign_status": "x"} for name in ("a", "\ud83d", "b\udc00", "é")]
+    page = CampaignPage.from_json({"campaigns": items, "pagination": {"total": 4}})
+    assert ([campaign.campaign_id for campaign in page.campaigns], page.size) == (["a", "é"], 4)

@@ -259,3 +259,41 @@ def test_no_code_about_people_names_one(status, code):
     assert person_in(f"{about_people} {vars(about_people)}") is None
     # Of others, a code is what it is.
     assert error_of(given).code == code
+
+
+# What no guard knows of.
+
+DEEP = 520
+
+
+def nested(depth, inside='"\\\\"'):
+    return "[" * depth + inside + "]" * depth
+
+
+@pytest.mark.parametrize("depth", [100, DEEP, 900, 5000, 100_000])
+@pytest.mark.parametrize("inside", ["1", '"\\\\"'])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, '{"success": true, "data": {"campaign_id": "c1", "status": "running", "more": %s}}'),
+        (200, '{"success": false, "message": "no", "details": {"missing": [%s]}}'),
+        (422, '{"success": false, "message": "no", "details": {"missing": [%s]}}'),
+        (422, '{"success": false, "message": "no", "details": {"missing": %s}}'),
+        (500, "%s"),
+    ],
+)
+def test_a_response_of_any_depth_is_read_or_an_error_of_the_family(status, body, inside, depth):
+    given = response(status, body=(body % nested(depth, inside)).encode())
+    found = None
+    try:
+        assert read_start(given).campaign_id == "c1"
+    except errors.VoiceGenieError as error:
+        found = error
+    assert found is None or (found.kind in Condition.__members__ and found.__context__ is None)
+
+
+def test_a_response_whose_reading_fails_in_any_way_may_have_taken_effect(monkeypatch):
+    monkeypatch.setattr("airflow_provider_voicegenie.api.endpoints.read_data", lambda *_, **__: 1 / 0)
+    error = error_of(response(200, GOOD_START))
+    assert (error.kind, error.may_have_taken_effect) == ("INVALID_ANSWER", True)
+    assert "ZeroDivisionError" in str(error)
