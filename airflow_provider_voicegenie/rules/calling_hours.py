@@ -11,7 +11,6 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from airflow_provider_voicegenie.api.times import read_time_of_day, suggest_time_of_day
 from airflow_provider_voicegenie.rules.parameters import did_you_mean
 from airflow_provider_voicegenie.rules.prerequisites import Check, Prerequisite
 
@@ -243,6 +242,8 @@ def describe(hours: Sequence[CallingHours]) -> str:
 
 
 def _read_clock(name: str, value: object) -> time:
+    from airflow_provider_voicegenie.api.times import read_time_of_day, suggest_time_of_day
+
     clock = value
     if isinstance(value, str):
         if _MIDNIGHT_AT_THE_END.match(value):

@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta
 
-from airflow_provider_voicegenie.api.times import read_moment, suggest_moment
-
 
 def read_seconds(name: str, value: object) -> float:
     """
@@ -122,6 +120,8 @@ def _read_moment(name: str, value: object, time_of_date: time) -> datetime | Non
     :param value: The bound.
     :param time_of_date: Which time of the day is meant by a date alone.
     """
+    from airflow_provider_voicegenie.api.times import read_moment, suggest_moment
+
     moment, hint = value, ""
     if isinstance(value, str):
         text = value.strip()
