@@ -16,7 +16,6 @@ import copy
 import email.errors
 import http.client
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
@@ -34,6 +33,7 @@ from airflow_provider_voicegenie import __version__
 from airflow_provider_voicegenie.api.endpoints import leads_out
 from airflow_provider_voicegenie.api.responses import MAX_RESPONSE_BYTES
 from airflow_provider_voicegenie.api.settings import ClientSettings, is_proxy_url
+from airflow_provider_voicegenie.api.threads import NoMoreThreadsError, start_thread
 
 #: The header that carries the API key.
 API_KEY_HEADER = "x-api-key"
@@ -98,12 +98,14 @@ class Exchange:
         """
         self._deadline = time.monotonic() + self._timeout
         try:
-            self._start_thread()
+            start_thread(self._work, "voicegenie-request")
             while self._said.get(timeout=max(0.0, self._deadline - time.monotonic())) is _ASKS_FOR_LEAVE:
                 if self._on_sending is not None:
                     self._on_sending()
                 self.is_sent = True
                 self._leave.put(None)
+        except NoMoreThreadsError as error:
+            raise requests.ConnectionError(f"no thread for the request: {error}") from None
         except Empty:
             raise requests.Timeout(f"no whole response within {self._timeout:g} s") from None
         finally:
@@ -137,18 +139,6 @@ class Exchange:
             self._error = error
         self._connection = None
         self._said.put(_IS_OVER)
-
-    def _start_thread(self) -> None:
-        try:
-            threading.Thread(target=self._work, name="voicegenie-request", daemon=True).start()
-        except RuntimeError as error:
-            if error.__context__ is None:  # "can't start new thread"
-                raise requests.ConnectionError(f"no thread for the request: {error}") from None
-            # A signal handler has raised while Python waited for the thread, whose lock then complains as well.
-            interruption = error.__context__
-        else:
-            return
-        raise interruption
 
     def _wake_thread(self) -> None:
         """End a thread that is left behind in a read, as well as that can be done."""

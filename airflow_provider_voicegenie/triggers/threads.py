@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_voicegenie.api.errors import ConnectionFailedError, VoiceGenieError
+from airflow_provider_voicegenie.api.threads import NoMoreThreadsError, start_thread
 from airflow_provider_voicegenie.hooks.connection import (
     client_settings,
     make_client,
@@ -65,8 +65,8 @@ async def in_thread(
             loop.call_soon_threadsafe(deliver, result, error)
 
     try:
-        threading.Thread(target=work, name="voicegenie-trigger", daemon=True).start()
-    except RuntimeError as error:
+        start_thread(work, "voicegenie-trigger")
+    except NoMoreThreadsError as error:
         raise ConnectionFailedError(f"The triggerer cannot start one more thread ({error}).") from None
     return await future
 

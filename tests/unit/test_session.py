@@ -315,23 +315,43 @@ def test_an_interruption_ends_a_request(monkeypatch, moment):
         signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize("interruption", [Interruption("killed"), None])
-def test_an_interruption_while_the_thread_begins_is_no_trouble_of_the_network(monkeypatch, interruption):
-    """Python's own lock complains, too, if it is interrupted; a thread that cannot begin is another matter."""
+def test_an_interruption_while_the_thread_begins_is_no_trouble_of_the_network(monkeypatch):
+    """Python's own lock complains, too, if it is interrupted."""
 
     def start(thread):
-        if interruption is None:
-            raise RuntimeError("can't start new thread")
         try:
-            raise interruption
+            raise Interruption
         finally:
             raise RuntimeError("release unlocked lock")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    exchange = Exchange(lambda: None, 5)
-    with pytest.raises(requests.ConnectionError if interruption is None else Interruption):
-        exchange.run()
-    assert not exchange.is_sent
+    for send in (in_worker, in_triggerer):
+        with pytest.raises(Interruption):
+            send(VoiceGenieClient(settings_for(1)), endpoints.start("c"))
+
+
+def test_trouble_of_another_kind_with_a_thread_is_none_of_the_network(monkeypatch):
+    def start(thread):
+        raise RuntimeError("thread already started")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for send in (in_worker, in_triggerer):
+        with pytest.raises(RuntimeError, match="already started"):
+            send(VoiceGenieClient(settings_for(1)), endpoints.campaign("c"))
+
+
+def test_a_thread_that_cannot_begin_during_a_kill_is_trouble_of_the_network(monkeypatch):
+    """The pause that follows a kill is sent while the kill is handled."""
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    try:
+        raise Interruption
+    except Interruption:
+        with pytest.raises(errors.ConnectionFailedError):
+            in_worker(VoiceGenieClient(settings_for(1)), endpoints.pause("c"))
 
 
 def test_two_interruptions_at_once_do_not_let_it_go():
