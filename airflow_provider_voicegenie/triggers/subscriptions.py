@@ -46,6 +46,7 @@ class Subscription:
         "_listed",
         "_on_reading",
         "_quota",
+        "_refusal",
         "_update",
         "_waiter",
         "campaign_id",
@@ -79,6 +80,8 @@ class Subscription:
         #: What was read before the quota was known.
         self.held_back: Campaign | None = None
         self._update: object = None
+        # That the list is refused, until it was shown.
+        self._refusal: VoiceGenieError | None = None
         self._failure: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._listed = _ListedCampaigns.of(feed) if Source.LIST in needs else None
@@ -141,6 +144,8 @@ class Subscription:
         """Show the subscriber a reading. One that has not taken its last update yet is left out."""
         if self._update is not None or self.is_over:
             return
+        if self._refusal is not None:
+            reading, self._refusal = self._refusal, None
         if self._listed is not None and isinstance(reading, Campaign):
             reading = reading.with_listed(self._listed.found.get(reading.campaign_id))
         if self._quota is not None and isinstance(reading, Campaign):
@@ -153,6 +158,11 @@ class Subscription:
         except Exception as error:  # noqa: BLE001  one subscriber's error is its own
             self._failure = error
         self._wake()
+
+    def refuse(self, error: VoiceGenieError) -> None:
+        """Show the subscriber that the list is refused, once it takes an update: the list is not read again soon."""
+        self._refusal = error
+        self.publish(error, True, time.time())
 
     def fail(self, error: BaseException) -> None:
         """End the wait with an error that is not the service's."""
@@ -212,7 +222,7 @@ class _ListedCampaigns:
         if isinstance(reading, VoiceGenieError):
             if not reading.temporary:
                 for wait in [wait for waits in self._waits.values() for wait in waits]:
-                    wait.publish(reading, True, time.time())
+                    wait.refuse(reading)
             return
         for listed in reading.page.campaigns:
             if (waits := self._waits.get(listed.campaign_id)) is None:

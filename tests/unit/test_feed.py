@@ -215,6 +215,27 @@ def test_a_source_that_is_refused_ends_who_needs_it(sandbox, operation, prerequi
     assert (event["reason"], event["condition"]) == ("condition", "FORBIDDEN")
 
 
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_a_list_that_is_refused_while_a_check_takes_its_time_is_not_missed(is_busy):
+    """The list is left alone for ten minutes then, so nobody would say so again."""
+
+    async def work():
+        wait = subscribe(CONNECTION, "c", 60, lambda reading, *_: reading, needs=[Source.LIST])
+        if is_busy:
+            wait._feed._publish(wait._campaign, campaign(), wait.joined_at, in_full=True)
+        wait._listed.publish(errors.ForbiddenError("no"))
+        shown = [type(await wait.update())]
+        for _ in range(2):
+            wait._feed._publish(wait._campaign, campaign(), wait.joined_at, in_full=True)
+            shown.append(type(await wait.update()))
+        wait.close()
+        return shown
+
+    refused, read = errors.ForbiddenError, Campaign
+    assert run(work) == ([read, refused, read] if is_busy else [refused, read, read])
+
+
 # How many at a time.
 
 
