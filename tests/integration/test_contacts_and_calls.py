@@ -87,11 +87,12 @@ def test_what_is_killed_in_the_middle_is_done_in_the_end(shared, tmp_path_factor
     assert "2 rows, which are not shown" in shown
     assert "Zwiebelfisch" not in shown
     assert not list(shared.scratch.glob("voicegenie-*"))
-    assert ends["rows"] == ("success", 1)
+    assert ends["rows"][0] == "success"
     if not RETRIES_KILLED_TASKS:
-        assert ends["upload"] == ends["history"] == ("failed", 1)
+        assert ends["upload"][0] == ends["history"][0] == "failed"
         return
-    assert ends["upload"] == ends["history"] == ("success", 2)
+    assert ends["upload"][0] == ends["history"][0] == "success"
+    assert min(ends["upload"][1], ends["history"][1]) >= 2
     # Two batches and the lost one; then from the lost one on, or all five.
     assert sandbox.request_count("upload", "filled") == 3 + (3 if HAS_TASK_STATE_STORE else 5)
     assert sandbox.uploaded("filled") == numbers

@@ -21,15 +21,17 @@ def export():
 
 history, news = Asset("s3://bucket/history"), Asset("s3://bucket/news")
 begin, end = (datetime(2026, 1, day, tzinfo=timezone.utc) for day in (5, 7))
-with DAG("late", schedule="@daily", start_date=begin, end_date=end, catchup=True):
+# On a busy machine, Airflow itself fails a try before it begins.
+again = {"retries": 3, "retry_delay": timedelta(seconds=1)}
+with DAG("late", schedule="@daily", start_date=begin, end_date=end, catchup=True, default_args=again):
     StartCampaignOperator(task_id="start", campaign_id="ready", max_lateness=timedelta(hours=1))
     export.override(outlets=[news])()
-with DAG("history", schedule="@daily", start_date=begin, end_date=end, catchup=False):
+with DAG("history", schedule="@daily", start_date=begin, end_date=end, catchup=False, default_args=again):
     StartCampaignOperator(task_id="start", campaign_id="paused", outcomes={"RUN_TOO_LATE": "fail"}, max_lateness=1e9)
     export.override(outlets=[history])()
-with DAG("after_backfill", schedule=[history], start_date=begin):
+with DAG("after_backfill", schedule=[history], start_date=begin, default_args=again):
     StartCampaignOperator(task_id="start", campaign_id="paused")
-with DAG("after_schedule", schedule=[news], start_date=begin, max_active_runs=1):
+with DAG("after_schedule", schedule=[news], start_date=begin, max_active_runs=1, default_args=again):
     StartCampaignOperator(task_id="start", campaign_id="news")
 """
 
@@ -48,7 +50,7 @@ def states(airflow, dag_id, run_type):
 
 def all_ended(airflow, dag_id, run_type, least):
     rows = [state for (state,) in states(airflow, dag_id, run_type)]
-    return rows if len(rows) >= least and set(rows) <= {"skipped", "success", "failed", "up_for_retry"} else None
+    return rows if len(rows) >= least and set(rows) <= {"skipped", "success", "failed"} else None
 
 
 def backfill(airflow, dag_id, begin, end):

@@ -742,8 +742,11 @@ def test_readiness_that_can_never_come(sandbox, campaign_id, condition):
 
 
 def test_readiness_has_its_end_too(sandbox):
-    (payload,) = wait_for(ready("no-script", HasScript(), deadline=time.time() + 0.5))
-    assert payload["reason"] == "timeout"
+    for seconds in (0.5, 5, 30):  # a busy machine may not read the campaign within half a second
+        (payload,) = wait_for(ready("no-script", HasScript(), deadline=time.time() + seconds))
+        assert payload["reason"] == "timeout"
+        if "never seen" not in payload["message"]:
+            break
     assert "no script" in payload["message"]
 
 
