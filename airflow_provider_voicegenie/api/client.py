@@ -32,7 +32,7 @@ from airflow_provider_voicegenie.api.errors import (
 from airflow_provider_voicegenie.api.rate_limit import FairShare, RateLimiter
 from airflow_provider_voicegenie.api.responses import MAX_RESPONSE_BYTES, Redactor, Response
 from airflow_provider_voicegenie.api.retries import MAX_WAIT, rate_limit_reset, retry_arguments, server_time, used_part
-from airflow_provider_voicegenie.api.session import BoundSession, ResponseTooLargeError, causes_of
+from airflow_provider_voicegenie.api.session import BoundSession, Callbacks, ResponseTooLargeError, causes_of
 from airflow_provider_voicegenie.api.settings import ClientSettings
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class VoiceGenieClient:
         raise_on_rate_limit: bool = False,
         before_attempt: Callable[[VoiceGenieError | None], None] | None = None,
         on_sending: Callable[[], None] | None = None,
+        while_waiting: Callable[[], None] | None = None,
     ) -> Result:
         """
         Send a request, and read the response.
@@ -93,13 +94,17 @@ class VoiceGenieClient:
         :param raise_on_rate_limit: Whether a 429 is not repeated.
         :param before_attempt: Called before each attempt of one that may be repeated, when it no longer has to wait,
             with the error of the attempt before.
-        :param on_sending: Called right before any of the request is sent: from then on, the service may act on it.
+        :param on_sending: Called once the connection is made, right before any of the request is sent: from then on,
+            the service may act on it. If it raises, nothing is sent, and that is raised here.
+        :param while_waiting: Called several times a second while the connection is made or the response awaited. If it
+            raises, that ends; a request that was not sent by then is never sent.
         :raises VoiceGenieError: There is no good response.
         :raises ValueError: The body of the request cannot be written as JSON.
         """
+        callbacks = Callbacks(on_sending, while_waiting)
         if not request.is_repeatable:
             self._limiter.reserve(time.monotonic(), may_wait=False)
-            return self._send_once(request, on_sending)
+            return self._send_once(request, callbacks)
         attempts = max_attempts or self.settings.max_attempts
         except_for = RateLimitError if raise_on_rate_limit else None
         arguments = retry_arguments(attempts, partial(_announce, attempts), except_for=except_for)
@@ -112,7 +117,7 @@ class VoiceGenieClient:
             if before_attempt is not None:
                 before_attempt(error_before)
             try:
-                return self._send_once(request, on_sending)
+                return self._send_once(request, callbacks)
             except VoiceGenieError as error:
                 error_before = error
                 raise
@@ -141,10 +146,10 @@ class VoiceGenieClient:
             log.info("%s: waiting %.1f s to stay within the rate limit.", request, delay)
             self._sleep(delay)
 
-    def _send_once(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Result:
+    def _send_once(self, request: Request[Result], callbacks: Callbacks) -> Result:
         kind = "interrupted"
         try:
-            result = self._send_and_read(request, on_sending)
+            result = self._send_and_read(request, callbacks)
             kind = "ok"
             return result
         except VoiceGenieError as error:
@@ -154,9 +159,9 @@ class VoiceGenieClient:
             if self._on_result is not None:
                 self._on_result(request.name, kind)
 
-    def _send_and_read(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Result:
+    def _send_and_read(self, request: Request[Result], callbacks: Callbacks) -> Result:
         sent_at = time.monotonic()
-        received = self._exchange(request, on_sending)
+        received = self._exchange(request, callbacks)
         # Not raised in an `except`: the exception of the library, which may hold the key, would be chained to it.
         if isinstance(received, VoiceGenieError):
             raise received
@@ -184,20 +189,22 @@ class VoiceGenieClient:
             used = used_part(received.headers, time.time(), self.settings.requests_per_minute)
             self.share.succeeded(used, time.monotonic(), sent_at)
 
-    def _exchange(self, request: Request[Result], on_sending: Callable[[], None] | None) -> Response | VoiceGenieError:
-        is_sent = False
+    def _exchange(self, request: Request[Result], callbacks: Callbacks) -> Response | VoiceGenieError:
+        is_sent = is_ended_by_caller = False
         try:
             prepared = self.session.prepare_request(
                 requests.Request(request.method, request.path, params=request.params, json=request.json)
             )
-            exchange = self.session.exchange(prepared, on_sending=on_sending)
+            exchange = self.session.exchange(prepared, callbacks=callbacks)
             try:
                 response = exchange.run()
             finally:
-                is_sent = exchange.is_sent
+                is_sent, is_ended_by_caller = exchange.is_sent, exchange.is_ended_by_caller
         except exceptions.InvalidJSONError as error:
             raise ValueError(f"{request}: json cannot be written as JSON: {error}") from None
         except (OSError, ValueError) as error:
+            if is_ended_by_caller:
+                raise
             failure = _failure(error, is_sent=is_sent)
         else:
             headers = {name.lower(): value for name, value in response.headers.items()}

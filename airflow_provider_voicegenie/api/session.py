@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from io import BytesIO
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import requests
@@ -57,9 +57,29 @@ _current: contextvars.ContextVar[Exchange] = contextvars.ContextVar("voicegenie_
 #: What the thread of an exchange says to its caller.
 _ASKS_FOR_LEAVE, _IS_OVER = object(), object()
 
+#: Seconds between two calls of ``while_waiting``.
+_CHECK_INTERVAL = 0.2
+
 
 class ResponseTooLargeError(requests.RequestException):
     """The response is larger than :data:`MAX_RESPONSE_BYTES`."""
+
+
+class Callbacks(NamedTuple):
+    """
+    What the caller of a request does while it is on its way. Both are called in the caller's thread.
+
+    :param on_sending: Called once the connection is made, right before the first byte is sent. If it raises, nothing is
+        sent.
+    :param while_waiting: Called several times a second while the connection is made or the response awaited. If it
+        raises, that ends, and a request that was not sent by then is never sent.
+    """
+
+    on_sending: Callable[[], None] | None = None
+    while_waiting: Callable[[], None] | None = None
+
+
+_NO_CALLBACKS = Callbacks()
 
 
 class Exchange:
@@ -71,23 +91,25 @@ class Exchange:
 
     :param send: Sends the request and returns the response, within the thread.
     :param timeout: Seconds that it may take.
-    :param on_sending: Called by the caller right before it gives leave.
+    :param callbacks: What the caller does meanwhile.
     """
 
     def __init__(
-        self, send: Callable[[], requests.Response], timeout: float, on_sending: Callable[[], None] | None = None
+        self, send: Callable[[], requests.Response], timeout: float, callbacks: Callbacks = _NO_CALLBACKS
     ) -> None:
         self._send = send
         self._timeout = timeout
-        self._on_sending = on_sending
+        self._callbacks = callbacks
         self._deadline = 0.0
         self._said: SimpleQueue[object] = SimpleQueue()
-        self._leave: SimpleQueue[None] = SimpleQueue()
+        self._leave: SimpleQueue[bool] = SimpleQueue()
         self._connection: Any = None
         self._response: requests.Response | None = None
         self._error: Exception | None = None
         #: Whether any of the request may have reached the service.
         self.is_sent = False
+        #: Whether a callback has ended it. What that raised is no trouble with the service.
+        self.is_ended_by_caller = False
 
     def run(self) -> requests.Response:
         """
@@ -99,16 +121,16 @@ class Exchange:
         self._deadline = time.monotonic() + self._timeout
         try:
             start_thread(self._work, "voicegenie-request")
-            while self._said.get(timeout=max(0.0, self._deadline - time.monotonic())) is _ASKS_FOR_LEAVE:
-                if self._on_sending is not None:
-                    self._on_sending()
+            while self._hear() is _ASKS_FOR_LEAVE:
+                self._call_back(self._callbacks.on_sending)
+                if self._seconds_left() == 0:
+                    raise requests.Timeout("its time was over before it was sent")
                 self.is_sent = True
-                self._leave.put(None)
+                self._leave.put(True)
         except NoMoreThreadsError as error:
             raise requests.ConnectionError(f"no thread for the request: {error}") from None
-        except Empty:
-            raise requests.Timeout(f"no whole response within {self._timeout:g} s") from None
         finally:
+            self._leave.put(False)
             self._wake_thread()
         if self._error is not None:
             raise self._error
@@ -124,10 +146,33 @@ class Exchange:
         """
         self._connection = connection
         self._said.put(_ASKS_FOR_LEAVE)
-        try:
-            self._leave.get(timeout=max(0.0, self._deadline - time.monotonic()))
-        except Empty:
-            raise requests.Timeout("its time was over before it was sent") from None
+        may_send = False
+        with contextlib.suppress(Empty):
+            may_send = self._leave.get(timeout=self._seconds_left())
+        if not may_send:
+            raise requests.Timeout("nobody waits for it any more, and it was not sent")
+
+    def _hear(self) -> object:
+        """
+        Return what the thread says next.
+
+        :raises requests.Timeout: It says nothing in time.
+        """
+        while (left := self._seconds_left()) > 0:
+            with contextlib.suppress(Empty):
+                return self._said.get(timeout=left if self._callbacks.while_waiting is None else _CHECK_INTERVAL)
+            self._call_back(self._callbacks.while_waiting)
+        raise requests.Timeout(f"no whole response within {self._timeout:g} s")
+
+    def _call_back(self, callback: Callable[[], None] | None) -> None:
+        if callback is None:
+            return
+        self.is_ended_by_caller = True
+        callback()
+        self.is_ended_by_caller = False
+
+    def _seconds_left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
 
     def _work(self) -> None:
         _current.set(self)
@@ -294,18 +339,18 @@ class BoundSession(requests.Session):
         return self.exchange(request, **options).run()
 
     def exchange(
-        self, request: requests.PreparedRequest, *, on_sending: Callable[[], None] | None = None, **options: Any
+        self, request: requests.PreparedRequest, *, callbacks: Callbacks = _NO_CALLBACKS, **options: Any
     ) -> Exchange:
         """
         Return what sends a prepared request.
 
         :param request: The request.
-        :param on_sending: Called right before any of it is sent.
+        :param callbacks: What the caller does meanwhile.
         :param options: As :meth:`requests.Session.send` takes them.
         """
         merged = self.merge_environment_settings(request.url, None, None, None, None) | options
         request = request.copy()
-        return Exchange(lambda: self._send(request, merged), self._settings.timeout, on_sending)
+        return Exchange(lambda: self._send(request, merged), self._settings.timeout, callbacks)
 
     def _send(self, request: requests.PreparedRequest, options: Mapping[str, Any]) -> requests.Response:
         if urlsplit(str(request.url)).scheme not in _DEFAULT_PORTS:

@@ -113,26 +113,37 @@ class VoiceGenieHook(BaseHook):
 
         return self._client.send(endpoints.other(method, path, params=params, json=json, repeatable=repeatable))
 
-    def start_campaign(self, campaign_id: str, *, on_sending: Callable[[], None] | None = None) -> StartedCampaign:
+    def start_campaign(
+        self,
+        campaign_id: str,
+        *,
+        on_sending: Callable[[], None] | None = None,
+        while_waiting: Callable[[], None] | None = None,
+    ) -> StartedCampaign:
         """
         Start a campaign (``GET /startCampaign/{id}``): people are phoned at once. Sent once, whatever comes back.
 
         :param campaign_id: Id of the campaign.
-        :param on_sending: Called right before the request is sent: from then on, the campaign may have been started.
+        :param on_sending: Called once the connection is made, right before the request is sent: from then on, the
+            campaign may have been started. If it raises, nothing is sent, and this method raises the same.
+        :param while_waiting: Called several times a second while the connection is made or the response awaited. If it
+            raises, that ends, and this method raises the same; a request that was not sent by then is never sent.
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(endpoints.start(campaign_id), on_sending=on_sending)
+        return self._client.send(endpoints.start(campaign_id), on_sending=on_sending, while_waiting=while_waiting)
 
-    def pause_campaign(self, campaign_id: str) -> PausedCampaign:
+    def pause_campaign(self, campaign_id: str, *, on_sending: Callable[[], None] | None = None) -> PausedCampaign:
         """
         Pause a campaign (``GET /pauseTheCampaign/{id}``): no call begins, those in progress run to their end.
 
         :param campaign_id: Id of the campaign.
+        :param on_sending: Called once the connection is made, right before the request is sent. If it raises, nothing
+            is sent, and this method raises the same.
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(endpoints.pause(campaign_id))
+        return self._client.send(endpoints.pause(campaign_id), on_sending=on_sending)
 
     def get_campaign(
         self, campaign_id: str, *, max_attempts: int | None = None, raise_on_rate_limit: bool = False
@@ -221,7 +232,8 @@ class VoiceGenieHook(BaseHook):
         :param contacts: ``phone_number``, and as you have them ``name``, ``email`` and ``custom_fields``, of each; a
             thousand at a time, as the service advises.
         :param before_attempt: Called before each attempt, with the error of the attempt before.
-        :param on_sending: Called right before any of an attempt is sent.
+        :param on_sending: Called once the connection of an attempt is made, right before any of it is sent. If it
+            raises, nothing more is sent, and this method raises the same.
         :raises ValueError: A contact has no ``phone_number``.
         """
         from airflow_provider_voicegenie.api import endpoints

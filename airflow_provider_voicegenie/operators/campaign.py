@@ -91,7 +91,7 @@ class StartCampaignOperator(CampaignTask):
     :param outcomes: Changes to the outcome table, such as ``{"NOT_FOUND": "skip"}``; conditions and outcomes as
         text or as the enums.
     :param calling_hours: When the start is allowed, as :class:`CallingHours` or a list of them, of which one has to be
-        open; checked right before the start. Any time by default. With the outcome *wait* for
+        open; checked right before the start is sent. Any time by default. With the outcome *wait* for
         ``OUTSIDE_CALLING_HOURS``, the task waits until they open, 14 days at most, and begins anew then: it reads the
         campaign, and all guards hold.
     :param max_contacts: How many contacts the campaign may have at most. More, or a number that the service does not
@@ -402,9 +402,13 @@ class PauseCampaignOperator(CampaignTask):
             hook.get_conn()
             if not is_kept:
                 self.keep_for_later(context)
-            self._check_told_to_end()
             try:
-                paused = hook.pause_campaign(self.campaign_id)
+                self._check_told_to_end()
+                paused = hook.pause_campaign(self.campaign_id, on_sending=self._check_told_to_end)
+            except VoiceGenieRetryException:
+                if not is_kept:
+                    self.forget_for_later(context)
+                raise
             except VoiceGenieError as error:
                 if not (error.may_have_taken_effect or isinstance(error, CampaignNotRunningError)):
                     if not is_kept:
@@ -463,7 +467,7 @@ class PauseCampaignOperator(CampaignTask):
             self.campaign_id,
             poll_interval=self.poll_interval,
             deadline=until,
-            before_pause=self._check_told_to_end,
+            check=self._check_told_to_end,
         )
 
     def _defer(self, context: Context, result: dict[str, Any], until: float) -> None:

@@ -37,9 +37,16 @@ from airflow_provider_voicegenie.start.guards import (
 from airflow_provider_voicegenie.start.options import StartOptions
 from airflow_provider_voicegenie.start.record import Start, StartPhase, StartRecord, StartRecords
 from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
-from airflow_provider_voicegenie.waiting.killing import KillSwitch, Stop, pause_campaign_of_killed_task
+from airflow_provider_voicegenie.waiting.killing import KillSwitch, Stop, TaskKilled, pause_campaign_of_killed_task
 
 log = logging.getLogger(__name__)
+
+#: Seconds for which Airflow's word that nobody has ended the task counts, while a connection is made.
+_FRESH_STATE = 1.0
+
+#: Seconds for which the response to a start is awaited once Airflow has ended the task. Five seconds after it has said
+#: so, it ends the process, and by then the campaign has to be paused.
+_PATIENCE_WITH_RESPONSE = 1.0
 
 #: Seconds before each look at a campaign whose start got no response: a gateway may give up on a request that the
 #: service behind it still carries out.
@@ -70,13 +77,22 @@ class NotYet(NamedTuple):
     is_refused: bool = False
 
 
+class _NotAllowedError(Exception):
+    """A start must not be sent any more."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
 class StartOnce:
     """
     Starts a campaign at most once for one task instance.
 
     *How it works.* A start of an earlier try is taken over. Otherwise the run, the campaign and the time are checked,
-    the start is recorded in Airflow, and one request is sent. If it gets no valid response, the campaign is looked at
-    before anything else.
+    the start is recorded in Airflow, and one request is sent. Once its connection is made, right before it is sent, run
+    and time are checked again, and that Airflow has not ended the task. If it gets no valid response, the campaign is
+    looked at before anything else.
 
     *What it does not do.* It never repeats a start that may have taken effect, and it starts nothing once Airflow has
     told the task to end.
@@ -112,6 +128,11 @@ class StartOnce:
         self.may_be_in_effect = False
         #: Whether it is surely in effect.
         self._is_confirmed = False
+        # Whether any of this try's start was sent.
+        self._is_sent = False
+        # When Airflow last said that nobody has ended the task, and when it was first seen to have ended it meanwhile.
+        self._asked_airflow_at = 0.0
+        self._killed_at: float | None = None
 
     def start(self) -> Start | NotYet:
         """
@@ -227,24 +248,22 @@ class StartOnce:
             if seconds > _FRESH:
                 return self._start(may_wait=False)
         sent_at = self._service_time()
-        self._records.add(before, sent_at)
-        if (task_instance := self._context.get("ti")) is not None:
-            # Before the start: a task that pauses the campaign after a failure needs it.
-            task_instance.xcom_push(key="campaign_id", value=self.campaign_id)
-        self._kill.check_with_airflow(self._context)
-        # Once more: Airflow may have taken its time since.
-        finding = check_calling_hours(self._options.calling_hours, datetime.now(UTC))
-        if finding is not None:
-            self._records.set_phase(StartPhase.CLOSED)
-            return self._not_now(finding, before)
         try:
-            return self._send(before, sent_at)
+            with self._recorded(before, sent_at):
+                return self._send(before, sent_at)
+        except _NotAllowedError as error:
+            finding = error.finding
         except RateLimitError as error:
             # A 429 that also says that it succeeded, and a success that says it was a 429, show nothing.
             if error.may_have_taken_effect:
                 raise
             refused = error
-        return self._refused(refused, was_start=True)
+        if refused is not None:
+            return self._refused(refused, was_start=True)
+        assert finding is not None  # noqa: S101
+        if finding.condition is Condition.OUTSIDE_CALLING_HOURS:
+            return self._not_now(finding, before)
+        return self._not_started(finding, before.status)
 
     def _refused(self, error: RateLimitError, *, was_start: bool) -> Start | NotYet:
         """Wait after a 429, as nothing was carried out: as asked, but not for ever, nor past what the task may do."""
@@ -319,20 +338,36 @@ class StartOnce:
         )
         return Start(before.status.value)
 
+    @contextmanager
+    def _recorded(self, before: Campaign, sent_at: datetime) -> Iterator[None]:
+        """Record a start that is about to be sent; and that it has no effect, if it is known to have none."""
+        self._is_sent = False
+        try:
+            self._records.add(before, sent_at)
+            if (task_instance := self._context.get("ti")) is not None:
+                # Before the start: a task that pauses the campaign after a failure needs it.
+                task_instance.xcom_push(key="campaign_id", value=self.campaign_id)
+            self._kill.check_with_airflow(self._context)
+            self._asked_airflow_at = time.monotonic()
+            yield
+        except BaseException as error:
+            # Also if it was interrupted, as by a kill or by `execution_timeout`.
+            is_refused = isinstance(error, VoiceGenieError) and not error.may_have_taken_effect
+            if is_refused or not self._is_sent:
+                self.may_be_in_effect = self._owes_pause
+                self._records.set_phase(StartPhase.CLOSED)
+            raise
+
     def _send(self, before: Campaign, sent_at: datetime) -> Start:
         ambiguous: VoiceGenieError
         try:
-            started = self.hook.start_campaign(self.campaign_id, on_sending=self._on_sending)
+            started = self.hook.start_campaign(
+                self.campaign_id, on_sending=self._on_sending, while_waiting=self._while_waiting
+            )
         except VoiceGenieError as error:
             if not error.may_have_taken_effect:
-                self._has_no_effect()
                 raise
             ambiguous = error
-        except BaseException:
-            # Interrupted, as by `execution_timeout`.
-            if not self.may_be_in_effect:
-                self._has_no_effect()
-            raise
         else:
             self._is_confirmed = True
             self._records.set_phase(StartPhase.STARTED, started.started_at, owes_pause=self._is_heard_by_triggerer)
@@ -353,7 +388,33 @@ class StartOnce:
         return start
 
     def _on_sending(self) -> None:
-        self.may_be_in_effect = True
+        """
+        Check, now that the connection is made, what must hold when the start is sent.
+
+        :raises TaskKilled: Airflow has ended the task.
+        :raises _NotAllowedError: The campaign must not be started any more.
+        """
+        if time.monotonic() - self._asked_airflow_at > _FRESH_STATE:
+            self._kill.check_with_airflow(self._context)
+        now = datetime.now(UTC)
+        finding = self._check_run(now) or check_calling_hours(self._options.calling_hours, now)
+        self._kill.check()
+        if finding is not None:
+            raise _NotAllowedError(finding)
+        self._is_sent = self.may_be_in_effect = True
+
+    def _while_waiting(self) -> None:
+        """
+        End the start if Airflow has ended the task: at once before it is sent, and soon while the response is awaited.
+
+        :raises TaskKilled: Airflow has ended the task.
+        """
+        if not self._is_sent:
+            self._kill.check()
+        elif self._kill.pulled:
+            self._killed_at = self._killed_at or time.monotonic()
+            if time.monotonic() - self._killed_at > _PATIENCE_WITH_RESPONSE:
+                raise TaskKilled
 
     @property
     def _is_heard_by_triggerer(self) -> bool:
@@ -366,10 +427,6 @@ class StartOnce:
         """Whether an earlier end of this task left the campaign so that it may go on."""
         owed = self._records.owed
         return owed is not None and owed.is_about(self.campaign_id, self.hook.voicegenie_conn_id)
-
-    def _has_no_effect(self) -> None:
-        self.may_be_in_effect = self._owes_pause
-        self._records.set_phase(StartPhase.CLOSED)
 
     def _campaign_before(self) -> Campaign:
         """Read the campaign; if a user has cleared this task, once the triggerer has paused it."""

@@ -28,7 +28,7 @@ from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.rules.prerequisites import Prerequisite, check_readiness, load_prerequisite, needs_of
-from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
+from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings, send_unless_cancelled
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.deferral import note_end_of_wait
 from airflow_provider_voicegenie.waiting.final_statistics import STATISTICS_DELAY, add_statistics
@@ -258,7 +258,7 @@ class CampaignPausedTrigger(_CampaignTrigger):
     async def _pause(self) -> PausedCampaign | VoiceGenieError:
         try:
             client = await open_client(await read_settings(self.voicegenie_conn_id))
-            return await in_thread(client.send, pause(self.campaign_id))
+            return await send_unless_cancelled(client, pause(self.campaign_id))
         except VoiceGenieError as error:
             return error
 

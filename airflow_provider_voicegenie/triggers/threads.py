@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -22,6 +23,7 @@ from airflow_provider_voicegenie.hooks.connection import (
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
+    from airflow_provider_voicegenie.api.endpoints import Request
     from airflow_provider_voicegenie.api.settings import ClientSettings
 
 Arguments = ParamSpec("Arguments")
@@ -69,6 +71,27 @@ async def in_thread(
     except NoMoreThreadsError as error:
         raise ConnectionFailedError(f"The triggerer cannot start one more thread ({error}).") from None
     return await future
+
+
+async def send_unless_cancelled(client: VoiceGenieClient, request: Request[Result]) -> Result:
+    """
+    Send a request that changes something, unless the caller is cancelled before its first byte is sent.
+
+    :param client: What sends it.
+    :param request: The request.
+    :raises VoiceGenieError: There is no good response.
+    """
+    is_cancelled = threading.Event()
+
+    def check() -> None:
+        if is_cancelled.is_set():
+            raise asyncio.CancelledError
+
+    try:
+        return await in_thread(client.send, request, on_sending=check, while_waiting=check)
+    except asyncio.CancelledError:
+        is_cancelled.set()
+        raise
 
 
 async def read_settings(voicegenie_conn_id: str) -> ClientSettings:

@@ -58,7 +58,7 @@ def keep_paused(
     *,
     poll_interval: float,
     deadline: float,
-    before_pause: Callable[[], None],
+    check: Callable[[], None],
 ) -> End:
     """
     Keep a campaign paused from this process.
@@ -68,7 +68,7 @@ def keep_paused(
     :param campaign_id: The campaign.
     :param poll_interval: Seconds between two reads.
     :param deadline: Until when, Unix seconds.
-    :param before_pause: Called before each request that changes something; raises what ends the task.
+    :param check: Called before each pause, and again right before it is sent; raises what ends the task.
     """
     failures = 0
     while True:
@@ -78,8 +78,8 @@ def keep_paused(
         try:
             end = watch.observe(hook.get_campaign(campaign_id, max_attempts=1), time.time())
             if watch.must_pause:
-                before_pause()
-                end = watch.observe_pause(hook.pause_campaign(campaign_id), time.time())
+                check()
+                end = watch.observe_pause(hook.pause_campaign(campaign_id, on_sending=check), time.time())
             failures = 0
         except VoiceGenieError as error:
             end = watch.observe_pause(error, time.time()) if watch.must_pause else watch.observe(error, time.time())

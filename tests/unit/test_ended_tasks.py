@@ -71,7 +71,7 @@ def test_the_execution_timeout_during_the_start(sandbox, monkeypatch, is_sent, t
     monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01, 0.01))
     store = Store()
 
-    def interrupted_start(hook, campaign_id, *, on_sending):
+    def interrupted_start(hook, campaign_id, *, on_sending, **callbacks):
         if is_sent:
             on_sending()
         if takes_effect:
@@ -419,9 +419,9 @@ def test_kill_does_not_pause_a_campaign_that_others_started(sandbox, way):
     run = context(Store())
     operator = Starting(outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})(deferrable=way is deferred)
 
-    def start_campaign(hook, campaign_id, *, on_sending, original=VoiceGenieHook.start_campaign):
+    def start_campaign(hook, campaign_id, *, original=VoiceGenieHook.start_campaign, **callbacks):
         change(sandbox, campaign_id, status="running")()
-        return original(hook, campaign_id, on_sending=on_sending)
+        return original(hook, campaign_id, **callbacks)
 
     def kill():
         run["ti"].state = "failed"

@@ -195,9 +195,9 @@ def test_someone_elses_start_in_between_is_not_reported_as_ours(sandbox, clock, 
     run = context(Store())
     original = VoiceGenieHook.start_campaign
 
-    def start_campaign(hook, campaign_id, *, on_sending):
+    def start_campaign(hook, campaign_id, **callbacks):
         change(sandbox, campaign_id, status="running")
-        return original(hook, campaign_id, on_sending=on_sending)
+        return original(hook, campaign_id, **callbacks)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VoiceGenieHook, "start_campaign", start_campaign)

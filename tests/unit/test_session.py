@@ -474,6 +474,55 @@ def test_a_process_that_can_have_no_more_threads_has_trouble_that_may_pass(monke
         assert not caught.value.may_have_taken_effect
 
 
+@pytest.mark.parametrize("is_over", [True, False])
+def test_an_interruption_while_the_thread_starts_is_no_trouble_with_the_network(monkeypatch, is_over):
+    """A second signal, while Python handles the first one, leaves it with a lock that it cannot release."""
+
+    def start(thread, original=threading.Thread.start):
+        if is_over:
+            original(thread)
+        try:
+            raise Interruption
+        except Interruption:
+            raise RuntimeError("release unlocked lock") from None
+
+    with raw_server(ok) as (port, seen):
+        client = VoiceGenieClient(settings_for(port, max_attempts=3))
+        monkeypatch.setattr(threading.Thread, "start", start)
+        for request in (endpoints.start("c"), endpoints.campaign("c")):
+            with pytest.raises(Interruption):
+                in_worker(client, request)
+        monkeypatch.undo()
+        while any(thread.name == "voicegenie-request" for thread in threading.enumerate()):
+            time.sleep(0.02)
+    assert all(KEY not in request for request in seen)
+
+
+def test_trouble_of_another_kind_with_a_thread_is_none_with_the_network(monkeypatch):
+    def start(thread):
+        raise RuntimeError("thread already started")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for send in (in_worker, in_triggerer):
+        with pytest.raises(RuntimeError, match="already started"):
+            send(VoiceGenieClient(settings_for(1)), endpoints.campaign("c"))
+
+
+def test_a_request_that_its_caller_ends_leaves_no_thread_behind():
+    """The time of the request would be an hour."""
+
+    def refuse():
+        raise Interruption
+
+    with raw_server(ok) as (port, seen):
+        client = VoiceGenieClient(settings_for(port, timeout=3600))
+        with pytest.raises(Interruption):
+            client.send(endpoints.start("c"), on_sending=refuse)
+        while any(thread.name == "voicegenie-request" for thread in threading.enumerate()):
+            time.sleep(0.02)
+    assert all(KEY not in request for request in seen)
+
+
 def test_a_check_that_raises_stop_iteration_is_an_error():
     with pytest.raises(RuntimeError, match="StopIteration"):
         asyncio.run(in_thread(lambda: next(iter(()))))
