@@ -32,7 +32,7 @@ from airflow_provider_voicegenie.api.errors import (
 from airflow_provider_voicegenie.api.rate_limit import FairShare, RateLimiter
 from airflow_provider_voicegenie.api.responses import MAX_RESPONSE_BYTES, Redactor, Response
 from airflow_provider_voicegenie.api.retries import MAX_WAIT, rate_limit_reset, retry_arguments, server_time, used_part
-from airflow_provider_voicegenie.api.session import BoundSession, Callbacks, ResponseTooLargeError, causes_of
+from airflow_provider_voicegenie.api.session import BoundSession, Caller, ResponseTooLargeError, causes_of
 from airflow_provider_voicegenie.api.settings import ClientSettings
 
 log = logging.getLogger(__name__)
@@ -101,10 +101,9 @@ class VoiceGenieClient:
         :raises VoiceGenieError: There is no good response.
         :raises ValueError: The body of the request cannot be written as JSON.
         """
-        callbacks = Callbacks(on_sending, while_waiting)
         if not request.is_repeatable:
             self._limiter.reserve(time.monotonic(), may_wait=False)
-            return self._send_once(request, callbacks)
+            return self._send_once(request, Caller(on_sending, while_waiting))
         attempts = max_attempts or self.settings.max_attempts
         except_for = RateLimitError if raise_on_rate_limit else None
         arguments = retry_arguments(attempts, partial(_announce, attempts), except_for=except_for)
@@ -117,7 +116,7 @@ class VoiceGenieClient:
             if before_attempt is not None:
                 before_attempt(error_before)
             try:
-                return self._send_once(request, callbacks)
+                return self._send_once(request, Caller(on_sending, while_waiting))
             except VoiceGenieError as error:
                 error_before = error
                 raise
@@ -146,10 +145,10 @@ class VoiceGenieClient:
             log.info("%s: waiting %.1f s to stay within the rate limit.", request, delay)
             self._sleep(delay)
 
-    def _send_once(self, request: Request[Result], callbacks: Callbacks) -> Result:
+    def _send_once(self, request: Request[Result], caller: Caller) -> Result:
         kind = "interrupted"
         try:
-            result = self._send_and_read(request, callbacks)
+            result = self._send_and_read(request, caller)
             kind = "ok"
             return result
         except VoiceGenieError as error:
@@ -159,9 +158,9 @@ class VoiceGenieClient:
             if self._on_result is not None:
                 self._on_result(request.name, kind)
 
-    def _send_and_read(self, request: Request[Result], callbacks: Callbacks) -> Result:
+    def _send_and_read(self, request: Request[Result], caller: Caller) -> Result:
         sent_at = time.monotonic()
-        received = self._exchange(request, callbacks)
+        received = self._exchange(request, caller)
         # Not raised in an `except`: the exception of the library, which may hold the key, would be chained to it.
         if isinstance(received, VoiceGenieError):
             raise received
@@ -189,28 +188,24 @@ class VoiceGenieClient:
             used = used_part(received.headers, time.time(), self.settings.requests_per_minute)
             self.share.succeeded(used, time.monotonic(), sent_at)
 
-    def _exchange(self, request: Request[Result], callbacks: Callbacks) -> Response | VoiceGenieError:
-        is_sent = is_ended_by_caller = False
+    def _exchange(self, request: Request[Result], caller: Caller) -> Response | VoiceGenieError:
         try:
-            prepared = self.session.prepare_request(
-                requests.Request(request.method, request.path, params=request.params, json=request.json)
-            )
-            exchange = self.session.exchange(prepared, callbacks=callbacks)
-            try:
-                response = exchange.run()
-            finally:
-                is_sent, is_ended_by_caller = exchange.is_sent, exchange.is_ended_by_caller
+            with self.session.used_by(caller):
+                response = self.session.request(request.method, request.path, params=request.params, json=request.json)
+            if not caller.is_sent:
+                # Somebody stands in for the session, and sent nothing.
+                caller.before_sending()
         except exceptions.InvalidJSONError as error:
             raise ValueError(f"{request}: json cannot be written as JSON: {error}") from None
         except (OSError, ValueError) as error:
-            if is_ended_by_caller:
+            if caller.is_in_own_code:
                 raise
-            failure = _failure(error, is_sent=is_sent)
+            failure = _failure(error, is_sent=caller.is_sent)
         else:
             headers = {name.lower(): value for name, value in response.headers.items()}
             return Response(response.status_code, headers, response.content)
         words = failure.words.format(connection=self.settings.connection, address=self.settings.address)
-        return failure.error_class(f"{request}: {words}.", may_have_taken_effect=is_sent and request.has_effect)
+        return failure.error_class(f"{request}: {words}.", may_have_taken_effect=caller.is_sent and request.has_effect)
 
 
 def _announce(attempts: int, state: RetryCallState) -> None:

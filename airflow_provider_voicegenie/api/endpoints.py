@@ -233,12 +233,14 @@ def other(
     :param params: The query.
     :param json: The body.
     :param repeatable: Whether sending it again is harmless.
-    :raises ValueError: ``path`` is no path, or ``method`` is no method.
+    :raises ValueError: ``path`` is no path, ``method`` no method, or ``params`` no mapping.
     """
     if not path.startswith("/") or path.startswith("//") or leads_out(path):
         raise ValueError(f'path must be a path below the base URL, such as "/getHistory"; got {path!r:.80}.')
     if not (method.isascii() and method.isalpha()):
         raise ValueError(f'method must be an HTTP method, such as "POST"; got {method!r:.80}.')
+    if not isinstance(params, Mapping | None):
+        raise ValueError(f'params must be a mapping, such as {{"page": 2}}; got {params!r:.80}.')
     method = method.upper()
     name = f"{method} {path}"
     # It may be about people: nobody knows.

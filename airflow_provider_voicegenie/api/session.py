@@ -6,6 +6,7 @@ A ``requests.Session`` that is bound to one service, and bounded in time and siz
 - A request has a time limit as a whole, from resolving the host to the last byte. It runs in a thread of its own, which
   asks its caller for leave before it sends. A caller whose time is over, or who was interrupted, no longer gives leave.
 - No redirect is followed, no cookie kept, no connection used twice, and no response read beyond a limit.
+- It sends as every session of ``requests`` does, so what stands in for that in a test stands in for this, too.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import http.client
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from http.cookiejar import DefaultCookiePolicy
 from io import BytesIO
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
+from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.auth import AuthBase
+from requests.hooks import default_hooks, dispatch_hook
 from requests.utils import select_proxy
 
 from airflow_provider_voicegenie import __version__
@@ -65,9 +69,10 @@ class ResponseTooLargeError(requests.RequestException):
     """The response is larger than :data:`MAX_RESPONSE_BYTES`."""
 
 
-class Callbacks(NamedTuple):
+@dataclass
+class Caller:
     """
-    What the caller of a request does while it is on its way. Both are called in the caller's thread.
+    What the caller of a request does while it is on its way, in its own thread, and learns of it.
 
     :param on_sending: Called once the connection is made, right before the first byte is sent. If it raises, nothing is
         sent.
@@ -77,9 +82,33 @@ class Callbacks(NamedTuple):
 
     on_sending: Callable[[], None] | None = None
     while_waiting: Callable[[], None] | None = None
+    #: Whether any of the request may have reached the service.
+    is_sent: bool = False
+    #: Whether what is raised comes from the caller's own code, and so is no trouble with the service.
+    is_in_own_code: bool = False
+
+    @contextlib.contextmanager
+    def own_code(self) -> Iterator[None]:
+        """Run code of the caller's."""
+        self.is_in_own_code = True
+        yield
+        self.is_in_own_code = False
+
+    def before_sending(self) -> None:
+        """Call :attr:`on_sending`."""
+        if self.on_sending is not None:
+            with self.own_code():
+                self.on_sending()
+
+    def wait(self) -> None:
+        """Call :attr:`while_waiting`."""
+        if self.while_waiting is not None:
+            with self.own_code():
+                self.while_waiting()
 
 
-_NO_CALLBACKS = Callbacks()
+#: Who waits for the request that this thread is about to make.
+_caller: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("voicegenie_caller", default=None)
 
 
 class Exchange:
@@ -91,25 +120,25 @@ class Exchange:
 
     :param send: Sends the request and returns the response, within the thread.
     :param timeout: Seconds that it may take.
-    :param callbacks: What the caller does meanwhile.
+    :param caller: Who waits for it.
     """
 
-    def __init__(
-        self, send: Callable[[], requests.Response], timeout: float, callbacks: Callbacks = _NO_CALLBACKS
-    ) -> None:
+    def __init__(self, send: Callable[[], requests.Response], timeout: float, caller: Caller | None = None) -> None:
         self._send = send
         self._timeout = timeout
-        self._callbacks = callbacks
+        self._caller = caller or Caller()
         self._deadline = 0.0
         self._said: SimpleQueue[object] = SimpleQueue()
         self._leave: SimpleQueue[bool] = SimpleQueue()
         self._connection: Any = None
         self._response: requests.Response | None = None
         self._error: Exception | None = None
-        #: Whether any of the request may have reached the service.
-        self.is_sent = False
-        #: Whether a callback has ended it. What that raised is no trouble with the service.
-        self.is_ended_by_caller = False
+        self._has_asked = False
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether any of the request may have reached the service."""
+        return self._caller.is_sent
 
     def run(self) -> requests.Response:
         """
@@ -122,10 +151,10 @@ class Exchange:
         try:
             start_thread(self._work, "voicegenie-request")
             while self._hear() is _ASKS_FOR_LEAVE:
-                self._call_back(self._callbacks.on_sending)
+                self._caller.before_sending()
                 if self._seconds_left() == 0:
                     raise requests.Timeout("its time was over before it was sent")
-                self.is_sent = True
+                self._caller.is_sent = True
                 self._leave.put(True)
         except NoMoreThreadsError as error:
             raise requests.ConnectionError(f"no thread for the request: {error}") from None
@@ -139,11 +168,12 @@ class Exchange:
 
     def ask_for_leave(self, connection: Any) -> None:
         """
-        Ask, in the thread, whether a connected connection may send the request.
+        Ask, in the thread, whether the request may be sent.
 
-        :param connection: The connection.
+        :param connection: The connection, which is made; ``None`` if it is not known.
         :raises requests.Timeout: Nobody waits for the request any more.
         """
+        self._has_asked = True
         self._connection = connection
         self._said.put(_ASKS_FOR_LEAVE)
         may_send = False
@@ -160,16 +190,9 @@ class Exchange:
         """
         while (left := self._seconds_left()) > 0:
             with contextlib.suppress(Empty):
-                return self._said.get(timeout=left if self._callbacks.while_waiting is None else _CHECK_INTERVAL)
-            self._call_back(self._callbacks.while_waiting)
+                return self._said.get(timeout=left if self._caller.while_waiting is None else _CHECK_INTERVAL)
+            self._caller.wait()
         raise requests.Timeout(f"no whole response within {self._timeout:g} s")
-
-    def _call_back(self, callback: Callable[[], None] | None) -> None:
-        if callback is None:
-            return
-        self.is_ended_by_caller = True
-        callback()
-        self.is_ended_by_caller = False
 
     def _seconds_left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
@@ -178,6 +201,9 @@ class Exchange:
         _current.set(self)
         try:
             self._response = self._send()
+            if not self._has_asked:
+                # Whoever stands in for the transport has responded, and sent nothing.
+                self.ask_for_leave(None)
         except Exception as error:  # noqa: BLE001  it is raised again, where it is waited for
             for each in causes_of(error):
                 each.__traceback__ = None  # its frames hold the key
@@ -222,27 +248,29 @@ class _StrictResponse(http.client.HTTPResponse):
 
 
 class _Gate:
-    """What a connection class of the library becomes with it: it asks whether it may still send."""
+    """What a pool class of the library becomes with it: it asks whether it may still send."""
 
-    sock: Any
-    response_class = _StrictResponse
+    def _new_conn(self) -> Any:
+        # Whichever class connections have by now: some test doubles replace it.
+        connection = super()._new_conn()  # type: ignore[misc]
+        connection.response_class = _StrictResponse
+        return connection
 
-    def request(self, *arguments: Any, **options: Any) -> None:
-        if self.sock is None:
-            self.connect()  # type: ignore[attr-defined]
-        _current.get().ask_for_leave(self)
-        super().request(*arguments, **options)  # type: ignore[misc]
+    def _validate_conn(self, connection: Any) -> None:
+        super()._validate_conn(connection)  # type: ignore[misc]
+        if connection.sock is None:
+            connection.connect()
+        _current.get().ask_for_leave(connection)
 
 
 @lru_cache
 def _gated(pool_class: type[Any]) -> type[Any]:
-    """Return a pool class of the library whose connections ask before they send."""
-    connection_class = type("GatedConnection", (_Gate, pool_class.ConnectionCls), {})
-    return type("GatedPool", (pool_class,), {"ConnectionCls": connection_class})
+    """Return a pool class of the library that asks before it sends."""
+    return type("GatedPool", (_Gate, pool_class), {})
 
 
 class _GatedAdapter(HTTPAdapter):
-    """Makes connections that ask before they send; for one request."""
+    """Asks before it sends; for one request."""
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
@@ -259,6 +287,38 @@ class _GatedAdapter(HTTPAdapter):
 def _gate(manager: Any) -> None:
     classes = manager.pool_classes_by_scheme
     manager.pool_classes_by_scheme = {scheme: _gated(pool_class) for scheme, pool_class in classes.items()}
+
+
+class _OnceAdapter(BaseAdapter):
+    """Sends each request over a connection of its own, and reads the whole response."""
+
+    def send(self, request: requests.PreparedRequest, *_: Any, **options: Any) -> requests.Response:
+        """
+        Send a request.
+
+        :param request: The request.
+        :param options: As :meth:`requests.adapters.HTTPAdapter.send` takes them.
+        :raises requests.RequestException: There is no response.
+        :raises OSError: The CA bundle cannot be read.
+        """
+        proxy = select_proxy(str(request.url), options["proxies"])
+        if proxy and not is_proxy_url(proxy):
+            raise requests.exceptions.InvalidProxyURL("not the URL of a proxy")
+        try:
+            response = _GatedAdapter().send(request, **options)
+        except (requests.RequestException, OSError) as error:
+            if (proxy or "").startswith("socks") and not _current.get().is_sent:
+                # For other proxies, the library says so by itself.
+                raise requests.exceptions.ProxyError("the proxy failed", request=request) from error
+            raise
+        except Exception as error:
+            # What the library below raises, and `requests` does not translate.
+            raise requests.ConnectionError("the request failed") from error
+        response.raw = BytesIO(_read_body(response))
+        return response
+
+    def close(self) -> None:
+        """Nothing is open between requests."""
 
 
 class _NoAuth(AuthBase):
@@ -293,7 +353,8 @@ class BoundSession(requests.Session):
     A session for one service. A path is one below the service's base URL.
 
     Each request takes at most the settings' ``timeout``, whatever ``timeout`` it is given. Responses are read to their
-    end before they are returned.
+    end before they are returned, and before response hooks are called. An adapter that is mounted on it replaces its
+    own, with what that guarantees: a connection of its own for each request, and that none is sent late or twice.
 
     :param settings: Where the service is, and how to speak to it.
     """
@@ -305,6 +366,9 @@ class BoundSession(requests.Session):
         self.auth = _NoAuth()
         self.headers.clear()
         self.headers.update(_HEADERS)
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        for scheme in _DEFAULT_PORTS:
+            self.mount(f"{scheme}://", _OnceAdapter())
         self.proxies = dict(settings.proxies)
         self.verify = settings.verify
         # A proxy of the environment sees only ciphertext of https; of http it would see the key.
@@ -318,13 +382,20 @@ class BoundSession(requests.Session):
         Complete a request; its URL may be a path.
 
         :raises requests.exceptions.InvalidURL: The path has a ``.`` or ``..`` in it.
+        :raises requests.exceptions.InvalidJSONError: The body cannot be written as JSON.
         """
         request = copy.copy(request)
         if not urlsplit(request.url).scheme:
             if leads_out(request.url):
                 raise requests.exceptions.InvalidURL("a path below the base URL has no . or .. in it")
             request.url = f"{self._settings.base_url}/{request.url.lstrip('/')}"
-        return super().prepare_request(request)
+        try:
+            return super().prepare_request(request)
+        except (TypeError, RecursionError) as error:
+            if request.json is None:
+                raise
+            # As `requests` itself says of a number that is none.
+            raise requests.exceptions.InvalidJSONError(error) from None
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> dict[str, Any]:  # type: ignore[override]
         """Add what the environment says, after what the connection says."""
@@ -334,51 +405,49 @@ class BoundSession(requests.Session):
             merged["proxies"] = dict(self.proxies)
         return dict(merged)
 
+    def get_redirect_target(self, response: requests.Response) -> None:
+        """Follow no redirect."""
+
+    @contextlib.contextmanager
+    def used_by(self, caller: Caller) -> Iterator[None]:
+        """
+        Let a caller hear of the request that it makes.
+
+        :param caller: The caller.
+        """
+        token = _caller.set(caller)
+        try:
+            yield
+        finally:
+            _caller.reset(token)
+
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
-        """Send a prepared request once, follow no redirect, and read the response."""
-        return self.exchange(request, **options).run()
-
-    def exchange(
-        self, request: requests.PreparedRequest, *, callbacks: Callbacks = _NO_CALLBACKS, **options: Any
-    ) -> Exchange:
-        """
-        Return what sends a prepared request.
-
-        :param request: The request.
-        :param callbacks: What the caller does meanwhile.
-        :param options: As :meth:`requests.Session.send` takes them.
-        """
+        """Send a prepared request once, follow no redirect, read the response, and call the response hooks."""
+        caller = _caller.get() or Caller()
         merged = self.merge_environment_settings(request.url, None, None, None, None) | options
+        merged |= {"stream": True, "timeout": self._settings.timeout}
+        merged.pop("allow_redirects", None)
         request = request.copy()
-        return Exchange(lambda: self._send(request, merged), self._settings.timeout, callbacks)
+        hooks, request.hooks = request.hooks, default_hooks()
+        response = Exchange(lambda: self._send(request, merged), self._settings.timeout, caller).run()
+        request.hooks = hooks
+        # A hook may make a request of its own.
+        with caller.own_code(), self.used_by(Caller()):
+            handled: requests.Response = dispatch_hook("response", hooks, response, **merged)  # type: ignore[no-untyped-call]
+        return handled
 
     def _send(self, request: requests.PreparedRequest, options: Mapping[str, Any]) -> requests.Response:
         if urlsplit(str(request.url)).scheme not in _DEFAULT_PORTS:
             raise requests.exceptions.InvalidSchema("only http:// and https:// are spoken")
-        proxies = options["proxies"]
-        if (proxy := select_proxy(str(request.url), proxies)) and not is_proxy_url(proxy):
-            raise requests.exceptions.InvalidProxyURL("not the URL of a proxy")
+        if not isinstance(self.get_adapter(str(request.url)), _OnceAdapter):
+            # It asks nobody before it sends.
+            _current.get().ask_for_leave(None)
         try:
-            response = _GatedAdapter().send(
-                self._key_auth(request),
-                stream=True,
-                timeout=self._settings.timeout,
-                verify=options["verify"],
-                cert=options["cert"],
-                proxies=proxies,
-            )
-        except (requests.RequestException, OSError) as error:
-            if (proxy or "").startswith("socks") and not _current.get().is_sent:
-                # For other proxies, the library says so by itself.
-                raise requests.exceptions.ProxyError("the proxy failed", request=request) from error
-            raise
-        except Exception as error:
-            # What the library below raises, and `requests` does not translate.
-            raise requests.ConnectionError("the request failed") from error
+            response = super().send(self._key_auth(request), allow_redirects=False, **options)
         finally:
             # Whoever prints a response's request does not print the key.
             request.headers.pop(API_KEY_HEADER, None)
-        response.raw = BytesIO(_read_body(response))
+        response.content  # noqa: B018  another adapter may not have read it
         return response
 
 

@@ -81,8 +81,9 @@ class VoiceGenieHook(BaseHook):
         Return a ``requests.Session`` for the service, for requests that this hook has no method for.
 
         A path is one below the connection's base URL: ``hook.get_conn().get("/campaign/1")``. The API key goes to the
-        connection's own scheme, host and port only. Each request is bounded by the connection's
-        ``timeout``, follows no redirect, and is never repeated. :meth:`request` checks the response, too.
+        connection's own scheme, host and port only. Each request is bounded by the connection's ``timeout``, follows no
+        redirect, and is never repeated. Its adapters and response hooks are those of this hook's other methods, too.
+        :meth:`request` also checks the response.
 
         :raises InvalidConnectionError: The connection has a missing or wrong value; nothing is sent.
         """

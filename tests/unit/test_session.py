@@ -13,6 +13,8 @@ import socket
 import ssl
 import threading
 import time
+from datetime import UTC, datetime
+from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
@@ -737,11 +739,33 @@ def test_a_path_stays_below_the_base_url(monkeypatch, path):
     assert seen == []
 
 
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("number", [Decimal("1.5"), Decimal("NaN")])
+def test_a_number_that_json_lacks_is_a_wrong_argument(monkeypatch, number):
+    connect(monkeypatch, 1)
+    with pytest.raises(ValueError, match=r"POST /x: json cannot be written as JSON: .*Decimal"):
+        VoiceGenieHook().request("POST", "/x", json={"amount": number})
+    with pytest.raises(requests.exceptions.InvalidJSONError, match="Decimal"):
+        VoiceGenieHook().get_conn().request("POST", "/x", json={"amount": number})
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"method": "BAD METHOD", "path": "/x"}, "method must be an HTTP method"),
         ({"method": "POST", "path": "/x", "json": {"a": float("nan")}}, "json cannot be written as JSON"),
+        ({"method": "POST", "path": "/x", "json": {"a": object()}}, "json cannot be written as JSON: .*object"),
+        ({"method": "POST", "path": "/x", "json": {"a": {1, 2}}}, "json cannot be written as JSON: .*set"),
+        ({"method": "POST", "path": "/x", "json": {"a": datetime.now(UTC)}}, "json cannot be written as JSON"),
+        ({"method": "POST", "path": "/x", "json": {("a", "b"): 1}}, "json cannot be written as JSON"),
+        ({"method": "POST", "path": "/x", "json": nested(100_000)}, "json cannot be written as JSON"),
+        ({"method": "GET", "path": "/x", "params": [1]}, "params must be a mapping"),
     ],
 )
 def test_a_wrong_argument_of_a_request_is_named(monkeypatch, arguments, words):
