@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,6 +40,8 @@ _SHORTEST_KEY = 8
 # As Airflow calls it, and as our form does.
 _HOST = "Host (Base URL)"
 _PASSWORD = "Password (API key)"  # noqa: S105  the name of a field
+#: Letters of other alphabets are fine.
+_HOST_NAME = re.compile(r"[\w.-]+")
 _NO_HOST = f"{_HOST} is not a host or base URL. Enter a host name, or https://host/path."
 
 
@@ -156,7 +159,10 @@ def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
     if scheme and scheme != parts.scheme:
         raise _FieldError("Schema names another scheme than the host does. Leave it empty.")
     name = parts.hostname or ""
-    if not name or any(c.isspace() or not c.isprintable() for c in host):
+    if name.rstrip(".") in ("http", "https"):
+        # From https:/host, https//host, or two schemes: the key would go to a host of that name.
+        raise _FieldError(f"{_HOST} has a mistyped https:// at its beginning. Enter a host name, or https://host/path.")
+    if not (_HOST_NAME.fullmatch(name) or _is_ipv6(name)) or any(c.isspace() or not c.isprintable() for c in host):
         raise _FieldError(_NO_HOST)
     if parts.scheme == "http" and not _is_loopback(name) and not insecure_allowed:
         raise _FieldError(
