@@ -31,7 +31,14 @@ from airflow_provider_voicegenie.api.errors import (
 )
 from airflow_provider_voicegenie.api.rate_limit import FairShare, RateLimiter
 from airflow_provider_voicegenie.api.responses import MAX_RESPONSE_BYTES, Redactor, Response
-from airflow_provider_voicegenie.api.retries import MAX_WAIT, rate_limit_reset, retry_arguments, server_time, used_part
+from airflow_provider_voicegenie.api.retries import (
+    MAX_CLOCK_DIFFERENCE,
+    MAX_WAIT,
+    clock_offset,
+    rate_limit_reset,
+    retry_arguments,
+    used_part,
+)
 from airflow_provider_voicegenie.api.session import BoundSession, Caller, ResponseTooLargeError, causes_of
 from airflow_provider_voicegenie.api.settings import ClientSettings
 
@@ -68,7 +75,8 @@ class VoiceGenieClient:
         self._limiter = RateLimiter(settings.requests_per_minute)
         self._limiters: dict[str, RateLimiter] = {}
         self._redactor = Redactor(settings.api_key)
-        self._clock_offset = 0.0
+        #: How many seconds the service's clock is ahead; ``None`` if its last response had a `Date` beyond belief.
+        self._clock_offset: float | None = 0.0
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A VoiceGenie client holds the API key and cannot be pickled; pass the connection id.")
@@ -128,8 +136,13 @@ class VoiceGenieClient:
         return self._limiter.seconds_blocked(time.monotonic())
 
     def server_time(self) -> float:
-        """Return the service's clock in Unix seconds, as its last response showed it; ours before any response."""
-        return time.time() + self._clock_offset
+        """Return the service's clock in Unix seconds, as its last response showed it; ours if none did."""
+        return time.time() + (self._clock_offset or 0.0)
+
+    @property
+    def is_clock_known(self) -> bool:
+        """Whether :meth:`server_time` is the service's: its last response had no ``Date`` that cannot be believed."""
+        return self._clock_offset is not None
 
     def campaign_url(self, campaign_id: str) -> str | None:
         """Return the address at which people see a campaign; ``None`` if the settings have none."""
@@ -165,7 +178,7 @@ class VoiceGenieClient:
         if isinstance(received, VoiceGenieError):
             raise received
         now = time.time()
-        self._clock_offset = server_time(received.headers, now) - now
+        self._set_clock(clock_offset(received.headers, now))
         if (reset := rate_limit_reset(received.headers, now)) is not None:
             self._limiter.block(min(reset, MAX_WAIT), time.monotonic())
         try:
@@ -180,6 +193,17 @@ class VoiceGenieClient:
             raise
         self._adapt_share(received, None, sent_at)
         return result
+
+    def _set_clock(self, offset: float) -> None:
+        was_known = self.is_clock_known
+        self._clock_offset = offset if abs(offset) <= MAX_CLOCK_DIFFERENCE else None
+        if was_known and not self.is_clock_known:
+            log.warning(
+                "The clock of the service is %.0f s %s that of this machine, which is too much to be believed: its "
+                "times prove less. Check the clock of this machine.",
+                abs(offset),
+                "ahead of" if offset > 0 else "behind",
+            )
 
     def _adapt_share(self, received: Response, error: VoiceGenieError | None, sent_at: float) -> None:
         if isinstance(error, RateLimitError):

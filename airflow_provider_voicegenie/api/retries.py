@@ -20,6 +20,9 @@ MAX_WAIT = 60.0
 #: The longest a poll is put off because the ones before it failed: seconds. Recovery is noticed within it.
 MAX_POLL_BACKOFF = 30.0
 
+#: How far the service's clock may be from ours. A `Date` that is further away is nobody's time. Seconds.
+MAX_CLOCK_DIFFERENCE = 300.0
+
 _BACKOFF = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
 
 
@@ -79,7 +82,8 @@ def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
     Return how many seconds the server asks to wait; ``None`` if it does not say so in a readable way.
 
     ``Retry-After`` counts before ``X-RateLimit-Reset``, and that one only if nothing remains. Dates are read against
-    the response's own ``Date``, so that a clock that is off, theirs or ours, does no harm.
+    the response's own ``Date``, so that a clock that is off, theirs or ours, does no harm; beyond
+    :data:`MAX_CLOCK_DIFFERENCE`, for no longer than :data:`MAX_WAIT` or than our own clock says.
 
     :param headers: Header fields, names in lower case.
     :param now: The time in Unix seconds, used if the response has no ``Date``.
@@ -88,7 +92,7 @@ def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
     if asked:
         seconds = _number(asked)
         if seconds is None and (moment := _read_date(asked)) is not None:
-            seconds = max(0.0, moment - server_time(headers, now))
+            seconds = _seconds_until(moment, headers, now)
         if seconds is not None and seconds >= 0:
             return seconds
     return rate_limit_reset(headers, now)
@@ -144,13 +148,24 @@ def _reset(headers: Mapping[str, str], now: float) -> float | None:
     if reset < 1e9:  # seconds to go, not a moment
         return reset
     moment = reset / 1000 if reset > 1e11 else reset
-    return max(0.0, moment - server_time(headers, now))
+    return _seconds_until(moment, headers, now)
 
 
-def server_time(headers: Mapping[str, str], now: float) -> float:
-    """Return the server's clock in Unix seconds; ``now`` if the response has no ``Date``."""
+def _seconds_until(moment: float, headers: Mapping[str, str], now: float) -> float:
+    offset = clock_offset(headers, now)
+    seconds = max(0.0, moment - (now + offset))
+    return seconds if abs(offset) <= MAX_CLOCK_DIFFERENCE else min(seconds, max(MAX_WAIT, moment - now))
+
+
+def clock_offset(headers: Mapping[str, str], now: float) -> float:
+    """
+    Return by how many seconds the server's clock is ahead; 0 if the response has no ``Date``.
+
+    :param headers: Header fields, names in lower case.
+    :param now: The time in Unix seconds.
+    """
     moment = _read_date(headers.get("date", ""))
-    return now if moment is None else moment
+    return 0.0 if moment is None else moment - now
 
 
 def _number(text: str) -> float | None:

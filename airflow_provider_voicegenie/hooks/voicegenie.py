@@ -348,6 +348,12 @@ class VoiceGenieHook(BaseHook):
         client = self.__dict__.get("_client")
         return time.time() + self._told["clock_offset"] if client is None and self._told else self._client.server_time()
 
+    @property
+    def is_clock_known(self) -> bool:
+        """Whether :meth:`server_time` is the service's clock: its last response had no unbelievable ``Date``."""
+        client = self.__dict__.get("_client")
+        return client is None or client.is_clock_known
+
     def campaign_url(self, campaign_id: str) -> str | None:
         """
         Return the address at which people see a campaign; ``None`` if the connection's extra has no ``campaign_url``.

@@ -18,7 +18,6 @@ from airflow_provider_voicegenie.rules.calling_hours import CallingHours, is_ope
 #: How far the service's own times may differ from one another: its `Date` has whole seconds.
 _TOLERANCE = timedelta(seconds=2)
 
-
 #: How far the clocks of Airflow and the service may differ.
 _CLOCK_TOLERANCE = timedelta(minutes=2)
 
@@ -33,20 +32,23 @@ class TookEffect(Enum):
 
 def took_effect_by_status(before: Campaign, looks: Sequence[Campaign]) -> TookEffect:
     """
-    Judge by the campaign alone.
+    Judge by the campaign alone. A status that we do not know proves nothing, neither before the start nor after it.
 
     :param before: The campaign as it was read before the start.
     :param looks: The campaign as it was read since, one time at least.
     """
     after = looks[-1]
+    if before.status is CampaignStatus.UNKNOWN:
+        return TookEffect.UNKNOWN
     if after.status in (CampaignStatus.RUNNING, CampaignStatus.COMPLETED):
         return TookEffect.YES
     if after.status is CampaignStatus.PAUSED and before.status is not CampaignStatus.PAUSED:
         # Only a running campaign can be paused: it was started, and someone paused it since.
         return TookEffect.YES
     if _calls_made(after) > _calls_made(before):
-        return TookEffect.YES
-    if after.status is not before.status or after.status is CampaignStatus.NOT_YET_STARTED:
+        # The calls of a paused campaign go on to their end.
+        return TookEffect.UNKNOWN if before.status is CampaignStatus.PAUSED else TookEffect.YES
+    if before.status is CampaignStatus.NOT_YET_STARTED or any(look.status is not before.status for look in looks):
         # One that is pending may have been taken in, and begin later.
         return TookEffect.UNKNOWN
     if before.status is CampaignStatus.PAUSED and _was_touched(before, looks):
@@ -55,19 +57,37 @@ def took_effect_by_status(before: Campaign, looks: Sequence[Campaign]) -> TookEf
     return TookEffect.NO
 
 
-def took_effect_by_statistics(judged: TookEffect, statistics: CampaignStats, sent_at: datetime) -> TookEffect:
+def took_effect_by_statistics(
+    judged: TookEffect,
+    statistics: CampaignStats | None,
+    sent_at: datetime,
+    now: datetime,
+    *,
+    is_clock_known: bool = True,
+) -> TookEffect:
     """
-    Judge by the statistics as well.
+    Judge by the statistics as well. Without them, nobody can say that the start did not take effect.
 
-    They show the difference between a campaign that was started and paused again, and one that was not started.
+    They show the difference between a campaign that was started and paused again, and one that was not started; and
+    the status may lag.
 
     :param judged: What the campaign alone says.
-    :param statistics: The statistics, read after the start for the first time.
+    :param statistics: The statistics, of a time at which the start would show; ``None`` if they cannot be read.
     :param sent_at: When the start was sent, by the service's clock.
+    :param now: The time, by the service's clock.
+    :param is_clock_known: Whether these two really are the service's, and not our own.
     """
-    if statistics.started_at is not None and statistics.started_at >= sent_at - _TOLERANCE:
+    if judged is TookEffect.YES:
+        return judged
+    if statistics is None:
+        return TookEffect.UNKNOWN
+    started_at = statistics.started_at
+    if started_at is None or started_at > now + _CLOCK_TOLERANCE:
+        # One in the future is planned.
+        return judged
+    if sent_at - _TOLERANCE <= started_at <= now + _TOLERANCE:
         return TookEffect.YES
-    return judged
+    return judged if started_at < sent_at and is_clock_known else TookEffect.UNKNOWN
 
 
 def _was_touched(before: Campaign, looks: Sequence[Campaign]) -> bool:
@@ -80,16 +100,29 @@ def _calls_made(campaign: Campaign) -> int:
     return (campaign.completed_count or 0) + (campaign.failed_count or 0)
 
 
-def was_started_in_run(statistics: CampaignStats, run_began: datetime | None) -> bool:
+def was_started_in_run(
+    campaign: Campaign, statistics: CampaignStats, run_began: datetime | None, now: datetime, *, is_clock_known: bool
+) -> TookEffect:
     """
-    Say whether a campaign was started since a DAG run began: the evidence if nothing is kept across tries.
+    Judge whether a campaign was started since a DAG run began: the evidence if nothing is kept across tries.
 
-    :param statistics: The campaign's statistics.
+    :param campaign: The campaign.
+    :param statistics: Its statistics.
     :param run_began: When the run began, by the service's clock; ``None`` if that is not known.
+    :param now: The time, by the service's clock.
+    :param is_clock_known: Whether these two really are the service's, and not our own.
     """
-    if statistics.started_at is None or run_began is None:
-        return False
-    return statistics.started_at >= run_began - _CLOCK_TOLERANCE
+    started_at, status = statistics.started_at, campaign.status
+    latest = now + (_CLOCK_TOLERANCE if status.may_have_been_started else _TOLERANCE)
+    if started_at is None or started_at > latest:
+        # One in the future is planned.
+        was_not = not status.may_have_been_started or (status is CampaignStatus.PAUSED and run_began is not None)
+        return TookEffect.NO if was_not else TookEffect.UNKNOWN
+    if run_began is None:
+        return TookEffect.UNKNOWN
+    if started_at >= run_began - _CLOCK_TOLERANCE:
+        return TookEffect.YES
+    return TookEffect.NO if is_clock_known else TookEffect.UNKNOWN
 
 
 def has_started_itself(campaign: Campaign, statistics: CampaignStats, calling_hours: Sequence[CallingHours]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_voicegenie.api.errors import RateLimitError, VoiceGenieError
+from airflow_provider_voicegenie.api.errors import NotFoundError, RateLimitError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, read_time, write_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.metrics import count_start
@@ -57,6 +57,9 @@ _FRESH = 5.0
 
 #: How long after a moment the statistics are sure to be of a later one: they may come from a cache of 30 seconds.
 _STATISTICS_LAG = timedelta(seconds=32)
+
+#: How long after it was recorded a start is surely over, and with it what the service does for it.
+_LONGEST_START = timedelta(minutes=10)
 
 #: Seconds for which a cleared task leaves the triggerer the time to pause the campaign that it followed; Airflow gives
 #: the triggerer no more either.
@@ -205,9 +208,9 @@ class StartOnce:
             campaign = self.hook.get_campaign(self.campaign_id)
             if campaign.status.is_running:
                 statistics = self.hook.get_campaign_stats(self.campaign_id)
-                self.may_be_in_effect = self._is_confirmed = was_started_in_run(
-                    statistics, self._run_began()
-                ) and not self._has_started_itself(campaign, statistics)
+                was_started = self._was_started_in_run(campaign, statistics) is TookEffect.YES
+                is_ours = was_started and not self._has_started_itself(campaign, statistics)
+                self.may_be_in_effect = self._is_confirmed = is_ours
         except VoiceGenieError as error:
             log.warning("%s Look in the VoiceGenie dashboard whether it has to be paused.", error)
 
@@ -382,7 +385,7 @@ class StartOnce:
             seen = {"at": time.time(), "completed": before.completed_count, "failed": before.failed_count}
             return Start.by_task(started.status, started.started_at, seen)
         log.warning("%s The start may have taken effect; looking at the campaign before anything else.", ambiguous)
-        start = self._find_out(before, sent_at, f" What went wrong was: {ambiguous.message}")
+        start = self._find_out(before, sent_at, None, f" What went wrong was: {ambiguous.message}")
         if start is None:
             raise ambiguous
         return start
@@ -446,17 +449,31 @@ class StartOnce:
 
     # A start without a response.
 
-    def _find_out(self, before: Campaign, sent_at: datetime, problem: str = "") -> Start | None:
-        """Find out what became of a start that got no valid response; ``None`` if it did not take effect."""
+    def _find_out(
+        self, before: Campaign, sent_at: datetime, over_at: datetime | None, problem: str = ""
+    ) -> Start | None:
+        """
+        Find out what became of a start that got no valid response; ``None`` if it did not take effect.
+
+        :param before: The campaign as it was before.
+        :param sent_at: When the start was sent, by the service's clock.
+        :param over_at: When the request was surely over, by the service's clock; ``None`` for just now.
+        :param problem: What went wrong, for the message.
+        """
         with self.reading():
-            looks, statistics = self._look_for_start(before, sent_at)
+            looks, statistics = self._look_for_start(before, over_at)
         took_effect = took_effect_by_status(before, looks) if looks else TookEffect.UNKNOWN
         started_at = None
-        if statistics is not None:
-            took_effect = took_effect_by_statistics(took_effect, statistics, sent_at)
-            started_at = statistics.started_at if took_effect is TookEffect.YES else None
-        now = f", is now {looks[-1].status.value}" if looks else ", and it cannot be read now"
-        seen = f"status was {before.status.value}{now}"
+        if took_effect is not TookEffect.YES:
+            took_effect = took_effect_by_statistics(
+                took_effect, statistics, sent_at, self._service_time(), is_clock_known=self.hook.is_clock_known
+            )
+            if took_effect is TookEffect.YES and statistics is not None:
+                started_at = statistics.started_at
+        now = f", is now {_word(looks[-1])}" if looks else ", and it cannot be read now"
+        seen = f"status was {_word(before)}{now}"
+        if took_effect is TookEffect.UNKNOWN and looks and statistics is None:
+            seen += ", and its statistics cannot be read now"
         log.info("Campaign %r: %s (%s).", self.campaign_id, took_effect.value, seen)
         if took_effect is TookEffect.YES:
             self._is_confirmed = True
@@ -471,28 +488,38 @@ class StartOnce:
             f"the start may have been sent, but no valid response came, and {took_effect.value} ({seen})", problem
         )
 
-    def _look_for_start(self, before: Campaign, sent_at: datetime) -> tuple[list[Campaign], CampaignStats | None]:
-        """Look at the campaign until it shows that the start took effect, and at the statistics if it does not."""
+    def _look_for_start(
+        self, before: Campaign, over_at: datetime | None
+    ) -> tuple[list[Campaign], CampaignStats | None]:
+        """
+        Look at the campaign until it shows that the start took effect, and at the statistics if it does not.
+
+        The campaign may be shown as it was before, so only statistics from after the start show that nothing happened.
+        """
         looks: list[Campaign] = []
         for delay in _LOOK_DELAYS:
             time.sleep(delay)
-            try:
-                looks.append(self.hook.get_campaign(self.campaign_id))
-            except VoiceGenieError as error:
-                log.warning("%s", error)
-                continue
-            if took_effect_by_status(before, looks) is TookEffect.YES:
+            if self._look(before, looks):
                 return looks, None
         if not looks:
             return looks, None
-        if before.status is CampaignStatus.PAUSED:
-            # Only the statistics show whether it was started and paused again.
-            self._await_statistics_from_after(sent_at)
+        self._await_fresh_statistics(over_at, timedelta(seconds=sum(_LOOK_DELAYS)))
+        if self._look(before, looks):
+            return looks, None
         try:
             return looks, self.hook.get_campaign_stats(self.campaign_id)
         except VoiceGenieError as error:
             log.warning("%s", error)
             return looks, None
+
+    def _look(self, before: Campaign, looks: list[Campaign]) -> bool:
+        """Read the campaign, and say whether it shows that the start took effect."""
+        try:
+            looks.append(self.hook.get_campaign(self.campaign_id))
+        except VoiceGenieError as error:
+            log.warning("%s", error)
+            return False
+        return took_effect_by_status(before, looks) is TookEffect.YES
 
     def _unconfirmed(self, what: str, problem: str = "") -> NoReturn:
         apply_outcome(
@@ -504,9 +531,18 @@ class StartOnce:
         )
         raise AssertionError("START_UNCONFIRMED always ends the task")
 
-    def _await_statistics_from_after(self, moment: datetime) -> None:
-        """Wait until statistics read now cannot predate ``moment``, by the service's clock: it caches them for 30 s."""
-        seconds = (moment + _STATISTICS_LAG).timestamp() - self.hook.server_time()
+    def _await_fresh_statistics(self, over_at: datetime | None = None, waited: timedelta = timedelta()) -> None:
+        """
+        Wait until statistics read now cannot be from before what was done: the service caches them for 30 s.
+
+        How long to sleep is not for a clock of others to say: it is all of that time, less what was waited.
+
+        :param over_at: When it was surely done, by the service's clock; ``None`` for just now.
+        :param waited: How long this process has waited since.
+        """
+        if over_at is not None and self.hook.is_clock_known and self._service_time() > over_at + _STATISTICS_LAG:
+            return
+        seconds = (_STATISTICS_LAG - waited).total_seconds()
         if seconds > 0:
             log.info("Campaign %r: its statistics may be old; reading them in %.0f s.", self.campaign_id, seconds)
             time.sleep(seconds)
@@ -543,7 +579,8 @@ class StartOnce:
                 "Campaign %r: an earlier try of this task was ended while it sent the start. Looking at the campaign.",
                 self.campaign_id,
             )
-            return self._find_out(record.campaign_before(), read_time(record.sent_at) or datetime.now(UTC))
+            sent_at = read_time(record.sent_at) or datetime.now(UTC)
+            return self._find_out(record.campaign_before(), sent_at, sent_at + _LONGEST_START)
         return self._taken_over(read_time(record.started_at))
 
     def _refuse_another_campaign(self, record: StartRecord) -> None:
@@ -562,16 +599,11 @@ class StartOnce:
     def _take_over_by_evidence(self) -> Start | None:
         """Ask the service whether an earlier try started the campaign: this Airflow keeps nothing across tries."""
         with self.reading():
-            campaign = self.hook.get_campaign(self.campaign_id)
-            if not campaign.status.may_have_been_started:
-                return None
-            now, began = self._service_time(), self._run_began()
-            statistics = self.hook.get_campaign_stats(self.campaign_id)
-            if not was_started_in_run(statistics, began):
-                # The earlier try may have ended just now.
-                self._await_statistics_from_after(now)
-                statistics = self.hook.get_campaign_stats(self.campaign_id)
-        if was_started_in_run(statistics, began):
+            campaign, statistics = self._evidence_of_run()
+        if statistics is None:
+            return None
+        was_started = self._was_started_in_run(campaign, statistics)
+        if was_started is TookEffect.YES:
             started_at = write_time(statistics.started_at)
             if self._has_started_itself(campaign, statistics):
                 log.info(
@@ -588,12 +620,33 @@ class StartOnce:
             )
             self.may_be_in_effect = self._is_confirmed = True
             return self._taken_over(statistics.started_at)
-        if began is None or (statistics.started_at is None and campaign.status is not CampaignStatus.PAUSED):
-            seen = f"status {campaign.status.value}, but no time of its start"
+        if was_started is TookEffect.UNKNOWN:
+            seen = f"status {_word(campaign)}, but no time of its start that can be compared"
             self._unconfirmed(
                 f"an earlier try of this task may have started it, and nothing shows whether it did ({seen})"
             )
         return None
+
+    def _evidence_of_run(self) -> tuple[Campaign, CampaignStats | None]:
+        """Read the campaign and statistics that show a start by an earlier try, which may have ended just now."""
+        campaign = self.hook.get_campaign(self.campaign_id)
+        try:
+            statistics = self.hook.get_campaign_stats(self.campaign_id)
+            if self._was_started_in_run(campaign, statistics) is not TookEffect.YES:
+                self._await_fresh_statistics()
+                campaign = self.hook.get_campaign(self.campaign_id)
+                statistics = self.hook.get_campaign_stats(self.campaign_id)
+        except NotFoundError:
+            if campaign.status.may_have_been_started:
+                raise
+            # It never ran, and the service may have no statistics of such a campaign.
+            return campaign, None
+        return campaign, statistics
+
+    def _was_started_in_run(self, campaign: Campaign, statistics: CampaignStats) -> TookEffect:
+        return was_started_in_run(
+            campaign, statistics, self._run_began(), self._service_time(), is_clock_known=self.hook.is_clock_known
+        )
 
     def _has_started_itself(self, campaign: Campaign, statistics: CampaignStats) -> bool:
         try:
@@ -624,3 +677,9 @@ class StartOnce:
         """Return when the DAG run began, by the service's clock."""
         began: datetime | None = getattr(self._context["dag_run"], "start_date", None)
         return None if began is None else began + (self._service_time() - datetime.now(UTC))
+
+
+def _word(campaign: Campaign) -> str:
+    """Return the status as we read it; the service's own word if we do not know it."""
+    status = campaign.status
+    return repr(campaign.status_text[:40]) if status is CampaignStatus.UNKNOWN else status.value

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from email.utils import formatdate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from airflow_provider_voicegenie.api.retries import seconds_to_wait
 
 DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 DATE_SECONDS = 1767225600
+NOW = 1800000000
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,28 @@ DATE_SECONDS = 1767225600
 )
 def test_what_the_server_asks_for(headers, expected):
     assert seconds_to_wait(headers, now=0) == expected
+
+
+@pytest.mark.parametrize("field", ["retry-after", "x-ratelimit-reset"])
+@pytest.mark.parametrize(
+    ("date", "moment", "expected"),
+    [
+        # The two agree with each other, whatever our clock shows.
+        (NOW, NOW + 90, 90),
+        (NOW + 240, NOW + 330, 90),
+        (NOW + 7200, NOW + 7230, 30),
+        (NOW - 7200, NOW - 7170, 30),
+        # One of them is nobody's time: a minute, or what our own clock makes of it.
+        (0, NOW + 30, 60),
+        (0, NOW + 90, 90),
+        (NOW - 7200, NOW + 20, 60),
+        (NOW + 7200, NOW + 30, 0),
+    ],
+)
+def test_a_date_that_is_far_off_makes_nobody_wait(field, date, moment, expected):
+    asked = formatdate(moment, usegmt=True) if field == "retry-after" else str(moment)
+    headers = {field: asked, "date": formatdate(date, usegmt=True), "x-ratelimit-remaining": "0"}
+    assert seconds_to_wait(headers, now=NOW) == expected
 
 
 @given(

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import ssl
 import time
 from contextlib import suppress
 from dataclasses import replace
+from email.utils import formatdate
 
 import pytest
 import trustme
@@ -280,15 +282,45 @@ def test_the_client_shows_no_key_and_cannot_be_pickled(client, voicegenie_sandbo
         pickle.dumps(client)
 
 
-def test_the_service_clock_comes_from_its_answers(monkeypatch):
+@pytest.mark.parametrize("ahead", [-240, 0, 240, None])
+def test_the_service_clock_comes_from_its_answers(ahead):
+    with dated(lambda: None if ahead is None else formatdate(time.time() + ahead, usegmt=True)) as client:
+        assert abs(client.server_time() - time.time() - (ahead or 0)) < 10
+        assert client.is_clock_known
+
+
+@pytest.mark.parametrize(
+    ("date", "words"),
+    [
+        (lambda: formatdate(time.time() + 3600, usegmt=True), "ahead of"),
+        (lambda: formatdate(time.time() - 3600, usegmt=True), "behind"),
+        (lambda: "Thu, 01 Jan 1970 00:00:00 GMT", "behind"),
+        (lambda: "Fri, 31 Dec 9999 23:59:59 GMT", "ahead of"),
+    ],
+)
+def test_a_clock_that_is_far_off_is_not_the_services(caplog, date, words):
+    with dated(date) as client:
+        assert abs(client.server_time() - time.time()) < 10
+        assert not client.is_clock_known
+        with pytest.raises(errors.UnauthorizedError):
+            client.send(endpoints.campaign("c"))
+    (warning,) = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
+    assert f"s {words} that of this machine" in warning
+
+
+@contextlib.contextmanager
+def dated(date):
+    """A client that has just had a response with a date."""
+
     def handle(stream, request):
-        stream.sendall(b"HTTP/1.1 401 No\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n")
+        field = "" if date() is None else f"Date: {date()}\r\n"
+        stream.sendall(f"HTTP/1.1 401 No\r\n{field}Content-Length: 0\r\n\r\n".encode())
 
     with raw_server(handle) as (port, _):
         client = client_for(port)
         with pytest.raises(errors.UnauthorizedError):
             client.send(endpoints.campaign("c"))
-        assert abs(client.server_time() - 1767225600) < 5
+        yield client
 
 
 # The limit.

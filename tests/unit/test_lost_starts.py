@@ -15,6 +15,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from helpers.tasks import Store, context
 
+from airflow_provider_voicegenie.api import client
 from airflow_provider_voicegenie.api.models import read_time, write_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
@@ -88,8 +89,9 @@ def test_a_campaign_is_looked_at_four_times_in_seven_seconds(sandbox, clock):
     lose(sandbox, took_effect=False)
     with pytest.raises(VoiceGenieRetryException, match="CONNECTION_FAILED"):
         start("scheduled")
-    assert clock.sleeps == [0.0, 1.0, 2.0, 4.0]
-    assert [request.operation for request in sandbox.sandbox.requests] == ["get", "start", *["get"] * 4, "stats"]
+    # And once more with statistics that are surely from after the start.
+    assert clock.sleeps == [0.0, 1.0, 2.0, 4.0, 25.0]
+    assert [request.operation for request in sandbox.sandbox.requests] == ["get", "start", *["get"] * 5, "stats"]
 
 
 def test_after_a_lost_start_of_a_paused_campaign_fresh_statistics_are_awaited(sandbox, clock):
@@ -101,7 +103,7 @@ def test_after_a_lost_start_of_a_paused_campaign_fresh_statistics_are_awaited(sa
     assert 31.5 - (time.monotonic() - began) < clock.slept < 32.5
 
 
-@pytest.mark.parametrize("after", [0, 1, 3, 7])
+@pytest.mark.parametrize("after", [0, 1, 3, 7, 32])
 def test_a_start_that_takes_effect_between_two_looks_is_found(sandbox, clock, after):
     lose(sandbox, took_effect=False)
     clock.at(after, lambda: sandbox.sandbox.store.start("scheduled"))
@@ -240,3 +242,139 @@ def test_what_was_read_last_is_what_a_lost_start_returns(sandbox, clock, after):
     lose(sandbox, took_effect=False)
     clock.at(after, lambda: sandbox.sandbox.store.start("scheduled"))
     assert start("scheduled")["status"] == "running"
+
+
+# A service that lags, and words and times that prove nothing.
+
+
+@pytest.fixture
+def lagging(sandbox, clock, monkeypatch):
+    """A service that shows a campaign as it was for half a minute after its start: its statistics, or all of it."""
+    store, original = sandbox.sandbox.store, sandbox.sandbox.store.start
+
+    def lag(campaign_id, *, status_too, after="running"):
+        def start(campaign_id):
+            campaign = store.find(campaign_id)
+            was = {"status": campaign.status, "started_at": campaign.started_at}
+            updated_at = campaign.updated_at
+            change(sandbox, campaign_id, status="scheduled")
+            campaign = original(campaign_id)
+            now = {"status": after, "started_at": campaign.started_at}
+            change(sandbox, campaign_id, status=was["status"])
+            campaign.started_at, campaign.updated_at = was["started_at"], updated_at
+
+            def show():
+                if not status_too:
+                    change(sandbox, campaign_id, status=now["status"])
+                campaign.started_at = now["started_at"]
+
+            clock.at(clock.slept + 30, show)
+            return campaign
+
+        monkeypatch.setattr(store, "start", start)
+
+    return lag
+
+
+@pytest.mark.parametrize("campaign_id", ["scheduled", "paused", "queued"])
+@pytest.mark.parametrize("status_too", [True, False])
+def test_a_start_that_shows_late_is_ours_and_is_not_repeated(sandbox, clock, lagging, campaign_id, status_too):
+    """The status lags, for half a minute or for good; the statistics are half a minute old."""
+    sandbox.add_campaign(id="queued", status="queued", total_count=10**6)
+    lagging(campaign_id, status_too=status_too)
+    lose(sandbox, took_effect=True)
+    run = context(Store())
+    assert start(campaign_id, run)["started_by_task"]
+    assert start(campaign_id, context(run["task_state_store"], try_number=2))["started_by_task"]
+    assert sandbox.start_count(campaign_id) == 1
+
+
+@pytest.mark.parametrize("words", [("queued", "dialing"), ("queued", "queued"), ("scheduled", "dialing")])
+def test_words_that_nobody_knows_are_no_proof(sandbox, clock, words):
+    sandbox.add_campaign(id="odd", status=words[0], total_count=10**6)
+    lose(sandbox, took_effect=False)
+    clock.at(0, lambda: change(sandbox, "odd", status=words[1]))
+    run = context(Store())
+    for number in (1, 2):
+        with pytest.raises(AirflowFailException, match="START_UNCONFIRMED") as caught:
+            start("odd", context(run["task_state_store"], try_number=number))
+        assert f"is now {words[1]!r}" in str(caught.value)
+    assert sandbox.request_count("start") == 1
+
+
+def test_without_fresh_statistics_a_start_is_not_sent_again(sandbox, clock):
+    sandbox.inject("status", "stats", status=500, times=None)
+    lose(sandbox, took_effect=False)
+    run = context(Store())
+    for number in (1, 2):
+        with pytest.raises(AirflowFailException, match=r"its statistics cannot be read now.*START_UNCONFIRMED"):
+            start("scheduled", context(run["task_state_store"], try_number=number))
+    assert sandbox.request_count("start") == 1
+
+
+def test_a_planned_start_is_not_ours(sandbox, clock):
+    sandbox.sandbox.store.find("scheduled").started_at = datetime.now(UTC) + timedelta(hours=20)
+    lose(sandbox, took_effect=False)
+    with pytest.raises(VoiceGenieRetryException, match="CONNECTION_FAILED"):
+        start("scheduled")
+
+
+def test_calls_that_go_on_after_a_pause_are_not_our_start(sandbox, clock):
+    change(sandbox, "paused", completed_count=5, failed_count=0)
+    lose(sandbox, took_effect=False)
+    clock.at(1, lambda: change(sandbox, "paused", completed_count=6))
+    with pytest.raises(AirflowFailException, match="START_UNCONFIRMED"):
+        start("paused")
+    assert sandbox.request_count("start") == 1
+
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("offsets", [(HOUR, HOUR), (-HOUR, -HOUR), (-1.8e9, -1.8e9), (HOUR, 0.0), (0.0, HOUR)])
+@pytest.mark.parametrize("took_effect", [True, False])
+def test_a_date_that_is_far_off_neither_makes_a_start_ours_nor_a_worker_sleep(
+    sandbox, monkeypatch, offsets, took_effect
+):
+    """The service's times are right, but the `Date` before the start, and that after it, may be anything."""
+    clock = Clock()
+    monkeypatch.setattr(once, "time", SimpleNamespace(sleep=clock.sleep, time=time.time, monotonic=time.monotonic))
+    requests = sandbox.sandbox.requests
+
+    def offset(headers, now):
+        return offsets[any(request.operation == "start" for request in requests)]
+
+    monkeypatch.setattr(client, "clock_offset", offset)
+    store, original = sandbox.sandbox.store, sandbox.sandbox.store.start
+
+    def start_and_pause(campaign_id):
+        original(campaign_id)
+        return store.change(campaign_id, status="paused")
+
+    monkeypatch.setattr(store, "start", start_and_pause)
+    change(sandbox, "paused", started_at=datetime.now(UTC) - timedelta(minutes=30))
+    lose(sandbox, took_effect=took_effect)
+    if took_effect:
+        assert start("paused")["started_by_task"]
+    else:
+        is_known = abs(offsets[1]) < HOUR
+        with pytest.raises(VoiceGenieRetryException if is_known else AirflowFailException):
+            start("paused")
+    assert clock.slept < 33
+    assert sandbox.start_count("paused") == int(took_effect)
+
+
+@pytest.mark.parametrize("offset", [-1.8e9, HOUR])
+@pytest.mark.parametrize("minutes_ago", [60, 0])
+def test_without_a_store_a_date_that_is_far_off_makes_no_old_start_ours(sandbox, monkeypatch, offset, minutes_ago):
+    clock = Clock()
+    monkeypatch.setattr(once, "time", SimpleNamespace(sleep=clock.sleep, time=time.time, monotonic=time.monotonic))
+    monkeypatch.setattr(client, "clock_offset", lambda headers, now: offset)
+    change(sandbox, "paused", started_at=datetime.now(UTC) - timedelta(minutes=minutes_ago))
+    if minutes_ago:
+        with pytest.raises(AirflowFailException, match="START_UNCONFIRMED"):
+            start("paused", context(try_number=2))
+    else:
+        assert start("paused", context(try_number=2))["started_by_task"]
+    assert sandbox.request_count("start") == 0
+    assert clock.slept < 33
