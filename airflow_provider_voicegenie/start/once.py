@@ -383,7 +383,7 @@ class StartOnce:
                 )
             log.info("Campaign %r was started: status %s.", self.campaign_id, started.status.value)
             seen = {"at": time.time(), "completed": before.completed_count, "failed": before.failed_count}
-            return Start.by_task(started.status, started.started_at, seen)
+            return Start.by_task(started.status, started.started_at, {**seen, **self._doubt_pauses(before)})
         log.warning("%s The start may have taken effect; looking at the campaign before anything else.", ambiguous)
         start = self._find_out(before, sent_at, None, f" What went wrong was: {ambiguous.message}")
         if start is None:
@@ -479,7 +479,7 @@ class StartOnce:
             self._is_confirmed = True
             self._records.set_phase(StartPhase.STARTED, started_at, owes_pause=self._is_heard_by_triggerer)
             count_start(was_ambiguous=True)
-            return Start.by_task(looks[-1].status, started_at)
+            return Start.by_task(looks[-1].status, started_at, self._doubt_pauses(before))
         if took_effect is TookEffect.NO:
             # It stays on record as sent: should it take effect after all, the next try finds it.
             self.may_be_in_effect = False
@@ -520,6 +520,20 @@ class StartOnce:
             log.warning("%s", error)
             return False
         return took_effect_by_status(before, looks) is TookEffect.YES
+
+    def _doubt_pauses(self, before: Campaign | None, sent_at: datetime | None = None) -> dict[str, float]:
+        """
+        Say from when on the campaign is surely shown as it is after the start, if it may be shown as paused before.
+
+        :param before: The campaign as it was before; ``None`` if nobody knows.
+        :param sent_at: When the start was sent, by the service's clock; ``None`` for just now.
+        :returns: What the wait is given of that.
+        """
+        if before is not None and before.status not in (CampaignStatus.PAUSED, CampaignStatus.UNKNOWN):
+            return {}
+        passed = timedelta() if sent_at is None else max(timedelta(), self._service_time() - sent_at)
+        left = _STATISTICS_LAG - passed
+        return {"pauses_count_from": time.time() + left.total_seconds()} if left > timedelta() else {}
 
     def _unconfirmed(self, what: str, problem: str = "") -> NoReturn:
         apply_outcome(
@@ -581,7 +595,8 @@ class StartOnce:
             )
             sent_at = read_time(record.sent_at) or datetime.now(UTC)
             return self._find_out(record.campaign_before(), sent_at, sent_at + _LONGEST_START)
-        return self._taken_over(read_time(record.started_at))
+        seen = self._doubt_pauses(record.campaign_before(), read_time(record.sent_at))
+        return self._taken_over(read_time(record.started_at), seen)
 
     def _refuse_another_campaign(self, record: StartRecord) -> None:
         """Fail if the start of an earlier try was another campaign's: one task starts one campaign."""
@@ -619,7 +634,7 @@ class StartOnce:
                 started_at,
             )
             self.may_be_in_effect = self._is_confirmed = True
-            return self._taken_over(statistics.started_at)
+            return self._taken_over(statistics.started_at, self._doubt_pauses(None, statistics.started_at))
         if was_started is TookEffect.UNKNOWN:
             seen = f"status {_word(campaign)}, but no time of its start that can be compared"
             self._unconfirmed(
@@ -656,7 +671,7 @@ class StartOnce:
             log.warning("Campaign %r: %s", self.campaign_id, error)
             return False
 
-    def _taken_over(self, started_at: datetime | None) -> Start:
+    def _taken_over(self, started_at: datetime | None, seen: Mapping[str, Any]) -> Start:
         status = CampaignStatus.UNKNOWN
         try:
             with self.reading():
@@ -668,7 +683,7 @@ class StartOnce:
             self.campaign_id,
             status.value,
         )
-        return Start.by_task(status, started_at)
+        return Start.by_task(status, started_at, seen)
 
     def _service_time(self) -> datetime:
         return datetime.fromtimestamp(self.hook.server_time(), UTC)

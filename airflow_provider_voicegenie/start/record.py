@@ -42,7 +42,8 @@ class Start(NamedTuple):
     :param status: The campaign's status.
     :param started_at: When the service says it started the campaign, ISO 8601.
     :param started_by_task: Whether this task, in this try or an earlier one, started it.
-    :param seen: When its counters were last seen, and what they were: ``at``, ``completed``, ``failed``.
+    :param seen: What the wait is told: when its counters were last seen, and what they were (``at``, ``completed``,
+        ``failed``), and from when on it is not shown as it was before the start (``pauses_count_from``).
     :param owes_pause: Whether the campaign is to be paused if the task is ended: an earlier end of the task asked for
         that, and it may have been in vain.
     :param record: What Airflow keeps of it across tries, so that a resumed task need not ask.
@@ -65,7 +66,7 @@ class Start(NamedTuple):
         cls, status: CampaignStatus, started_at: datetime | None, seen: Mapping[str, Any] | None = None
     ) -> Start:
         """Return a start that this task made."""
-        return cls(status.value, write_time(started_at), True, seen)
+        return cls(status.value, write_time(started_at), True, seen or None)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON."""

@@ -132,7 +132,8 @@ class CampaignCompletedTrigger(_CampaignTrigger):
     :param execution_deadline: When the task's ``execution_timeout`` is over, Unix seconds.
     :param kind: The kind of task whose outcome rules apply.
     :param stall_timeout: Seconds without progress that are too many.
-    :param seen: What was last known of the campaign: ``at`` (Unix seconds), ``completed`` and ``failed`` (calls).
+    :param seen: What was last known of the campaign: ``at`` (Unix seconds), ``completed`` and ``failed`` (calls), and
+        ``pauses_count_from`` (Unix seconds).
     :param pause_on_kill: Whether to pause the campaign when a user ends the task.
     :param start: What the task knows of the start, handed through to its event.
     """

@@ -25,6 +25,9 @@ _CONDITIONS: Mapping[CampaignStatus, tuple[Condition, str]] = {
     ),
 }
 
+#: How a campaign is described that the service may still show as it was.
+_OLD_PAUSE = "paused, which may be from before its start"
+
 #: Statuses in which calls are expected to go on, as far as we know.
 _MOVING = (CampaignStatus.RUNNING, CampaignStatus.UNKNOWN)
 
@@ -37,15 +40,19 @@ class CompletionWatch(Watch):
     :param rules: What each condition does to the wait.
     :param now: When the wait began, Unix seconds.
     :param stall_timeout: Seconds without progress in any counter that are too many; ``None`` for any number.
-    :param seen: What :meth:`seen` returned in an earlier process of the same task.
+    :param seen: What is known of the campaign: when its counters were last seen to change (``at``, Unix seconds), and
+        what they were (``completed``, ``failed``). If the task has started a campaign that was paused, the service may
+        show it so for a while: ``pauses_count_from`` (Unix seconds) is when that is over.
     """
 
     __slots__ = (
         "_completed",
         "_ended_at",
         "_failed",
+        "_is_pause_doubted",
         "_known_in_full",
         "_moved_at",
+        "_pauses_count_from",
         "_progress",
         "_seen_at",
         "_stall_timeout",
@@ -71,6 +78,8 @@ class CompletionWatch(Watch):
         self._failed: int | None = seen.get("failed")
         self._known_in_full = self._completed is not None and self._failed is not None
         self._moved_at: float = seen.get("at", now)
+        self._pauses_count_from: float | None = seen.get("pauses_count_from")
+        self._is_pause_doubted = False
         self._seen_at = now
         # Of the campaign only what is needed: there may be ten thousand waits.
         self._status: CampaignStatus | None = None
@@ -110,6 +119,12 @@ class CompletionWatch(Watch):
 
     def _observe_campaign(self, campaign: Campaign, now: float, *, in_full: bool) -> End | None:
         status = campaign.status
+        if status is CampaignStatus.PAUSED and self._pauses_count_from is not None and now < self._pauses_count_from:
+            self._recover(now)
+            if not self._is_pause_doubted:
+                self._is_pause_doubted = True
+                self._log(f"it is shown as {_OLD_PAUSE}, so the wait goes on", now)
+            return None
         before, self._status = self._status, status
         self._status_text, self._total, self._ended_at = campaign.status_text, campaign.total_count, campaign.ended_at
         self._seen_at = now
@@ -144,7 +159,8 @@ class CompletionWatch(Watch):
     def last_seen(self, now: float) -> str:
         """Say what was last seen of the campaign."""
         if self._status is None:
-            return f"never seen{self._since_then()}"
+            seen = f"last seen: {_OLD_PAUSE}" if self._is_pause_doubted else "never seen"
+            return f"{seen}{self._since_then()}"
         age = now - self._seen_at
         ago = "" if age < 1 else f" {age:.0f} s ago"
         words = describe(self._status_text, self._completed, self._failed, self._total)

@@ -80,6 +80,26 @@ def test_a_pause_is_waited_out_and_said_once_each_time(said):
     assert "the wait goes on" in lines[0]
 
 
+def test_a_pause_from_before_the_start_does_not_count(said):
+    wait = watch(outcomes={"CAMPAIGN_PAUSED": "fail"}, seen={"at": T, "pauses_count_from": T + 32})
+    for at in (0, 1, 31.9):
+        assert wait.observe(campaign("paused"), T + at, in_full=False) is None
+    assert [line for line in said() if "paused" in line] == [
+        "Campaign 'c': it is shown as paused, which may be from before its start, so the wait goes on."
+    ]
+    end = wait.time_is_up(T + 31.9, EndReason.TIMEOUT)
+    assert end.message == "its time was over (last seen: paused, which may be from before its start)"
+    # One that runs, and is shown by another machine of the service as it was.
+    assert wait.observe(campaign("running"), T + 10) is None
+    assert wait.observe(campaign("paused"), T + 20) is None
+    assert wait.observe(campaign("paused"), T + 32).condition is Condition.CAMPAIGN_PAUSED
+
+
+@pytest.mark.parametrize("status", ["stopped", "failed", "completed"])
+def test_other_ends_count_at_once(status):
+    assert watch(seen={"at": T, "pauses_count_from": T + 32}).observe(campaign(status), T) is not None
+
+
 def test_an_unknown_status_is_said_once(said):
     wait = watch()
     for at in range(4):

@@ -153,6 +153,57 @@ def test_a_pause_by_someone_is_waited_out_and_said_once(sandbox, way, task, capl
 
 
 @both_ways
+@pytest.mark.parametrize(("word", "is_lost"), [("paused", False), ("paused", True), ("on-hold", False)])
+def test_a_campaign_that_is_shown_as_it_was_before_its_start_is_followed(sandbox, monkeypatch, way, is_lost, word):
+    """The service shows a campaign as paused for some reads after its start."""
+    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(once, "_LOOK_DELAYS", (0.0,))
+    store, original = sandbox.sandbox.store, sandbox.sandbox.store.start
+    sandbox.add_campaign(id="held", status=word, total_count=10**6)
+
+    def start(campaign_id):
+        store.change(campaign_id, status="scheduled")
+        campaign = original(campaign_id)
+        if not is_lost:
+            store.change(campaign_id, status="paused")
+        return campaign
+
+    monkeypatch.setattr(store, "start", start)
+    if is_lost:
+        sandbox.inject("close", "start", after_acting=True)
+
+    def act():
+        if is_lost:
+            # The first read showed the start; those that follow do not.
+            change(sandbox, "held", status="paused")()
+        after_requests(sandbox, 4)
+        change(sandbox, "held", status="running")()
+        after_requests(sandbox, 2)
+        complete(sandbox, "held")()
+
+    def is_followed():
+        return sandbox.request_count("start") == 1 and sandbox.request_count("get", "held") >= 2
+
+    with meanwhile(is_followed, act):
+        task = Starting(campaign_id="held", outcomes={"CAMPAIGN_PAUSED": "fail"})
+        assert way(task, context(Store()))["status"] == "completed"
+    assert sandbox.start_count("held") == 1
+
+
+@pytest.mark.parametrize(("seconds_ago", "is_old"), [(5, False), (40, True)])
+def test_a_later_try_knows_how_old_its_start_is(sandbox, monkeypatch, seconds_ago, is_old):
+    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(seconds=32))
+    store = Store()
+    sandbox.add_campaign(id="held", status="paused", total_count=10**6)
+    Starting(campaign_id="held", wait_for_completion=False)(deferrable=False).execute(context(store))
+    record = store["voicegenie_start"]
+    record["sent_at"] = (datetime.fromisoformat(record["sent_at"]) - timedelta(seconds=seconds_ago)).isoformat()
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting(campaign_id="held")(deferrable=True).execute(context(store, try_number=2))
+    assert ("pauses_count_from" in (deferral.value.trigger.seen or {})) is not is_old
+
+
+@both_ways
 @both_tasks
 @pytest.mark.parametrize("kind", ["close", "status", "not_json", "truncated"])
 def test_temporary_trouble_does_not_end_a_wait(sandbox, way, task, kind):
