@@ -406,7 +406,7 @@ class CampaignCompletedSensor(_CampaignSensor):
         )
 
     def _finished(self, end: End, context: Context) -> End:
-        from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
+        from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, describe_result
         from airflow_provider_voicegenie.waiting.worker import read_final_statistics
 
         if not end.is_done:
@@ -418,7 +418,10 @@ class CampaignCompletedSensor(_CampaignSensor):
             min_success_rate=self.min_success_rate,
             deadline=execution_deadline(context, self.execution_timeout),
         )
-        return final.known or read_final_statistics(self._hook, final, self.campaign_id)
+        end = final.known or read_final_statistics(self._hook, final, self.campaign_id)
+        if end.is_done:
+            self.log.info("Campaign %r is completed: %s.", self.campaign_id, describe_result(end))
+        return end
 
     def _xcom(self, end: End) -> Any:
         return {"campaign_id": self.campaign_id, **(end.result or {})}

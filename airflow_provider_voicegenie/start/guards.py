@@ -179,9 +179,20 @@ def describe_start(campaign: Campaign, calling_hours: Sequence[CallingHours], no
     :param calling_hours: When people may be phoned; empty for any time.
     :param now: The time.
     """
-    count = campaign.total_count
     hours = "no calling hours set"
     if calling_hours:
         hours = f"{'within' if is_open(calling_hours, now) else 'outside'} the calling hours"
-    contacts = "an unknown number of contacts" if count is None else f"{count:,} contacts"
-    return f"{contacts}, script set, {hours}"
+    return f"{describe_contacts(campaign)}, script set, {hours}"
+
+
+def describe_contacts(campaign: Campaign) -> str:
+    """
+    Say how many people a start would phone.
+
+    :param campaign: The campaign as it was read before the start.
+    """
+    count, done = campaign.total_count, (campaign.completed_count or 0) + (campaign.failed_count or 0)
+    if count is None:
+        return "an unknown number of contacts"
+    contacts = f"{count:,} contact{'' if count == 1 else 's'}"
+    return f"{contacts} ({done:,} call{'' if done == 1 else 's'} done before)" if done else contacts

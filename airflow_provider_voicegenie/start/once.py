@@ -32,6 +32,7 @@ from airflow_provider_voicegenie.start.guards import (
     check_campaign,
     check_configuration,
     check_run,
+    describe_contacts,
     describe_start,
 )
 from airflow_provider_voicegenie.start.options import StartOptions
@@ -381,7 +382,7 @@ class StartOnce:
                     self.campaign_id,
                     started.status_text,
                 )
-            log.info("Campaign %r was started: status %s.", self.campaign_id, started.status.value)
+            self._log_start(before, started.status)
             seen = {"at": time.time(), "completed": before.completed_count, "failed": before.failed_count}
             return Start.by_task(started.status, started.started_at, {**seen, **self._doubt_pauses(before)})
         log.warning("%s The start may have taken effect; looking at the campaign before anything else.", ambiguous)
@@ -389,6 +390,15 @@ class StartOnce:
         if start is None:
             raise ambiguous
         return start
+
+    def _log_start(self, before: Campaign, status: CampaignStatus) -> None:
+        log.info(
+            "Campaign %r was started: %s, status %s.%s",
+            self.campaign_id,
+            describe_contacts(before),
+            status.value,
+            "" if self._options.wait_for_completion else " The task does not wait for its end.",
+        )
 
     def _on_sending(self) -> None:
         """
@@ -479,6 +489,7 @@ class StartOnce:
             self._is_confirmed = True
             self._records.set_phase(StartPhase.STARTED, started_at, owes_pause=self._is_heard_by_triggerer)
             count_start(was_ambiguous=True)
+            self._log_start(before, looks[-1].status)
             return Start.by_task(looks[-1].status, started_at, self._doubt_pauses(before))
         if took_effect is TookEffect.NO:
             # It stays on record as sent: should it take effect after all, the next try finds it.

@@ -41,7 +41,7 @@ from airflow_provider_voicegenie.waiting.deferral import (
     keep_for_resuming,
     late_reason,
 )
-from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
+from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, describe_result
 from airflow_provider_voicegenie.waiting.killing import KillSwitch, TaskKilled, was_ended_by_user
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 from airflow_provider_voicegenie.waiting.worker import read_final_statistics, wait_for_completion
@@ -261,7 +261,7 @@ class StartTask:
             raise AirflowTaskTimeout(f"Campaign {self._campaign_id!r}: execution_timeout: {end.message}.")
         condition = Condition.COMPLETION_TIMEOUT if end.reason is EndReason.TIMEOUT else end.condition
         if condition is None:
-            log.info("Campaign %r is completed.", self._campaign_id)
+            log.info("Campaign %r is completed: %s.", self._campaign_id, describe_result(end))
         else:
             rules = self._options.outcome_rules
             apply_outcome(rules, condition, self._campaign_id, end.message, retry_after=end.retry_after)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
 from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules
 from airflow_provider_voicegenie.waiting.progress import ProgressLog, describe
-from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
+from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch, ago
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
@@ -47,6 +47,7 @@ class CompletionWatch(Watch):
 
     __slots__ = (
         "_completed",
+        "_counts_seen",
         "_ended_at",
         "_failed",
         "_is_pause_doubted",
@@ -58,7 +59,6 @@ class CompletionWatch(Watch):
         "_stall_timeout",
         "_status",
         "_status_text",
-        "_total",
         "needs_single_read",
     )
 
@@ -84,7 +84,8 @@ class CompletionWatch(Watch):
         # Of the campaign only what is needed: there may be ten thousand waits.
         self._status: CampaignStatus | None = None
         self._status_text = ""
-        self._total: int | None = None
+        #: Calls completed and failed, and contacts, as the last reading had them: a list does not have the failed ones.
+        self._counts_seen: tuple[int | None, int | None, int | None] = (None, None, None)
         self._ended_at: datetime | None = None
         self._progress = ProgressLog()
         #: Whether the campaign has to be read by itself at once: a list does not have all its counters.
@@ -126,7 +127,8 @@ class CompletionWatch(Watch):
                 self._log(f"it is shown as {_OLD_PAUSE}, so the wait goes on", now)
             return None
         before, self._status = self._status, status
-        self._status_text, self._total, self._ended_at = campaign.status_text, campaign.total_count, campaign.ended_at
+        self._status_text, self._ended_at = campaign.status_text, campaign.ended_at
+        self._counts_seen = (campaign.completed_count, campaign.failed_count, campaign.total_count)
         self._seen_at = now
         self._recover(now)
         if before is not status:
@@ -135,7 +137,7 @@ class CompletionWatch(Watch):
             if status is CampaignStatus.UNKNOWN:
                 self._log(f"status {campaign.status_text[:40]!r} is unknown here; still waiting", now, logging.WARNING)
         self._count(campaign, now, in_full=in_full)
-        if line := self._progress.line(campaign, self._failed, now):
+        if line := self._progress.line(campaign, now):
             self._log(line, now)
         if status is CampaignStatus.COMPLETED:
             return End(EndReason.DONE, "it is completed", result=self._result(), at=now)
@@ -161,10 +163,8 @@ class CompletionWatch(Watch):
         if self._status is None:
             seen = f"last seen: {_OLD_PAUSE}" if self._is_pause_doubted else "never seen"
             return f"{seen}{self._since_then()}"
-        age = now - self._seen_at
-        ago = "" if age < 1 else f" {age:.0f} s ago"
-        words = describe(self._status_text, self._completed, self._failed, self._total)
-        return f"last seen{ago}: {words}{self._since_then()}"
+        words = describe(self._status_text, *self._counts_seen)
+        return f"last seen{ago(now - self._seen_at)}: {words}{self._since_then()}"
 
     def _result(self) -> Mapping[str, Any]:
         ended_at = self._ended_at if self._status is CampaignStatus.COMPLETED else None

@@ -148,6 +148,24 @@ def add_statistics(end: End, statistics: CampaignStats) -> End:
     return end._replace(result=result)
 
 
+def describe_result(end: End) -> str:
+    """
+    Say in a few words how the calls of a completed campaign went.
+
+    :param end: The end of the wait, with the statistics if they could be read.
+    """
+    statistics = (end.result or {}).get("statistics")
+    if not statistics:
+        return "how its calls went is not known"
+    completed, failed = statistics["calls_completed"], statistics["calls_failed"]
+    rate = statistics["success_rate"]
+    if not completed + failed:
+        return "no call has ended"
+    # With one failed call, not all were successful.
+    percent = "" if rate is None else f" ({min(rate, 99.9) if failed else rate:.1f} %)".replace(".0 %", " %")
+    return f"{completed:,} of {completed + failed:,} calls successful{percent}, {failed:,} failed"
+
+
 def success_rate(statistics: CampaignStats) -> float | None:
     """Return the percentage of successful calls among the finished ones; ``None`` before any finished."""
     if statistics.success_rate is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, PausedCampaign
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
-from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
+from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch, ago
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
@@ -109,7 +109,7 @@ class PauseWatch(Watch):
 
     def last_seen(self, now: float) -> str:
         """Say what was last seen of the campaign."""
-        seen = "never seen" if self._status is None else f"last seen: {self._status.value}"
+        seen = "never seen" if self._status is None else f"last seen{ago(now - self._seen_at)}: {self._status.value}"
         return f"{seen}, paused again {self._count} time(s){self._since_then()}"
 
     def _was_paused(self, words: str, now: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from airflow_provider_voicegenie.api.models import Campaign, write_time
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
 from airflow_provider_voicegenie.rules.prerequisites import Readiness
-from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
+from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch, ago
 
 
 class ReadinessWatch(Watch):
@@ -21,12 +21,13 @@ class ReadinessWatch(Watch):
     :param now: When the wait began, Unix seconds.
     """
 
-    __slots__ = ("_campaign", "_last")
+    __slots__ = ("_campaign", "_last", "_seen_at")
 
     def __init__(self, campaign_id: str, rules: OutcomeRules, now: float) -> None:
         super().__init__(campaign_id, rules, now)
         self._campaign: Campaign | None = None
         self._last: Readiness | None = None
+        self._seen_at = now
 
     def observe(self, campaign: Campaign, readiness: Readiness, now: float) -> End | None:
         """
@@ -37,7 +38,7 @@ class ReadinessWatch(Watch):
         :param now: Unix seconds.
         :returns: How the wait ended; ``None`` while it goes on.
         """
-        before, self._campaign, self._last = self._last, campaign, readiness
+        before, self._campaign, self._last, self._seen_at = self._last, campaign, readiness, now
         self._recover(now)
         if readiness.condition is not None:
             self._end = self._meet(readiness.condition, readiness.why, now)
@@ -52,7 +53,7 @@ class ReadinessWatch(Watch):
 
     def last_seen(self, now: float) -> str:
         """Say what was last seen of the campaign."""
-        seen = "never seen" if self._last is None else f"last seen: {self._last.describe()}"
+        seen = "never seen" if self._last is None else f"last seen{ago(now - self._seen_at)}: {self._last.describe()}"
         return f"{seen}{self._since_then()}"
 
     def _result(self) -> Mapping[str, Any] | None:

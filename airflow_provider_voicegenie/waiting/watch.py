@@ -168,3 +168,8 @@ class Watch:
     def _log(self, message: str, now: float, level: int = logging.INFO) -> None:
         self._logged_at = now
         log.log(level, "Campaign %r: %s.", self._campaign_id, message)
+
+
+def ago(seconds: float) -> str:
+    """Say how long ago something was read, to go behind *last seen*; nothing if that was just now."""
+    return "" if seconds < 1 else f" {seconds:.0f} s ago"

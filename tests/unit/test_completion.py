@@ -273,6 +273,37 @@ def test_if_failed_calls_are_not_known_nothing_is_said_of_them(said):
     assert said() == ["Campaign 'c': status 'running'."]
 
 
+def test_a_line_has_no_number_that_was_not_read_now(said):
+    """A list does not have the failed calls; what was known of them is not what is so."""
+    wait = watch(seen={"at": T, "completed": 0, "failed": 0})
+    wait.observe(campaign(completed=0, failed=0, total=20), T)
+    wait.observe(campaign(completed=16, total=20), T + 60, in_full=False)
+    end = wait.time_is_up(T + 90, EndReason.TIMEOUT)
+    assert said()[1:] == ["Campaign 'c': status 'running', 16 of 20 calls completed (80 %), 16.0 completed a minute."]
+    assert end.message == "its time was over (last seen 30 s ago: status 'running', 16 of 20 calls completed (80 %))"
+    wait.observe(campaign(completed=16, failed=4, total=20), T + 120)
+    assert said() == ["Campaign 'c': status 'running', 20 of 20 calls done (100 %), 4 failed, 10.0 calls a minute."]
+    wait.observe(campaign(status="brand-new", completed=None, total=None), T + 150, in_full=False)
+    assert wait.last_seen(T + 150) == "last seen: status 'brand-new'"
+
+
+def test_a_pause_that_is_not_waited_out_has_only_numbers_that_were_read_now():
+    wait = watch(outcomes={"CAMPAIGN_PAUSED": "fail"})
+    wait.observe(campaign(completed=1, failed=0), T)
+    end = wait.observe(campaign("paused", completed=16), T + 60, in_full=False)
+    assert "(last seen: status 'paused', 16 of 100 calls completed (16 %))" in end.message
+
+
+def test_a_list_and_single_reads_in_turn_are_no_progress(said):
+    wait = watch()
+    for at in range(0, 3000, 10):
+        wait.observe(campaign(completed=50, failed=None if at % 20 else 40), T + at, in_full=not at % 20)
+    assert len([line for line in said() if "still waiting" not in line]) == 1
+    # If only failed calls are new, that is progress too.
+    wait.observe(campaign(completed=50, failed=45), T + 3000)
+    assert len(said()) == 1
+
+
 @pytest.mark.parametrize("trouble", [None, errors.InvalidAnswerError])
 def test_a_wait_without_news_says_from_time_to_time_that_it_goes_on(said, trouble):
     wait = watch()

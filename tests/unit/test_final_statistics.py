@@ -10,7 +10,7 @@ import pytest
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.models import CampaignStats
 from airflow_provider_voicegenie.rules.outcomes import Condition
-from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics
+from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, add_statistics, describe_result
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
 T = 1_000_000.0
@@ -164,3 +164,22 @@ def test_the_execution_timeout_is_not_waited_for_without_need():
     assert for_none.observe_error(errors.ServerError("Later."), T + 15) == COMPLETED
     assert for_none.observe(stats(completed_at=None), T + 15) == COMPLETED
     assert for_some.observe_error(errors.ServerError("Later."), T + 15) is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({}, "8 of 10 calls successful (80 %), 2 failed"),
+        ({"success_rate": 83.33}, "8 of 10 calls successful (83.3 %), 2 failed"),
+        ({"calls_completed": 9, "calls_failed": 0, "success_rate": 100}, "9 of 9 calls successful (100 %), 0 failed"),
+        (
+            {"success_rate": None, "calls_completed": 2000, "calls_failed": 1},
+            "2,000 of 2,001 calls successful (99.9 %), 1 failed",
+        ),
+        ({"success_rate": None, "calls_completed": 0, "calls_failed": 0}, "no call has ended"),
+        (None, "how its calls went is not known"),
+    ],
+)
+def test_how_the_calls_went_in_words(numbers, words):
+    end = COMPLETED if numbers is None else add_statistics(COMPLETED, stats(**numbers))
+    assert describe_result(end) == words

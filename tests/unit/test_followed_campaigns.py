@@ -72,6 +72,41 @@ def test_a_campaign_that_completes(sandbox, way, task):
     assert sandbox.request_count("pause") == 0
 
 
+@both_ways
+@both_tasks
+def test_the_log_says_at_the_end_how_the_calls_went(sandbox, way, task, caplog, capfd):
+    caplog.set_level(logging.INFO)
+    with meanwhile(
+        is_waiting(sandbox, task.campaign_id),
+        complete(sandbox, task.campaign_id, total_count=20, completed_count=16, failed_count=4),
+    ):
+        way(task(), context())
+    said = caplog.text + "".join(capfd.readouterr())
+    assert f"Campaign {task.campaign_id!r} is completed: 16 of 20 calls successful (80 %), 4 failed." in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"total_count": 1250}, "1,250 contacts"),
+        ({"total_count": 1}, "1 contact"),
+        (
+            {"status": "paused", "total_count": 20, "completed_count": 4, "failed_count": 1},
+            "20 contacts (5 calls done before)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_the_log_says_how_many_people_a_start_phones(sandbox, caplog, fields, words, is_lost):
+    caplog.set_level(logging.INFO)
+    sandbox.add_campaign(id="new", **fields)
+    if is_lost:
+        sandbox.inject("close", "start", after_acting=True)
+    Starting(campaign_id="new", wait_for_completion=False)(deferrable=False).execute(context())
+    expected = f"Campaign 'new' was started: {words}, status running. The task does not wait for its end."
+    assert [record.getMessage() for record in caplog.records if "was started" in record.getMessage()] == [expected]
+
+
 #: Condition -> what happens to the campaign, and what the task is given.
 CONDITIONS = {
     "CAMPAIGN_FAILED": ({"status": "failed"}, {}),
