@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_voicegenie.links import LINK_KEY, CampaignLink
-from airflow_provider_voicegenie.waiting.deferral import generation
+from airflow_provider_voicegenie.waiting.deferral import note_end_by_user, was_ended_by_user_before
+from airflow_provider_voicegenie.waiting.generation import Generation, is_first_try, was_cleared
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperatorLink, Context
@@ -178,7 +179,7 @@ class CampaignTask(BaseOperator):
         if (store := context.get("task_state_store")) is None:
             return
         try:
-            store.set(_STATE_KEY, {**self.facts(), "generation": generation(context), **more})
+            store.set(_STATE_KEY, {**self.facts(), "generation": list(Generation.of(context)), **more})
         except Exception:
             log.warning(
                 "Campaign %r: Airflow could not record that this task is about it; a later try may follow another.",
@@ -186,11 +187,28 @@ class CampaignTask(BaseOperator):
                 exc_info=True,
             )
 
+    def note_end_by_user(self, context: Context) -> None:
+        """Note, if a user ended this process, that the next try is to forget what :meth:`keep_for_later` kept."""
+        from airflow_provider_voicegenie.waiting.killing import was_ended_by_user
+
+        if self.told_to_end and was_ended_by_user(context):
+            note_end_by_user(context)
+
     def kept_for_later(self, context: Context) -> dict[str, Any] | None:
         """Return what :meth:`keep_for_later` kept since the task was created or cleared; ``None`` for nothing."""
         store = context.get("task_state_store")
         kept: Any = None if store is None else store.get(_STATE_KEY)
-        return kept if isinstance(kept, dict) and kept.get("generation") == generation(context) else None
+        try:
+            then = Generation(*kept["generation"])
+        except (KeyError, TypeError):
+            return None
+        is_cleared = was_cleared(
+            then,
+            Generation.of(context),
+            is_first_try=is_first_try(context.get("ti")),
+            was_ended_by_user=was_ended_by_user_before(context),
+        )
+        return None if is_cleared else dict(kept)
 
     def forget_for_later(self, context: Context) -> None:
         """Drop what :meth:`keep_for_later` kept: the task has looked at nothing."""

@@ -240,6 +240,8 @@ class UploadContactsOperator(CampaignTask):
         except VoiceGenieError as error:
             apply_error(self.outcome_rules, error, self.campaign_id)
             raise
+        finally:
+            self.note_end_by_user(context)
         return self.tell_outlets(context, result)
 
     def _check_same_campaign(self, kept: Mapping[str, Any]) -> None:

@@ -38,6 +38,7 @@ from airflow_provider_voicegenie.start.guards import (
 from airflow_provider_voicegenie.start.options import StartOptions
 from airflow_provider_voicegenie.start.record import Start, StartPhase, StartRecord, StartRecords
 from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
+from airflow_provider_voicegenie.waiting.generation import Generation
 from airflow_provider_voicegenie.waiting.killing import KillSwitch, Stop, TaskKilled, pause_campaign_of_killed_task
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ _STATISTICS_LAG = timedelta(seconds=32)
 #: How long after it was recorded a start is surely over, and with it what the service does for it.
 _LONGEST_START = timedelta(minutes=10)
 
-#: Seconds for which a cleared task leaves the triggerer the time to pause the campaign that it followed; Airflow gives
-#: the triggerer no more either.
+#: Seconds for which a cleared task leaves whoever followed its campaign the time to pause it; Airflow gives the
+#: triggerer no more either.
 _PATIENCE_FOR_PAUSE = 30.0
 
 
@@ -171,6 +172,11 @@ class StartOnce:
             self._records.set_phase(StartPhase.STARTED, owes_pause=True)
         return start._replace(record=self._records.known())
 
+    @property
+    def generation(self) -> Generation:
+        """The generation of the task instance that this try belongs to."""
+        return self._records.generation
+
     @contextmanager
     def reading(self) -> Iterator[None]:
         """
@@ -221,6 +227,7 @@ class StartOnce:
         finding = self._check_run(datetime.now(UTC))
         if finding is not None:
             return self._not_started(finding, CampaignStatus.UNKNOWN)
+        self._await_pause_of_another()
         refused: RateLimitError | None = None
         try:
             with self.reading():
@@ -442,16 +449,51 @@ class StartOnce:
         return owed is not None and owed.is_about(self.campaign_id, self.hook.voicegenie_conn_id)
 
     def _campaign_before(self) -> Campaign:
-        """Read the campaign; if a user has cleared this task, once the triggerer has paused it."""
+        """Read the campaign; if a user has cleared this task, once its earlier start is paused."""
         campaign = self.hook.get_campaign(self.campaign_id, raise_on_rate_limit=True)
-        if not (self._is_heard_by_triggerer and self._records.was_cleared and campaign.status.is_running):
+        if not (self._may_be_paused_late and campaign.status.is_running):
             return campaign
-        log.info("Campaign %r: this task was cleared while it ran; waiting for its pause.", self.campaign_id)
+        return self._await_pause(self.hook, campaign)
+
+    @property
+    def _may_be_paused_late(self) -> bool:
+        options = self._options
+        return options.wait_for_completion and options.pause_on_kill and self._records.awaits_pause
+
+    def _await_pause(self, hook: VoiceGenieHook, campaign: Campaign) -> Campaign:
+        """Wait until a campaign that runs is paused, for as long as that may take; return it as it is then."""
+        log.info("Campaign %r: this task was cleared while it ran; waiting for its pause.", campaign.campaign_id)
         deadline = time.monotonic() + _PATIENCE_FOR_PAUSE
         while campaign.status.is_running and time.monotonic() < deadline:
             time.sleep(1)
-            campaign = self.hook.get_campaign(self.campaign_id)
+            campaign = hook.get_campaign(campaign.campaign_id)
         return campaign
+
+    def _await_pause_of_another(self) -> None:
+        """Wait for the pause of the campaign that this task started before a user cleared it, if it was another."""
+        cleared = self._records.cleared
+        if cleared is None or not self._may_be_paused_late:
+            return
+        if cleared.is_about(self.campaign_id, self.hook.voicegenie_conn_id):
+            return
+        self._records.cleared = None
+        hook = VoiceGenieHook(cleared.voicegenie_conn_id)
+        try:
+            hook.get_conn()
+            with self._kill.interruptible():
+                campaign = hook.get_campaign(cleared.campaign_id)
+                if campaign.status.is_running:
+                    campaign = self._await_pause(hook, campaign)
+        except VoiceGenieError as error:
+            log.warning("%s", error)
+            return
+        if campaign.status.is_running:
+            log.error(
+                "Campaign %r: this task started it before it was cleared, and it was not paused. IT MAY GO ON CALLING: "
+                "pause it in the VoiceGenie dashboard. This task goes on with campaign %r.",
+                cleared.campaign_id,
+                self.campaign_id,
+            )
 
     def _not_started(self, finding: Finding, status: CampaignStatus) -> Start:
         apply_outcome(self._options.outcome_rules, finding.condition, self.campaign_id, finding.message)

@@ -15,7 +15,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time, write_time
-from airflow_provider_voicegenie.waiting.deferral import generation
+from airflow_provider_voicegenie.waiting.deferral import was_ended_by_user_before
+from airflow_provider_voicegenie.waiting.generation import Generation, is_first_try, was_cleared
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class StartRecord(NamedTuple):
     :param campaign_id: The campaign.
     :param voicegenie_conn_id: The connection.
     :param phase: How far it has come.
-    :param generation: The task instance's ``max_tries`` at that time: it changes when a user clears the task.
+    :param generation: The generation of the task instance that it belongs to.
     :param sent_at: When it was sent, by the service's clock, ISO 8601.
     :param started_at: When the service says it started the campaign, ISO 8601.
     :param before: The campaign's status, counters and last change as they were before.
@@ -91,7 +92,7 @@ class StartRecord(NamedTuple):
     campaign_id: str
     voicegenie_conn_id: str
     phase: StartPhase
-    generation: int
+    generation: Generation
     sent_at: str | None
     started_at: str | None
     before: Mapping[str, Any]
@@ -99,7 +100,7 @@ class StartRecord(NamedTuple):
 
     @classmethod
     def of(
-        cls, before: Campaign, campaign_id: str, voicegenie_conn_id: str, generation: int, sent_at: datetime
+        cls, before: Campaign, campaign_id: str, voicegenie_conn_id: str, generation: Generation, sent_at: datetime
     ) -> StartRecord:
         """Make the record of a start that is about to be sent."""
         kept = {
@@ -138,14 +139,14 @@ class StartRecord(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON."""
-        return {**self._asdict(), "phase": self.phase.value}
+        return {**self._asdict(), "phase": self.phase.value, "generation": list(self.generation)}
 
     @classmethod
     def from_json(cls, data: object) -> StartRecord | None:
         """Read what :meth:`to_json` wrote; ``None`` for anything else."""
         try:
             record = cls(**data)  # type: ignore[arg-type]
-            record = record._replace(phase=StartPhase(record.phase))
+            record = record._replace(phase=StartPhase(record.phase), generation=Generation(*record.generation))
             record.campaign_before()
         except (TypeError, ValueError, KeyError, AttributeError):
             return None
@@ -166,12 +167,17 @@ class StartRecords:
         self._campaign_id = campaign_id
         self._voicegenie_conn_id = voicegenie_conn_id
         self._task_instance = context.get("ti")
-        self._generation = generation(context)
+        self._was_ended_by_user = was_ended_by_user_before(context)
         self._record: StartRecord | None = None
+        #: The generation of this try.
+        self.generation = Generation.of(context)
         #: The start of an earlier end of this task, whose campaign may go on; known after :meth:`recall`.
         self.owed: StartRecord | None = None
-        #: Whether a user cleared the task while it was deferred; known after :meth:`recall`.
-        self.was_cleared = False
+        #: Whether a user has cleared the task, so that the campaign it had started may be paused any moment; known
+        #: after :meth:`recall`.
+        self.awaits_pause = False
+        #: The start of which that is so, if Airflow has kept it.
+        self.cleared: StartRecord | None = None
 
     @property
     def are_kept(self) -> bool:
@@ -181,25 +187,43 @@ class StartRecords:
     @property
     def is_first_try(self) -> bool:
         """Whether no try came before this one since the task was created, or last cleared by a user."""
-        if self._task_instance is None:
-            return True
-        retries = getattr(getattr(self._task_instance, "task", None), "retries", 0) or 0
-        return bool(self._task_instance.try_number <= self._generation - retries + 1)
+        return is_first_try(self._task_instance) or self._was_ended_by_user
 
     def recall(self) -> StartRecord | None:
         """Return the start that an earlier try of this generation made, if there is one; of whichever campaign."""
+        self._record = self.owed = self.cleared = None
         if self._store is None:
             return None
         record = StartRecord.from_json(self._store.get(_KEY))
-        self._record, self.was_cleared = None, False
-        self.owed = record if record is not None and record.owes_pause else None
-        if record is None or record.phase is StartPhase.CLOSED:
+        if record is None:
+            # Airflow 3.4 deletes the record when a user clears the task.
+            self.awaits_pause = self.is_first_try and self.generation.try_number > 1
             return None
-        if record.generation == self._generation:
-            self._record = record
-        elif record.phase is StartPhase.SENT or (record.phase is StartPhase.STARTED and record.owes_pause):
-            self.was_cleared = record.campaign_id == self._campaign_id
+        self.owed = record if record.owes_pause else None
+        is_cleared = was_cleared(
+            record.generation,
+            self.generation,
+            is_first_try=is_first_try(self._task_instance),
+            was_ended_by_user=self._was_ended_by_user,
+        )
+        if not is_cleared:
+            self.generation = record.generation
+            self._record = None if record.phase is StartPhase.CLOSED else record
+        elif record.phase in (StartPhase.SENT, StartPhase.STARTED):
+            self.awaits_pause, self.cleared = True, record
+            self._close(record)
         return self._record
+
+    def _close(self, record: StartRecord) -> None:
+        """Close the start of an earlier generation: a later process of this try may not see the signs of the clear."""
+        try:
+            self._keep(record.in_phase(StartPhase.CLOSED)._replace(generation=self.generation))
+        except Exception:
+            log.warning(
+                "Campaign %r: Airflow could not record that a user has cleared this task.",
+                record.campaign_id,
+                exc_info=True,
+            )
 
     def known(self) -> dict[str, Any] | None:
         """Return what Airflow keeps of the start, as plain JSON, as far as this process knows it."""
@@ -212,6 +236,8 @@ class StartRecords:
         :param known: What :meth:`known` returned there.
         """
         self._record = StartRecord.from_json(known)
+        if self._record is not None:
+            self.generation = self._record.generation
 
     def add(self, before: Campaign, sent_at: datetime) -> None:
         """
@@ -221,10 +247,10 @@ class StartRecords:
         :param sent_at: The time by the service's clock.
         :raises Exception: It could not be recorded; the start must not be sent then.
         """
-        record = StartRecord.of(before, self._campaign_id, self._voicegenie_conn_id, self._generation, sent_at)
+        record = StartRecord.of(before, self._campaign_id, self._voicegenie_conn_id, self.generation, sent_at)
         still_owed = self.owed is not None and self.owed.is_about(self._campaign_id, self._voicegenie_conn_id)
         self._record = record._replace(owes_pause=still_owed)
-        self._keep()
+        self._keep(self._record)
 
     def set_phase(
         self, phase: StartPhase, started_at: datetime | None = None, *, owes_pause: bool | None = None
@@ -241,7 +267,7 @@ class StartRecords:
             if record is not None:
                 self._record = record.in_phase(phase, started_at, owes_pause)
                 self.owed = self._record if self._record.owes_pause else None
-                self._keep()
+                self._keep(self._record)
         except Exception:
             # The task instance that a user has cleared is gone, and with it what its start would mean to the next try.
             expected = phase is StartPhase.CLOSED
@@ -253,6 +279,6 @@ class StartRecords:
                 exc_info=not expected,
             )
 
-    def _keep(self) -> None:
-        if self._store is not None and self._record is not None:
-            self._store.set(_KEY, self._record.to_json())
+    def _keep(self, record: StartRecord) -> None:
+        if self._store is not None:
+            self._store.set(_KEY, record.to_json())

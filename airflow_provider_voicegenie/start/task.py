@@ -40,6 +40,7 @@ from airflow_provider_voicegenie.waiting.deferral import (
     execution_deadline,
     keep_for_resuming,
     late_reason,
+    note_end_by_user,
 )
 from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, describe_result
 from airflow_provider_voicegenie.waiting.killing import KillSwitch, TaskKilled, was_ended_by_user
@@ -155,7 +156,7 @@ class StartTask:
         self._check_execution_time()
 
     def _defer_before_start(self, not_yet: NotYet, ends: float) -> NoReturn:
-        kept = {**self._about, "refusals": list(not_yet.refusals)}
+        kept = {**self._about, "generation": list(self._once.generation), "refusals": list(not_yet.refusals)}
         if not not_yet.is_refused:
             from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
 
@@ -213,7 +214,8 @@ class StartTask:
 
         options = self._options
         start = self._once.before_deferral(start)
-        keep_for_resuming(self._context, {**self._about, "start": start.to_json()})
+        generation = list(self._once.generation)
+        keep_for_resuming(self._context, {**self._about, "generation": generation, "start": start.to_json()})
         # Airflow silently refuses to defer a task that a user has just marked.
         self._kill.check_with_airflow(self._context)
         execution_ends = execution_deadline(self._context, options.execution_timeout)
@@ -228,6 +230,7 @@ class StartTask:
                 stall_timeout=options.stall_timeout,
                 seen=None if start.seen is None else dict(start.seen),
                 pause_on_kill=options.pause_on_kill and start.is_paused_on_kill,
+                generation=generation,
                 start=start.to_json(),
             ),
             method_name="execute_complete",
@@ -313,6 +316,7 @@ class StartTask:
                 raise
             is_ended_by_user = was_ended_by_user(self._context)
             if is_ended_by_user:
+                note_end_by_user(self._context)
                 self._once.recognize_earlier_start()
             campaign_id = self._once.campaign_id
             when = "" if self._once.may_be_in_effect else " before it started anything"

@@ -10,11 +10,12 @@ Their arguments are plain JSON without a secret. All waits of a triggerer on one
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_voicegenie.api.endpoints import campaign, pause, statistics
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.models import read_time
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
@@ -32,19 +34,31 @@ from airflow_provider_voicegenie.triggers.threads import in_thread, open_client,
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.deferral import note_end_of_wait
 from airflow_provider_voicegenie.waiting.final_statistics import STATISTICS_DELAY, add_statistics
-from airflow_provider_voicegenie.waiting.killing import pause_campaign_of_killed_task, was_deferred_task_ended_by_user
+from airflow_provider_voicegenie.waiting.killing import (
+    DeferralEnd,
+    NothingToPauseError,
+    check_own_start,
+    pause_campaign_of_killed_task,
+    read_end_of_deferral,
+)
 from airflow_provider_voicegenie.waiting.pausing import PauseWatch
 from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
-    from airflow_provider_voicegenie.api.models import PausedCampaign
+    from airflow_provider_voicegenie.api.models import Campaign, PausedCampaign
     from airflow_provider_voicegenie.triggers.feed import Reading
     from airflow_provider_voicegenie.triggers.subscriptions import OnReading, Subscription
 
 #: Seconds in which statistics are read here; otherwise, the task does so.
 _PATIENCE_WITH_STATISTICS = 5.0
+
+#: Seconds in which one read that precedes a pause must be over: Airflow gives the whole pause 30.
+_PATIENCE_BEFORE_PAUSE = 5.0
+
+#: How many pauses may be under way for their campaigns to be read before.
+_FEW_PAUSES = 10
 
 #: The pauses under way. An event loop does not keep its tasks alive.
 _PAUSING: set[asyncio.Task[None]] = set()
@@ -135,6 +149,7 @@ class CampaignCompletedTrigger(_CampaignTrigger):
     :param seen: What was last known of the campaign: ``at`` (Unix seconds), ``completed`` and ``failed`` (calls), and
         ``pauses_count_from`` (Unix seconds).
     :param pause_on_kill: Whether to pause the campaign when a user ends the task.
+    :param generation: The generation of the task that started the campaign: cleared, the task begins another one.
     :param start: What the task knows of the start, handed through to its event.
     """
 
@@ -142,6 +157,7 @@ class CampaignCompletedTrigger(_CampaignTrigger):
     stall_timeout: float | None = None
     seen: dict[str, Any] | None = None
     pause_on_kill: bool = False
+    generation: list[int] | None = None
     start: dict[str, Any] | None = None
 
     async def on_kill(self) -> None:
@@ -159,7 +175,8 @@ class CampaignCompletedTrigger(_CampaignTrigger):
 
     async def _pause_after_kill(self) -> None:
         # Airflow itself must be asked in a thread that knows of this event loop.
-        if not await sync_to_async(was_deferred_task_ended_by_user)(self.task_instance):
+        end = await sync_to_async(read_end_of_deferral)(self.task_instance, self.generation)
+        if end is DeferralEnd.NOT_BY_USER:
             self.log.info(
                 "Campaign %r: no user ended this task; another triggerer follows it, or has done so to its end.",
                 self.campaign_id,
@@ -167,15 +184,32 @@ class CampaignCompletedTrigger(_CampaignTrigger):
             return
         loop = asyncio.get_running_loop()
 
-        def client() -> VoiceGenieClient:
-            return make_client(asyncio.run_coroutine_threadsafe(read_settings(self.voicegenie_conn_id), loop).result())
+        def client(timeout: float = math.inf) -> VoiceGenieClient:
+            settings = asyncio.run_coroutine_threadsafe(read_settings(self.voicegenie_conn_id), loop).result()
+            return make_client(replace(settings, timeout=min(timeout, settings.timeout)))
 
-        await in_thread(
-            pause_campaign_of_killed_task,
-            lambda campaign_id: client().send(pause(campaign_id)),
-            lambda campaign_id: client().send(campaign(campaign_id), max_attempts=1),
-            self.campaign_id,
-        )
+        def look(campaign_id: str) -> Campaign:
+            return client().send(campaign(campaign_id), max_attempts=1)
+
+        # Of many, each takes no more of the service's limit than its pause.
+        is_checked = end is DeferralEnd.CLEARED and len(_PAUSING) <= _FEW_PAUSES
+
+        def pause_own(campaign_id: str) -> PausedCampaign:
+            if is_checked:
+                reader = client(_PATIENCE_BEFORE_PAUSE)
+                check_own_start(
+                    lambda campaign_id: reader.send(campaign(campaign_id), max_attempts=1),
+                    lambda campaign_id: reader.send(statistics(campaign_id), max_attempts=1),
+                    campaign_id,
+                    read_time((self.start or {}).get("started_at")),
+                    reader.server_time,
+                )
+            return client().send(pause(campaign_id))
+
+        try:
+            await in_thread(pause_campaign_of_killed_task, pause_own, look, self.campaign_id)
+        except NothingToPauseError as reason:
+            self.log.warning("Campaign %r: the task was cleared. Nothing is paused: %s", self.campaign_id, reason)
 
     async def _before_end(self, end: End) -> End:
         end = await self._with_statistics(end)

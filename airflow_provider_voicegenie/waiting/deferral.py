@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -11,6 +12,8 @@ from typing import Any
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_voicegenie.waiting.watch import EndReason
+
+log = logging.getLogger(__name__)
 
 #: Seconds after a deadline until Airflow's scheduler ends a deferral by itself: the trigger does so in time, unless no
 #: triggerer runs.
@@ -21,6 +24,9 @@ _XCOM_KEY = "voicegenie_task"
 
 #: The XCom by which one triggerer tells another that a wait is over.
 _WAIT_IS_OVER = "voicegenie_wait_is_over"
+
+#: The XCom by which a process tells the next try that a user has ended it.
+_ENDED_BY_USER = "voicegenie_ended_by_user"
 
 
 def default_deferrable() -> bool:
@@ -45,11 +51,6 @@ def late_reason(context: Mapping[str, Any], execution_timeout: timedelta | None)
     execution_ends = execution_deadline(context, execution_timeout)
     is_over = execution_ends is not None and time.time() >= execution_ends
     return EndReason.EXECUTION_TIMEOUT if is_over else EndReason.TIMEOUT
-
-
-def generation(context: Mapping[str, Any]) -> int:
-    """Return a number that changes whenever a user clears the task: Airflow raises ``max_tries`` then."""
-    return int(getattr(context.get("ti"), "max_tries", 0) or 0)
 
 
 def deferral_timeout(*deadlines: float | None) -> timedelta | None:
@@ -104,9 +105,50 @@ def is_wait_over(task_instance: Any) -> bool:
 
     :param task_instance: The trigger's.
     """
+    return _read_xcom(_WAIT_IS_OVER, task_instance) is True
+
+
+def generation_of_deferral(task_instance: Any) -> list[int] | None:
+    """
+    Return the generation that the task instance was in when it was last deferred, by whichever try.
+
+    :param task_instance: The trigger's.
+    """
+    kept = _read_xcom(_XCOM_KEY, task_instance)
+    return kept.get("generation") if isinstance(kept, dict) else None
+
+
+def note_end_by_user(context: Mapping[str, Any]) -> None:
+    """
+    Note in XCom, from a running task, that a user has marked or cleared it. A failure is logged, never raised.
+
+    The task state store takes nothing of a task instance that was cleared.
+
+    :param context: The task's context.
+    """
+    try:
+        context["ti"].xcom_push(key=_ENDED_BY_USER, value=True)
+    except Exception:
+        log.debug("Airflow did not take the note that a user has ended this task.", exc_info=True)
+
+
+def was_ended_by_user_before(context: Mapping[str, Any]) -> bool:
+    """
+    Say whether the process of the try before this one called :func:`note_end_by_user`.
+
+    Airflow deletes the XComs of a task instance when a new try begins, and tells the try their keys. Airflow 2 does not
+    tell them; from 3.4 on, a try has XComs of its own. There, ``max_tries`` is as it should be.
+
+    :param context: The task's context.
+    """
+    begun = getattr(context.get("ti"), "_ti_context_from_server", None)
+    return _ENDED_BY_USER in (getattr(begun, "xcom_keys_to_clear", None) or ())
+
+
+def _read_xcom(key: str, task_instance: Any) -> Any:
     from airflow.providers.common.compat.sdk import XCom
 
-    return XCom.get_one(key=_WAIT_IS_OVER, **_place(task_instance)) is True
+    return XCom.get_one(key=key, **_place(task_instance))
 
 
 def _place(task_instance: Any) -> dict[str, Any]:

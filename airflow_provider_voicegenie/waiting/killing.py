@@ -14,13 +14,14 @@ the handler.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
-from airflow_provider_voicegenie.waiting.deferral import is_wait_over
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus
+from airflow_provider_voicegenie.waiting.deferral import generation_of_deferral, is_wait_over
 
 #: Airflow's own word for a task instance that is no longer part of a run; here also for one that was deleted.
 _REMOVED = "removed"
@@ -29,8 +30,17 @@ _REMOVED = "removed"
 #: that was given up for lost, as its heartbeat or its scheduler's was late, is run again, and is something else then.
 _ENDED_BY_USER = frozenset({"success", "failed", "skipped", "upstream_failed", _REMOVED, "restarting"})
 
+#: What a deferred task becomes when a user marks it or deletes its run. One that is cleared runs again.
+_MARKED = _ENDED_BY_USER - {"restarting"}
+
 #: Seconds before each further attempt to pause. Airflow ends a killed task by force a few seconds later.
 _PAUSE_DELAYS = (0.5, 1.0, 2.0)
+
+#: Seconds since the start of a campaign for which it may be the start of a task that was cleared just now.
+_LATELY = 120.0
+
+#: Seconds by which the service's own times of one start may differ.
+_TOLERANCE = timedelta(seconds=2)
 
 #: What is said wherever a pause met a campaign that was paused already: the service takes no pause then.
 MAY_GO_ON = (
@@ -142,22 +152,64 @@ def _is_ended_in_airflow(context: Mapping[str, Any]) -> bool:
     return was_ended_by_user(context)
 
 
-def was_deferred_task_ended_by_user(task_instance: Any) -> bool:
+class DeferralEnd(Enum):
+    """Why Airflow ends the trigger of a deferred task."""
+
+    #: No user did that: another triggerer follows the campaign, or has done so to its end.
+    NOT_BY_USER = "not by a user"
+    #: A user has marked the task, or deleted its run: nothing of it will run again.
+    MARKED = "marked"
+    #: A user has cleared the task: its next try may start the campaign, or another one, and may have done so already.
+    CLEARED = "cleared"
+
+
+def end_of_deferral(
+    state: str | None, *, is_wait_over: bool, generation: Sequence[int] | None, generation_now: Sequence[int] | None
+) -> DeferralEnd:
     """
-    Say whether a user has ended a deferred task whose trigger Airflow ends.
+    Say why Airflow ends the trigger of a deferred task.
+
+    :param state: The task's state in Airflow.
+    :param is_wait_over: Whether a triggerer noted that the wait ended by itself.
+    :param generation: The generation of the task that the trigger belongs to.
+    :param generation_now: The one in which the task was last deferred.
+    """
+    if state == "deferred":
+        # Cleared, it may be deferred again by now.
+        return DeferralEnd.NOT_BY_USER if generation == generation_now else DeferralEnd.CLEARED
+    if is_wait_over:
+        return DeferralEnd.NOT_BY_USER
+    return DeferralEnd.MARKED if state in _MARKED else DeferralEnd.CLEARED
+
+
+def read_end_of_deferral(task_instance: Any, generation: Sequence[int] | None) -> DeferralEnd:
+    """
+    Ask Airflow why it ends the trigger of a deferred task.
 
     A triggerer that was late with its heartbeat finds its triggers with another one: their tasks are still deferred, or
     the other one has ended their wait.
 
     :param task_instance: The trigger's; ``None`` is taken for a user's doing, as is an Airflow that cannot be asked.
+    :param generation: The generation of the task that the trigger belongs to.
     """
     if task_instance is None:
-        return True
+        return DeferralEnd.MARKED
     try:
-        return state_in_airflow(task_instance) != "deferred" and not is_wait_over(task_instance)
+        state = state_in_airflow(task_instance)
     except Exception:
         log.warning("Airflow could not say whether a user ended this task.", exc_info=True)
-        return True
+        return DeferralEnd.CLEARED
+    try:
+        return end_of_deferral(
+            state,
+            is_wait_over=is_wait_over(task_instance),
+            generation=generation,
+            generation_now=generation_of_deferral(task_instance),
+        )
+    except Exception as error:  # noqa: BLE001  Airflow may raise anything here
+        # From 3.4 on, it gives the XComs of a task instance no more to the trigger of one that was cleared.
+        log.info("Airflow gives what was noted of this wait no more (%s); it has the task as %s.", error, state)
+        return DeferralEnd.MARKED if state in _MARKED else DeferralEnd.CLEARED
 
 
 class Stop(Enum):
@@ -246,6 +298,46 @@ def pause_campaign_of_killed_task(
     else:
         log.warning("Campaign %r: the task was killed, so the campaign was paused.", campaign_id)
     return Stop.STOPPED
+
+
+class NothingToPauseError(Exception):
+    """A campaign does not run any more by the start that is to be stopped."""
+
+
+def check_own_start(
+    look: Callable[[str], Campaign],
+    read_statistics: Callable[[str], CampaignStats],
+    campaign_id: str,
+    started_at: datetime | None,
+    server_time: Callable[[], float],
+) -> None:
+    """
+    Check that a campaign still runs by the start of a task that was cleared, and not by that of the task's next try.
+
+    If it cannot be read, it is taken to do so.
+
+    :param look: Reads the campaign once.
+    :param read_statistics: Reads its statistics once.
+    :param campaign_id: The campaign.
+    :param started_at: When the service says that it was started for the task, if it said so.
+    :param server_time: Tells the time by the service's clock, in Unix seconds.
+    :raises NothingToPauseError: It is paused, or was started again since.
+    """
+    from airflow_provider_voicegenie.api.errors import VoiceGenieError
+
+    try:
+        campaign = look(campaign_id)
+        if campaign.status is CampaignStatus.PAUSED:
+            raise NothingToPauseError(f"it is paused already. {MAY_GO_ON}")
+        latest = read_statistics(campaign_id).started_at if started_at is not None else None
+    except VoiceGenieError as error:
+        log.warning("%s", error)
+        return
+    if latest is None or started_at is None:
+        return
+    # One with a daily schedule starts itself again, which is no reason to leave it.
+    if latest > started_at + _TOLERANCE and latest.timestamp() > server_time() - _LATELY:
+        raise NothingToPauseError(f"it was started again at {latest.isoformat()}, since the task was cleared.")
 
 
 def _look(look: Callable[[str], Campaign], campaign_id: str) -> Campaign | None:

@@ -73,16 +73,20 @@ class Store(dict):
 
     def set(self, key, value):
         self[key] = json.loads(kept(value))
+        # Airflow refuses tuples.
+        assert self[key] == value
 
     def delete(self, key):
         self.pop(key, None)
 
 
-def context(store=None, **task_instance):
+def context(store=None, *, clear_number=0, was_ended_by_user=False, **task_instance):
+    """Return the context of a try; the process of the try before it may have noted that a user ended it."""
     now = datetime.now(UTC)
+    keys = ["return_value", *(["voicegenie_ended_by_user"] if was_ended_by_user else [])]
     return {
-        "dag_run": SimpleNamespace(run_type="manual", run_after=now, start_date=now),
-        "ti": TaskInstance(**task_instance),
+        "dag_run": SimpleNamespace(run_type="manual", run_after=now, start_date=now, clear_number=clear_number),
+        "ti": TaskInstance(**task_instance, _ti_context_from_server=SimpleNamespace(xcom_keys_to_clear=keys)),
         **({} if store is None else {"task_state_store": store}),
     }
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from helpers.leaks import MARKED_PERSON, person_in
-from helpers.tasks import Store, context
+from helpers.tasks import Store, context, meanwhile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -540,6 +540,27 @@ def test_a_task_that_was_told_to_end_sends_nothing_more(sandbox, campaign, monke
         operator.execute(context())
     assert len(sandbox.uploaded(campaign)) == 20
     assert sandbox.request_count("upload") == 2
+
+
+def test_an_upload_that_a_user_clears_while_it_runs_may_go_to_another_campaign(sandbox, campaign):
+    """Together with others: then Airflow 3.3 loses by what a clear is told from a retry."""
+    store, other = Store(), sandbox.add_campaign(total_count=0).id
+    operator = UploadContactsOperator(task_id="upload", campaign_id=campaign, contacts=rows(30), batch_size=10)
+    run = context(store)
+
+    def clear():
+        run["ti"].state = "restarting"
+        operator.on_kill()
+
+    sandbox.inject("delay", "upload", seconds=0.5)
+    with (
+        meanwhile(lambda: sandbox.request_count("upload") == 1, clear),
+        pytest.raises(VoiceGenieRetryException, match="ended from outside"),
+    ):
+        operator.execute(run)
+    assert "voicegenie_ended_by_user" in run["ti"].xcom
+    again = context(store, try_number=2, clear_number=1, was_ended_by_user=True)
+    assert upload(other, rows(20), again)["campaign_id"] == other
 
 
 # What Airflow shows.

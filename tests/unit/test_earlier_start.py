@@ -11,13 +11,15 @@ from helpers.tasks import Following, Starting, Store, change, context
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
 from airflow_provider_voicegenie.start.record import StartPhase, StartRecord, StartRecords
+from airflow_provider_voicegenie.waiting.generation import Generation
 
+FIRST = Generation(max_tries=2, clear_number=0, try_number=1)
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
 def test_a_record_of_a_start_keeps_what_is_known():
     before = Campaign("c", CampaignStatus.PAUSED, "paused", completed_count=1, failed_count=2, updated_at=NOW)
-    record = StartRecord.of(before, "c", "vg", 3, NOW)
+    record = StartRecord.of(before, "c", "vg", FIRST, NOW)
     assert (record.phase, record.sent_at, record.started_at) == (StartPhase.SENT, write_time(NOW), None)
     started = record.in_phase(StartPhase.STARTED, NOW)
     assert started.in_phase(StartPhase.TIMED_OUT).started_at == started.started_at == write_time(NOW)
@@ -27,43 +29,70 @@ def test_a_record_of_a_start_keeps_what_is_known():
 
 
 @pytest.mark.parametrize(
-    ("phase", "campaign_id", "generation", "found", "cleared_while_deferred"),
+    ("phase", "campaign_id", "max_tries", "found", "awaits_pause"),
     [
-        (StartPhase.SENT, "c", 3, True, False),
-        (StartPhase.STARTED, "c", 3, True, False),
-        (StartPhase.TIMED_OUT, "c", 3, True, False),
+        (StartPhase.SENT, "c", 2, True, False),
+        (StartPhase.STARTED, "c", 2, True, False),
+        (StartPhase.TIMED_OUT, "c", 2, True, False),
+        (StartPhase.CLOSED, "c", 2, False, False),
+        (StartPhase.SENT, "c", 3, False, True),
+        (StartPhase.STARTED, "c", 3, False, True),
+        (StartPhase.TIMED_OUT, "c", 3, False, False),
         (StartPhase.CLOSED, "c", 3, False, False),
-        (StartPhase.SENT, "c", 4, False, True),
-        (StartPhase.STARTED, "c", 4, False, True),
-        (StartPhase.TIMED_OUT, "c", 4, False, False),
-        (StartPhase.CLOSED, "c", 4, False, False),
         # Whether it is about the same campaign is for the task to see: one that is not is never a start to be made.
-        (StartPhase.STARTED, "d", 3, True, False),
-        (StartPhase.STARTED, "d", 4, False, False),
+        (StartPhase.STARTED, "d", 2, True, False),
+        (StartPhase.STARTED, "d", 3, False, True),
     ],
 )
-def test_which_record_counts_for_a_try(phase, campaign_id, generation, found, cleared_while_deferred):
+def test_which_record_counts_for_a_try(phase, campaign_id, max_tries, found, awaits_pause):
     before = Campaign("c", CampaignStatus.PAUSED, "paused")
     for owes_pause in (False, True):
-        record = StartRecord.of(before, "c", "vg", 3, NOW).in_phase(phase, owes_pause=owes_pause)
-        run = context(Store(voicegenie_start=record.to_json()), max_tries=generation)
+        record = StartRecord.of(before, "c", "vg", FIRST, NOW).in_phase(phase, owes_pause=owes_pause)
+        run = context(Store(voicegenie_start=record.to_json()), try_number=2, max_tries=max_tries)
         records = StartRecords(run, campaign_id, "vg")
         assert records.recall() == (record if found else None)
-        assert records.was_cleared is (cleared_while_deferred and (owes_pause or phase is StartPhase.SENT))
+        assert records.awaits_pause is awaits_pause
+        assert records.cleared == (record if awaits_pause else None)
         assert records.owed == (record if owes_pause else None)
+        assert records.generation == (FIRST if max_tries == 2 else (max_tries, 0, 2))
 
 
-@pytest.mark.parametrize("data", [None, {}, [], "x", {"campaign_id": "c"}, {"phase": "sent"}])
+def test_a_later_process_of_a_cleared_try_need_not_see_the_clear():
+    """Airflow gives the signs of a clear to the first process of a try only."""
+    record = StartRecord.of(Campaign("c", CampaignStatus.PAUSED, "paused"), "c", "vg", FIRST, NOW)
+    store = Store(voicegenie_start=record.in_phase(StartPhase.STARTED).to_json())
+    for was_ended_by_user in (True, False):
+        run = context(store, try_number=2, clear_number=1, was_ended_by_user=was_ended_by_user)
+        records = StartRecords(run, "c", "vg")
+        assert records.recall() is None
+        assert records.awaits_pause is was_ended_by_user
+        assert records.generation == (2, 1, 2)
+
+
+@pytest.mark.parametrize(("try_number", "max_tries", "awaits_pause"), [(1, 2, False), (2, 2, False), (2, 3, True)])
+def test_without_a_record_a_pause_may_come_if_a_user_cleared_the_task(try_number, max_tries, awaits_pause):
+    """Airflow 3.4 deletes the record with the clear."""
+    records = StartRecords(context(Store(), try_number=try_number, max_tries=max_tries), "c", "vg")
+    assert records.recall() is None
+    assert records.awaits_pause is awaits_pause
+
+
+RECORD = StartRecord.of(Campaign("c", CampaignStatus.PAUSED, "paused"), "c", "vg", FIRST, NOW).to_json()
+
+
+@pytest.mark.parametrize(
+    "data", [None, {}, [], "x", {"campaign_id": "c"}, {"phase": "sent"}, RECORD | {"generation": 3}]
+)
 def test_what_is_no_record_is_none(data):
     assert StartRecord.from_json(data) is None
     records = StartRecords(context(Store(voicegenie_start=data)), "c", "vg")
     assert records.recall() is None
-    assert not records.was_cleared
+    assert not records.awaits_pause
 
 
 def record_json(**changed):
     before = Campaign("long", CampaignStatus.PAUSED, "paused", completed_count=1, failed_count=2, updated_at=NOW)
-    record = StartRecord.of(before, "long", "voicegenie_default", 2, NOW).in_phase(StartPhase.STARTED)
+    record = StartRecord.of(before, "long", "voicegenie_default", Generation(2, 0, 1), NOW).in_phase(StartPhase.STARTED)
     return {**record.to_json(), **changed}
 
 
@@ -104,7 +133,7 @@ def test_what_a_task_kept_in_another_format_breaks_no_try(sandbox, kept):
 
 def owed_record(campaign_id="c", conn_id="vg", phase=StartPhase.CLOSED):
     before = Campaign(campaign_id, CampaignStatus.PAUSED, "paused")
-    return StartRecord.of(before, campaign_id, conn_id, 3, NOW).in_phase(phase, NOW, owes_pause=True)
+    return StartRecord.of(before, campaign_id, conn_id, Generation(3, 0, 1), NOW).in_phase(phase, NOW, owes_pause=True)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +145,7 @@ def test_a_new_start_takes_over_what_is_owed_to_the_same_campaign(campaign_id, c
     assert records.recall() is None
     records.add(Campaign(campaign_id, CampaignStatus.PAUSED, "paused"), NOW)
     assert (store["voicegenie_start"]["phase"], store["voicegenie_start"]["owes_pause"]) == ("sent", still_owed)
-    assert store["voicegenie_start"]["generation"] == 4
+    assert store["voicegenie_start"]["generation"][0] == 4
 
 
 @pytest.mark.parametrize("owes", [True, False, None])

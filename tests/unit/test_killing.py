@@ -12,9 +12,11 @@ from helpers.tasks import TaskInstance
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, PausedCampaign
 from airflow_provider_voicegenie.waiting.killing import (
+    DeferralEnd,
     KillSwitch,
     Stop,
     TaskKilled,
+    end_of_deferral,
     pause_campaign_of_killed_task,
     state_in_airflow,
 )
@@ -153,3 +155,31 @@ class TaskInstanceOfAirflow2(TaskInstance):
 )
 def test_state_of_a_task_in_airflow(kind, map_index, state, told):
     assert state_in_airflow(kind(state=state, map_index=map_index)) == told
+
+
+@pytest.mark.parametrize(
+    ("state", "is_wait_over", "generation_now", "end"),
+    [
+        # Another triggerer has its trigger.
+        ("deferred", False, [2, 0, 1], DeferralEnd.NOT_BY_USER),
+        # Cleared, and deferred again.
+        ("deferred", False, [3, 1, 2], DeferralEnd.CLEARED),
+        ("deferred", True, [3, 1, 2], DeferralEnd.CLEARED),
+        # Deferred again for another reason, without a start.
+        ("deferred", False, None, DeferralEnd.CLEARED),
+        # Another triggerer has ended the wait.
+        ("scheduled", True, [2, 0, 1], DeferralEnd.NOT_BY_USER),
+        ("failed", True, [2, 0, 1], DeferralEnd.NOT_BY_USER),
+        ("failed", False, [2, 0, 1], DeferralEnd.MARKED),
+        ("success", False, [2, 0, 1], DeferralEnd.MARKED),
+        ("removed", False, [2, 0, 1], DeferralEnd.MARKED),
+        # Cleared, and not deferred again yet.
+        (None, False, [2, 0, 1], DeferralEnd.CLEARED),
+        ("scheduled", False, [2, 0, 1], DeferralEnd.CLEARED),
+        ("running", False, None, DeferralEnd.CLEARED),
+        ("up_for_retry", False, None, DeferralEnd.CLEARED),
+    ],
+)
+def test_why_airflow_ends_a_trigger(state, is_wait_over, generation_now, end):
+    told = end_of_deferral(state, is_wait_over=is_wait_over, generation=[2, 0, 1], generation_now=generation_now)
+    assert told is end

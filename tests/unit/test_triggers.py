@@ -10,12 +10,12 @@ import json
 import logging
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 import pytest
 from airflow.triggers.base import BaseTrigger
-from helpers.tasks import TaskInstance
+from helpers.tasks import TaskInstance, meanwhile
 
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
@@ -909,6 +909,83 @@ def test_many_who_are_killed_at_once_have_their_campaigns_paused(sandbox, monkey
     run(work, patience=40)
     assert {sandbox.status(name) for name in names} == {"paused"}
     assert len(sandbox.sandbox.requests) == 50
+
+
+def cleared_trigger(campaign_id, notes, state="running", **arguments):
+    """Return a trigger whose task was cleared, and whose next try is deferred by now if the state says so."""
+    waiting = trigger(campaign_id, pause_on_kill=True, generation=[2, 0, 1], **arguments)
+    waiting.task_instance = TaskInstance(task=None, state=state)
+    place = {name: getattr(waiting.task_instance, name) for name in ("dag_id", "task_id", "run_id", "map_index")}
+    notes.set("voicegenie_task", {"campaign_id": "another", "generation": [3, 1, 2]}, **place)
+    return waiting
+
+
+@pytest.mark.parametrize("state", ["running", "deferred"])
+def test_the_clear_of_a_task_that_is_deferred_again_pauses_its_first_campaign(sandbox, notes, state):
+    """The task was cleared so that it takes another campaign."""
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    run(cleared_trigger(campaign.id, notes, state).on_kill)
+    assert sandbox.status(campaign.id) == "paused"
+
+
+def test_many_whose_tasks_are_cleared_at_once_have_their_campaigns_paused(sandbox, notes, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(timeout=20))
+    sandbox.sandbox.enforce_rate_limits = True
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(50)]
+
+    async def work():
+        await asyncio.gather(*(cleared_trigger(name, notes).on_kill() for name in names))
+
+    run(work, patience=40)
+    assert {sandbox.status(name) for name in names} == {"paused"}
+
+
+@pytest.mark.parametrize(
+    ("status", "began", "began_again", "is_paused"),
+    [
+        # Paused by a person before the task was cleared: a pause that comes late would be one of the next try's start.
+        ("paused", 60, None, False),
+        ("running", 60, None, True),
+        ("running", 60, 60, True),
+        # The next try has started it already.
+        ("running", 60, 5, False),
+        # It started itself, as by a daily schedule.
+        ("running", 90_000, 3600, True),
+        ("running", None, 5, True),
+    ],
+)
+def test_the_pause_of_a_cleared_task_is_about_its_own_start(sandbox, notes, status, began, began_again, is_paused):
+    now = datetime.now(UTC)
+    ago = lambda seconds: now - timedelta(seconds=seconds)  # noqa: E731
+    campaign = sandbox.add_campaign(status=status, total_count=10_000)
+    started_at = None if began is None else ago(began)
+    latest = started_at if began_again is None else ago(began_again)
+    sandbox.sandbox.store.change(campaign.id, started_at=latest)
+    start = {"started_at": None if started_at is None else started_at.isoformat()}
+    run(cleared_trigger(campaign.id, notes, start=start).on_kill)
+    assert sandbox.request_count("pause") == int(is_paused)
+
+
+def test_the_pause_of_a_cleared_task_does_not_wait_for_long_for_what_precedes_it(sandbox, notes, monkeypatch):
+    monkeypatch.setattr(campaign_triggers, "_PATIENCE_BEFORE_PAUSE", 0.2)
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    sandbox.inject("hold", "get")
+    run(cleared_trigger(campaign.id, notes).on_kill)
+    assert sandbox.status(campaign.id) == "paused"
+
+
+def test_a_pause_that_is_repeated_is_about_its_own_start_too(sandbox, notes):
+    """The response to the first was lost, and the next try has started the campaign meanwhile."""
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    first = datetime.now(UTC) - timedelta(minutes=5)
+    sandbox.sandbox.store.change(campaign.id, started_at=first)
+    sandbox.inject("close", "pause", after_acting=True)
+    with meanwhile(
+        lambda: sandbox.request_count("pause") == 1,
+        lambda: sandbox.sandbox.store.change(campaign.id, status="running", started_at=datetime.now(UTC)),
+    ):
+        run(cleared_trigger(campaign.id, notes, start={"started_at": first.isoformat()}).on_kill)
+    assert (sandbox.request_count("pause"), sandbox.status(campaign.id)) == (1, "running")
 
 
 @TELLS_OF_KILLS
