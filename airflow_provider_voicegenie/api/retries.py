@@ -8,11 +8,12 @@ import random
 from collections.abc import Callable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any
-
-from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 #: The longest we wait between two attempts, whatever the server asks for: seconds.
 MAX_WAIT = 60.0
@@ -23,7 +24,8 @@ MAX_POLL_BACKOFF = 30.0
 #: How far the service's clock may be from ours. A `Date` that is further away is nobody's time. Seconds.
 MAX_CLOCK_DIFFERENCE = 300.0
 
-_BACKOFF = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
+#: The longest we wait between two attempts if the server asks for nothing: seconds.
+_MAX_BACKOFF = 20.0
 
 
 def retry_arguments(
@@ -36,6 +38,8 @@ def retry_arguments(
     :param announce: Called before each wait.
     :param except_for: Trouble that looks temporary, and is not repeated all the same.
     """
+    # From here, as DAG files with a watcher import this module, and Airflow's SDK no longer does this one.
+    from tenacity import retry_if_exception, stop_after_attempt
 
     def may_be_repeated(error: BaseException) -> bool:
         return (
@@ -57,7 +61,8 @@ def _wait(state: RetryCallState) -> float:
     """Back off, but not for less than the server asked, nor for longer than :data:`MAX_WAIT`."""
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, VoiceGenieError) and error.retry_after is not None else 0.0
-    return min(max(_BACKOFF(state), asked), MAX_WAIT)
+    backoff = min(0.5 * 2.0 ** min(state.attempt_number - 1, 10), _MAX_BACKOFF) + random.uniform(0.0, 0.5)  # noqa: S311
+    return min(max(backoff, asked), MAX_WAIT)
 
 
 def poll_delay(interval: float, failures: int, retry_after: float | None = None) -> float:

@@ -10,6 +10,7 @@ through Airflow's shared stream besides. Only that one says when an event is sto
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import AsyncIterator, Collection, Hashable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ class CampaignEndedTrigger(BaseEventTrigger):
     :param campaign_ids: The campaigns to watch. Leave it out to watch all campaigns of the account.
     :param voicegenie_conn_id: Id of the Airflow connection.
     :param poll_interval: Longest time between two looks at a campaign, in seconds or as a ``timedelta``.
+    :param queue: Airflow's, from 3.4 on: only triggerers that were started with ``--queues`` and this name watch.
     :raises ValueError: An argument makes no sense.
     """
 
@@ -54,8 +56,15 @@ class CampaignEndedTrigger(BaseEventTrigger):
         campaign_ids: Collection[str] | None = None,
         voicegenie_conn_id: str = "voicegenie_default",
         poll_interval: timedelta | float = 60,
+        *,
+        queue: str | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        if queue is not None and "queue" not in inspect.signature(BaseEventTrigger.__init__).parameters:
+            raise ValueError(
+                f"queue={queue!r:.80}: only Airflow 3.4 and later give event triggers a queue. Leave it out, or use "
+                "Airflow 3.4."
+            )
+        super().__init__(**({} if queue is None else {"queue": queue}))  # type: ignore[no-untyped-call]
         self.campaign_ids = _read_campaign_ids(campaign_ids)
         if not isinstance(voicegenie_conn_id, str) or not voicegenie_conn_id.strip():
             raise ValueError(

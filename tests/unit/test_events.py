@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import json
 import random
@@ -792,6 +793,17 @@ def test_what_is_logged(sandbox, said):
 def test_arguments_that_make_no_sense_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         CampaignEndedTrigger(**arguments)
+
+
+def test_a_watcher_may_have_a_queue_if_airflow_knows_it():
+    """From 3.4 on; Airflow keeps it beside the arguments."""
+    if "queue" in inspect.signature(BaseEventTrigger.__init__).parameters:
+        watcher = CampaignEndedTrigger(queue="calls")
+        assert watcher.queue == "calls"
+        assert watcher.serialize() == CampaignEndedTrigger().serialize()
+    else:
+        with pytest.raises(ValueError, match=r"queue='calls'.*use Airflow 3.4"):
+            CampaignEndedTrigger(queue="calls")
 
 
 def test_arguments_are_stored_as_plain_json():
