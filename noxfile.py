@@ -33,10 +33,14 @@ VERSIONS = {
     "2.11": ("3.11", "3.12"),
     "3.0": ("3.11", "3.12"),
     "3.1": ("3.11", "3.12", "3.13"),
-    "3.2": ("3.11", "3.12", "3.13"),
-    "3.3": ("3.11", "3.12", "3.13"),
+    "3.2": ("3.11", "3.12", "3.13", "3.14"),
+    "3.3": ("3.11", "3.12", "3.13", "3.14"),
+    # Its second beta, until the registry has the final version.
+    "3.4": ("3.11", "3.12", "3.13", "3.14"),
 }
-OLDEST, *_, NEWEST = VERSIONS
+OLDEST = next(iter(VERSIONS))
+#: The newest with a final version. What does not depend on Airflow runs beside this one only.
+NEWEST = "3.3"
 #: The Python that runs this.
 THIS_PYTHON = "{}.{}".format(*sys.version_info)
 
