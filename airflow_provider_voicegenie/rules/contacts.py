@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, time
+from decimal import Decimal
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
 from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_percent
@@ -19,14 +21,33 @@ from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_perc
 #: What the service itself knows of a contact.
 CONTACT_FIELDS = ("phone_number", "name", "email")
 
-#: What people put between the digits of a phone number.
-_SEPARATORS = re.compile(r"[\s().\-/]")
+#: Digits, with an optional plus in front, and what people put between digits. No line's end: another number may follow.
+_NUMBER = re.compile(r"\+?[0-9](?:[ \u00a0\u202f.\-/]{0,4}[0-9])*")
+_SEPARATORS = re.compile(r"[ \u00a0\u202f.\-/]+")
+
+#: Part of a number in parentheses, as in (0151) 23456 or +49 (0)151 23456.
+_PARENTHESES = re.compile(r"\(([0-9]{1,6})\)")
 
 #: A whole number as programs write it that take phone numbers for numbers.
-_WHOLE_NUMBER = re.compile(r"^(\+?[0-9]{5,})\.0+$")
+_WHOLE_NUMBER = re.compile(r"(\+?[0-9]+)\.0+")
 
-#: The shortest numbers that a country has, and the longest that E.164 allows with an international prefix.
-_DIGITS = re.compile(r"\+?[0-9]{5,17}")
+#: The digits of the shortest numbers that are dialled as they are, and of the longest that E.164 allows.
+_SHORTEST, _LONGEST = 7, 15
+
+#: Years of people and of systems; the first and the last that a date can have stand for none.
+_YEAR = re.compile(r"(?:1[6-9]|2[01])[0-9]{2}|0001|9999")
+_TIME_LIMITS = (24, 60, 60)
+
+_IP_ADDRESS = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})")
+
+#: How tables write a value that is not there.
+_MISSING_TEXTS = ("NaN", "NaT", "<NA>")
+
+#: One half of a character that UTF-16 writes as two.
+_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
+
+#: Bits of the longest whole number in a custom field. Python refuses to write much longer ones.
+_LONGEST_WHOLE_NUMBER = 1024
 
 
 class NotAContactError(ValueError):
@@ -73,56 +94,157 @@ class ContactColumns:
         """
         if not isinstance(row, Mapping):
             raise NotAContactError(f"is no mapping, but of type {type(row).__name__}")
+        try:
+            return self._contact(row)
+        except NotAContactError:
+            raise
+        except RecursionError:
+            problem = "has a value that is nested too deep"
+        except (TypeError, ValueError, ArithmeticError) as error:
+            problem = f"has a value that cannot be read ({type(error).__name__})"
+        # Not raised in an `except`: another exception may hold what is in the row.
+        raise NotAContactError(problem)
+
+    def _contact(self, row: Mapping[Any, Any]) -> dict[str, Any]:
         self.width = self.width or len(row)
         if self.unseen:
             self.unseen.difference_update(row)
-        if None in row:
+        if not all(map(_is_blank, row.get(None) or ())):
             raise NotAContactError("has more fields than the first line of the file")
-        number = _phone_number(row.get(self._columns["phone_number"]))
-        contact: dict[str, Any] = {"phone_number": number}
+        contact: dict[str, Any] = {"phone_number": _phone_number(row.get(self._columns["phone_number"]))}
         for part in CONTACT_FIELDS[1:]:
             value = _plain(row.get(self._columns[part]))
-            if value not in (None, ""):
+            if not _is_blank(value):
                 contact[part] = str(value)
         used = self._columns.values()
-        custom = {str(name): _plain(value) for name, value in row.items() if name not in used}
-        custom = {name: value for name, value in custom.items() if value is not None}
+        custom: dict[str, Any] = {}
+        for column, value in row.items():
+            # What is empty in a column without a name is the rest of a spreadsheet.
+            if column is None or column in used or (_is_blank(column) and _is_blank(value)):
+                continue
+            if (plain := _plain(value)) is not None:
+                custom[_whole_text(str(column))] = plain
         if custom:
             contact["custom_fields"] = custom
         return contact
 
 
 def _phone_number(value: object) -> str:
-    # Other programs make numbers of phone numbers.
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)) or value == "":
+    if _is_blank(value):
         raise NotAContactError("has no phone number")
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        number = value.strip()
+        # As other programs write a whole number; a service that strips the point would phone somebody else.
+        if whole := _WHOLE_NUMBER.fullmatch(number):
+            number = whole[1]
+    elif (found := _whole_number(value)) is not None:
+        # Other programs make numbers of phone numbers.
+        number = str(found)
+    else:
         raise NotAContactError(f"has a phone number of type {type(value).__name__}")
-    number = value.strip()
-    if not number:
-        raise NotAContactError("has no phone number")
-    if not _DIGITS.fullmatch(_SEPARATORS.sub("", number)):
+    without_parentheses = _PARENTHESES.sub(r"\1", number)
+    digits = _SEPARATORS.sub("", without_parentheses).removeprefix("+")
+    if not _NUMBER.fullmatch(without_parentheses) or not _SHORTEST <= len(digits) <= _LONGEST or not digits.strip("0"):
         raise NotAContactError("has a phone number that cannot be one")
-    # As other programs write a whole number; a service that strips the point would phone somebody else.
-    # Otherwise as it is: which of its separators and zeros count is the service's to say.
-    return _WHOLE_NUMBER.sub(r"\1", number)
+    if _may_be_date(number):
+        raise NotAContactError("has a phone number that may be a date; with + and its country code it would be none")
+    if _may_be_ip_address(number):
+        raise NotAContactError("has a phone number that may be an IP address")
+    # Which of its separators and zeros count is the service's to say.
+    return number
+
+
+def _may_be_date(number: str) -> bool:
+    """Say whether digits may be a date, in whatever order, with or without separators, and with or without a time."""
+    if re.fullmatch("[0-9]{8}", number):
+        return (
+            _is_date(number[:4], number[4:6], number[6:])
+            or _is_date(number[4:], number[2:4], number[:2])
+            or _is_date(number[4:], number[:2], number[2:4])
+        )
+    first, second, third, *time_of_day = [*_SEPARATORS.split(number), "", ""]
+    return _may_be_time(time_of_day[:-2]) and (
+        _is_date(first, second, third) or _is_date(third, second, first) or _is_date(third, first, second)
+    )
+
+
+def _is_date(year: str, month: str, day: str) -> bool:
+    if not _YEAR.fullmatch(year) or not 1 <= len(month) <= 2 or not 1 <= len(day) <= 2:
+        return False
+    try:
+        date(int(year), int(month), int(day))
+    except ValueError:
+        return False
+    return True
+
+
+def _may_be_time(parts: Sequence[str]) -> bool:
+    return len(parts) <= len(_TIME_LIMITS) and all(
+        len(part) <= 2 and int(part) < limit for part, limit in zip(parts, _TIME_LIMITS, strict=False)
+    )
+
+
+def _may_be_ip_address(number: str) -> bool:
+    found = _IP_ADDRESS.fullmatch(number)
+    return found is not None and all(int(part) < 256 for part in found.groups())
+
+
+def _whole_number(value: object) -> int | None:
+    """Return a number of any type that keeps fifteen digits as an ``int``, if it is whole and has no more digits."""
+    if isinstance(value, Decimal | float):
+        # What is not finite is below no limit.
+        return int(value) if -(10**_LONGEST) < value < 10**_LONGEST and value == int(value) else None
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value) if abs(int(value)) < 10**_LONGEST else None
+    return None
+
+
+def _is_missing(value: Any) -> bool:
+    """Say whether tables write a value that is not there like this: None, NaN, and the NaT and NA of pandas."""
+    if isinstance(value, str):
+        return value in _MISSING_TEXTS
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, Mapping | list | tuple):
+        return False
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    try:
+        # Of all values, only those are not equal to themselves; an array does not say so.
+        return bool(value != value)
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_blank(value: Any) -> bool:
+    """Say whether there is nothing in a value."""
+    return _is_missing(value) or (isinstance(value, str) and not value.strip())
 
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it."""
-    if isinstance(value, float) and not math.isfinite(value):
+    if _is_missing(value) or (isinstance(value, float) and not math.isfinite(value)):
         return None
-    if value is None or isinstance(value, str | bool | int | float):
+    if isinstance(value, str):
+        return _whole_text(value)
+    if isinstance(value, bool | float):
         return value
+    if isinstance(value, Integral):
+        if int(value).bit_length() > _LONGEST_WHOLE_NUMBER:
+            raise NotAContactError("has a whole number that is too long")
+        return int(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {_whole_text(str(name)): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value.isoformat() if isinstance(value, date | time) else str(value)
+    return _whole_text(value.isoformat() if isinstance(value, date | time) else str(value))
+
+
+def _whole_text(value: str) -> str:
+    """Return a text, if no character in it is half: the service would refuse the whole batch."""
+    if not value.isascii() and _HALF_A_CHARACTER.search(value):
+        raise NotAContactError("has a text with half a character in it (a lone surrogate)")
+    return value
 
 
 class RejectedLimit:
