@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 #: Rows that Parquet files are read and written by.
 _ROWS_AT_A_TIME = 5_000
 _BUFFER_BYTES = 256 * 1024
+
+_BREAKS_THE_RULES = "it breaks the rules of its format there (a quotation mark that is not closed, or no JSON)"
+_TOO_LONG_A_FIELD = (
+    f"the next field is longer than {csv.field_size_limit():,} characters; perhaps a quotation mark is not closed"
+)
 
 _INSTALL_PYARROW = "Parquet files need pyarrow: pip install 'airflow-provider-voicegenie[parquet]'."
 
@@ -52,7 +58,7 @@ def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
     number = 0
     problem = None
     with ExitStack() as stack:
-        file: Any = stack.enter_context(_open(path, "rb"))
+        file: Any = stack.enter_context(_open_to_read(path))
         if is_compressed:
             file = stack.enter_context(gzip.GzipFile(fileobj=file))
         try:
@@ -64,8 +70,13 @@ def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
             problem = "it is not UTF-8; save it as UTF-8"
         except (EOFError, gzip.BadGzipFile, zlib.error):
             problem = "it is not whole, or not compressed with gzip"
-        except (csv.Error, json.JSONDecodeError, RecursionError):
-            problem = "it breaks the rules of its format there (a quotation mark that is not closed, or no JSON)"
+        except csv.Error as error:
+            problem = _TOO_LONG_A_FIELD if "field limit" in str(error) else _BREAKS_THE_RULES
+        except (json.JSONDecodeError, RecursionError):
+            problem = _BREAKS_THE_RULES
+        except (ValueError, TypeError, ArithmeticError) as error:
+            # A number with thousands of digits, or a time that Python cannot hold.
+            problem = f"there is a value that Python cannot hold ({type(error).__name__})"
     if problem is not None:
         # Not raised in an `except`: the exception of the library holds what is in the file.
         where = f"beyond row {number}" if number else "from its beginning"
@@ -76,19 +87,61 @@ def _open(path: ObjectStoragePath, mode: str) -> Any:
     return path.open(mode)  # type: ignore[no-untyped-call]
 
 
+def _open_to_read(path: ObjectStoragePath) -> Any:
+    try:
+        return _open(path, "rb")
+    except OSError:
+        if not _is_folder(path):
+            raise
+        problem = "is a folder. Give the path of a file; to read a folder of Parquet parts, map the task over its files"
+    except (ValueError, ImportError) as error:
+        storage = path.protocol or "file"
+        problem = (
+            f"cannot be opened ({type(error).__name__}). Perhaps Airflow's provider of its storage ({storage}) is not "
+            "installed where this task runs"
+        )
+    raise FileUnreadableError(f"{str(path)!r:.200} {problem}.")
+
+
+def _is_folder(path: ObjectStoragePath) -> bool:
+    try:
+        return bool(path.is_dir())
+    except Exception:  # noqa: BLE001  a storage may raise anything; then the error of the opening counts
+        return False
+
+
 def _read_csv(file: Any) -> Iterator[Mapping[Any, Any]]:
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, strict=True)
-    names = reader.fieldnames or []
-    if len(set(names)) != len(names):
+    lines = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
+    # As spreadsheets write empty rows, and empty columns on the right.
+    rows = (line for line in lines if any(map(str.strip, line)))
+    names = next(rows, [])
+    _check_names(name for name in names if name.strip())
+    unnamed = [place for place, name in enumerate(names) if not name.strip()]
+    for values in rows:
+        if len(unnamed) > 1 and any(values[place].strip() for place in unnamed if place < len(values)):
+            raise FileUnreadableError("the next row has a value in one of several columns without a name; name them")
+        row: dict[Any, Any] = {**dict.fromkeys(names), **dict(zip(names, values, strict=False))}
+        if len(values) > len(names):
+            row[None] = values[len(names) :]
+        yield row
+
+
+def _check_names(names: Iterable[str]) -> None:
+    if any(count > 1 for count in Counter(names).values()):
         raise FileUnreadableError("two of its columns have the same name")
-    yield from reader
+
+
+def _json_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise FileUnreadableError("the next line has two values of the same name in one object")
+    return found
 
 
 def _read_json_lines(file: Any) -> Iterator[Mapping[Any, Any]]:
     for line in io.TextIOWrapper(file, encoding="utf-8-sig"):
         if line.strip():
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_json_object)
             if not isinstance(row, dict):
                 raise FileUnreadableError("the next line is no JSON object; each line must be one")
             yield row
@@ -99,10 +152,22 @@ def _read_parquet(file: Any) -> Iterator[Mapping[Any, Any]]:
     try:
         # Without a buffer and with threads, it reads all columns of a row group, which may be the whole file, at once.
         reader = parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        _check_names(reader.schema_arrow.names)
         for batch in reader.iter_batches(batch_size=_ROWS_AT_A_TIME, use_threads=False):
-            yield from batch.to_pylist()
+            yield from _rows_of(batch, pyarrow)
     except pyarrow.ArrowException:
         raise FileUnreadableError("it is no Parquet file, or a broken one") from None
+
+
+def _rows_of(batch: Any, pyarrow: Any) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        # The file is whole; two fields of one name inside a value, or a value beyond Python's types.
+        problem = f"there is a value that Python cannot hold ({type(error).__name__})"
+    else:
+        return rows
+    raise FileUnreadableError(problem)
 
 
 def _pyarrow() -> tuple[Any, Any]:

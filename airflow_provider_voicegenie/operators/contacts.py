@@ -121,14 +121,15 @@ class UploadContactsOperator(CampaignTask):
 
     **A running campaign phones them at once**, so by default the task fails if the campaign runs.
 
-    How it works: The task reads all rows once, and counts those that are no contacts. It reads the campaign. Then it
-    reads the rows again and sends them in batches (``POST /uploadCampaignData``, the service's Upload Campaign Data
-    page), at most 50 a minute, and looks at the campaign again if its last look is a minute old. A million rows of a
-    CSV or JSON lines file need no more memory than ten thousand, those of a Parquet file little more. The service skips
-    numbers that a campaign has already. So a batch is sent again if its response was lost, and a later try of the task
-    that has the same rows goes on after the last batch that the service acknowledged (Airflow 3.3; before, from the
-    beginning). A batch that the service calls too large is sent in halves. A later try that is given another campaign
-    fails.
+    How it works: The task reads all rows once, and counts those that are no contacts. It reads the campaign. Then
+    it reads the rows again, compares them with what it has checked, and sends them in batches
+    (``POST /uploadCampaignData``, the service's Upload Campaign Data page), at most 50 a minute. It fails if they
+    have changed meanwhile, and says how many were sent. It looks at the campaign again if its last look is a minute
+    old. A million rows of a CSV or JSON lines file need no more memory than ten thousand, those of a Parquet file
+    little more. The service skips numbers that a campaign has already. So a batch is sent again if its response was
+    lost, and a later try of the task that has the same rows goes on after the last batch that the service
+    acknowledged (Airflow 3.3; before, from the beginning). A batch that the service calls too large is sent in
+    halves. A later try that is given another campaign fails.
 
     What it does not do: It makes no campaign, removes no contact, and does not change phone numbers. It knows no
     calling hours: upload to a campaign that does not run, and start that within them.

@@ -7,10 +7,12 @@ Apart from the operator, whose module every parse of a DAG file loads.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,6 +38,9 @@ log = logging.getLogger(__name__)
 _LOG_INTERVAL = 15.0
 _LOOK_INTERVAL = 60.0
 
+#: Rows that are compared at once with what was checked. Of so many, one digest stays in memory.
+_COMPARED_ROWS = 1000
+
 #: How many rejected contacts, and reasons of the service, the log names.
 _NAMED = 5
 
@@ -46,6 +51,10 @@ _PHONES_NOBODY = (
     CampaignStatus.PAUSED,
     CampaignStatus.SCHEDULED,
 )
+
+
+#: A row's number, and the contact that it is or why it is none.
+NumberedContact = tuple[int, dict[str, Any] | str]
 
 
 class UploadTask(Protocol):
@@ -103,6 +112,8 @@ class ContactUpload:
         self._progress = Progress()
         self._rows = 0
         self._fingerprint = ""
+        # One of each `_COMPARED_ROWS` rows that were checked.
+        self._digests: list[bytes] = []
         self._looked_at = 0.0
         # Whether the batch that is sent next may have been sent before.
         self._is_repeated = False
@@ -114,13 +125,15 @@ class ContactUpload:
         Upload the contacts, and return what goes to XCom.
 
         :param kept: What an earlier try has kept.
-        :raises AirflowFailException: A condition fails the task, or the rows cannot be read.
+        :raises AirflowFailException: A condition fails the task, the rows cannot be read, or they are others than were
+            checked.
+        :raises VoiceGenieRetryException: The file cannot be read now.
         """
         try:
             return self._run(kept or {})
         except FileUnreadableError as error:
-            problem = f"contacts: {error}"
-        raise AirflowFailException(problem)
+            problem = str(error)
+        raise AirflowFailException(f"contacts: {problem} {self._sent()}")
 
     def _run(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         rejected = self._check_rows()
@@ -156,30 +169,79 @@ class ContactUpload:
 
     # The rows.
 
-    def _contacts(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    def _contacts(self) -> Iterator[NumberedContact]:
         """Yield each row's number, and the contact that it is or why it is none."""
-        rows = read_rows(self._source) if isinstance(self._source, ObjectStoragePath) else self._source
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(self._source_rows(), start=1):
             try:
                 yield number, self._columns.contact(row)
             except NotAContactError as reason:
                 yield number, str(reason)
+
+    def _source_rows(self) -> Iterator[Any]:
+        source = self._source
+        if not isinstance(source, ObjectStoragePath):
+            yield from source
+            return
+        try:
+            yield from read_rows(source)
+        except FileNotFoundError:
+            problem = (
+                f"there is no file {str(source)!r:.300}"
+                if source.protocol not in ("", "file", "local")
+                else f"there is no file {str(source)!r:.300} on the machine that runs this task. With several workers, "
+                "use object storage"
+            )
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else type(error).__name__
+            problem = f"{str(source)!r:.300} cannot be read ({reason})"
+        else:
+            return
+        raise VoiceGenieRetryException(f"contacts: {problem}. {self._sent()}")
+
+    def _sent(self) -> str:
+        rows = self._progress.rows
+        return f"{rows:,} of {self._rows:,} rows were sent." if rows else "This try has sent nothing."
+
+    def _checked_contacts(self) -> Iterator[NumberedContact]:
+        """
+        Yield what :meth:`_contacts` does, once more, and nothing else than what was checked.
+
+        :raises AirflowFailException: The rows have changed.
+        """
+        contacts = self._contacts()
+        for checked in self._digests:
+            part = list(islice(contacts, _COMPARED_ROWS))
+            if _digest(part) != checked:
+                raise self._changed_rows()
+            yield from part
+        if next(contacts, None) is not None:
+            raise self._changed_rows()
+
+    def _changed_rows(self) -> AirflowFailException:
+        return AirflowFailException(
+            f"Campaign {self._campaign_id!r}: contacts have changed since they were checked, and nothing is sent "
+            f"unchecked. {self._sent()} Let nobody write the file while it is uploaded, and clear the task: it checks "
+            "and uploads what is there then."
+        )
 
     def _check_rows(self) -> int:
         """Read all rows once, before anything is sent, and return how many are no contacts."""
         rejected = 0
         problems: list[str] = []
         # Kept by Airflow, so that a later try knows whether it has the same rows.
-        digest = self._hook.digest()
-        for number, contact in self._contacts():
-            self._rows = number
-            digest.update(json.dumps(contact).encode())
-            if isinstance(contact, str):
-                rejected += 1
-                if len(problems) < _NAMED:
-                    problems.append(f"row {number:,} {contact}")
-        self._fingerprint = digest.hexdigest()
-        if self._rows and (unseen := sorted(self._columns.unseen)):
+        fingerprint = self._hook.digest()
+        contacts = self._contacts()
+        while part := list(islice(contacts, _COMPARED_ROWS)):
+            self._rows = part[-1][0]
+            self._digests.append(_digest(part))
+            fingerprint.update(self._digests[-1])
+            for number, contact in part:
+                if isinstance(contact, str):
+                    rejected += 1
+                    if len(problems) < _NAMED:
+                        problems.append(f"row {number:,} {contact}")
+        self._fingerprint = fingerprint.hexdigest()
+        if self._rows and (unseen := sorted(self._columns.unseen, key=str)):
             raise AirflowFailException(
                 f"columns: no row has a column {' or '.join(map(repr, unseen))}. The first row has "
                 f"{self._columns.width} column(s). Check how the names are written, and that a CSV file has commas "
@@ -211,7 +273,7 @@ class ContactUpload:
         may_be_repeated = getattr(self._context.get("ti"), "try_number", 1) > 1
         logged_at = time.monotonic()
         self._keep()
-        waiting = (row for row in self._contacts() if row[0] > progress.rows)
+        waiting = (row for row in self._checked_contacts() if row[0] > progress.rows)
         while batch := list(islice(waiting, size)):
             while batch:
                 part = batch[:size]
@@ -228,7 +290,7 @@ class ContactUpload:
                 done = f"{progress.rows:,} of {self._rows:,}"
                 log.info("Campaign %r: %s rows are uploaded.", self._campaign_id, done)
 
-    def _send(self, rows: Sequence[tuple[int, dict[str, Any] | str]], size: int) -> int:
+    def _send(self, rows: Sequence[NumberedContact], size: int) -> int:
         """Send the contacts among some rows; return how many rows at a time from then on, fewer if nothing was done."""
         contacts = [contact for _, contact in rows if not isinstance(contact, str)]
         if not contacts:
@@ -315,6 +377,13 @@ class ContactUpload:
         apply_outcome(self._task.outcome_rules, condition, self._campaign_id, message)
 
 
+def _digest(contacts: Iterable[NumberedContact]) -> bytes:
+    digest = hashlib.sha256()
+    for _, contact in contacts:
+        digest.update(json.dumps(contact).encode())
+    return digest.digest()
+
+
 def _read_source(contacts: object) -> Sequence[Any] | ObjectStoragePath:
     """
     Return rows, or the file that they are in.
@@ -331,7 +400,10 @@ def _read_source(contacts: object) -> Sequence[Any] | ObjectStoragePath:
             )
         if not is_path(contacts):
             raise AirflowFailException(f"contacts must be rows, or {wrong_end(contacts).removeprefix('must be ')}")
-        contacts = ObjectStoragePath(contacts)
+        try:
+            contacts = ObjectStoragePath(contacts)
+        except ValueError:
+            raise AirflowFailException(f"contacts: Airflow knows no storage for {contacts!r:.300}.") from None
     if isinstance(contacts, ObjectStoragePath):
         try:
             file_format(str(contacts))
