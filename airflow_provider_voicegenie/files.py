@@ -13,6 +13,8 @@ import gzip
 import hashlib
 import io
 import json
+import logging
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +27,8 @@ from airflow_provider_voicegenie.rules.file_formats import FileFormat, file_form
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+log = logging.getLogger(__name__)
 
 #: Rows that Parquet files are read and written by.
 _ROWS_AT_A_TIME = 5_000
@@ -40,6 +44,26 @@ _INSTALL_PYARROW = "Parquet files need pyarrow: pip install 'airflow-provider-vo
 
 class FileUnreadableError(ValueError):
     """A file is not of the format that its name says."""
+
+
+class FileNotWrittenError(OSError):
+    """What lies at a path is not what was written there."""
+
+
+def storage_path(path: str | ObjectStoragePath) -> ObjectStoragePath:
+    """
+    Return the path of a file, with the user's home folder in place of a ``~`` at its beginning.
+
+    :param path: The path.
+    """
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    if isinstance(path, ObjectStoragePath):
+        if not (_is_local(path) and path.path.startswith("~")):
+            return path
+        path = path.path
+    # Only some of the functions for files do that by themselves.
+    return ObjectStoragePath(os.path.expanduser(path))  # noqa: PTH111  an unknown user is a folder
 
 
 def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
@@ -220,27 +244,91 @@ def replacing(path: ObjectStoragePath, partial: ObjectStoragePath) -> Iterator[W
     """
     Write a file that appears under its name only when it is whole, and replaces the one before.
 
+    At the end, the file is read again, and compared with what was written.
+
     :param path: The file.
     :param partial: Where it is until then, on the same storage. It is gone at the end in any case.
+    :raises FileNotWrittenError: Something else lies at the path.
+    :raises OSError: The file cannot be written.
     """
-    is_local = path.protocol in ("", "file", "local")
-    if is_local:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(f"{str(path)!r:.200} is a folder. Remove it, or give the path of a file.")
     try:
+        if _is_local(path):
+            target = Path(path.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                raise IsADirectoryError(f"{str(path)!r:.200} is a folder. Remove it, or give the path of a file.")
         with _open(partial, "wb") as file:
             written = WrittenFile(file)
             yield written
-        if is_local:
-            # At once; other storages copy, and show the copy when it is whole.
-            Path(partial.path).replace(path.path)
-        else:
-            path.fs.mv(partial.path, path.path)
-    except BaseException:
-        with suppress(Exception):
-            partial.unlink()
+        _move(partial, path)
+        _compare(path, written)
+    except BaseException as error:
+        remove(partial)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            # A full disk does not say of which file.
+            error.filename = str(path)
         raise
+
+
+def remove(path: ObjectStoragePath) -> None:
+    """
+    Remove a file that names people, if there is one.
+
+    If that is not permitted, empty it. A failure is logged, never raised.
+
+    :param path: The file.
+    """
+    storage = path.fs
+    try:
+        # Unlike `rm` and `unlink`, it takes no name for a pattern.
+        storage.rm_file(path.path)
+        return
+    except FileNotFoundError:
+        return
+    except Exception as error:  # noqa: BLE001  each storage has its own
+        reason = type(error).__name__
+    remains = "It may hold names and numbers"
+    with suppress(Exception):
+        if not storage.exists(path.path):
+            return
+        storage.pipe_file(path.path, b"")
+        remains = "It is empty now"
+    log.warning("%s could not be removed (%s). %s. Remove it, or permit this task to remove it.", path, reason, remains)
+
+
+def _is_local(path: ObjectStoragePath) -> bool:
+    return path.protocol in ("", "file", "local")
+
+
+def _move(source: ObjectStoragePath, target: ObjectStoragePath) -> None:
+    """Move a file, in place of the one before. A name is no pattern, whatever characters are in it."""
+    from fsspec import AbstractFileSystem
+
+    storage = source.fs
+    if _is_local(target):
+        Path(source.path).replace(target.path)
+    elif storage.async_impl or type(storage).mv is AbstractFileSystem.mv:
+        # The copy is seen when it is whole. Their `mv` would take * ? [ ] for a pattern.
+        storage.cp_file(source.path, target.path)
+        remove(source)
+    else:
+        # It renames the file.
+        storage.mv(source.path, target.path)
+
+
+def _compare(path: ObjectStoragePath, written: WrittenFile) -> None:
+    digest = hashlib.sha256()
+    size = 0
+    path.fs.invalidate_cache()
+    with suppress(FileNotFoundError), path.fs.open(path.path, "rb") as file:
+        while data := file.read(1024 * 1024):
+            digest.update(data)
+            size += len(data)
+    if digest.hexdigest() != written.sha256:
+        raise FileNotWrittenError(
+            f"{str(path)!r:.200} was written, but what lies there now is something else ({size:,} bytes instead of "
+            f"{written.size:,}). If no other task writes to the same path, give one without special characters."
+        )
 
 
 def write_rows(

@@ -26,6 +26,7 @@ from airflow.providers.openlineage.extractors import OperatorLineage
 from airflow_provider_voicegenie import __version__
 from airflow_provider_voicegenie.api.endpoints import check_campaign_id
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.files import storage_path
 from airflow_provider_voicegenie.rules.file_formats import file_format
 from airflow_provider_voicegenie.rules.outcomes import TaskKind
 
@@ -131,7 +132,7 @@ def _file(path: object) -> tuple[str, str] | None:
     try:
         if isinstance(path, str) and path.isprintable():
             file_format(path)
-            path = ObjectStoragePath(path)
+            path = storage_path(path)
     except ValueError:
         return None
     if not isinstance(path, ObjectStoragePath):

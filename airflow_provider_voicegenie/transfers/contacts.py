@@ -21,7 +21,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStor
 
 from airflow_provider_voicegenie.api.errors import PayloadTooLargeError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import CampaignStatus
-from airflow_provider_voicegenie.files import FileUnreadableError, read_rows
+from airflow_provider_voicegenie.files import FileUnreadableError, read_rows, storage_path
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, NotAContactError, RejectedLimit
 from airflow_provider_voicegenie.rules.file_formats import file_format, is_path, wrong_end
 from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException, apply_outcome
@@ -401,7 +401,7 @@ def _read_source(contacts: object) -> Sequence[Any] | ObjectStoragePath:
         if not is_path(contacts):
             raise AirflowFailException(f"contacts must be rows, or {wrong_end(contacts).removeprefix('must be ')}")
         try:
-            contacts = ObjectStoragePath(contacts)
+            contacts = storage_path(contacts)
         except ValueError:
             raise AirflowFailException(f"contacts: Airflow knows no storage for {contacts!r:.300}.") from None
     if isinstance(contacts, ObjectStoragePath):

@@ -47,6 +47,9 @@ COLUMNS: Mapping[str, type[str] | type[float]] = {
 #: Those that say who was called.
 _PERSONAL = ("contact_name", "phone_number", "recording_url")
 
+#: Bytes of the file's name that a partial file's name begins with.
+_PARTIAL_NAME_BYTES = 200
+
 #: How often the history is read anew if calls are missing.
 _MAX_REREADS = 3
 
@@ -157,13 +160,13 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
             raise AirflowFailException(str(error)) from None
 
     def _path(self) -> ObjectStoragePath:
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
+        from airflow_provider_voicegenie.files import storage_path
 
         try:
             file_format(str(self.path))
         except ValueError as error:
             raise AirflowFailException(f"path: {error}") from None
-        return self.path if isinstance(self.path, ObjectStoragePath) else ObjectStoragePath(self.path)
+        return storage_path(self.path)
 
     def _read(
         self,
@@ -206,11 +209,11 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         )
 
     def _write(self, context: Context, calls: CallStore, path: ObjectStoragePath) -> dict[str, Any]:
-        from airflow_provider_voicegenie.files import replacing, write_rows
+        from airflow_provider_voicegenie.files import remove, replacing, write_rows
 
         partial = _partials(path, context)
         for old in partial[:-1]:
-            old.unlink(missing_ok=True)
+            remove(old)
         with replacing(path, partial[-1]) as file:
             write_rows(calls.rows(), {name: COLUMNS[name] for name in self.columns}, file, str(path))
         personal = [name for name in self.columns if name in _PERSONAL]
@@ -257,4 +260,6 @@ def _partials(path: ObjectStoragePath, context: Mapping[str, Any]) -> list[Objec
     facts = [getattr(task, name, None) for name in ("dag_id", "task_id", "run_id", "map_index")]
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     tries = range(1, (getattr(task, "try_number", 1) or 1) + 1)
-    return [path.with_name(f".{path.name}.{name}-{number}.partial") for number in tries]
+    # File systems take names of 255 bytes.
+    begin = path.name.encode()[:_PARTIAL_NAME_BYTES].decode(errors="ignore")
+    return [path.with_name(f".{begin}.{name}-{number}.partial") for number in tries]

@@ -345,7 +345,7 @@ def test_a_later_try_removes_what_a_killed_one_left(pages, tmp_path, monkeypatch
     pages.append([page(range(9), 9)])
     with monkeypatch.context() as patch:
         patch.setattr(call_stores.CallStore, "rows", break_off(call_stores.CallStore.rows, after=5))
-        patch.setattr("airflow.providers.common.compat.sdk.ObjectStoragePath.unlink", lambda *_, **__: None)
+        patch.setattr("airflow_provider_voicegenie.files.remove", lambda path: None)
         with pytest.raises(BrokenOffError):
             export(tmp_path / "x.csv")
     assert len(files_in(tmp_path)) == 1
@@ -521,3 +521,37 @@ def test_until_must_be_after_since(sandbox, tmp_path):
     same = datetime(2026, 5, 1, tzinfo=UTC)
     with pytest.raises(ValueError, match="until must be after since"):
         export(tmp_path / "x.csv", since=same, until=same)
+
+
+def test_a_file_in_the_home_folder(pages, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pages.append([page([0], 1)])
+    operator = CallHistoryToObjectStorageOperator(task_id="export", campaign_id="completed", path="~/calls.csv")
+    result = operator.execute(context())
+    assert result["path"] == f"{tmp_path}/calls.csv"
+    assert files_in(tmp_path) == ["calls.csv"]
+
+
+@pytest.mark.parametrize("length", [231, 232, 255])
+@pytest.mark.parametrize("letter", ["x", "ü"])
+def test_names_as_long_as_a_file_system_takes(pages, tmp_path, length, letter):
+    pages.append([page([0], 1)])
+    name = letter * ((length - 4) // len(letter.encode())) + ".csv"
+    export(tmp_path / name)
+    assert files_in(tmp_path) == [name]
+
+
+def test_a_name_that_is_too_long(pages, tmp_path):
+    pages.append([page([0], 1)])
+    with pytest.raises(OSError, match="File name too long"):
+        export(tmp_path / f"{'x' * 252}.csv")
+    assert not files_in(tmp_path)
+
+
+def test_a_later_try_removes_only_its_own_partial_files(pages, tmp_path):
+    pages.append([page([0], 1)])
+    others = ["calls1.csv", ".calls1.csv.partial", ".callsX.csv.0123456789ab-1.partial"]
+    for name in others:
+        (tmp_path / name).write_text("another's")
+    export(tmp_path / "calls*.csv", run=context(try_number=3))
+    assert files_in(tmp_path) == sorted([*others, "calls*.csv"])
