@@ -117,7 +117,7 @@ def _open_to_read(path: ObjectStoragePath) -> Any:
     except OSError:
         if not _is_folder(path):
             raise
-        problem = "is a folder. Give the path of a file; to read a folder of Parquet parts, map the task over its files"
+        problem = "is a folder, not a file. Give the path of a file; to read a folder of Parquet parts, map the task over its files"
     except (ValueError, ImportError) as error:
         storage = path.protocol or "file"
         problem = (
@@ -125,13 +125,6 @@ def _open_to_read(path: ObjectStoragePath) -> Any:
             "installed where this task runs"
         )
     raise FileUnreadableError(f"{str(path)!r:.200} {problem}.")
-
-
-def _is_folder(path: ObjectStoragePath) -> bool:
-    try:
-        return bool(path.is_dir())
-    except Exception:  # noqa: BLE001  a storage may raise anything; then the error of the opening counts
-        return False
 
 
 def _read_csv(file: Any) -> Iterator[Mapping[Any, Any]]:
@@ -253,10 +246,9 @@ def replacing(path: ObjectStoragePath, partial: ObjectStoragePath) -> Iterator[W
     """
     try:
         if _is_local(path):
-            target = Path(path.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_dir():
-                raise IsADirectoryError(f"{str(path)!r:.200} is a folder. Remove it, or give the path of a file.")
+            Path(path.path).parent.mkdir(parents=True, exist_ok=True)
+        if _is_folder(path):
+            raise IsADirectoryError(f"{str(path)!r:.200} is a folder. Remove it, or give the path of a file.")
         with _open(partial, "wb") as file:
             written = WrittenFile(file)
             yield written
@@ -298,6 +290,13 @@ def remove(path: ObjectStoragePath) -> None:
 
 def _is_local(path: ObjectStoragePath) -> bool:
     return path.protocol in ("", "file", "local")
+
+
+def _is_folder(path: ObjectStoragePath) -> bool:
+    try:
+        return bool(path.fs.isdir(path.path))
+    except Exception:  # noqa: BLE001  each storage has its own, if it does not permit to list files
+        return False
 
 
 def _move(source: ObjectStoragePath, target: ObjectStoragePath) -> None:

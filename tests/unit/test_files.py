@@ -10,7 +10,14 @@ import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_provider_voicegenie.files import FileNotWrittenError, remove, replacing, storage_path
+from airflow_provider_voicegenie.files import (
+    FileNotWrittenError,
+    FileUnreadableError,
+    read_rows,
+    remove,
+    replacing,
+    storage_path,
+)
 
 try:
     from airflow.sdk.io import attach
@@ -171,3 +178,21 @@ def test_the_home_folder(tmp_path, monkeypatch, make, prefix):
 @pytest.mark.parametrize("path", ["/a/~/x.csv", "s3://bucket/~/x.csv", "file:///a/~x.csv"])
 def test_other_paths_stay_as_they_are(path):
     assert str(storage_path(path)) == path
+
+
+def test_a_folder_of_parts_is_no_file(folder, tmp_path):
+    (tmp_path / "calls.parquet").mkdir()
+    elsewhere = folder() / "calls.parquet"
+    elsewhere.fs.pipe({f"{elsewhere.path}/part-0.parquet": b"1"})
+    for path in (ObjectStoragePath(f"file://{tmp_path}/calls.parquet"), elsewhere):
+        with pytest.raises(FileUnreadableError, match=r"calls\.parquet' is a folder, not a file.*over its files"):
+            list(read_rows(path))
+        with pytest.raises(IsADirectoryError, match=r"calls\.parquet' is a folder\. Remove it"):
+            write(path, b"today's")
+    assert list(everything_on(elsewhere)) == ["part-0.parquet"]
+
+
+def test_what_is_not_there_is_no_folder(folder, tmp_path):
+    for path in (ObjectStoragePath(f"file://{tmp_path}/x.parquet"), folder() / "x.parquet"):
+        with pytest.raises(FileNotFoundError):
+            list(read_rows(path))
