@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -478,21 +478,40 @@ class Call(Model):
 
     @property
     def key(self) -> str:
-        """What distinguishes it from other calls: its id or, without one, all that it says."""
-        return self.call_id or json.dumps(self.to_json())
+        """
+        What distinguishes it from other calls on other pages.
+
+        The id alone does not: services exist that give several calls one. What may still change after a call, such as
+        its recording, is no part of it; without an id, all is.
+        """
+        if self.call_id is None:
+            return json.dumps(self.to_json())
+        return "\0".join((self.call_id, self.contact_name or "", self.phone_number or "", self.call_time or ""))
 
     @classmethod
     def from_json(cls, data: Json) -> Call:
         """Read a call; whatever is missing or unreadable is ``None``."""
         return cls(
             call_id=_text_or_number(data.get("call_id")),
-            contact_name=_text(data.get("contact_name")),
+            contact_name=_text_or_number(data.get("contact_name")),
             phone_number=_text_or_number(data.get("phone_number")),
-            status=_text(data.get("status")),
+            status=_text_or_number(data.get("status")),
             duration=_number(data.get("duration")),
-            call_time=_text(data.get("call_time")),
-            recording_url=_text(data.get("recording_url")),
+            call_time=_text_or_number(data.get("call_time")),
+            recording_url=_text_or_number(data.get("recording_url")),
         )
+
+    def unreadable(self, data: Json) -> tuple[str, ...]:
+        """
+        Return the fields that are ``None`` although the service said something.
+
+        :param data: What the call was read from.
+        """
+        empty = (name for name in _CALL_FIELDS if getattr(self, name) is None)
+        return tuple(name for name in empty if (value := data.get(name)) is not None and str(value).strip())
+
+
+_CALL_FIELDS = tuple(each.name for each in fields(Call))
 
 
 @dataclass(frozen=True)
@@ -503,11 +522,27 @@ class CallPage(Model):
     :param calls: The calls of the page that could be read.
     :param size: Items on the page, unreadable ones included: what the next page's offset grows by.
     :param total: Calls in all, as this page counts them.
+    :param unreadable: By a call's place on the page: its fields that are ``None`` although the service said something.
     """
 
     calls: tuple[Call, ...]
     size: int
     total: int
+    unreadable: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def distinct(self) -> Iterator[tuple[str, int, Call]]:
+        """
+        Yield each call with a key, and its place on the page. A call that the page lists twice is given once.
+
+        Two calls that differ on one page are two, even if their own keys are equal: no page shifts within itself.
+        """
+        seen: dict[str, list[tuple[str | None, float | None]]] = {}
+        for place, call in enumerate(self.calls):
+            results = seen.setdefault(call.key, [])
+            result = call.status, call.duration
+            if result not in results:
+                results.append(result)
+                yield f"{call.key}\0{len(results)}", place, call
 
     @classmethod
     def from_json(cls, data: Json) -> CallPage:
@@ -517,7 +552,10 @@ class CallPage(Model):
         :raises ShapeError: ``history`` or ``pagination.total`` is missing.
         """
         items, total = _page(data, "history")
-        return cls(tuple(Call.from_json(item) for item in items if isinstance(item, dict)), len(items), total)
+        readable = [item for item in items if isinstance(item, dict)]
+        calls = tuple(map(Call.from_json, readable))
+        problems = enumerate(call.unreadable(item) for call, item in zip(calls, readable, strict=True))
+        return cls(calls, len(items), total, {place: names for place, names in problems if names})
 
 
 def _page(data: Json, name: str) -> tuple[list[Any], int]:
@@ -575,7 +613,11 @@ def _text(value: object) -> str | None:
 
 
 def _text_or_number(value: object) -> str | None:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return _text(value)
+    return str(value) if math.isfinite(value) else None
 
 
 def _number(value: object) -> float | None:

@@ -286,9 +286,9 @@ class VoiceGenieHook(BaseHook):
                 for page in self.call_history_pages(
                     campaign_id, lambda: len(seen), status=status, since=begin, until=end, page_size=page_size
                 ):
-                    for call in page.calls:
-                        if call.key not in seen:
-                            seen.add(call.key)
+                    for key, _, call in page.distinct():
+                        if key not in seen:
+                            seen.add(key)
                             yield call
 
         return calls()

@@ -5,19 +5,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_voicegenie.api.models import Call
+    from airflow_provider_voicegenie.api.models import Call, CallPage
 
 #: Kilobytes of the database that are kept in memory.
 _CACHE = 16 * 1024
+
+
+class ScratchSpaceError(OSError):
+    """The folder for temporary files has no space for the calls."""
+
+
+def _no_space(error: Exception) -> ScratchSpaceError:
+    # Not in an `except`: where no folder can be written to, `gettempdir` fails too.
+    folder = tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  only for the message
+    return ScratchSpaceError(
+        f"The scratch database of the export cannot be written to the folder for temporary files, {folder!r:.200} "
+        f"({error}). Until the file is written, the calls are there, and take about as much space as a CSV file of "
+        "them. Free some, or let the worker's TMPDIR name a folder with more."
+    )
 
 
 class CallStore:
@@ -25,12 +40,27 @@ class CallStore:
     Holds calls in a scratch database that nobody else can read, and that is gone with this object.
 
     :param columns: What is kept of a call.
+    :raises ScratchSpaceError: There is no space for the database.
     """
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._columns = columns
 
     def __enter__(self) -> CallStore:
+        try:
+            self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise _no_space(error) from None
+        self._filter: str | None = None
+        #: How many different calls were added of the pass's filter, in this pass or an earlier one.
+        self.known = 0
+        #: How many entries of this pass, on one page each, list a call that the page has already.
+        self.repeated = 0
+        #: How many values of the calls could not be read, by column.
+        self.unreadable: Counter[str] = Counter()
+        return self
+
+    def _open(self) -> None:
         with tempfile.TemporaryDirectory(prefix="voicegenie-") as folder:
             self._database = sqlite3.connect(Path(folder, "calls"), isolation_level=None)
             # Neither a journal nor a file for sorting may come beside it.
@@ -45,10 +75,6 @@ class CallStore:
                 """
             )
         # The file has lost its name by now, and takes its space until it is closed, even by a kill.
-        self._filter: str | None = None
-        #: How many different calls were added of the pass's filter, in this pass or an earlier one.
-        self.known = 0
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -65,20 +91,32 @@ class CallStore:
         :param status: What the calls are filtered by.
         """
         self._filter = status
+        self.repeated = 0
         self.known = len(self)
         if status is not None:
             self.known = int(self._one("SELECT count(*) FROM filtered WHERE filter = ?", status))
 
-    def add(self, calls: Iterable[Call]) -> None:
+    def add(self, page: CallPage) -> None:
         """
-        Add calls that are not there yet.
+        Add the calls of a page that are not there yet.
 
-        :param calls: The calls.
+        :param page: The page.
+        :raises ScratchSpaceError: There is no space for them.
         """
+        try:
+            self._add(page)
+        except sqlite3.Error as error:
+            raise _no_space(error) from None
+
+    def _add(self, page: CallPage) -> None:
         self._database.execute("BEGIN")
-        for call in calls:
-            key = hashlib.sha256(call.key.encode()).digest()[:16]
+        self.repeated += len(page.calls)
+        for text, place, call in page.distinct():
+            self.repeated -= 1
+            key = hashlib.sha256(text.encode()).digest()[:16]
             is_new = self._insert("calls VALUES (?, ?, ?)", key, call.status, self._data(call))
+            if is_new:
+                self.unreadable.update(set(page.unreadable.get(place, ())).intersection(self._columns))
             if self._filter is not None:
                 # Of two filters, both may show it.
                 is_new = self._insert("filtered VALUES (?, ?)", self._filter, key)

@@ -63,14 +63,18 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
     How it works: The task reads the campaign, and then its calls, page by page (``POST /getHistory``, the service's
     Get History page, a read), into a scratch database in the folder for temporary files. Pages shift while they are
     read, so a call that comes twice is written once, and if calls are missing at the end, all are read again, up to
-    three times. The file appears under its name only when it is whole, and replaces the one before; a later try
-    of the task makes it anew. A million calls need little more memory than ten thousand, and disk space.
+    three times. Calls with the same id are two calls if they differ in name, number or time, or if one page has both.
+    A number in a column of texts is written as text. Other values of a wrong type are left empty, and a warning counts
+    them. The file appears under its name only when it is whole, and replaces the one before; then it is read again, and
+    compared with what was written. A later try of the task makes it anew. A million calls need little more memory than
+    ten thousand, and disk space.
 
     What it does not do: It downloads no recordings.
 
     Known limitation: While it works, the scratch database holds what the file will hold; other users cannot read it,
     and it is gone with the process. A process that is killed outright leaves a partial file behind,
-    ``.<name>.<digits>.partial`` beside the file; the next try removes it.
+    ``.<name>.<digits>.partial`` beside the file; the next try removes it. If the task may write to a storage but not
+    delete there, it leaves an empty one, with a warning.
 
     Returns to XCom, as plain JSON:
 
@@ -82,7 +86,8 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
 
     :param campaign_id: Id of the campaign. (templated)
     :param path: The file, as a string or an ``ObjectStoragePath``: ``.csv``, ``.jsonl`` or ``.ndjson`` (one JSON object
-        a line), each also with ``.gz``, or ``.parquet``. (templated)
+        a line), each also with ``.gz``, or ``.parquet``. A ``~`` at its beginning is the home folder of the worker's
+        user. (templated)
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param statuses: Only calls that ended so: ``answered``, ``busy``, ``no_answer``, ``failed``. All by default.
     :param since: Only calls from then on: a ``datetime`` or a text in ISO 8601, such as ``2026-05-01T08:00+02:00``, in
@@ -192,8 +197,8 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
                             f"Campaign {self.campaign_id!r}: the task was ended from outside before it wrote the file."
                         )
                     total = page.total
-                    calls.add(page.calls)
-                missing += max(0, total - calls.known)
+                    calls.add(page)
+                missing += max(0, total - calls.repeated - calls.known)
             if not missing:
                 return
             if is_running:
@@ -204,8 +209,8 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
                 log.info("Campaign %r: %s calls are missing; reading again.", self.campaign_id, f"{missing:,}")
         self._apply(
             Condition.HISTORY_INCOMPLETE,
-            f"the service says that there are {missing:,} more calls than the {len(calls):,} that it gave in "
-            f"{_MAX_REREADS + 1} readings",
+            f"the service says that there are {missing:,} more calls than the {len(calls):,} different ones that it "
+            f"gave, unless it lists some twice, in {_MAX_REREADS + 1} readings",
         )
 
     def _write(self, context: Context, calls: CallStore, path: ObjectStoragePath) -> dict[str, Any]:
@@ -216,6 +221,14 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
             remove(old)
         with replacing(path, partial[-1]) as file:
             write_rows(calls.rows(), {name: COLUMNS[name] for name in self.columns}, file, str(path))
+        if calls.unreadable:
+            log.warning(
+                "Campaign %r: %s values that the service gave are not of the type of their column, and are empty in "
+                "the file: %s.",
+                self.campaign_id,
+                f"{calls.unreadable.total():,}",
+                ", ".join(f"{name} ({calls.unreadable[name]:,})" for name in self.columns if calls.unreadable[name]),
+            )
         personal = [name for name in self.columns if name in _PERSONAL]
         log.info(
             "Campaign %r: %s calls were written to %s (%s bytes), with the columns %s. %s",

@@ -375,7 +375,7 @@ def test_the_scratch_database_has_no_name(pages, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with call_stores.CallStore(["call_id"]) as calls:
         calls.begin_pass(None)
-        calls.add([call(number) for number in range(5000)])
+        calls.add(page(range(5000), 5000))
         assert not files_in(tmp_path)
         assert len(list(calls.rows())) == 5000
 
@@ -555,3 +555,124 @@ def test_a_later_try_removes_only_its_own_partial_files(pages, tmp_path):
         (tmp_path / name).write_text("another's")
     export(tmp_path / "calls*.csv", run=context(try_number=3))
     assert files_in(tmp_path) == sorted([*others, "calls*.csv"])
+
+
+# What the service writes in another form, and calls that share an id.
+
+
+def answer(sandbox, *calls, total=None):
+    history = {"history": calls, "pagination": {"total": len(calls) if total is None else total}}
+    sandbox.inject("status", "history", status=200, body=json.dumps({"success": True, "data": history}), times=1)
+    empty = {"history": [], "pagination": history["pagination"]}
+    sandbox.inject("status", "history", status=200, body=json.dumps({"success": True, "data": empty}), times=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1714550400, "1714550400"), (1714550400.25, "1714550400.25"), (4915112345678.0, "4915112345678"), (0, "0")],
+)
+def test_numbers_in_columns_of_texts_are_written_as_texts(sandbox, tmp_path, said, value, text):
+    texts = [name for name, kind in COLUMNS.items() if kind is str]
+    answer(sandbox, dict.fromkeys(texts, value))
+    export(tmp_path / "x.jsonl")
+    (found,) = read_json_lines(tmp_path / "x.jsonl")
+    assert {name: found[name] for name in texts} == dict.fromkeys(texts, text)
+    assert not [line for line in said() if "empty in the file" in line]
+
+
+def test_values_of_another_type_are_counted_in_one_warning(sandbox, tmp_path, said):
+    calls = [
+        {"call_id": "1", "duration": "00:01:30", "call_time": {"xaverine": 1}, "recording_url": True},
+        {"call_id": "2", "duration": "xaverine", "call_time": "2026-05-01T08:00:00Z", "contact_name": ["xaverine"]},
+        {"call_id": "3", "duration": "90", "status": "  ", "call_time": None},
+    ]
+    for _ in range(4):
+        # What is read again is not counted again.
+        answer(sandbox, *calls, total=4)
+    export(
+        tmp_path / "x.jsonl", columns=["duration", "call_time", "status"], outcomes={"HISTORY_INCOMPLETE": "succeed"}
+    )
+    assert read_json_lines(tmp_path / "x.jsonl") == [
+        {"duration": None, "call_time": None, "status": None},
+        {"duration": None, "call_time": "2026-05-01T08:00:00Z", "status": None},
+        {"duration": 90.0, "call_time": None, "status": None},
+    ]
+    (warning,) = [line for line in said() if "empty in the file" in line]
+    assert "3 values that the service gave are not of the type of their column" in warning
+    assert warning.endswith("empty in the file: duration (2), call_time (1).")
+
+
+@pytest.mark.parametrize(
+    "differs",
+    [
+        {"call_time": "2026-05-01T09:00:00Z"},
+        {"phone_number": "+4915100000009"},
+        {"contact_name": "Xaverine B"},
+        {"status": "no_answer"},
+        {"duration": 31.0},
+    ],
+)
+def test_two_calls_with_one_id_on_one_page(pages, tmp_path, differs):
+    calls = (call(0), call(0, **differs), call(1))
+    pages.append([CallPage(calls, 3, 3)])
+    assert export(tmp_path / "x.jsonl")["rows"] == 3
+    assert len(list(hook_calls(pages))) == 3
+
+
+def test_two_calls_with_one_id_on_two_pages(pages, tmp_path):
+    other = call(0, call_time="2026-05-01T09:00:00Z")
+    pages.append([CallPage((call(1), call(0)), 2, 3), CallPage((other,), 1, 3)])
+    assert export(tmp_path / "x.jsonl")["rows"] == 3
+    assert len(list(hook_calls(pages))) == 3
+
+
+def test_a_call_that_one_page_lists_twice_is_not_missing(pages, tmp_path):
+    again = call(0, recording_url="https://recordings.example/0?signed=again")
+    pages.append([CallPage((call(0), again, call(1)), 3, 3)])
+    assert export(tmp_path / "x.jsonl")["rows"] == 2
+    assert len(list(hook_calls(pages))) == 2
+
+
+def test_a_call_that_is_read_again_with_another_recording_or_result_is_the_same(pages, tmp_path):
+    changed = [call(0, recording_url=None), call(1, status="voicemail"), call(2, duration=None)]
+    pages.append([page(range(3), 3), CallPage(tuple(changed), 3, 3)])
+    assert export(tmp_path / "x.jsonl")["rows"] == 3
+
+
+def test_calls_that_one_page_lists_twice_hide_no_missing_one(pages, tmp_path):
+    pages.append([CallPage((call(0), call(0), call(1)), 3, 5)])
+    with pytest.raises(
+        AirflowFailException, match=r"2 more calls than the 2 different ones .* unless it lists some twice"
+    ):
+        export(tmp_path / "x.jsonl")
+
+
+def hook_calls(pages):
+    return VoiceGenieHook().iter_call_history("completed")
+
+
+# A full disk.
+
+
+def test_a_full_folder_for_temporary_files(pages, tmp_path, monkeypatch):
+    opened = call_stores.CallStore._open
+
+    def open_small(store):
+        opened(store)
+        store._database.execute("PRAGMA max_page_count = 20")
+
+    monkeypatch.setattr(call_stores.CallStore, "_open", open_small)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pages.append([page(range(5000), 5000)])
+    with pytest.raises(call_stores.ScratchSpaceError, match=r"cannot be written to .*disk is full.* TMPDIR") as caught:
+        export(tmp_path / "x.csv")
+    assert str(tmp_path) in str(caught.value)
+    assert person_in(str(caught.value)) is None
+    assert not files_in(tmp_path)
+
+
+def test_a_folder_for_temporary_files_that_is_not_there(pages, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    pages.append([page([0], 1)])
+    with pytest.raises(call_stores.ScratchSpaceError, match=r"/gone' \(.*No such file or directory.* TMPDIR"):
+        export(tmp_path / "x.csv")
