@@ -117,7 +117,10 @@ def _open_to_read(path: ObjectStoragePath) -> Any:
     except OSError:
         if not _is_folder(path):
             raise
-        problem = "is a folder, not a file. Give the path of a file; to read a folder of Parquet parts, map the task over its files"
+        problem = (
+            "is a folder, not a file. Give the path of a file; to read a folder of Parquet parts, map the task over "
+            "its files"
+        )
     except (ValueError, ImportError) as error:
         storage = path.protocol or "file"
         problem = (

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.errors import UnauthorizedError, VoiceGenieError
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_voicegenie.hooks.connection import (
     client_settings,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import hmac
 
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
+    from airflow_provider_voicegenie.api.endpoints import Request
     from airflow_provider_voicegenie.api.models import (
         Call,
         CallPage,
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
         UploadedContacts,
     )
     from airflow_provider_voicegenie.api.session import BoundSession
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 def _check_page_size(page_size: object) -> None:
@@ -58,7 +64,8 @@ class VoiceGenieHook(BaseHook):
     temporary. Starts and pauses are sent once: after an error with ``may_have_taken_effect``, read the campaign before
     anything else, as :class:`~airflow_provider_voicegenie.operators.campaign.StartCampaignOperator` does.
 
-    The connection is read when the first request needs it. The hook can be pickled; its client, which holds the key,
+    The connection is read when the first request needs it, and again if the service no longer accepts its API key:
+    reads and uploads go on if it has another key by then. The hook can be pickled; its client, which holds the key,
     stays behind.
 
     :param voicegenie_conn_id: Id of the Airflow connection.
@@ -112,7 +119,7 @@ class VoiceGenieHook(BaseHook):
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(endpoints.other(method, path, params=params, json=json, repeatable=repeatable))
+        return self._send(endpoints.other(method, path, params=params, json=json, repeatable=repeatable))
 
     def start_campaign(
         self,
@@ -158,7 +165,7 @@ class VoiceGenieHook(BaseHook):
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(
+        return self._send(
             endpoints.campaign(campaign_id), max_attempts=max_attempts, raise_on_rate_limit=raise_on_rate_limit
         )
 
@@ -171,7 +178,7 @@ class VoiceGenieHook(BaseHook):
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(endpoints.statistics(campaign_id), max_attempts=max_attempts)
+        return self._send(endpoints.statistics(campaign_id), max_attempts=max_attempts)
 
     def list_campaigns(self, page_size: int = 1000, *, max_attempts: int | None = None) -> Iterator[Campaign]:
         """
@@ -192,9 +199,7 @@ class VoiceGenieHook(BaseHook):
             seen: set[str] = set()
             offset = 0
             while True:
-                page = self._client.send(
-                    endpoints.campaign_page(limit=page_size, offset=offset), max_attempts=max_attempts
-                )
+                page = self._send(endpoints.campaign_page(limit=page_size, offset=offset), max_attempts=max_attempts)
                 for campaign in page.campaigns:
                     if campaign.campaign_id not in seen:
                         seen.add(campaign.campaign_id)
@@ -213,7 +218,7 @@ class VoiceGenieHook(BaseHook):
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(endpoints.quota(), max_attempts=max_attempts)
+        return self._send(endpoints.quota(), max_attempts=max_attempts)
 
     def upload_contacts(
         self,
@@ -243,7 +248,7 @@ class VoiceGenieHook(BaseHook):
             if not contact.get("phone_number"):
                 raise ValueError(f"contacts: number {number:,} has no phone_number; nothing was sent.")
         request = endpoints.upload(campaign_id, contacts)
-        return self._client.send(request, before_attempt=before_attempt, on_sending=on_sending)
+        return self._send(request, before_attempt=before_attempt, on_sending=on_sending)
 
     def digest(self) -> hmac.HMAC:
         """Return a SHA-256 digest to be filled, of which nobody without the API key can guess what is in it."""
@@ -322,7 +327,7 @@ class VoiceGenieHook(BaseHook):
             request = endpoints.history(
                 campaign_id, limit=page_size, offset=offset, status=status, since=since, until=until
             )
-            page = self._client.send(request)
+            page = self._send(request)
             known = count_known()
             yield page
             offset += page.size
@@ -392,6 +397,33 @@ class VoiceGenieHook(BaseHook):
         found = "; ".join((*misspelled, *others))
         message = f"The VoiceGenie service accepts the API key{f', but Extra has {found}' if found else ''}"
         return not misspelled, message if message.endswith("?") else f"{message}."
+
+    def _send(self, request: Request[Result], **options: Any) -> Result:
+        """
+        Send a request. If the API key is no longer accepted, and the connection has another one, use that.
+
+        A task may read, or upload, for longer than its first key lives. A request that must not be repeated is not.
+        """
+        client = self._client
+        try:
+            return client.send(request, **options)
+        except UnauthorizedError:
+            if not (request.is_repeatable and self._take_new_key(client)):
+                raise
+        return self._client.send(request, **options)
+
+    def _take_new_key(self, client: VoiceGenieClient) -> bool:
+        """Make a client with the connection's API key of now; return whether that is another key."""
+        try:
+            settings = client_settings(self._airflow_connection())
+        except VoiceGenieError:
+            return False
+        # Another address may be another account: its campaigns are not those that the task is about.
+        if settings.api_key == client.settings.api_key or settings.base_url != client.settings.base_url:
+            return False
+        log.info("Connection %r: its API key was replaced; going on with the new one.", self.voicegenie_conn_id)
+        self._client = make_client(settings)
+        return True
 
     def _airflow_connection(self) -> Any:
         problem: VoiceGenieError

@@ -710,3 +710,18 @@ def test_the_byte_order_mark_of_a_spreadsheet_hides_no_column(sandbox, campaign,
 def test_a_part_that_is_empty_is_left_out(value):
     row = {"phone_number": "4915123456", "name": value, "email": value}
     assert ContactColumns().contact(row) == {"phone_number": "4915123456"}
+
+
+def test_an_upload_goes_on_with_the_key_that_the_connection_has_now(sandbox, campaign, monkeypatch):
+    send = VoiceGenieHook.upload_contacts
+
+    def upload_then_replace(hook, *arguments, **options):
+        result = send(hook, *arguments, **options)
+        sandbox.sandbox.api_key += "-replaced"
+        connection = sandbox.connection(max_attempts=1, timeout=20, requests_per_minute=60_000)
+        monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+        return result
+
+    monkeypatch.setattr(VoiceGenieHook, "upload_contacts", upload_then_replace)
+    result = upload(campaign, rows(6), batch_size=2)
+    assert (result["uploaded"], result["batches"]) == (6, 3)

@@ -19,6 +19,7 @@ from helpers.leaks import MARKED_PERSON, person_in
 from helpers.tasks import context
 
 from airflow_provider_voicegenie.api import endpoints
+from airflow_provider_voicegenie.api.errors import UnauthorizedError
 from airflow_provider_voicegenie.api.models import Call, CallPage, read_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
@@ -676,3 +677,62 @@ def test_a_folder_for_temporary_files_that_is_not_there(pages, tmp_path, monkeyp
     pages.append([page([0], 1)])
     with pytest.raises(call_stores.ScratchSpaceError, match=r"/gone' \(.*No such file or directory.* TMPDIR"):
         export(tmp_path / "x.csv")
+
+
+# An API key that is replaced meanwhile.
+
+
+def test_an_export_goes_on_with_the_key_that_the_connection_has_now(sandbox, tmp_path, said, monkeypatch):
+    expected = export(tmp_path / "x.jsonl")
+    pages_of = VoiceGenieHook.call_history_pages
+
+    def small_pages(hook, *arguments, **options):
+        for number, each in enumerate(pages_of(hook, *arguments, page_size=5, **options)):
+            yield each
+            if number == 0:
+                replace_key(sandbox, monkeypatch)
+
+    monkeypatch.setattr(VoiceGenieHook, "call_history_pages", small_pages)
+    said()
+    assert export(tmp_path / "x.jsonl") == expected
+    assert said()[0] == "Connection 'voicegenie_default': its API key was replaced; going on with the new one."
+
+
+def replace_key(sandbox, monkeypatch, **fields):
+    sandbox.sandbox.api_key += "-replaced"
+    connection = {**json.loads(sandbox.connection(max_attempts=1, timeout=20, requests_per_minute=60_000)), **fields}
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps(connection))
+
+
+def refused(sandbox):
+    return [each for each in sandbox.sandbox.requests if each.status == 401]
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"password": "still-wrong"},
+        {"password": ""},
+        {"host": "http://127.0.0.1:1"},
+        {"password": "a", "host": "https://"},
+    ],
+)
+def test_what_is_no_new_key_of_the_same_account_is_not_tried_for_long(sandbox, monkeypatch, now):
+    hook = VoiceGenieHook()
+    hook.get_campaign("ready")
+    replace_key(sandbox, monkeypatch, **now)
+    with pytest.raises(UnauthorizedError):
+        hook.get_campaign("ready")
+    assert len(refused(sandbox)) == (2 if now == {"password": "still-wrong"} else 1)
+
+
+@pytest.mark.parametrize("send", [VoiceGenieHook.start_campaign, VoiceGenieHook.pause_campaign])
+def test_what_may_not_be_repeated_is_not_sent_with_the_new_key(sandbox, monkeypatch, send):
+    hook = VoiceGenieHook()
+    hook.get_campaign("ready")
+    replace_key(sandbox, monkeypatch)
+    with pytest.raises(UnauthorizedError):
+        send(hook, "ready")
+    assert len(refused(sandbox)) == 1
+    # The next read takes it.
+    assert hook.get_campaign("ready").campaign_id == "ready"
