@@ -300,3 +300,12 @@ print("LOADED", [name for name in sys.modules if name.startswith(names)])
 """
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert "LOADED []" in printed
+
+
+def test_a_file_in_the_home_folder(sandbox, people, monkeypatch):
+    monkeypatch.setenv("HOME", str(people.parent))
+    campaign_id = sandbox.add_campaign(total_count=0).id
+    upload = UploadContactsOperator(task_id="t", campaign_id=campaign_id, contacts=f"~/{people.name}")
+    export = CallHistoryToObjectStorageOperator(task_id="t", campaign_id="completed", path="~/calls.csv")
+    assert names(told(run(upload))["inputs"]) == [("file", str(people))]
+    assert ("file", f"{people.parent}/calls.csv") in names(told(run(export))["outputs"])
