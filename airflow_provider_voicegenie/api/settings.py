@@ -3,20 +3,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 #: The only host on the vendor's Start Campaign page. The vendor names others, and calls none of them production.
 DOCUMENTED_BASE_URL = "https://seamless-sandbox-dev-cm.oriserve.com"
 
+#: 64 bits tell accounts apart, and are too few to check a guess of the whole digest against.
+_DIGEST_CHARACTERS = 16
+
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_MAX_ATTEMPTS = 4
 #: The smallest documented plan.
 DEFAULT_REQUESTS_PER_MINUTE = 60
+
+
+class Account(NamedTuple):
+    """
+    Whose campaigns a client is shown.
+
+    :param base_url: Where the service is.
+    :param digest: A digest of that, keyed with the API key: another key, another digest. It can be stored.
+    """
+
+    base_url: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,13 @@ class ClientSettings:
         if not _is_surely_a_host(host) or self.api_key.casefold() in host:
             return f"the configured host, port {port}"
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def account(self) -> Account:
+        """Whose campaigns these settings lead to, as far as they tell."""
+        # As with contacts that were uploaded: nobody without the key can tell what a digest is of.
+        digest = hmac.new(self.api_key.encode(), self.base_url.encode(), hashlib.sha256).hexdigest()
+        return Account(self.base_url, digest[:_DIGEST_CHARACTERS])
 
     @property
     def is_encrypted(self) -> bool:

@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
-from airflow_provider_voicegenie.triggers.polling import ListedPage
+from airflow_provider_voicegenie.triggers.polling import AnyReading, CampaignReading, ListedPage
 
 #: Seconds by which the service's times may differ from ours; a wrong time zone makes up to fourteen hours.
 _CLOCKS_DIFFER = 86_400
+
+#: Seconds by which the service may correct the time of an end.
+_CORRECTED = 5.0
+
+#: Seconds after which a campaign that no pass shows any more is forgotten. One list may lack some, or all of them.
+_REMOVED = 86_400
 
 #: Passes over the list after which all campaigns count as known, although pages have shifted in each of them.
 _ENOUGH_PASSES = 3
@@ -38,9 +44,9 @@ class _Ended(NamedTuple):
     :param latest: The latest time that is known of it.
     """
 
-    ended_at: int | None
-    started_at: int | None
-    latest: int
+    ended_at: float | None
+    started_at: float | None
+    latest: float
 
 
 class _Kept(NamedTuple):
@@ -50,6 +56,8 @@ class _Kept(NamedTuple):
     looked_at: int | None
     open: set[str]
     ended: dict[str, _Ended]
+    missing: dict[str, int]
+    is_empty: bool
 
 
 class KnownCampaigns:
@@ -62,9 +70,16 @@ class KnownCampaigns:
     def __init__(self, campaign_ids: Collection[str] | None = None) -> None:
         self._watched = None if campaign_ids is None else {_digest(campaign_id) for campaign_id in campaign_ids}
         self._open: set[str] = set()
+        #: The last end of each. One that goes on since is open, too.
         self._ended: dict[str, _Ended] = {}
+        #: Those that had ended, and of which the last look said that they have not: that may be an old response.
+        self._doubted: set[str] = set()
+        #: Since when no pass has shown an open campaign, Unix seconds.
+        self._missing: dict[str, int] = {}
         #: When the last pass over the list began; ``None`` before the first one that showed all campaigns.
         self._looked_at: int | None = None
+        #: Whether no pass has shown anything: the list may not have been there yet.
+        self._is_empty = False
         #: Grows with each change of what is worth keeping.
         self.version = 0
         #: How many campaigns the last pass has shown.
@@ -90,8 +105,29 @@ class KnownCampaigns:
 
     @property
     def open_count(self) -> int:
-        """How many campaigns have not ended."""
-        return len(self._open)
+        """How many of the listed campaigns have not ended."""
+        return len(self._open) - len(self._missing)
+
+    def knows_any_of(self, reading: AnyReading) -> bool:
+        """Say whether something was known of one of the campaigns that were read."""
+        return any(
+            digest in self._open or digest in self._ended
+            for digest in (_digest(campaign.campaign_id) for campaign in _campaigns_in(reading))
+        )
+
+    def ends_in(self, reading: AnyReading) -> list[Campaign]:
+        """
+        Take note of a reading, and return the campaigns that have ended since they were last looked at.
+
+        :param reading: The reading.
+        """
+        if isinstance(reading, ListedPage):
+            return self.observe_page(reading)
+        return [
+            campaign
+            for campaign in _campaigns_in(reading)
+            if isinstance(reading, CampaignReading) and self.observe(campaign, reading.now)
+        ]
 
     def observe(self, campaign: Campaign, now: float) -> bool:
         """
@@ -144,43 +180,76 @@ class KnownCampaigns:
             if not self._is_complete and self._passes < _ENOUGH_PASSES:
                 return
             self.version += 1
-        self._looked_at = self._pass_began
-        if self._is_complete and not self._open <= seen:
-            # They were removed from the account.
-            self._open &= seen
+            self._is_empty = True
+        if seen and self._is_empty:
+            self._is_empty = False
             self.version += 1
+        self._looked_at = self._pass_began
+        if self._is_complete:
+            self._forget_removed(seen)
         oldest = self._looked_at - _CLOCKS_DIFFER
         self._ended = {digest: known for digest, known in self._ended.items() if known.latest > oldest}
+
+    def _forget_removed(self, seen: set[str]) -> None:
+        """Forget the open campaigns that no pass has shown for long: they were removed from the account."""
+        missing = {digest: self._missing.get(digest, self._pass_began) for digest in self._open - seen}
+        removed = {digest for digest, since in missing.items() if self._pass_began - since >= _REMOVED}
+        missing = {digest: since for digest, since in missing.items() if digest not in removed}
+        if missing != self._missing:
+            self._missing = missing
+            self._open -= removed
+            self.version += 1
 
     def _observe(self, digest: str, campaign: Campaign, now: int) -> bool:
         known = self._ended.get(digest)
         if not campaign.status.has_ended:
-            # A status that is unknown here does not say that a campaign which had ended goes on.
-            if digest not in self._open and not (known and campaign.status is CampaignStatus.UNKNOWN):
-                self._open.add(digest)
-                self._ended.pop(digest, None)
-                self.version += 1
+            self._observe_open(digest, campaign.status)
             return False
+        self._doubted.discard(digest)
         ended_at, started_at = _seconds(campaign.ended_at), _seconds(campaign.started_at)
         latest = max(ended_at or 0, started_at or 0, _seconds(campaign.created_at) or 0)
         if digest in self._open:
-            is_new = True
+            # Unless it is the end of before, and only old responses said that it went on.
+            is_new = (
+                known is None
+                or ended_at is None
+                or ended_at != known.ended_at
+                or _is_later(started_at, known.started_at)
+            )
         elif known is not None:
             # It may have gone on and ended again, between two looks.
             is_new = _is_later(ended_at, known.ended_at) or _is_later(started_at, known.started_at)
         else:
-            is_new = self._looked_at is not None and latest > self._looked_at - _CLOCKS_DIFFER
+            # After nothing but an empty list, all would look new that ended in the last day.
+            is_new = self._looked_at is not None and latest > self._looked_at - (
+                0 if self._is_empty else _CLOCKS_DIFFER
+            )
         if is_new or known is None:
             if not is_new and self._watched is None and latest <= self._pass_began - _CLOCKS_DIFFER:
                 return False
             ended = _Ended(ended_at, started_at, max(now, latest))
         else:
-            ended = _Ended(known.ended_at or ended_at, known.started_at or started_at, known.latest)
-        if ended != known:
+            ended = _Ended(ended_at or known.ended_at, started_at or known.started_at, known.latest)
+        if ended != known or digest in self._open:
             self._open.discard(digest)
             self._ended[digest] = ended
             self.version += 1
         return is_new
+
+    def _observe_open(self, digest: str, status: CampaignStatus) -> None:
+        if digest in self._open:
+            return
+        if digest in self._ended:
+            # A status that is unknown here does not say that a campaign which had ended goes on.
+            if status is CampaignStatus.UNKNOWN:
+                return
+            # One response may be an old one. Two in a row are believed.
+            if digest not in self._doubted:
+                self._doubted.add(digest)
+                return
+        self._doubted.discard(digest)
+        self._open.add(digest)
+        self.version += 1
 
     def to_json(self, now: float) -> dict[str, Any]:
         """
@@ -194,6 +263,8 @@ class KnownCampaigns:
             "looked_at": self._looked_at,
             "open": "".join(sorted(self._open)),
             "ended": [[digest, *known] for digest, known in sorted(self._ended.items())],
+            "missing": sorted(self._missing.items()),
+            "is_empty": self._is_empty,
         }
 
     def restore(self, kept: object) -> None:
@@ -203,7 +274,7 @@ class KnownCampaigns:
         :param kept: What :meth:`to_json` returned.
         :raises ValueError: It is something else.
         """
-        _, self._looked_at, self._open, self._ended = _read(kept)
+        _, self._looked_at, self._open, self._ended, self._missing, self._is_empty = _read(kept)
         if self._watched is not None:
             self._open &= self._watched
             self._ended = {digest: known for digest, known in self._ended.items() if digest in self._watched}
@@ -249,6 +320,8 @@ def _read(kept: object) -> _Kept:
             looked_at=None if looked_at is None else int(looked_at),
             open={text[at : at + _DIGEST_CHARACTERS] for at in range(0, len(text), _DIGEST_CHARACTERS)},
             ended={digest: _Ended(*times) for digest, *times in kept["ended"]},
+            missing=dict(kept["missing"]),
+            is_empty=bool(kept["is_empty"]),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"another format: {error!r}") from None
@@ -259,9 +332,19 @@ def _digest(campaign_id: str) -> str:
     return base64.b64encode(digest).decode()
 
 
-def _seconds(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp())
+def _campaigns_in(reading: AnyReading) -> Sequence[Campaign]:
+    if isinstance(reading, ListedPage):
+        return reading.page.campaigns
+    found = reading.reading if isinstance(reading, CampaignReading) else None
+    return [found] if isinstance(found, Campaign) else []
 
 
-def _is_later(moment: int | None, known: int | None) -> bool:
-    return moment is not None and known is not None and moment > known
+def _seconds(moment: datetime | None) -> float | None:
+    if moment is None:
+        return None
+    seconds = round(moment.timestamp(), 3)
+    return int(seconds) if seconds.is_integer() else seconds
+
+
+def _is_later(moment: float | None, known: float | None) -> bool:
+    return moment is not None and known is not None and moment > known + _CORRECTED

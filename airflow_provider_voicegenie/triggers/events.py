@@ -33,10 +33,14 @@ class CampaignEndedTrigger(BaseEventTrigger):
     A campaign has ended when its status is ``completed``, ``stopped`` or ``failed``. If it goes on after that and ends
     again, that is told too. A campaign that had ended before the watcher first looked is not told.
 
-    Airflow 3.3 keeps what a watcher knows, in the state store of its asset. So each end is told once, also one that
-    comes while no triggerer is running. That it was told is kept after Airflow has stored the event: if the triggerer
-    dies in the second or two between, the end is told again. A lost event may be a history that nobody exports; a
-    double one exports it twice. Before 3.3, a watcher tells the ends since its triggerer began.
+    Airflow 3.3 keeps what a watcher knows, in the state store of its asset, for each account by itself. So each end is
+    told once, also one that comes while no triggerer is running. That it was told is kept after Airflow has stored the
+    events of the look: if the triggerer is stopped or dies in the seconds between, the end is told again. A lost event
+    may be a history that nobody exports; a double one exports it twice. Before 3.3, a watcher tells the ends since its
+    triggerer began.
+
+    Of several events at once, Airflow before 3.4 makes a run for the first one only. So the last of several ends is
+    told five seconds after the one before.
 
     The payload of an event is plain JSON: ``campaign_id``, ``name``, ``status``, ``ended_at`` (ISO 8601, UTC),
     ``total_count``, ``completed_count`` and ``failed_count``. What the service did not say is ``None``: its list has no
@@ -95,20 +99,13 @@ class CampaignEndedTrigger(BaseEventTrigger):
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Look]) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end that the looks show. Called by Airflow 3.3 and later."""
-        from airflow_provider_voicegenie.triggers.endings import KnownCampaigns
-        from airflow_provider_voicegenie.triggers.looks import Journal, Memory
+        from airflow_provider_voicegenie.triggers.looks import Watcher
 
-        known = KnownCampaigns(self.campaign_ids)
-        memory = Memory(getattr(self, "asset_state_store", None), self.voicegenie_conn_id, self.campaign_ids, known)
-        await memory.recall()
-        journal = Journal(self.voicegenie_conn_id, self.campaign_ids)
+        watcher = Watcher(getattr(self, "asset_state_store", None), self.voicegenie_conn_id, self.campaign_ids)
         async for look in shared_stream:
-            ended = journal.observe(look.readings, known)
-            for campaign in ended:
-                yield TriggerEvent(_payload(campaign))  # type: ignore[no-untyped-call]
-            if ended or not known.is_in_pass:
-                # Not before the events: a watcher that is cancelled between them has not told them all.
-                memory.keep_after(look)
+            async with contextlib.aclosing(watcher.events(look)) as ended:
+                async for campaign in ended:
+                    yield TriggerEvent(_payload(campaign))  # type: ignore[no-untyped-call]
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end. Called by Airflow before 3.3, which keeps nothing for a watcher."""

@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 import math
 import time
+import traceback
 from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -22,6 +24,7 @@ from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE, campaign, c
 from airflow_provider_voicegenie.api.errors import (
     ConnectionFailedError,
     ForbiddenError,
+    InvalidAnswerError,
     InvalidConnectionError,
     RedirectedError,
     TlsFailedError,
@@ -47,6 +50,9 @@ from airflow_provider_voicegenie.triggers.threads import in_thread, open_client,
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
     from airflow_provider_voicegenie.api.endpoints import Request
+    from airflow_provider_voicegenie.api.settings import Account
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -69,6 +75,14 @@ _MENDED_BY_CONNECTION = (
     UnauthorizedError,
 )
 _LOOK_AGAIN = 5.0
+
+#: Seconds between two looks at the Airflow connection while requests succeed. If two in a row do not find it, it is
+#: gone: a user who replaces a connection may delete it first.
+_LOOK_REGULARLY = 30.0
+_GONE = 2
+
+#: Seconds for which no more unexpected errors are logged after one.
+_LOG_AGAIN = 600.0
 
 #: Seconds between two reports of how many wait.
 _SHOW_AGAIN = 10.0
@@ -93,21 +107,27 @@ class CampaignFeed:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pause_until = -math.inf
         self._failures = 0
-        self._under_way = 0
+        self._restarts = 0
         self._looked_at = 0.0
+        self._not_found = 0
         self._shown_at = -math.inf
-        self._poller = self._start(self._run())
-        self._poller.add_done_callback(self._report)
+        self._logged_at = -math.inf
+        self._poller = self._begin()
+        self._keeper = self._start(self._keep_looking_at_connection())
+
+    @property
+    def account(self) -> Account | None:
+        """Whose campaigns are read; ``None`` before the connection could be read."""
+        return None if self._client is None else self._client.settings.account
 
     # For subscriptions.
 
-    def _join(self, campaign_id: str, subscription: Subscriber, now: float) -> PolledCampaign:
-        polled = self._plan.add(campaign_id, subscription, now)
+    def _join(self, campaign_id: str, subscription: Subscriber, now: float) -> None:
+        self._plan.add(campaign_id, subscription, now)
         self._wake.set()
-        return polled
 
-    def _leave(self, polled: PolledCampaign, subscription: Subscriber) -> None:
-        self._plan.remove(polled, subscription, self._loop.time())
+    def _leave(self, campaign_id: str, subscription: Subscriber) -> None:
+        self._plan.remove(self._plan.campaigns[campaign_id], subscription, self._loop.time())
         self._end_if_idle()
 
     def _join_list(self, reader: ListReader, now: float) -> None:
@@ -126,12 +146,12 @@ class CampaignFeed:
         if self._plan.is_idle:
             _forget(self)
             show_waits(self._voicegenie_conn_id, 0)
-            for task in (self._poller, *self._tasks):
+            for task in (self._keeper, self._poller, *self._tasks):
                 task.cancel()
         self._wake.set()
 
-    def _poll_now(self, polled: PolledCampaign) -> None:
-        self._plan.poll_now(polled, self._loop.time())
+    def _poll_now(self, campaign_id: str) -> None:
+        self._plan.poll_now(self._plan.campaigns[campaign_id], self._loop.time())
         self._wake.set()
 
     async def _read(self, request: Request[Result], patience: float) -> Result | None:
@@ -157,13 +177,31 @@ class CampaignFeed:
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self._loop.create_task(work, context=contextvars.Context())
 
+    def _begin(self) -> asyncio.Task[None]:
+        poller = self._start(self._run())
+        poller.add_done_callback(self._has_ended)
+        return poller
+
+    def _begin_anew(self, pause: float = 0.0) -> None:
+        """Leave what was read and what is under way, and read all that is waited for again."""
+        if self._plan.is_idle:
+            return
+        for task in (self._poller, *self._tasks):
+            if task is not asyncio.current_task(self._loop):
+                task.cancel()
+        self._tasks = set()
+        self._failures = 0
+        self._pause_until = self._loop.time() + pause
+        self._plan = self._plan.renewed(self._loop.time())
+        self._poller = self._begin()
+
     async def _run(self) -> None:
         """Send requests as they fall due, within the fair share. Each has its own task: a slow one delays no other."""
         while True:
             now, due = self._loop.time(), self._plan.due_at()
             share = None if self._client is None else self._client.share
             at = max(self._pause_until, due, -math.inf if share is None else share.next_at)
-            if at > now or self._under_way >= self._allowed():
+            if at > now or len(self._tasks) >= self._allowed():
                 self._wake.clear()
                 # Not `wait_for`, which before Python 3.12 can swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
@@ -173,10 +211,9 @@ class CampaignFeed:
             self._show_waits()
             if share is not None:
                 share.take(now, due)
-            self._under_way += 1
             task = self._start(self._poll(self._plan.take()))
             self._tasks.add(task)
-            task.add_done_callback(self._was_polled)
+            task.add_done_callback(self._has_ended)
 
     def _show_waits(self) -> None:
         """Show in Airflow's metrics how many take part, from time to time."""
@@ -190,22 +227,32 @@ class CampaignFeed:
         # One at a time, too, until the connection and its rate limit are known.
         return 1 if self._failures >= _FAILING or self._client is None else _MAX_CONCURRENT
 
-    def _was_polled(self, task: asyncio.Task[None]) -> None:
+    def _has_ended(self, task: asyncio.Task[None]) -> None:
+        if task is not self._poller and task not in self._tasks:
+            return
         self._tasks.discard(task)
-        self._under_way -= 1
         self._wake.set()
-        self._report(task)
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._restart(error)
 
-    def _report(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Not one of the service's: subscribers must hear of it rather than wait for ever, and others get a new
-            # feed.
-            _forget(self)
-            for polled in list(self._plan.campaigns.values()):
-                for subscription in polled.subscribers:
-                    subscription.fail(error)
-            for reader in self._plan.list_readers:
-                reader.fail(error)
+    def _restart(self, error: Exception) -> None:
+        """Begin anew after an error that nobody expected: those who wait have done nothing wrong."""
+        self._log_unexpected(error)
+        self._restarts += 1
+        pause = poll_delay(1.0, self._restarts)
+        try:
+            self._begin_anew(pause)
+        except Exception as again:  # noqa: BLE001  as nobody expected it
+            self._loop.call_later(pause, self._restart, again)
+
+    def _log_unexpected(self, error: Exception) -> None:
+        if self._loop.time() - self._logged_at >= _LOG_AGAIN:
+            self._logged_at = self._loop.time()
+            log.error(
+                "Connection %r: an error that the provider did not expect (%s). The polls go on; please report it.",
+                self._voicegenie_conn_id,
+                place_of(error),
+            )
 
     async def _poll(self, request: PageRead | QuotaRead | OneRead | PolledCampaign) -> None:
         if isinstance(request, OneRead):
@@ -238,8 +285,13 @@ class CampaignFeed:
                 self._failures = 0
                 self._plan.campaign_was_read(request, self._loop.time())
                 self._publish(request, found, sent_at, in_full=True)
+            self._restarts = 0
         except VoiceGenieError as error:
             await self._failed(request, error, sent_at, client)
+        except Exception as error:  # noqa: BLE001  whatever it is made of, it is one bad response
+            self._log_unexpected(error)
+            unreadable = InvalidAnswerError(f"What was read cannot be used ({place_of(error)}).")
+            await self._failed(request, unreadable, sent_at, client)
 
     async def _failed(
         self,
@@ -249,7 +301,10 @@ class CampaignFeed:
         client: VoiceGenieClient | None,
     ) -> None:
         self._count_failure(error)
+        plan = self._plan
         mended = isinstance(error, _MENDED_BY_CONNECTION) and await self._connection_has_changed(client)
+        if plan is not self._plan:
+            return
         now = self._loop.time()
         if isinstance(request, PolledCampaign):
             self._plan.campaign_failed(request, now, retry_after=error.retry_after)
@@ -275,7 +330,7 @@ class CampaignFeed:
 
     async def _answer(self, read: OneRead) -> None:
         """Read something once. Its trouble is nobody else's: the polls go on."""
-        client = self._client
+        client, plan = self._client, self._plan
         assert client is not None  # noqa: S101  else it would not have been taken in
         try:
             answer = await in_thread(client.send, read.request, max_attempts=1)
@@ -285,7 +340,7 @@ class CampaignFeed:
             if not read.answer.done():
                 read.answer.set_exception(error)
         finally:
-            self._plan.read_is_over()
+            plan.read_is_over()
 
     def _count_failure(self, error: VoiceGenieError) -> None:
         if not error.temporary:
@@ -295,18 +350,55 @@ class CampaignFeed:
             pause = poll_delay(1.0, self._failures - _FAILING + 1, error.retry_after)
             self._pause_until = max(self._pause_until, self._loop.time() + pause)
 
+    # The connection.
+
+    async def _keep_looking_at_connection(self) -> None:
+        """Look now and then, as a connection that works may be changed or deleted all the same."""
+        while True:
+            await asyncio.sleep(_LOOK_REGULARLY)
+            try:
+                await self._look_at_connection()
+            except Exception as error:  # noqa: BLE001  it is looked at again
+                self._log_unexpected(error)
+
     async def _connection_has_changed(self, client: VoiceGenieClient | None) -> bool:
         """Look whether someone has mended the Airflow connection since a client was made."""
-        now = self._loop.time()
+        if self._loop.time() - self._looked_at >= _LOOK_AGAIN:
+            await self._look_at_connection()
+        return client is not None and self._client is not client
+
+    async def _look_at_connection(self) -> None:
+        """Go on with what is in the Airflow connection now, if it has changed, or without it, if it is gone."""
+        self._looked_at = self._loop.time()
+        before = self._client
+        if before is None:
+            # Each request reads it.
+            return
+        after: VoiceGenieClient | None = before
         try:
-            if now - self._looked_at >= _LOOK_AGAIN:
-                self._looked_at = now
-                settings = await read_settings(self._voicegenie_conn_id)
-                if self._client is not None and settings != self._client.settings:
-                    self._client = await open_client(settings)
-            return client is not None and self._client is not client
+            settings = await read_settings(self._voicegenie_conn_id)
+            self._not_found = 0
+            if settings != before.settings:
+                after = await open_client(settings)
+        except InvalidConnectionError:
+            self._not_found += 1
+            if self._not_found >= _GONE:
+                after = None
         except VoiceGenieError:
-            return False
+            # Airflow cannot be asked now.
+            return
+        if after is not before and self._client is before:
+            self._go_on_with(after)
+
+    def _go_on_with(self, client: VoiceGenieClient | None) -> None:
+        account, self._client = self.account, client
+        self._not_found = 0
+        if client is not None:
+            log.info("Connection %r has changed; the polls go on with what is in it now.", self._voicegenie_conn_id)
+        if self.account != account:
+            # What was read before, or is still on its way, is of another account.
+            self._begin_anew()
+        self._wake.set()
 
     async def _publish_all(self, readings: Iterable[tuple[str, Reading]], sent_at: float) -> None:
         published = 0
@@ -322,7 +414,10 @@ class CampaignFeed:
     def _publish_to_list_readers(self, reading: ListedPage | VoiceGenieError, sent_at: float) -> None:
         for reader in self._plan.list_readers:
             if reader.joined_at <= sent_at:
-                reader.publish(reading)
+                try:
+                    reader.publish(reading)
+                except Exception as error:  # noqa: BLE001  one reader's error is its own
+                    self._log_unexpected(error)
 
     def _publish(self, polled: PolledCampaign, reading: Reading, sent_at: float, *, in_full: bool) -> None:
         now = time.time()
@@ -346,6 +441,17 @@ def feed_of(voicegenie_conn_id: str) -> CampaignFeed:
     if feed is None:
         feed = feeds[voicegenie_conn_id] = CampaignFeed(voicegenie_conn_id)
     return feed
+
+
+def place_of(error: Exception) -> str:
+    """
+    Say in a few words what an error is and where it was raised. Its message may hold what outsiders wrote.
+
+    :param error: An error that nobody expected.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].filename.rpartition('/')[2]}, line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"
 
 
 def _forget(feed: CampaignFeed) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,16 +13,19 @@ from datetime import UTC, datetime
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_voicegenie.api.errors import InvalidConnectionError, UnauthorizedError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.triggers.endings import KnownCampaigns, add_others, kept_at
-from airflow_provider_voicegenie.triggers.polling import ListedPage
-from airflow_provider_voicegenie.triggers.subscriptions import CampaignReading, Readings
+from airflow_provider_voicegenie.triggers.feed import place_of
+from airflow_provider_voicegenie.triggers.polling import AnyReading, ListedPage
+from airflow_provider_voicegenie.triggers.subscriptions import Readings
+from airflow_provider_voicegenie.triggers.troubles import troubles_of
 from airflow_provider_voicegenie.waiting.progress import describe
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import AssetStateStoreAccessor, AssetStateStoreAccessors
     from airflow.triggers.shared_stream import AdvanceItem, SharedStreamProducer
+
+    from airflow_provider_voicegenie.api.settings import Account
 else:
     try:
         from airflow.triggers.shared_stream import SharedStreamProducer
@@ -33,6 +37,30 @@ log = logging.getLogger(__name__)
 #: Seconds between two tries to read what Airflow keeps.
 _TRY_AGAIN = 10.0
 
+#: Seconds from an event to the last one of a group: of events that come at once, Airflow 3.3 makes a run for the first.
+BETWEEN_EVENTS = 5.0
+
+
+class Pace:
+    """
+    Keeps the looks of one stream apart after an event.
+
+    Airflow notes once that an asset has an event for a DAG, and drops the note when it makes the run: of events in the
+    same moment, only the first makes one. The last of them has to come when the run is made.
+    """
+
+    def __init__(self) -> None:
+        self._event_at = -math.inf
+
+    def event(self) -> None:
+        """Take note that there is an event now."""
+        self._event_at = asyncio.get_running_loop().time()
+
+    async def wait(self) -> None:
+        """Wait until the latest event is :data:`BETWEEN_EVENTS` old."""
+        while (seconds := self._event_at + BETWEEN_EVENTS - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(seconds)
+
 
 @dataclass(eq=False)
 class Look:
@@ -41,10 +69,14 @@ class Look:
 
     :param readings: Pages of the list, readings of campaigns, and errors.
     :param to_keep: What is to be kept once Airflow has stored the events of this look, by whose memory it is.
+    :param account: Whose campaigns they are; ``None`` if there is no connection.
+    :param pace: Keeps the next look back after an event.
     """
 
-    readings: Sequence[ListedPage | CampaignReading | VoiceGenieError]
+    readings: Sequence[AnyReading]
     to_keep: dict[Memory, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    account: Account | None = None
+    pace: Pace = field(default_factory=Pace)
 
 
 class Looks(SharedStreamProducer):
@@ -64,9 +96,14 @@ class Looks(SharedStreamProducer):
     async def open_stream(self) -> AsyncGenerator[tuple[Look, Look], None]:
         """Yield each look: for the watchers, and for :meth:`advance`."""
         readings = Readings(self._voicegenie_conn_id, self._poll_interval, self._campaign_ids)
+        pace = Pace()
         try:
             while True:
-                look = Look(await readings.next())
+                await readings.come()
+                # After an event, what is read for some seconds makes one look.
+                await pace.wait()
+                account, read = readings.take()
+                look = Look(read, account=account, pace=pace)
                 yield look, look
         finally:
             readings.close()
@@ -82,12 +119,101 @@ class Looks(SharedStreamProducer):
             await memory.keep(version, state)
 
 
+class Watcher:
+    """
+    What one watcher does with the looks: it finds the ends, logs them, and has what it knows kept.
+
+    :param stores: Airflow's access to the state stores of its assets; ``None`` before Airflow 3.3, which has none.
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :param campaign_ids: The campaigns that are watched; ``None`` for all of the account.
+    """
+
+    def __init__(
+        self,
+        stores: AssetStateStoreAccessors | None,
+        voicegenie_conn_id: str,
+        campaign_ids: Collection[str] | None,
+    ) -> None:
+        self._stores = stores
+        self._voicegenie_conn_id = voicegenie_conn_id
+        self._campaign_ids = campaign_ids
+        self._account: Account | None = None
+        self._known = KnownCampaigns(campaign_ids)
+        self._memory: Memory | None = None
+        self._has_begun = False
+        self._event_pace = Pace()
+        self._unusable = troubles_of(voicegenie_conn_id, "use of what was read")
+
+    async def events(self, look: Look) -> AsyncGenerator[Campaign, None]:
+        """Yield the campaigns that have ended since they were last looked at, the last of several after a while."""
+        if look.account is not None and look.account != self._account:
+            await self._turn_to(look.account, look.readings)
+        ended = self._observe(look.readings)
+        for number, campaign in enumerate(ended, start=1):
+            if number == len(ended):
+                await self._event_pace.wait()
+            yield campaign
+            self._event_pace.event()
+            look.pace.event()
+        if self._memory is not None and (ended or not self._known.is_in_pass):
+            # Not before the events: a watcher that is cancelled between them has not told them all.
+            self._memory.keep_after(look)
+
+    async def _turn_to(self, account: Account, readings: Sequence[AnyReading]) -> None:
+        """Go on with what is known of an account, which is not that of before if the connection has changed."""
+        before, self._account = self._account, account
+        # A service gives an id once. If its campaigns are known, it is the account of before, with another API key.
+        is_same = (
+            before is not None and before.base_url == account.base_url and any(map(self._known.knows_any_of, readings))
+        )
+        if not is_same:
+            self._known = KnownCampaigns(self._campaign_ids)
+            self._has_begun = False
+        self._memory = Memory(self._stores, self._voicegenie_conn_id, account, self._campaign_ids, self._known)
+        if is_same:
+            self._memory.keep_in_any_case()
+        else:
+            await self._memory.recall()
+
+    def _observe(self, readings: Iterable[AnyReading]) -> list[Campaign]:
+        ended: list[Campaign] = []
+        for reading in readings:
+            about = reading.offset if isinstance(reading, ListedPage) else ""
+            try:
+                ended += self._known.ends_in(reading)
+                self._unusable.end(about)
+            except Exception as error:  # noqa: BLE001  whatever it is made of, it is one bad response
+                self._unusable.begin(
+                    about, "unusable", f"What was read cannot be used ({place_of(error)}): watching goes on."
+                )
+        self._log_begin()
+        for campaign in ended:
+            words = describe(
+                campaign.status_text, campaign.completed_count, campaign.failed_count, campaign.total_count
+            )
+            log.info("Campaign %r has ended: %s.", campaign.campaign_id, words)
+        return ended
+
+    def _log_begin(self) -> None:
+        if self._has_begun:
+            return
+        if self._campaign_ids is not None:
+            self._has_begun = True
+            log.info("Watching %s of the connection %r.", _count(len(self._campaign_ids)), self._voicegenie_conn_id)
+        elif self._known.knows_all and not self._known.is_in_pass:
+            self._has_begun = True
+            number = _count(self._known.listed_count)
+            words = "Watching %s of the connection %r, of which %s have not ended."
+            log.info(words, number, self._voicegenie_conn_id, f"{self._known.open_count:,}")
+
+
 class Memory:
     """
     What Airflow keeps of a watcher, in the state store of each asset that it is for.
 
     :param stores: Airflow's access to the stores; ``None`` before Airflow 3.3, which has none.
     :param voicegenie_conn_id: Id of the Airflow connection.
+    :param account: Whose campaigns they are.
     :param campaign_ids: The campaigns that are watched; ``None`` for all of the account.
     :param known: What the watcher knows.
     """
@@ -96,15 +222,18 @@ class Memory:
         self,
         stores: AssetStateStoreAccessors | None,
         voicegenie_conn_id: str,
+        account: Account,
         campaign_ids: Collection[str] | None,
         known: KnownCampaigns,
     ) -> None:
         self._stores = [] if stores is None else _each_store(stores)
         self._campaign_ids = campaign_ids
-        self._key = f"voicegenie_{'all' if campaign_ids is None else 'some'}_campaigns.{voicegenie_conn_id}"
+        kind = "all" if campaign_ids is None else "some"
+        self._key = f"voicegenie_{kind}_campaigns.{voicegenie_conn_id}.{account.digest}"
         self._known = known
-        self._kept_version = known.version
-        self._is_in_trouble = False
+        self._kept_version: int | None = known.version
+        self._with_reading = troubles_of(voicegenie_conn_id, "reading of the state")
+        self._with_keeping = troubles_of(voicegenie_conn_id, "keeping of the state", "What was told is kept again.")
 
     async def recall(self) -> None:
         """Let the watcher know what was kept, however long that takes: it could not tell old ends from new ones."""
@@ -113,9 +242,10 @@ class Memory:
                 kept = [await store.aget(self._key) for store in self._stores]
                 break
             except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
-                self._log_trouble("What was seen of the campaigns before cannot be read. Trying again.", error)
+                message = "What was seen of the campaigns before cannot be read. Trying again."
+                self._with_reading.begin(self._key, "unreadable", f"{message} Airflow says: {error!r}")
                 await asyncio.sleep(_TRY_AGAIN)
-        self._is_in_trouble = False
+        self._with_reading.end(self._key)
         readable = []
         for each in kept:
             try:
@@ -130,6 +260,10 @@ class Memory:
             log.info(
                 "Going on from what was last kept, %s UTC.", f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
             )
+
+    def keep_in_any_case(self) -> None:
+        """Keep what the watcher knows after the next look, although nothing is new."""
+        self._kept_version = None
 
     def keep_after(self, look: Look) -> None:
         """
@@ -152,87 +286,16 @@ class Memory:
                 others = None if self._campaign_ids is None else await store.aget(self._key)
                 await store.aset(self._key, add_others(state, others, self._campaign_ids or ()))
         except Exception as error:  # noqa: BLE001  it is tried again after the next look
-            self._log_trouble("What was told cannot be kept. If the triggerer restarts now, it is told again.", error)
+            message = "What was told cannot be kept. If the triggerer restarts now, it is told again."
+            self._with_keeping.begin(self._key, "not kept", f"{message} Airflow says: {error!r}")
             return
         self._kept_version = version
-        if self._is_in_trouble:
-            self._is_in_trouble = False
-            log.info("What was told is kept again.")
-
-    def _log_trouble(self, words: str, error: Exception) -> None:
-        if not self._is_in_trouble:
-            self._is_in_trouble = True
-            log.warning("%s Airflow says: %r", words, error)
+        self._with_keeping.end(self._key)
 
 
 def _each_store(stores: AssetStateStoreAccessors) -> Iterable[AssetStateStoreAccessor]:
     # Airflow has one watcher for several assets if its arguments are the same, and no public way to each one's store.
     return list(getattr(stores, "_by_name", {}).values()) or [stores]
-
-
-class Journal:
-    """
-    Logs what a watcher sees: its begin, ends of campaigns, and trouble.
-
-    :param voicegenie_conn_id: Id of the Airflow connection.
-    :param campaign_ids: The campaigns that are watched; ``None`` for all of the account.
-    """
-
-    def __init__(self, voicegenie_conn_id: str, campaign_ids: Collection[str] | None) -> None:
-        self._voicegenie_conn_id = voicegenie_conn_id
-        self._troubles: dict[str, str] = {}
-        self._has_begun = campaign_ids is not None
-        if campaign_ids is not None:
-            log.info("Watching %s of the connection %r.", _count(len(campaign_ids)), voicegenie_conn_id)
-
-    def observe(
-        self, readings: Iterable[ListedPage | CampaignReading | VoiceGenieError], known: KnownCampaigns
-    ) -> list[Campaign]:
-        """
-        Take note of readings, and return the campaigns that have ended since they were last looked at.
-
-        :param readings: The readings.
-        :param known: What the watcher knows.
-        """
-        ended: list[Campaign] = []
-        for reading in readings:
-            if isinstance(reading, VoiceGenieError):
-                self._begin_trouble("", reading)
-            elif isinstance(reading, ListedPage):
-                self._end_trouble("")
-                ended += known.observe_page(reading)
-                self._begin(known)
-            elif isinstance(reading.reading, VoiceGenieError):
-                self._begin_trouble(reading.campaign_id, reading.reading)
-            else:
-                self._end_trouble(reading.campaign_id)
-                if known.observe(reading.reading, reading.now):
-                    ended.append(reading.reading)
-        for campaign in ended:
-            words = describe(
-                campaign.status_text, campaign.completed_count, campaign.failed_count, campaign.total_count
-            )
-            log.info("Campaign %r has ended: %s.", campaign.campaign_id, words)
-        return ended
-
-    def _begin(self, known: KnownCampaigns) -> None:
-        if not self._has_begun and known.knows_all and not known.is_in_pass:
-            self._has_begun = True
-            number = _count(known.listed_count)
-            words = "Watching %s of the connection %r, of which %s have not ended."
-            log.info(words, number, self._voicegenie_conn_id, f"{known.open_count:,}")
-
-    def _begin_trouble(self, about: str, error: VoiceGenieError) -> None:
-        # What is not about one campaign is said once, although each of them meets it.
-        is_about_all = error.temporary or isinstance(error, UnauthorizedError | InvalidConnectionError)
-        trouble = error.kind if is_about_all else f"{error.kind} {about}"
-        if trouble not in self._troubles.values():
-            log.warning("%s [%s: watching goes on].", error.message.rstrip("."), error.kind)
-        self._troubles[about] = trouble
-
-    def _end_trouble(self, about: str) -> None:
-        if self._troubles.pop(about, None) is not None and not self._troubles:
-            log.info("The campaigns of the connection %r can be read again.", self._voicegenie_conn_id)
 
 
 def _count(number: int) -> str:

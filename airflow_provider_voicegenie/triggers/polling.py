@@ -76,9 +76,6 @@ class Subscriber(Protocol):
     def publish(self, reading: Campaign | VoiceGenieError, in_full: bool, now: float) -> None:
         """Show it a reading."""
 
-    def fail(self, error: BaseException) -> None:
-        """End its wait with an error."""
-
 
 class ListReader(Protocol):
     """Who reads the whole list, pass by pass."""
@@ -93,9 +90,6 @@ class ListReader(Protocol):
 
     def publish(self, reading: ListedPage | VoiceGenieError) -> None:
         """Show it a page, or why one could not be read."""
-
-    def fail(self, error: BaseException) -> None:
-        """End its reading with an error."""
 
 
 class QuotaReader(Protocol):
@@ -121,6 +115,24 @@ class ListedPage(NamedTuple):
     offset: int
     page: CampaignPage
     asked_at: float
+
+
+class CampaignReading(NamedTuple):
+    """
+    What was read of one campaign.
+
+    :param campaign_id: The campaign.
+    :param reading: The campaign, or why it could not be read.
+    :param now: Unix seconds.
+    """
+
+    campaign_id: str
+    reading: Campaign | VoiceGenieError
+    now: float
+
+
+#: What a watcher is shown: a page of the list, what was read of one campaign, or why the list could not be read.
+AnyReading = ListedPage | CampaignReading | VoiceGenieError
 
 
 class PolledCampaign:
@@ -257,6 +269,27 @@ class PollingPlan:
             del self.campaigns[polled.campaign_id]
             polled._due = None
         self._choose(now)
+
+    def renewed(self, now: float) -> PollingPlan:
+        """
+        Return a plan for the same subscribers and readers that has read nothing yet.
+
+        :param now: Seconds of a monotonic clock.
+        """
+        plan = PollingPlan()
+        for campaign_id, old in self.campaigns.items():
+            polled = plan.campaigns[campaign_id] = PolledCampaign(campaign_id, now)
+            polled.subscribers = old.subscribers
+            polled.needs_single_reads = any(each.needs_single_reads for each in polled.subscribers)
+            plan._list(polled)
+        plan.list_readers = self.list_readers
+        plan._others = self._others
+        plan.set_quota_reader(self.quota_reader, now)
+        plan._choose(now)
+        for polled in plan.campaigns.values():
+            if polled._due is None and not plan._covers(polled):
+                plan._schedule(polled, now + polled.interval * random.uniform(0.0, _LONGEST_ROUND))  # noqa: S311
+        return plan
 
     def add_list_reader(self, reader: ListReader, now: float) -> None:
         """

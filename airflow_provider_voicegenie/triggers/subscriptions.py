@@ -9,16 +9,24 @@ import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.errors import (
+    InvalidAnswerError,
+    InvalidConnectionError,
+    UnauthorizedError,
+    VoiceGenieError,
+)
 from airflow_provider_voicegenie.api.models import Campaign, Quota
 from airflow_provider_voicegenie.rules.prerequisites import Source
-from airflow_provider_voicegenie.triggers.feed import CampaignFeed, Reading, feed_of
-from airflow_provider_voicegenie.triggers.polling import ListedPage, PolledCampaign
+from airflow_provider_voicegenie.triggers.feed import CampaignFeed, Reading, feed_of, place_of
+from airflow_provider_voicegenie.triggers.polling import AnyReading, CampaignReading, ListedPage
+from airflow_provider_voicegenie.triggers.troubles import troubles_of
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.endpoints import Request
+    from airflow_provider_voicegenie.api.settings import Account
 
 Result = TypeVar("Result")
 
@@ -39,7 +47,6 @@ class Subscription:
     """
 
     __slots__ = (
-        "_campaign",
         "_context",
         "_failure",
         "_feed",
@@ -90,13 +97,13 @@ class Subscription:
         self._quota = _SharedQuota.of(feed) if Source.QUOTA in needs else None
         if self._quota is not None:
             self._quota.add(self)
-        self._campaign: PolledCampaign = feed._join(campaign_id, self, now)
+        feed._join(campaign_id, self, now)
 
     async def update(self) -> Any:
         """
         Wait for the next update, and return it.
 
-        :raises Exception: What ``on_reading`` raised, or what broke the feed.
+        :raises Exception: What ``on_reading`` raised, even when it was shown that the campaign cannot be read.
         """
         while self._update is None and self._failure is None:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -111,7 +118,7 @@ class Subscription:
 
     def poll_now(self) -> None:
         """Have the campaign read by itself at once."""
-        self._feed._poll_now(self._campaign)
+        self._feed._poll_now(self.campaign_id)
 
     async def read(self, request: Request[Result], patience: float) -> Result | None:
         """
@@ -138,12 +145,27 @@ class Subscription:
             self._listed.remove(self)
         if self._quota is not None:
             self._quota.remove(self)
-        self._feed._leave(self._campaign, self)
+        self._feed._leave(self.campaign_id, self)
 
     def publish(self, reading: Reading, in_full: bool, now: float) -> None:
-        """Show the subscriber a reading. One that has not taken its last update yet is left out."""
+        """
+        Show the subscriber a reading. One that has not taken its last update yet is left out.
+
+        A reading with which ``on_reading`` cannot deal counts as one that is not readable: it ends no wait.
+        """
         if self._update is not None or self.is_over:
             return
+        try:
+            self._show(reading, in_full, now)
+        except Exception as error:  # noqa: BLE001  nobody knows what comes
+            unreadable = InvalidAnswerError(f"What was read of it cannot be used ({place_of(error)}).")
+            try:
+                self._update = self._context.run(self._on_reading, unreadable, in_full, now)
+            except Exception as second:  # noqa: BLE001  one subscriber's error is its own
+                self._failure = second
+        self._wake()
+
+    def _show(self, reading: Reading, in_full: bool, now: float) -> None:
         if self._refusal is not None:
             reading, self._refusal = self._refusal, None
         if self._listed is not None and isinstance(reading, Campaign):
@@ -153,21 +175,12 @@ class Subscription:
                 self.held_back = reading
                 return
             reading = replace(reading, quota=self._quota.left)
-        try:
-            self._update = self._context.run(self._on_reading, reading, in_full, now)
-        except Exception as error:  # noqa: BLE001  one subscriber's error is its own
-            self._failure = error
-        self._wake()
+        self._update = self._context.run(self._on_reading, reading, in_full, now)
 
     def refuse(self, error: VoiceGenieError) -> None:
         """Show the subscriber that the list is refused, once it takes an update: the list is not read again soon."""
         self._refusal = error
         self.publish(error, True, time.time())
-
-    def fail(self, error: BaseException) -> None:
-        """End the wait with an error that is not the service's."""
-        self._failure = error
-        self._wake()
 
     def _wake(self) -> None:
         if (self._update is not None or self._failure is not None) and self._waiter and not self._waiter.done():
@@ -231,9 +244,6 @@ class _ListedCampaigns:
             if before is None or before.registered_count != listed.registered_count:
                 next(iter(waits)).poll_now()
 
-    def fail(self, error: BaseException) -> None:
-        """Do nothing: each wait is told by itself."""
-
 
 class _SharedQuota:
     """
@@ -286,20 +296,6 @@ class _SharedQuota:
             wait.publish(reading, True, time.time())
 
 
-class CampaignReading(NamedTuple):
-    """
-    What was read of one campaign.
-
-    :param campaign_id: The campaign.
-    :param reading: The campaign, or why it could not be read.
-    :param now: Unix seconds.
-    """
-
-    campaign_id: str
-    reading: Reading
-    now: float
-
-
 class Readings:
     """
     All that a feed reads for a watcher, in order and without gaps. Joins the feed of the connection when it is made.
@@ -312,52 +308,67 @@ class Readings:
     def __init__(self, voicegenie_conn_id: str, interval: float, campaign_ids: Collection[str] | None = None) -> None:
         self.interval = interval
         self.joined_at = asyncio.get_running_loop().time()
-        self._read: list[CampaignReading | ListedPage | VoiceGenieError] = []
-        self._failure: BaseException | None = None
+        self._read: list[tuple[Account | None, AnyReading]] = []
         self._came = asyncio.Event()
         self._feed = feed_of(voicegenie_conn_id)
         self._parts: list[_PartOfReadings] = []
+        self._troubles = troubles_of(
+            voicegenie_conn_id,
+            "campaigns",
+            f"The campaigns of the connection {voicegenie_conn_id!r} can be read again.",
+        )
+        self._about = [""] if campaign_ids is None else list(campaign_ids)
+        for about in self._about:
+            self._troubles.join(about, (about, "with the service"))
         if campaign_ids is None:
             self._feed._join_list(self, self.joined_at)
         else:
             self._parts = [_PartOfReadings(self, campaign_id) for campaign_id in campaign_ids]
 
-    async def next(self) -> list[CampaignReading | ListedPage | VoiceGenieError]:
-        """
-        Wait until something was read since the last call, and return it.
-
-        :raises Exception: What broke the feed.
-        """
-        while not self._read and self._failure is None:
+    async def come(self) -> None:
+        """Wait until something was read that was not taken."""
+        while not self._read:
             self._came.clear()
             await self._came.wait()
-        if self._failure is not None:
-            raise self._failure
-        read, self._read = self._read, []
-        return read
+
+    def take(self) -> tuple[Account | None, list[AnyReading]]:
+        """Return what was read and not taken, as far as it is of one account, and of which."""
+        account = self._read[0][0]
+        readings = [reading for _, reading in takewhile(lambda each: each[0] == account, self._read)]
+        del self._read[: len(readings)]
+        return account, readings
 
     def close(self) -> None:
         """Leave the feed."""
+        for about in self._about:
+            self._troubles.leave(about, (about, "with the service"))
         for part in self._parts:
             part.close()
         if not self._parts:
             self._feed._leave_list(self)
 
-    def publish(self, reading: CampaignReading | ListedPage | VoiceGenieError) -> None:
-        """Take what was read."""
-        self._read.append(reading)
-        self._came.set()
-
-    def fail(self, error: BaseException) -> None:
-        """End with an error that is not the service's."""
-        self._failure = error
+    def publish(self, reading: AnyReading) -> None:
+        """Take what was read. Trouble is logged here, once for all watchers of the connection."""
+        about, read = (reading.campaign_id, reading.reading) if isinstance(reading, CampaignReading) else ("", reading)
+        if isinstance(read, VoiceGenieError):
+            # What is not about one campaign is said once, although each of them meets it.
+            is_about_all = read.temporary or isinstance(read, UnauthorizedError | InvalidConnectionError)
+            message = f"{read.message.rstrip('.')} [{read.kind}: watching goes on]."
+            if is_about_all:
+                self._troubles.begin((about, "with the service"), read.kind, message)
+            else:
+                self._troubles.begin(about, f"{read.kind} {about}", message)
+                self._troubles.end((about, "with the service"))
+        else:
+            self._troubles.end(about, (about, "with the service"))
+        self._read.append((self._feed.account, reading))
         self._came.set()
 
 
 class _PartOfReadings:
     """What a feed reads of one campaign for a watcher."""
 
-    __slots__ = ("_campaign", "_campaign_id", "_readings", "interval", "joined_at", "needs_single_reads")
+    __slots__ = ("_campaign_id", "_readings", "interval", "joined_at", "needs_single_reads")
 
     def __init__(self, readings: Readings, campaign_id: str) -> None:
         self.interval = readings.interval
@@ -365,7 +376,7 @@ class _PartOfReadings:
         self.needs_single_reads = False
         self._campaign_id = campaign_id
         self._readings = readings
-        self._campaign: PolledCampaign = readings._feed._join(campaign_id, self, self.joined_at)
+        readings._feed._join(campaign_id, self, self.joined_at)
 
     def publish(self, reading: Reading, in_full: bool, now: float) -> None:
         """Take a reading."""
@@ -373,13 +384,9 @@ class _PartOfReadings:
         self.joined_at = asyncio.get_running_loop().time()
         self._readings.publish(CampaignReading(self._campaign_id, reading, now))
 
-    def fail(self, error: BaseException) -> None:
-        """End with an error that is not the service's."""
-        self._readings.fail(error)
-
     def close(self) -> None:
         """Leave the feed."""
-        self._readings._feed._leave(self._campaign, self)
+        self._readings._feed._leave(self._campaign_id, self)
 
 
 def subscribe(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import inspect
 import itertools
 import json
@@ -19,14 +20,16 @@ pytest.importorskip("airflow.sdk", reason="Airflow has watchers since 3.0")
 
 from airflow.triggers.base import BaseEventTrigger
 from helpers.leaks import leak_in
+from helpers.sandboxes import second_sandbox
 from helpers.tasks import stored
 
 from airflow_provider_voicegenie.api import rate_limit
 from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, CampaignStatus
 from airflow_provider_voicegenie.api.retries import poll_delay
+from airflow_provider_voicegenie.api.settings import ClientSettings
 from airflow_provider_voicegenie.sandbox.store import seed_campaigns
+from airflow_provider_voicegenie.triggers import endings, looks, polling
 from airflow_provider_voicegenie.triggers import feed as feeds
-from airflow_provider_voicegenie.triggers import looks, polling
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
 from airflow_provider_voicegenie.triggers.endings import KnownCampaigns, add_others
 from airflow_provider_voicegenie.triggers.events import CampaignEndedTrigger
@@ -48,6 +51,7 @@ def sandbox(voicegenie_sandbox, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     monkeypatch.setattr(looks, "_TRY_AGAIN", 0.05)
+    monkeypatch.setattr(looks, "BETWEEN_EVENTS", 0.05)
     return voicegenie_sandbox
 
 
@@ -729,15 +733,233 @@ def test_a_watched_campaign_that_is_gone(sandbox, said):
     assert gone in warning
 
 
-def test_an_error_of_the_feed_itself_is_not_swallowed(sandbox, monkeypatch):
-    """Airflow logs it, and starts the watcher again."""
-    monkeypatch.setattr(feeds.CampaignFeed, "_publish_to_list_readers", lambda *_: 1 / 0)
+@pytest.mark.parametrize("broken", ["_publish_to_list_readers", "_publish_all", "_show_waits", "_poll", "_failed"])
+def test_an_error_of_the_feed_itself_ends_no_watcher(sandbox, monkeypatch, said, broken):
+    campaign = running(sandbox)
+    original, breaks = getattr(feeds.CampaignFeed, broken), []
+    monkeypatch.setattr(feeds, "poll_delay", lambda *_: 0.1)
+    if broken == "_failed":
+        sandbox.inject("status", "list", status=503, times=2)
+
+    def breaking(*arguments, **options):
+        if len(breaks) < 2:
+            breaks.append(arguments)
+            return 1 / 0
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(feeds.CampaignFeed, broken, breaking)
 
     async def work():
-        triggerer = Triggerer()
-        triggerer.watch()
-        with pytest.raises(ZeroDivisionError):
-            await triggerer.tasks[0]
+        async with Triggerer() as triggerer:
+            told = triggerer.watch()
+            await eventually(lambda: len(breaks) == 2)
+            await rounds(sandbox)
+            end(sandbox, campaign)
+            await eventually(lambda: ids(told) == [campaign])
+
+    run(work)
+    assert len([line for line in said() if "did not expect (ZeroDivisionError in test_events.py" in line]) == 1
+
+
+def test_a_reading_that_a_watcher_cannot_use_ends_no_watcher(sandbox, monkeypatch, said):
+    campaign = running(sandbox)
+    original, broken = KnownCampaigns.observe_page, []
+
+    def observe_page(known, page):
+        if len(broken) < 2:
+            broken.append(page)
+            return 1 / 0
+        return original(known, page)
+
+    monkeypatch.setattr(KnownCampaigns, "observe_page", observe_page)
+
+    async def work():
+        async with Triggerer() as triggerer:
+            told = triggerer.watch()
+            await eventually(lambda: len(broken) == 2)
+            await rounds(sandbox)
+            end(sandbox, campaign)
+            await eventually(lambda: ids(told) == [campaign])
+
+    run(work)
+    assert len([line for line in said() if "cannot be used (ZeroDivisionError" in line]) == 1
+
+
+@keeps_state
+def test_of_several_watchers_each_warning_comes_once(sandbox, said):
+    campaign = running(sandbox)
+    stores = [Stores() for _ in range(4)]
+
+    async def work():
+        async with Triggerer() as triggerer:
+            told = [triggerer.watch(CampaignEndedTrigger(poll_interval=0.2 + n / 10), stores[n]) for n in range(2)]
+            some = [CampaignEndedTrigger([campaign, f"nowhere-{n}"], poll_interval=0.2) for n in (2, 3)]
+            told += map(triggerer.watch, some)
+            await eventually(lambda: all(store.writes for store in stores[:2]))
+            sandbox.inject("status", status=503, times=4)
+            for store in stores:
+                store.fails = True
+            await rounds(sandbox, 6)
+            end(sandbox, campaign)
+            await eventually(lambda: [ids(each) for each in told] == [[campaign]] * 4)
+            await rounds(sandbox)
+
+    run(work, patience=60)
+    lines = [line for line in said() if "Watching" not in line]
+    assert len([line for line in lines if "[INTERNAL_SERVER_ERROR: watching goes on]" in line]) == 1
+    assert len([line for line in lines if "NOT_FOUND: watching goes on" in line]) == 2
+    assert len([line for line in lines if "cannot be kept" in line]) == 1
+
+
+# Accounts.
+
+
+def connect(sandbox, monkeypatch):
+    connection = sandbox.connection(timeout=20, requests_per_minute=60_000)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+
+
+@keeps_state
+@pytest.mark.parametrize("only_some", [False, True])
+@pytest.mark.parametrize("while_it_runs", [False, True])
+def test_of_another_account_only_what_ends_there_is_told(sandbox, monkeypatch, only_some, while_it_runs):
+    """And when the connection leads back, what ended in the first one meanwhile."""
+    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.2)
+    stores = Stores()
+    with second_sandbox() as other:
+        names = [running(sandbox) for _ in range(3)]
+        for name in names:
+            other.add_campaign(id=name, status="running", total_count=10_000)
+        sandbox.sandbox.store.change(names[1], status="paused")
+        # It ended in the other one before the watcher first looked there.
+        end(other, names[1])
+        watched = names if only_some else None
+
+        told = []
+
+        async def work(*stages):
+            async with Triggerer() as triggerer:
+                each = triggerer.watch(CampaignEndedTrigger(watched, poll_interval=0.2), stores)
+                for where, campaign in stages:
+                    connect(where, monkeypatch)
+                    seen = len(where.sandbox.requests)
+                    await eventually(lambda: len(where.sandbox.requests) >= seen + 6)  # noqa: B023
+                    before = len(each)
+                    if campaign is not None:
+                        end(where, campaign)
+                        await eventually(lambda: len(each) > before)  # noqa: B023
+                    await rounds(where, 4)
+                told.append(ids(each))
+
+        first, second = (sandbox, names[0]), (other, names[2])
+
+        async def back():
+            end(sandbox, names[2])
+            await work((sandbox, None))
+
+        if while_it_runs:
+            run(lambda: work(first, second))
+        else:
+            run(lambda: work(first))
+            run(lambda: work(second))
+        run(back)
+    assert [name for each in told for name in each] == [names[0], names[2], names[2]]
+    assert len(stores.kept) == 2
+
+
+@keeps_state
+def test_a_new_key_of_the_same_account_loses_no_end(sandbox, monkeypatch):
+    """Its campaigns are known. A service gives an id once."""
+    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.2)
+    campaign = running(sandbox)
+    stores = Stores()
+
+    async def work():
+        async with Triggerer() as triggerer:
+            told = triggerer.watch(stores=stores)
+            await rounds(sandbox)
+            sandbox.sandbox.api_key = "another-key-of-the-account"
+            end(sandbox, campaign)
+            await rounds(sandbox, 2)
+            connect(sandbox, monkeypatch)
+            await eventually(lambda: ids(told) == [campaign])
+            await eventually(lambda: len(stores.kept) == 2)
+
+    run(work)
+    assert watching(sandbox, stores) == []
+
+
+def test_an_account_is_a_digest_that_is_keyed_with_the_key():
+    def account(base_url, api_key):
+        return ClientSettings(base_url, api_key).account
+
+    first = account("https://a.example", "key-1")
+    assert first == account("https://a.example", "key-1")
+    assert len({first, account("https://b.example", "key-1"), account("https://a.example", "key-2")}) == 3
+    expected = hmac.new(b"key-1", b"https://a.example", "sha256").hexdigest()
+    assert first.digest == expected[:16]
+
+
+# Several ends.
+
+
+async def told_at(told, count):
+    """Return when each of some ends is told."""
+    moments = []
+    async with asyncio.timeout(20):
+        while len(moments) < count:
+            moments += [asyncio.get_running_loop().time()] * (len(told) - len(moments))
+            await asyncio.sleep(0.01)
+    return moments
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("only_some", [False, True])
+def test_the_last_of_several_ends_comes_after_a_while(sandbox, monkeypatch, shares, only_some):
+    """Of events in the same moment, Airflow makes a run for the first; the last comes when that run was made."""
+    monkeypatch.setattr(looks, "BETWEEN_EVENTS", 2.0)
+    names = [running(sandbox) for _ in range(5)]
+    if only_some:
+        sandbox.inject("status", "list", status=403, times=None)
+
+    async def work():
+        async with Triggerer(shares=shares) as triggerer:
+            told = triggerer.watch(CampaignEndedTrigger(names if only_some else None, poll_interval=0.2))
+            await rounds(sandbox, 8)
+            end(sandbox, names[0])
+            begun = asyncio.get_running_loop().time()
+            (single,) = await told_at(told, 1)
+            for name in names[1:]:
+                end(sandbox, name)
+            moments = await told_at(told, 5)
+            assert sorted(ids(told)) == sorted(names)
+            return single - begun, moments
+
+    alone, moments = run(work)
+    # A single one is not kept back, nor is any but the last for longer than it has to.
+    assert alone < 1.9
+    assert moments[4] - moments[3] >= 1.9
+
+
+@keeps_state
+@pytest.mark.parametrize("only_some", [False, True])
+def test_the_state_is_kept_soon_after_the_last_of_several_ends(sandbox, monkeypatch, only_some):
+    monkeypatch.setattr(looks, "BETWEEN_EVENTS", 0.5)
+    names = [running(sandbox) for _ in range(5)]
+    stores = Stores()
+
+    async def work():
+        async with Triggerer() as triggerer:
+            told = triggerer.watch(CampaignEndedTrigger(names if only_some else None, poll_interval=0.2), stores)
+            await rounds(sandbox, 8)
+            for name in names:
+                end(sandbox, name)
+            await eventually(lambda: len(told) == 5)
+            # And not with the next end, or after the next poll.
+            sandbox.inject("hold", times=None)
+            (key,) = stores.kept
+            ended = lambda: json.loads(stores.kept[key])["ended"]  # noqa: E731
+            await eventually(lambda: {endings._digest(name) for name in names} <= {row[0] for row in ended()})
 
     run(work)
 
@@ -932,6 +1154,82 @@ def test_campaigns_that_are_removed_are_forgotten():
     assert known.open_count == 9
     look(known, seen("c0", "draft"))
     assert known.open_count == 1
+    # One list may be wrong. A list that goes on to be so is believed after a day.
+    assert len(known.to_json(NOW)["open"]) == 9 * 8
+    look(known, seen("c0", "draft"), at=NOW + DAY - 1)
+    assert look(kept(known), seen("c0", "draft"), seen("c1"), at=NOW + DAY - 1) == ["c1"]
+    look(known, seen("c0", "draft"), at=NOW + DAY)
+    assert len(known.to_json(NOW)["open"]) == 8
+
+
+def times(ended):
+    return None if ended is None else NOW + ended
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("lists", [1, 3])
+@pytest.mark.parametrize("ended", [None, 0])
+def test_an_empty_list_loses_no_end_and_makes_none_up(ended, lists, restarts):
+    known = KnownCampaigns()
+    look(known, seen("c", "running"), seen("old", ended=NOW - 60))
+    for number in range(lists):
+        assert look(known, at=NOW + number) == []
+        if restarts:
+            known = kept(known)
+    assert look(known, seen("c", ended=times(ended)), seen("old", ended=NOW - 60), at=NOW + 9) == ["c"]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_an_empty_first_list_makes_no_old_end_a_new_one(restarts):
+    known = KnownCampaigns()
+    for number in range(2):
+        assert look(known, at=NOW + number) == []
+        if restarts:
+            known = kept(known)
+    assert look(known, seen("old", ended=NOW - 60), seen("new", ended=NOW + 5), at=NOW + 9) == ["new"]
+    assert look(known, seen("old", ended=NOW - 60), seen("new", ended=NOW + 5), seen("short", ended=NOW - 5)) == [
+        "short"
+    ]
+
+
+@pytest.mark.parametrize("watched", [None, ["c"]])
+@pytest.mark.parametrize("ended", [None, NOW])
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("correction", [0, 1, -1, 0.4])
+def test_an_old_response_and_a_corrected_time_tell_no_end_again(ended, watched, restarts, correction):
+    known = KnownCampaigns(watched)
+
+    def observe(campaign, at):
+        nonlocal known
+        if restarts:
+            known = kept(known, watched)
+        if watched is None:
+            return bool(look(known, campaign, at=at))
+        return known.observe(campaign, at)
+
+    corrected = None if ended is None else ended + correction
+    assert not observe(seen("c", "running"), NOW)
+    assert observe(seen("c", ended=ended), NOW + 60)
+    for number in range(3):
+        assert not observe(seen("c", "running"), NOW + 120 * number + 120)
+        assert not observe(seen("c", ended=corrected), NOW + 120 * number + 180)
+    # It does go on, and ends again.
+    if not restarts:
+        assert not observe(seen("c", "running"), NOW + 1000)
+        assert not observe(seen("c", "running"), NOW + 1060)
+        assert observe(seen("c", ended=ended and ended + 1000), NOW + 1120)
+
+
+def test_an_end_that_only_old_responses_contradict_is_not_told_again():
+    """However many there are: the end is that of before."""
+    known = KnownCampaigns()
+    look(known, seen("c", "running"))
+    assert look(known, seen("c", ended=NOW + 5), at=NOW + 60) == ["c"]
+    for number in range(5):
+        assert look(known, seen("c", "running"), at=NOW + 61 + number) == []
+    assert look(known, seen("c", ended=NOW + 5), at=NOW + 70) == []
+    assert look(known, seen("c", "running"), at=NOW + 71) == []
+    assert look(known, seen("c", ended=NOW + 65), at=NOW + 72) == ["c"]
 
 
 def test_what_is_kept_stays_small():

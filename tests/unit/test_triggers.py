@@ -15,9 +15,11 @@ from typing import ClassVar
 
 import pytest
 from airflow.triggers.base import BaseTrigger
+from helpers.sandboxes import second_sandbox
 from helpers.tasks import TaskInstance, meanwhile
 
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
+from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
@@ -25,6 +27,7 @@ from airflow_provider_voicegenie.triggers import campaign as campaign_triggers
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers import polling, subscriptions
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger, CampaignReadyTrigger
+from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 
 LOGGER = "airflow_provider_voicegenie.triggers.campaign"
 
@@ -207,11 +210,176 @@ def test_each_line_is_logged_in_the_context_of_its_own_wait(sandbox):
         assert sandbox.status(name) == "paused"
 
 
-def test_an_error_of_the_feed_itself_reaches_those_who_wait(sandbox, monkeypatch):
-    campaign = sandbox.add_campaign(status="running", total_count=10_000)
-    monkeypatch.setattr(feeds.CampaignFeed, "_publish", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        wait_for(trigger(campaign.id))
+@pytest.mark.parametrize("waits", [1, 3])
+@pytest.mark.parametrize("broken", ["_publish", "_show_waits", "_poll"])
+def test_an_error_of_the_feed_itself_ends_no_wait(sandbox, monkeypatch, caplog, broken, waits):
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
+    original, breaks = getattr(feeds.CampaignFeed, broken), []
+    monkeypatch.setattr(feeds, "poll_delay", lambda *_: 0.1)
+
+    def breaking(*arguments, **options):
+        if len(breaks) < 3:
+            breaks.append(arguments)
+            return 1 / 0
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(feeds.CampaignFeed, broken, breaking)
+
+    async def meanwhile():
+        await eventually(lambda: len(breaks) == 3)
+        for name in names:
+            sandbox.sandbox.store.change(name, status="completed")
+
+    payloads = wait_for(*map(trigger, names), meanwhile=meanwhile)
+    assert {payload["reason"] for payload in payloads} == {"done"}
+    assert caplog.text.count("did not expect (ZeroDivisionError") == 1
+
+
+def test_a_reading_that_one_wait_cannot_use_ends_no_wait(sandbox, monkeypatch, caplog):
+    """It counts as a response that is not readable, for the wait that it is about."""
+    bad, good = (sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(2))
+    original, broken = CompletionWatch._observe_campaign, []
+
+    def observe(watch, campaign, now, *, in_full):
+        if campaign.campaign_id == bad and len(broken) < 3:
+            broken.append(now)
+            return 1 / 0
+        return original(watch, campaign, now, in_full=in_full)
+
+    monkeypatch.setattr(CompletionWatch, "_observe_campaign", observe)
+
+    async def meanwhile():
+        await eventually(lambda: len(broken) == 3)
+        for name in (bad, good):
+            sandbox.sandbox.store.change(name, status="completed")
+
+    payloads = wait_for(trigger(bad), trigger(good), meanwhile=meanwhile)
+    assert {payload["reason"] for payload in payloads} == {"done"}
+    assert caplog.text.count("INVALID_ANSWER: the wait goes on") == 1
+
+
+@pytest.mark.parametrize("waits", [1, 3])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"notes": "NESTED"},
+        {"completed_count": 10**308, "failed_count": 10**308},
+        {"campaign_name": "half a \ud83d"},
+        {"campaign_status": "run\udc00ning"},
+    ],
+)
+def test_a_response_of_any_kind_ends_no_wait(sandbox, waits, more):
+    """Of one campaign it is unreadable, at the most."""
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
+    body = json.dumps({"id": names[0], "campaign_status": "running", **more})
+    body = body.replace('"NESTED"', "[" * 600 + '"\\\\"' + "]" * 600)
+    pages = [f'{{"campaigns": [{body}], "pagination": {{"total": 1}}}}', body]
+    for operation, data in zip(("list", "get"), pages, strict=True):
+        answer = f'{{"success": true, "data": {data}}}'
+        sandbox.inject("status", operation, status=200, times=3, body=answer)
+
+    async def meanwhile():
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 3)
+        sandbox.sandbox.faults.clear()
+        for name in names:
+            sandbox.sandbox.store.change(name, status="completed")
+
+    payloads = wait_for(*map(trigger, names), meanwhile=meanwhile)
+    assert {payload["reason"] for payload in payloads} == {"done"}
+
+
+# The connection.
+
+
+def connect(sandbox, monkeypatch, **more):
+    connection = sandbox.connection(timeout=20, requests_per_minute=60_000, **more)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+
+
+@pytest.mark.parametrize("waits", [1, 3])
+def test_a_connection_that_is_changed_while_requests_succeed_is_noticed(sandbox, monkeypatch, waits):
+    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.3)
+    names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
+    with second_sandbox() as other:
+        for name in names:
+            other.add_campaign(id=name, status="running", total_count=10_000)
+
+        async def meanwhile():
+            await eventually(lambda: len(sandbox.sandbox.requests) >= 3)
+            connect(other, monkeypatch)
+            await eventually(lambda: len(other.sandbox.requests) >= 3)
+            # The old key is used no more.
+            before = len(sandbox.sandbox.requests)
+            for name in names:
+                sandbox.sandbox.store.change(name, status="failed")
+            await asyncio.sleep(0.6)
+            assert len(sandbox.sandbox.requests) == before
+            for name in names:
+                other.sandbox.store.change(name, status="completed")
+
+        payloads = wait_for(*map(trigger, names), meanwhile=meanwhile)
+    assert {payload["reason"] for payload in payloads} == {"done"}
+
+
+def test_what_is_on_its_way_from_the_account_of_before_is_left_out(sandbox, monkeypatch):
+    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.3)
+    name = sandbox.add_campaign(status="running", total_count=10_000).id
+    with second_sandbox() as other:
+        other.add_campaign(id=name, status="running", total_count=10_000)
+        sandbox.inject("hold", "get")
+
+        async def meanwhile():
+            await asyncio.sleep(0)
+            feed = feeds.feed_of("voicegenie_default")
+            await eventually(lambda: feed._client is not None and len(feed._tasks) == 1)
+            (task,) = feed._tasks
+            connect(other, monkeypatch)
+            await eventually(lambda: len(other.sandbox.requests) >= 3)
+            assert task.cancelled()
+            other.sandbox.store.change(name, status="completed")
+
+        (payload,) = wait_for(trigger(name), meanwhile=meanwhile)
+    assert payload["reason"] == "done"
+
+
+def test_a_connection_that_is_deleted_while_requests_succeed_is_used_no_more(sandbox, monkeypatch):
+    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.3)
+    name = sandbox.add_campaign(status="running", total_count=10_000).id
+
+    async def meanwhile():
+        await eventually(lambda: len(sandbox.sandbox.requests) >= 3)
+        monkeypatch.delenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT")
+
+    (payload,) = wait_for(trigger(name), meanwhile=meanwhile)
+    assert payload["condition"] == "INVALID_CONNECTION"
+
+
+@pytest.mark.parametrize("trouble", ["gone for one look", "Airflow cannot be asked", "only the timeout"])
+def test_a_connection_that_is_gone_for_a_moment_ends_no_wait(sandbox, monkeypatch, trouble):
+    """Who replaces one may delete it first."""
+    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.3)
+    name = sandbox.add_campaign(status="running", total_count=10_000).id
+    original, looks = feeds.read_settings, []
+
+    async def read_settings(conn_id):
+        looks.append(conn_id)
+        if trouble == "gone for one look" and len(looks) == 3:
+            raise InvalidConnectionError("gone")
+        if trouble == "Airflow cannot be asked" and len(looks) > 1:
+            raise ConnectionFailedError("away")
+        return await original(conn_id)
+
+    monkeypatch.setattr(feeds, "read_settings", read_settings)
+
+    async def meanwhile():
+        await eventually(lambda: len(looks) >= 2)
+        if trouble == "only the timeout":
+            connect(sandbox, monkeypatch, max_attempts=2)
+        await eventually(lambda: len(looks) >= 6)
+        sandbox.sandbox.store.change(name, status="completed")
+
+    (payload,) = wait_for(trigger(name), meanwhile=meanwhile)
+    assert payload["reason"] == "done"
 
 
 def test_a_late_joiner_is_not_shown_what_was_read_before_it_came(sandbox):
@@ -591,7 +759,7 @@ def test_a_wait_has_its_share_although_many_others_end(sandbox, monkeypatch):
     assert sandbox.request_count("stats") <= 3
 
 
-def test_an_error_in_the_statistics_of_one_is_no_error_of_the_others(sandbox, monkeypatch, caplog):
+def test_an_error_in_the_statistics_of_one_is_no_error_of_the_others(sandbox, monkeypatch):
     original = VoiceGenieClient.send
 
     def send(client, request, **options):
@@ -609,7 +777,6 @@ def test_an_error_in_the_statistics_of_one_is_no_error_of_the_others(sandbox, mo
         return await waiting
 
     assert run(work)["condition"] == "CAMPAIGN_FAILED"
-    assert any("the task will read its statistics" in record.getMessage() for record in caplog.records)
 
 
 def test_statistics_are_not_waited_for_until_the_execution_timeout(sandbox):
