@@ -235,6 +235,31 @@ def test_an_error_of_the_feed_itself_ends_no_wait(sandbox, monkeypatch, caplog, 
     assert caplog.text.count("did not expect (ZeroDivisionError") == 1
 
 
+def test_an_error_in_one_request_is_an_unreadable_response_of_its_campaign(sandbox, monkeypatch, caplog):
+    bad, good = (sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(2))
+    sandbox.inject("status", "list", status=403, times=None)
+    original, broken = VoiceGenieClient.send, []
+
+    def send(client, request, **options):
+        if request.campaign_id == bad and len(broken) < 2:
+            broken.append(request)
+            return 1 / 0
+        return original(client, request, **options)
+
+    monkeypatch.setattr(VoiceGenieClient, "send", send)
+
+    async def meanwhile():
+        await eventually(lambda: len(broken) == 2)
+        for name in (bad, good):
+            sandbox.sandbox.store.change(name, status="completed")
+
+    payloads = wait_for(trigger(bad), trigger(good), meanwhile=meanwhile)
+    assert {payload["reason"] for payload in payloads} == {"done"}
+    (line,) = [each.getMessage() for each in caplog.records if "INVALID_ANSWER: the wait goes on" in each.getMessage()]
+    assert bad in line
+    assert "ZeroDivisionError in test_triggers.py" in line
+
+
 def test_a_reading_that_one_wait_cannot_use_ends_no_wait(sandbox, monkeypatch, caplog):
     """It counts as a response that is not readable, for the wait that it is about."""
     bad, good = (sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(2))
@@ -363,7 +388,8 @@ def test_a_connection_that_is_gone_for_a_moment_ends_no_wait(sandbox, monkeypatc
 
     async def read_settings(conn_id):
         looks.append(conn_id)
-        if trouble == "gone for one look" and len(looks) == 3:
+        is_used = feeds.feed_of(conn_id)._client is not None
+        if trouble == "gone for one look" and (len(looks) == 3 or (looks[1:] and not is_used)):
             raise InvalidConnectionError("gone")
         if trouble == "Airflow cannot be asked" and len(looks) > 1:
             raise ConnectionFailedError("away")
