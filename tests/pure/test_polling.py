@@ -421,3 +421,108 @@ def test_a_total_that_is_too_large_makes_no_flood_of_requests():
     service.run(plan, 0, 600)
     # The page, and the empty one after it.
     assert 18 <= len(service.sent) <= 2 * 10 * 1.4
+
+
+# Trouble that is over.
+
+
+def delays_of_quota(plan, outcomes):
+    """Report one outcome after the other, and return how long the plan waits after each."""
+    delays = []
+    for now, is_fine in enumerate(outcomes, start=100):
+        plan.take()
+        if is_fine:
+            plan.quota_was_read(now)
+        else:
+            plan.quota_failed(now, retry_after=None)
+        delays.append(plan._quota_due - now)
+    return delays
+
+
+def test_trouble_that_is_over_slows_no_reading_of_the_quota():
+    plan = PollingPlan()
+    plan.set_quota_reader(SimpleNamespace(interval=0.1), 0.0)
+    assert max(delays_of_quota(plan, [False, True] * 6)) <= 1.0
+    assert max(delays_of_quota(plan, [False] * 8)) > 20
+    # Nor does the trouble of before slow whoever asks for it anew.
+    plan.set_quota_reader(None, 200.0)
+    assert plan.due_at() == math.inf
+    plan.set_quota_reader(SimpleNamespace(interval=0.1), 200.0)
+    assert max(delays_of_quota(plan, [False])) <= 1.0
+
+
+def test_trouble_that_is_over_slows_no_single_read():
+    plan = plan_for(1, interval=0.1)
+    delays = []
+    for number in range(12):
+        now = plan.due_at()
+        polled = plan.take()
+        if number % 2:
+            plan.campaign_was_read(polled, now)
+        else:
+            plan.campaign_failed(polled, now, retry_after=None)
+        delays.append(plan.due_at() - now)
+    assert max(delays) <= 1.0
+
+
+def test_trouble_that_is_over_slows_no_page():
+    plan = PollingPlan()
+    plan.add_list_reader(SimpleNamespace(interval=0.1, joined_at=0.0), 0.0)
+    delays = []
+    for number in range(12):
+        now = plan.due_at()
+        assert plan.take() == PageRead(0)
+        if number % 2:
+            plan.page_was_read(["c"], 1, 1, now, now)
+        else:
+            plan.page_failed(now, retry_after=None)
+        delays.append(plan.due_at() - now)
+    assert max(delays) <= 1.0
+
+
+@pytest.mark.parametrize("asked", [17.0, 60.0, 86400.0])
+def test_the_service_says_when_it_is_asked_again(asked):
+    plan = plan_for(1, interval=0.1)
+    now = plan.due_at()
+    plan.campaign_failed(plan.take(), now, retry_after=asked)
+    assert plan.due_at() - now == min(asked, 60.0)
+
+
+def test_what_nobody_waits_for_any_more_is_not_read():
+    plan = PollingPlan()
+    alone = subscriber(5.0)
+    polled = plan.add("c", alone, 0.0)
+    assert plan.due_at() < 5
+    plan.remove(polled, alone, 1.0)
+    assert (plan.due_at(), plan.is_idle) == (math.inf, True)
+
+
+def test_who_needs_more_than_the_list_counts_although_others_come_and_go():
+    plan = PollingPlan()
+    modest, demanding, other = subscriber(), subscriber(needs_single_reads=True), subscriber()
+    for each in (modest, demanding, other):
+        polled = plan.add("c", each, 0.0)
+    assert polled.needs_single_reads
+    plan.remove(polled, modest, 1.0)
+    assert polled.needs_single_reads
+
+
+def test_so_many_other_reads_are_under_way_and_no_more():
+    plan = plan_for(1)
+    answers = [Future() for _ in range(5)]
+    for answer in answers:
+        assert plan.add_read(OneRead(None, answer), 0.0)
+    taken = []
+    while plan.due_at() <= 0.0:
+        taken.append(plan.take())
+    assert [read.answer for read in taken] == answers[:3]
+    plan.read_is_over()
+    assert plan.take().answer is answers[3]
+    assert plan.due_at() > 0.0
+
+
+def test_the_shortest_interval_of_a_campaign_counts():
+    plan = PollingPlan()
+    for interval in (60.0, 5.0, 30.0):
+        polled = plan.add("c", subscriber(interval), 0.0)
+    assert polled.interval == 5.0

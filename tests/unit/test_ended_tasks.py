@@ -506,3 +506,24 @@ def test_a_deferred_task_owes_a_pause_only_if_its_author_wants_one(sandbox, paus
         Starting(pause_on_kill=pause_on_kill)(deferrable=True).execute(context(store))
     assert store["voicegenie_start"]["owes_pause"] is pause_on_kill
     assert deferral.value.trigger.pause_on_kill is pause_on_kill
+
+
+def test_a_start_that_may_take_effect_late_stays_on_record_though_a_later_try_is_ended(sandbox, monkeypatch):
+    """Nobody knows whether it was sent; a user ends the next try, and the campaign does not run yet."""
+    monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01,))
+    store = Store()
+    with monkeypatch.context() as patch:
+        patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
+        sandbox.inject("close", "start")
+        with pytest.raises(ZeroDivisionError):
+            Starting()(deferrable=False).execute(context(store))
+    operator = Starting()(deferrable=False)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(context(store, try_number=2, state="failed"))
+    assert store["voicegenie_start"]["phase"] == "sent"
+    # It takes effect, and the try after that finds it.
+    sandbox.sandbox.store.start("long")
+    again = Starting(wait_for_completion=False)(deferrable=False)
+    assert again.execute(context(store, try_number=3))["started_by_task"]
+    assert sandbox.request_count("start") == 1
