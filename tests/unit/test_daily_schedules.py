@@ -320,7 +320,7 @@ def owing(sandbox):
     return store
 
 
-def cut_off(hook, campaign_id, *, on_sending):
+def cut_off(hook, campaign_id, **callbacks):
     """Before any of the start is sent."""
     raise AirflowTaskTimeout("Timeout")
 
@@ -357,9 +357,9 @@ def test_what_is_owed_is_paused_by_a_task_that_follows_the_start_of_others(sandb
     run = context(store, try_number=2, max_tries=3)
     operator = Starting(**TOMORROW)(deferrable=way is deferred)
 
-    def start_campaign(hook, campaign_id, *, on_sending, original=VoiceGenieHook.start_campaign):
+    def start_campaign(hook, campaign_id, *, original=VoiceGenieHook.start_campaign, **callbacks):
         sandbox.sandbox.store.change(campaign_id, status="running")
-        return original(hook, campaign_id, on_sending=on_sending)
+        return original(hook, campaign_id, **callbacks)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VoiceGenieHook, "start_campaign", start_campaign)

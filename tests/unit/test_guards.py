@@ -306,7 +306,12 @@ def test_what_started_itself(clock, is_outside, status):
         (campaign("paused"), campaign("pending"), TookEffect.UNKNOWN),
         (campaign("pending"), campaign("paused"), TookEffect.YES),
         (campaign("paused", completed_count=3, failed_count=2), campaign("paused", completed_count=3), TookEffect.NO),
-        (campaign("paused", completed_count=3), campaign("paused", completed_count=3, failed_count=1), TookEffect.YES),
+        # Calls that were in progress end after a pause, too.
+        (
+            campaign("paused", completed_count=3),
+            campaign("paused", completed_count=3, failed_count=1),
+            TookEffect.UNKNOWN,
+        ),
     ],
 )
 def test_what_a_pending_campaign_and_counters_show(before, after, expected):

@@ -321,7 +321,7 @@ def test_an_owed_pause_is_not_forgotten_by_a_start_that_did_nothing(sandbox, mom
     with pytest.MonkeyPatch.context() as patch:
         if moment == "before the start":
 
-            def cut_off(hook, campaign_id, *, on_sending):
+            def cut_off(hook, campaign_id, **callbacks):
                 change(sandbox, "long", status="running")()
                 raise AirflowTaskTimeout("Timeout")
 
