@@ -476,7 +476,8 @@ class StartOnce:
             return
         if cleared.is_about(self.campaign_id, self.hook.voicegenie_conn_id):
             return
-        self._records.cleared = None
+        # Nobody pauses the campaign that comes now.
+        self._records.cleared, self._records.awaits_pause = None, False
         hook = VoiceGenieHook(cleared.voicegenie_conn_id)
         try:
             hook.get_conn()

@@ -34,6 +34,7 @@ from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import once
 from airflow_provider_voicegenie.start.evidence import has_started_itself
 from airflow_provider_voicegenie.start.record import StartPhase, StartRecord, StartRecords
+from airflow_provider_voicegenie.waiting.generation import Generation
 
 
 @both_ways
@@ -314,7 +315,7 @@ def test_a_start_at_the_edge_of_the_hours_is_the_tasks_own(minutes, is_own):
 def test_an_owed_pause_is_not_forgotten_by_a_start_that_did_nothing(sandbox, moment):
     """An earlier end of the task could not pause the campaign, so whoever ends it again wants it paused."""
     before = Campaign("long", CampaignStatus.SCHEDULED, "scheduled")
-    record = StartRecord.of(before, "long", "voicegenie_default", 1, datetime.now(UTC))
+    record = StartRecord.of(before, "long", "voicegenie_default", Generation(1, 0, 1), datetime.now(UTC))
     owed = record.in_phase(StartPhase.CLOSED, owes_pause=True)
     run = context(Store(voicegenie_start=owed.to_json()), try_number=2)
     operator = Starting(outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})(deferrable=False)
