@@ -8,8 +8,8 @@ import contextlib
 import importlib
 import json
 import threading
-import time
-from datetime import UTC, datetime, timedelta
+from collections import deque
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +21,7 @@ from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor
 from airflow_provider_voicegenie.start import once
 from airflow_provider_voicegenie.waiting import worker
+from helpers.clock import Clock, now
 from helpers.leaks import leak_in
 
 #: Seconds until something that hangs is named; pytest's own limit comes a little later.
@@ -47,7 +48,7 @@ class TaskInstance(SimpleNamespace):
                 "try_number": 1,
                 "max_tries": 2,
                 "task": SimpleNamespace(retries=2),
-                "start_date": datetime.now(UTC),
+                "start_date": now(),
                 "next_method": None,
                 "state": "running",
                 "xcom": {},
@@ -82,10 +83,10 @@ class Store(dict):
 
 def context(store=None, *, clear_number=0, was_ended_by_user=False, **task_instance):
     """Return the context of a try; the process of the try before it may have noted that a user ended it."""
-    now = datetime.now(UTC)
+    moment = now()
     keys = ["return_value", *(["voicegenie_ended_by_user"] if was_ended_by_user else [])]
     return {
-        "dag_run": SimpleNamespace(run_type="manual", run_after=now, start_date=now, clear_number=clear_number),
+        "dag_run": SimpleNamespace(run_type="manual", run_after=moment, start_date=moment, clear_number=clear_number),
         "ti": TaskInstance(**task_instance, _ti_context_from_server=SimpleNamespace(xcom_keys_to_clear=keys)),
         **({} if store is None else {"task_state_store": store}),
     }
@@ -135,19 +136,27 @@ WAYS = {"worker": in_worker, "deferred": deferred}
 
 
 @contextlib.contextmanager
-def meanwhile(when, act):
-    """Once ``when()`` is so, do something in a thread."""
-    over = threading.Event()
-    failures = []
+def meanwhile(*steps):
+    """
+    Once ``when()`` is so, do something: in a thread, or before the task's next sleep ends if that is earlier.
+
+    :param steps: ``when``, ``act``, and then the same again: each is asked once what comes before it was done.
+    """
+    over, lock = threading.Event(), threading.Lock()
+    left = deque(zip(steps[::2], steps[1::2], strict=True))
+
+    def attempt():
+        with lock:
+            while left and left[0][0]():
+                left.popleft()[1]()
 
     def work():
-        deadline = time.monotonic() + PATIENCE
-        while not when():
-            if over.wait(0.01) or time.monotonic() > deadline:
-                failures.append("what was waited for never came")
-                return
-        act()
+        while left and not over.wait(0.01):
+            attempt()
 
+    clock = Clock.current
+    if clock is not None:
+        clock.add_action(attempt)
     thread = threading.Thread(target=work)
     thread.start()
     try:
@@ -155,7 +164,9 @@ def meanwhile(when, act):
     finally:
         over.set()
         thread.join()
-    assert not failures
+        if clock is not None:
+            clock.remove_action(attempt)
+    assert not left, "what was waited for never came"
 
 
 # Tasks that wait, and what may happen to them.
@@ -228,14 +239,19 @@ def change(sandbox, campaign_id, **changes):
 
 
 def complete(sandbox, campaign_id, **changes):
-    return change(sandbox, campaign_id, status="completed", ended_at=datetime.now(UTC), **changes)
+    return change(sandbox, campaign_id, status="completed", ended_at=now(), **changes)
 
 
 def after_requests(sandbox, number):
-    """Wait until so many requests more have come."""
-    wanted = len(sandbox.sandbox.requests) + number
-    while len(sandbox.sandbox.requests) < wanted:
-        time.sleep(0.01)
+    """Return a condition: so many requests more have come since it was first asked."""
+    wanted = []
+
+    def check():
+        if not wanted:
+            wanted.append(len(sandbox.sandbox.requests) + number)
+        return len(sandbox.sandbox.requests) >= wanted[0]
+
+    return check
 
 
 def in_wait(patch, when, act):

@@ -127,13 +127,14 @@ def serialized(tmp_path_factory):
     ]
     found = []
     for run in runs:
-        output, errors = run.communicate(timeout=120)
+        output, errors = run.communicate(timeout=500)
         line = next((line for line in output.splitlines() if line.startswith("SERIALIZED ")), None)
         assert line is not None, output + errors
         found.append(json.loads(line.removeprefix("SERIALIZED ")))
     return found
 
 
+@pytest.mark.timeout(600)
 def test_every_dag_is_the_same_in_each_process(serialized):
     first, second = serialized
     assert len(first) >= 8
@@ -143,10 +144,12 @@ def test_every_dag_is_the_same_in_each_process(serialized):
         assert json.dumps(dag, sort_keys=True) == json.dumps(second[name], sort_keys=True)
 
 
+@pytest.mark.timeout(600)
 def test_no_dag_holds_the_place_of_an_object_in_memory(serialized):
     assert " at 0x" not in json.dumps(serialized)
 
 
+@pytest.mark.timeout(600)
 def test_what_an_author_changes_is_a_new_version(serialized):
     text = json.dumps(serialized[0])
     assert "HasContacts(minimum=5)" in text

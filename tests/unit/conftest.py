@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers.clock import Clock
 from helpers.leaks import person_in
 from helpers.tasks import shorten_times
 
@@ -32,11 +33,25 @@ def nobody_is_named(caplog):
 
 
 @pytest.fixture
-def sandbox(voicegenie_sandbox, monkeypatch):
+def clock(monkeypatch):
+    """Let time pass only while all sleep, and then at once, for the package and the sandbox."""
+    clock = Clock()
+    clock.start(monkeypatch)
+    return clock
+
+
+@pytest.fixture
+def held(clock, monkeypatch):
+    """Let requests be delayed and held by the clock."""
+    clock.hold_requests(monkeypatch)
+
+
+@pytest.fixture
+def sandbox(clock, voicegenie_sandbox, monkeypatch):
     """A sandbox with a campaign to start and one to follow, neither of which ends by itself in time."""
     shorten_times(monkeypatch)
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
-    connection = voicegenie_sandbox.connection(max_attempts=1, timeout=20, requests_per_minute=60_000)
+    connection = voicegenie_sandbox.connection(max_attempts=1, timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     voicegenie_sandbox.add_campaign(id="long", total_count=10_000)
     voicegenie_sandbox.add_campaign(id="followed", status="running", total_count=10_000)

@@ -112,6 +112,7 @@ def test_columns_become_parts_and_custom_fields():
 
 @settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.text(), st.recursive(st.none() | st.floats() | st.integers() | st.text(), st.lists)))
+@pytest.mark.timeout(600)
 def test_whatever_is_in_a_row_becomes_json(row):
     contact = ContactColumns().contact({**row, "phone_number": "4915123456"})
     assert json.loads(json.dumps(contact, allow_nan=False)) == contact

@@ -30,6 +30,7 @@ from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCa
 from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
 from airflow_provider_voicegenie.start import once
 from airflow_provider_voicegenie.start.guards import Finding
+from airflow_provider_voicegenie.waiting import worker
 
 MAY_GO_ON = "If it has a daily schedule, it goes on by itself at its next start time"
 TOMORROW = {"outcomes": {"CAMPAIGN_ALREADY_RUNNING": "succeed"}}
@@ -122,7 +123,7 @@ def time_out_at_night(sandbox, make, store):
         raise AirflowTaskTimeout
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("time.sleep", sleep)
+        patch.setattr(worker.time, "sleep", sleep)
         with pytest.raises(AirflowTaskTimeout):
             make(deferrable=False).execute(context(store))
 

@@ -21,7 +21,7 @@ CONNECTION = "connection 'production'"
 
 def connect(monkeypatch, host, password, **extra):
     fields = {"conn_type": "voicegenie", "host": host, "password": password}
-    extra = {"max_attempts": 1, "timeout": 2, **extra}
+    extra = {"max_attempts": 1, "timeout": 60, **extra}
     monkeypatch.setenv("AIRFLOW_CONN_PRODUCTION", json.dumps({**fields, "extra": json.dumps(extra)}))
 
 

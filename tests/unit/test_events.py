@@ -11,6 +11,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -46,8 +47,8 @@ SEEDED = len(seed_campaigns())
 
 
 @pytest.fixture(autouse=True)
-def sandbox(voicegenie_sandbox, monkeypatch):
-    connection = voicegenie_sandbox.connection(timeout=20, requests_per_minute=60_000)
+def sandbox(clock, voicegenie_sandbox, monkeypatch):
+    connection = voicegenie_sandbox.connection(timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     monkeypatch.setattr(looks, "_TRY_AGAIN", 0.05)
@@ -156,7 +157,7 @@ class Triggerer:
         assert not any(feeds._feeds.get(asyncio.get_running_loop(), {}).values())
 
 
-def run(work, patience=30):
+def run(work, patience=100):
     async def bounded():
         async with asyncio.timeout(patience):
             return await work()
@@ -164,7 +165,7 @@ def run(work, patience=30):
     return asyncio.run(bounded())
 
 
-async def eventually(condition, patience=8):
+async def eventually(condition, patience=60):
     async with asyncio.timeout(patience):
         while not condition():
             await asyncio.sleep(0.02)
@@ -281,7 +282,7 @@ def test_one_that_ended_and_ends_again_between_two_looks_is_told(sandbox):
     run(work)
 
 
-def test_a_response_that_is_late_takes_no_end_back(sandbox):
+def test_a_response_that_is_late_takes_no_end_back(sandbox, held):
     """The list shows the end while a single read, which was asked for before, is still under way."""
     campaign, *others = (running(sandbox) for _ in range(3))
     sandbox.inject("delay", "get", campaign_id=campaign, seconds=1.2, after_acting=True)
@@ -419,9 +420,9 @@ def test_many_campaigns_do_not_hold_up_the_event_loop(sandbox):
 
     async def measure():
         while True:
-            begun = asyncio.get_running_loop().time()
+            begun = time.thread_time()
             await asyncio.sleep(0.01)
-            pauses.append(asyncio.get_running_loop().time() - begun)
+            pauses.append(time.thread_time() - begun)
 
     async def work():
         async with Triggerer() as triggerer:
@@ -432,8 +433,8 @@ def test_many_campaigns_do_not_hold_up_the_event_loop(sandbox):
             measuring.cancel()
 
     run(work)
-    # Airflow warns from 0.2 on. The sandbox is in this process too, so only most pauses say something.
-    assert sorted(pauses)[len(pauses) * 9 // 10] < 0.2
+    # Airflow warns from 0.2 on. What the event loop itself works counts, not how busy the machine is.
+    assert max(pauses) < 0.2
 
 
 # Across restarts.
@@ -678,7 +679,7 @@ def test_a_connection_that_is_not_there_and_comes(sandbox, said, monkeypatch):
         async with Triggerer() as triggerer:
             told = triggerer.watch(CampaignEndedTrigger(voicegenie_conn_id="later", poll_interval=0.2))
             await asyncio.sleep(1.5)
-            connection = sandbox.connection(timeout=20, requests_per_minute=60_000)
+            connection = sandbox.connection(timeout=60, requests_per_minute=60_000)
             monkeypatch.setenv("AIRFLOW_CONN_LATER", connection)
             await rounds(sandbox)
             end(sandbox, campaign)
@@ -1396,6 +1397,7 @@ def test_a_list_that_fails_is_read_with_growing_pauses_and_one_that_is_refused_a
     assert polled.seen_at >= 1298
 
 
+@pytest.mark.timeout(600)
 def test_a_dag_file_that_makes_a_watcher_loads_nothing_heavy():
     code = """
 import sys

@@ -8,8 +8,8 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -175,12 +175,8 @@ def test_a_condition_of_a_wait_may_count_as_success(sandbox, way, task, conditio
 def test_a_pause_by_someone_is_waited_out_and_said_once(sandbox, way, task, caplog):
     caplog.set_level(logging.INFO)
 
-    def act():
-        sandbox.sandbox.store.change(task.campaign_id, status="paused")
-        after_requests(sandbox, 4)
-        complete(sandbox, task.campaign_id)()
-
-    with meanwhile(is_waiting(sandbox, task.campaign_id), act):
+    pause, end = change(sandbox, task.campaign_id, status="paused"), complete(sandbox, task.campaign_id)
+    with meanwhile(is_waiting(sandbox, task.campaign_id), pause, after_requests(sandbox, 4), end):
         assert way(task(), context())["status"] == "completed"
     if way is in_worker:  # what a trigger logs does not come by here
         said = [record for record in caplog.records if "CAMPAIGN_PAUSED: the wait goes on" in record.getMessage()]
@@ -207,19 +203,16 @@ def test_a_campaign_that_is_shown_as_it_was_before_its_start_is_followed(sandbox
     if is_lost:
         sandbox.inject("close", "start", after_acting=True)
 
-    def act():
+    def show_as_before():
         if is_lost:
             # The first read showed the start; those that follow do not.
             change(sandbox, "held", status="paused")()
-        after_requests(sandbox, 4)
-        change(sandbox, "held", status="running")()
-        after_requests(sandbox, 2)
-        complete(sandbox, "held")()
 
     def is_followed():
         return sandbox.request_count("start") == 1 and sandbox.request_count("get", "held") >= 2
 
-    with meanwhile(is_followed, act):
+    steps = [is_followed, show_as_before, after_requests(sandbox, 4), change(sandbox, "held", status="running")]
+    with meanwhile(*steps, after_requests(sandbox, 2), complete(sandbox, "held")):
         task = Starting(campaign_id="held", outcomes={"CAMPAIGN_PAUSED": "fail"})
         assert way(task, context(Store()))["status"] == "completed"
     assert sandbox.start_count("held") == 1
@@ -239,24 +232,21 @@ def test_a_later_try_knows_how_old_its_start_is(sandbox, monkeypatch, seconds_ag
 
 
 @both_ways
-@both_tasks
-@pytest.mark.parametrize("kind", ["close", "status", "not_json", "truncated"])
-def test_temporary_trouble_does_not_end_a_wait(sandbox, way, task, kind):
-    def act():
-        sandbox.inject(kind, "*", times=None, **({"status": 503} if kind == "status" else {}))
-        after_requests(sandbox, 2)
-        complete(sandbox, task.campaign_id)()
+def test_temporary_trouble_does_not_end_the_wait_of_a_start(sandbox, way):
+    """What an author says of the start's own trouble is nothing to the wait. See the fault table for the sensors."""
+
+    def recover():
+        complete(sandbox, "long")()
         sandbox.sandbox.faults.clear()
 
-    # What an author says of the start's own trouble is nothing to the wait.
-    outcomes = {"CONNECTION_FAILED": "fail"} if task is Starting else {}
-    with meanwhile(is_waiting(sandbox, task.campaign_id), act):
-        assert way(task(outcomes=outcomes), context())["status"] == "completed"
+    fail = partial(sandbox.inject, "close", times=None)
+    with meanwhile(is_waiting(sandbox, "long"), fail, after_requests(sandbox, 2), recover):
+        assert way(Starting(outcomes={"CONNECTION_FAILED": "fail"}), context())["status"] == "completed"
 
 
 def test_each_poll_in_a_worker_is_one_attempt(sandbox, monkeypatch):
     """The wait repeats by itself, and attempts of the client's own could outlast its time."""
-    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=4, timeout=20))
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=4, timeout=60))
     run = context()
 
     def fail_from_now_on(*_, **__):
@@ -330,7 +320,7 @@ def test_statistics_that_stay_unreadable_end_the_wait_all_the_same(sandbox, monk
 
 @both_ways
 @both_tasks
-def test_a_completion_that_was_seen_in_time_is_no_timeout(sandbox, monkeypatch, way, task):
+def test_a_completion_that_was_seen_in_time_is_no_timeout(sandbox, clock, monkeypatch, way, task):
     """The service's statistics may be half a minute old, and time may be over until they are not."""
     monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.3)
     monkeypatch.setattr(final_statistics, "_STATISTICS_AGE", 3.0)
@@ -338,9 +328,9 @@ def test_a_completion_that_was_seen_in_time_is_no_timeout(sandbox, monkeypatch, 
     VoiceGenieHook().get_campaign_stats(task.campaign_id)
     limit = {"completion_timeout": 2} if task is Starting else {"timeout": 2}
     with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
-        began = time.monotonic()
+        began = clock.time()
         result = way(task(**limit), context())
-    assert time.monotonic() - began > 2
+    assert clock.time() - began > 2
     assert (result["status"], result["statistics"]["total_contacts"]) == ("completed", 10_000)
 
 
@@ -377,6 +367,7 @@ print(json.dumps([result, sorted(sys.modules)]))
 
 
 @both_tasks
+@pytest.mark.timeout(600)
 def test_a_resumed_task_that_has_the_statistics_needs_no_connection_and_no_http_library(sandbox, task):
     with pytest.raises(TaskDeferred) as deferral:
         task()(deferrable=True).execute(context())
@@ -457,7 +448,7 @@ def test_a_campaign_that_is_over_otherwise_is_not_followed(sandbox):
     assert (result["status"], result["started_by_task"], result["statistics"]) == ("stopped", False, None)
 
 
-def test_the_wait_in_the_triggerer_knows_what_the_start_knew(sandbox):
+def test_the_wait_in_the_triggerer_knows_what_the_start_knew(sandbox, clock):
     change(sandbox, "long", completed_count=5, failed_count=2)()
     with pytest.raises(TaskDeferred) as deferral:
         Starting(pause_on_kill=False, stall_timeout=60)(deferrable=True).execute(context())
@@ -465,7 +456,7 @@ def test_the_wait_in_the_triggerer_knows_what_the_start_knew(sandbox):
     assert arguments["pause_on_kill"] is False
     assert arguments["stall_timeout"] == 60
     assert (arguments["seen"]["completed"], arguments["seen"]["failed"]) == (5, 2)
-    assert abs(arguments["seen"]["at"] - time.time()) < 10
+    assert arguments["seen"]["at"] == clock.time()
 
 
 def test_only_what_the_task_started_is_paused_in_the_triggerer(sandbox):

@@ -287,6 +287,7 @@ def test_a_host_that_could_be_a_key_is_not_told(sandbox, monkeypatch):
     assert "k3y" not in json.dumps(lineage)
 
 
+@pytest.mark.timeout(600)
 def test_nothing_is_imported_where_a_dag_file_is_parsed():
     script = """
 import sys

@@ -26,9 +26,10 @@ ALREADY_RUNNING = '{"success": false, "message": "Campaign is already running", 
 
 
 class Clock:
-    """Real time, and the seconds that were slept here; things may happen at a moment of it."""
+    """Begins with the real time, and goes on by what is slept; things may happen at a moment of it."""
 
     def __init__(self):
+        self.began = time.time()
         self.slept = 0.0
         self.sleeps = []
         self.events = []
@@ -43,7 +44,7 @@ class Clock:
             event[1]()
 
     def time(self):
-        return time.time() + self.slept
+        return self.began + self.slept
 
     def at(self, seconds, act):
         self.events.append((seconds, act))
@@ -59,7 +60,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def sandbox(voicegenie_sandbox, monkeypatch):
-    connection = voicegenie_sandbox.connection(max_attempts=1, timeout=20, requests_per_minute=60_000)
+    connection = voicegenie_sandbox.connection(max_attempts=1, timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     for status in ("scheduled", "paused"):
         voicegenie_sandbox.add_campaign(id=status, status=status, total_count=10**6)

@@ -35,9 +35,9 @@ NOW = datetime.now(UTC)
 
 
 @pytest.fixture
-def sandbox(voicegenie_sandbox, monkeypatch):
+def sandbox(clock, voicegenie_sandbox, monkeypatch):
     shorten_times(monkeypatch)
-    connect(voicegenie_sandbox, monkeypatch, timeout=20)
+    connect(voicegenie_sandbox, monkeypatch, timeout=60)
     return voicegenie_sandbox
 
 
@@ -175,7 +175,7 @@ def test_someone_else_starting_it_in_between_is_not_our_start(sandbox):
 
 def test_of_tasks_that_race_for_a_campaign_one_starts_it(sandbox, monkeypatch):
     racers = 4
-    all_have_looked = threading.Barrier(racers, timeout=10)
+    all_have_looked = threading.Barrier(racers, timeout=100)
     monkeypatch.setattr(once.StartRecords, "add", lambda *_: all_have_looked.wait())
 
     def run(_):
@@ -242,10 +242,10 @@ FAULTS = {
 
 
 @pytest.fixture
-def fault(sandbox, monkeypatch, kind):
+def fault(sandbox, clock, monkeypatch, kind):
     """What goes wrong. A task waits long only for a response that comes."""
     if kind in ("delay", "drip"):
-        connect(sandbox, monkeypatch, timeout=1)
+        clock.end_requests_that_are_held(monkeypatch)
     return FAULTS[kind]
 
 
@@ -462,14 +462,6 @@ def test_what_can_never_come_true_ends_the_wait(sandbox, condition):
             sandbox.inject("status", "get", **fault)
         with pytest.raises(ENDS[outcome or default], match=condition):
             poke(campaign_id, outcomes={condition: outcome} if outcome else None)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in FAULTS if kind != "redirect"])
-def test_temporary_trouble_does_not_end_the_wait(sandbox, kind, fault):
-    sandbox.inject(kind, "get", **fault)
-    sensor = CampaignReadySensor(task_id="ready", campaign_id="ready")
-    assert not sensor.poke(context()).is_done
-    assert sensor.poke(context()).is_done
 
 
 def test_the_wait_may_succeed_or_go_on_where_the_campaign_runs(sandbox):

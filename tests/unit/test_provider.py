@@ -107,6 +107,7 @@ def test_the_hook_can_be_pickled_without_the_key(voicegenie_sandbox):
     assert pickle.loads(data).get_campaign("ready").campaign_id == "ready"
 
 
+@pytest.mark.timeout(600)
 def test_parsing_a_dag_loads_no_http_library_and_no_trigger():
     """Only what Airflow's own base classes have not loaded already counts."""
     code = """

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
+from functools import partial
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from helpers.tasks import both_ways, context
+from helpers.tasks import both_ways, context, meanwhile
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, Quota, ShapeError
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
@@ -59,12 +58,8 @@ def test_it_waits_until_enough_is_left(sandbox, way, said):
     def reset():
         calls.used = 0
 
-    timer = threading.Timer(1.5, reset)
-    timer.start()
-    try:
+    with meanwhile(lambda: sandbox.request_count("quota") >= 2, reset):
         result = way(ready(HasQuota(calls=100)), context())
-    finally:
-        timer.join()
     assert result["campaign_id"] == "ready"
     text = "".join(said())
     assert "not ready: 40 calls left, 100 wanted" in text
@@ -105,16 +100,12 @@ def test_a_quota_that_cannot_be_read_is_a_condition(sandbox, way, status, outcom
         with pytest.raises(AirflowFailException, match=words):
             way(make, context())
         return
-    timer = threading.Timer(1, setattr, (calls, "used", 0))
-    timer.start()
-    try:
+    with meanwhile(lambda: sandbox.request_count("quota") >= 4, partial(setattr, calls, "used", 0)):
         assert way(make, context())
-    finally:
-        timer.join()
     assert "INTERNAL_SERVER_ERROR: the wait goes on" in "".join(said())
 
 
-def test_a_quota_of_before_it_could_not_be_read_does_not_count(sandbox):
+def test_a_quota_of_before_it_could_not_be_read_does_not_count(sandbox, clock):
     """It was used up while its reads failed."""
     calls = sandbox.sandbox.quota.calls
     campaign_id = sandbox.add_campaign(script_id=None).id
@@ -123,7 +114,7 @@ def test_a_quota_of_before_it_could_not_be_read_does_not_count(sandbox):
         voicegenie_conn_id="voicegenie_default",
         outcomes={},
         poll_interval=0.3,
-        deadline=time.time() + 6,
+        deadline=clock.time() + 6,
         prerequisites=[list(each.serialize()) for each in (HasQuota(calls=1), HasScript())],
     )
 
@@ -161,7 +152,7 @@ def test_waits_share_one_reading(sandbox):
         await asyncio.sleep(2.5)
         reads = sandbox.request_count("quota")
         calls.used = 0
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(100):
             reasons = await asyncio.gather(*waits)
         assert not subscriptions._SharedQuota._by_feed
         return reads, set(reasons)

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import pytest
-from helpers.tasks import WAYS, context
+from helpers.tasks import WAYS, change, context, meanwhile
 
 from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, ContactsRegistered, HasContacts
 from airflow_provider_voicegenie.triggers import subscriptions
@@ -33,16 +32,9 @@ def ready(campaign_id, *prerequisites):
 @both_ways
 def test_it_waits_until_all_contacts_are_registered(sandbox, way, said):
     campaign_id = sandbox.add_campaign(total_count=10, registered_count=4).id
-
-    def register():
-        sandbox.sandbox.store.change(campaign_id, registered_count=10)
-
-    timer = threading.Timer(1, register)
-    timer.start()
-    try:
+    register = change(sandbox, campaign_id, registered_count=10)
+    with meanwhile(lambda: sandbox.request_count("list") >= 2, register):
         result = way(ready(campaign_id, ContactsRegistered()), context())
-    finally:
-        timer.join()
     assert result["total_count"] == 10
     assert "not ready: 4 of 10 contacts registered" in "".join(said())
     assert sandbox.request_count("list") >= 2
@@ -93,7 +85,7 @@ def test_waits_share_the_reading_of_the_list(sandbox):
         pages = sandbox.request_count("list")
         for name in names:
             sandbox.sandbox.store.change(name, registered_count=10)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(100):
             reasons = await asyncio.gather(*waits)
         assert not subscriptions._ListedCampaigns._by_feed
         return pages, set(reasons)

@@ -38,8 +38,8 @@ change = pytest.mark.parametrize("later", LATER.values(), ids=LATER)
 
 
 @pytest.fixture
-def sandbox(voicegenie_sandbox, monkeypatch):
-    connection = voicegenie_sandbox.connection(max_attempts=1, timeout=20, requests_per_minute=60_000)
+def sandbox(clock, voicegenie_sandbox, monkeypatch):
+    connection = voicegenie_sandbox.connection(max_attempts=1, timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     # It is not asked anything, and would fail whoever did.
     monkeypatch.setenv(

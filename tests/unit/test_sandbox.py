@@ -97,7 +97,7 @@ def test_every_documented_status_is_among_the_seeds(voicegenie_sandbox):
 def send(sandbox, path, method="GET", key=None, **arguments):
     headers = {"x-api-key": sandbox.api_key if key is None else key, **arguments.pop("headers", {})}
     return requests.request(
-        method, f"{sandbox.url}{path}", headers=headers, timeout=5, allow_redirects=False, **arguments
+        method, f"{sandbox.url}{path}", headers=headers, timeout=60, allow_redirects=False, **arguments
     )
 
 
@@ -401,14 +401,27 @@ def test_a_page_of_a_long_history_takes_no_longer(clock):
     store = SandboxStore(clock=clock)
     clock.now = 1e7
     since = datetime.now(UTC) + timedelta(seconds=1e6)
-    begun = time.thread_time()
-    for status in (None, "answered", "busy"):
-        page, total = store.history(
-            "always-running", limit=1000, offset=500_000, status=status, since=since, until=None
-        )
+    lines = 0
+
+    def count(frame, event, argument):
+        nonlocal lines
+        lines += 1
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        pages = [
+            store.history("always-running", limit=1000, offset=500_000, status=status, since=since, until=None)
+            for status in (None, "answered", "busy")
+        ]
+    finally:
+        sys.settrace(before)
+    for page, total in pages:
         assert len(page) == 1000
         assert total > 800_000
-    assert time.thread_time() - begun < 1
+    # So many for each call on a page; to count the calls one by one would take millions.
+    assert lines < 100 * 3000
 
 
 def test_quota(voicegenie_sandbox):
@@ -601,7 +614,7 @@ def test_the_command():
         try:
             first = process.stdout.readline()
             url = first.split(" on ")[1].split(" ")[0]
-            assert requests.get(f"{url}/campaign/ready", headers={"x-api-key": "k"}, timeout=5).ok
+            assert requests.get(f"{url}/campaign/ready", headers={"x-api-key": "k"}, timeout=60).ok
         finally:
             process.terminate()
 
@@ -610,14 +623,14 @@ def test_the_command():
     ("arguments", "words"), [(["--host", "0.0.0.0"], "--allow-remote"), (["--speed", "0"], "above 0")]
 )
 def test_the_command_refuses(arguments, words):
-    result = subprocess.run(command("--port", "0", *arguments), capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command("--port", "0", *arguments), capture_output=True, text=True, timeout=300)
     assert result.returncode
     assert words in result.stderr
 
 
 def test_a_port_that_is_taken_is_said_to_be(voicegenie_sandbox):
     port = voicegenie_sandbox.url.rpartition(":")[2]
-    result = subprocess.run(command("--port", port), capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command("--port", port), capture_output=True, text=True, timeout=300)
     assert f"port {port}" in result.stderr
     assert "Choose another" in result.stderr
 

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import json
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -14,6 +13,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     TaskDeferred,
 )
+from helpers.clock import now
 from helpers.tasks import (
     Following,
     Store,
@@ -118,15 +118,15 @@ def test_readiness(sandbox, way):
     assert (result["campaign_id"], result["total_count"]) == (campaign.id, 5)
 
 
-def reschedule(make, run):
+def reschedule(make, run, clock):
     """Poke with a new sensor each time, as Airflow does in this mode."""
     while not (outcome := make(deferrable=False).poke(run)).is_done:
-        time.sleep(0.05)
+        clock.sleep(0.05)
     return outcome.xcom_value
 
 
 @pytest.mark.parametrize("keeps_state", [True, False])
-def test_a_stall_in_reschedule_mode(sandbox, monkeypatch, keeps_state):
+def test_a_stall_in_reschedule_mode(sandbox, clock, monkeypatch, keeps_state):
     monkeypatch.setattr(sensors, "_KEEPS_TASK_STATE", keeps_state)
     task = Following(mode="reschedule", stall_timeout=0.3)
     if not keeps_state:
@@ -136,21 +136,21 @@ def test_a_stall_in_reschedule_mode(sandbox, monkeypatch, keeps_state):
         return
     store = Store()
     with pytest.raises(AirflowFailException, match="CAMPAIGN_STALLED"):
-        reschedule(task, context(store))
+        reschedule(task, context(store), clock)
     assert sandbox.api_key not in json.dumps(store)
     with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed")):
-        assert reschedule(task, context())["status"] == "completed"
+        assert reschedule(task, context(), clock)["status"] == "completed"
 
 
 @pytest.mark.skipif(not sensors._KEEPS_TASK_STATE, reason="a rescheduled sensor forgets, before Airflow 3.3")
-def test_a_retry_in_reschedule_mode_counts_a_stall_from_its_own_begin(sandbox):
+def test_a_retry_in_reschedule_mode_counts_a_stall_from_its_own_begin(sandbox, clock):
     store = Store()
     task = Following(mode="reschedule", stall_timeout=0.5, outcomes={"CAMPAIGN_STALLED": "retry"})
     for try_number in (1, 2):
-        began = time.monotonic()
+        began = clock.monotonic()
         with pytest.raises(VoiceGenieRetryException, match="CAMPAIGN_STALLED"):
-            reschedule(task, context(store, try_number=try_number))
-        assert time.monotonic() - began >= 0.5
+            reschedule(task, context(store, try_number=try_number), clock)
+        assert clock.monotonic() - began >= 0.5
 
 
 @both_tasks
@@ -173,8 +173,8 @@ def test_completion_counts_even_if_the_connection_cannot_be_read(sandbox, monkey
 
 
 def hours_from_now(first, last):
-    now = datetime.now(UTC)
-    return CallingHours((now + timedelta(hours=first)).time(), (now + timedelta(hours=last)).time(), "UTC")
+    first, last = (now() + timedelta(hours=hours) for hours in (first, last))
+    return CallingHours(first.time(), last.time(), "UTC")
 
 
 @both_ways

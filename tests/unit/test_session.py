@@ -32,9 +32,12 @@ from airflow_provider_voicegenie.triggers.threads import in_thread
 
 KEY = MARKED_KEY.encode()
 
+#: Seconds after which something hangs, on the slowest of machines.
+LONG = 30
+
 
 def settings_for(port, scheme="http", host="127.0.0.1", path="", **fields):
-    return ClientSettings(f"{scheme}://{host}:{port}{path}", MARKED_KEY, **{"timeout": 2, "max_attempts": 1, **fields})
+    return ClientSettings(f"{scheme}://{host}:{port}{path}", MARKED_KEY, **{"timeout": 60, "max_attempts": 1, **fields})
 
 
 def in_worker(client, request):
@@ -222,31 +225,32 @@ def silent_address():
         yield port
 
 
-@contextlib.contextmanager
-def requests_joined():
-    """At the end, wait for the requests that were left behind meanwhile."""
-    before = set(threading.enumerate())
-    yield
-    for thread in set(threading.enumerate()) - before:
-        if thread.name == "voicegenie-request":
-            thread.join(100)
-            assert not thread.is_alive()
-
-
-def resolve_to(monkeypatch, port, *, after=None, is_there=None, count=1):
-    """Resolve slow.example.com once an event has come; tell another one that somebody waits for it."""
-    original = socket.getaddrinfo
+def resolve_to(monkeypatch, port, *, after=None, count=1):
+    """Let the name of a host stand for so many addresses, found after an event; return the event that it is asked."""
+    original, asked = socket.getaddrinfo, threading.Event()
 
     def getaddrinfo(host, *rest, **more):
         if host not in ("slow.example.com", b"slow.example.com"):
             return original(host, *rest, **more)
-        if is_there is not None:
-            is_there.set()
+        asked.set()
         if after is not None:
-            after.wait(100)
+            after.wait(2 * LONG)
         return count * original("127.0.0.1", port, type=socket.SOCK_STREAM)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+def wait_for(condition):
+    """Wait for a sign."""
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def requests_are_over():
+    return not any(thread.name == "voicegenie-request" for thread in threading.enumerate())
 
 
 @BOTH
@@ -263,15 +267,16 @@ def test_the_time_limit_is_for_all_addresses(monkeypatch, send):
 @BOTH
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_time_limit_covers_the_resolver_and_nothing_is_sent_later(monkeypatch, send, scheme):
+    found = threading.Event()
     with raw_server(ok) as (port, seen):
-        resolved = threading.Event()
-        resolve_to(monkeypatch, port, after=resolved)
+        asked = resolve_to(monkeypatch, port, after=found)
         client = VoiceGenieClient(settings_for(port, scheme, "slow.example.com", timeout=0.3))
-        with requests_joined():
-            # Nor does the event loop's end wait for the thread.
-            with pytest.raises(errors.RequestTimeoutError) as caught:
-                send(client, endpoints.start("c"))
-            resolved.set()
+        # Nor does the event loop's end wait for the thread, which is held up in the resolver.
+        with pytest.raises(errors.RequestTimeoutError) as caught:
+            send(client, endpoints.start("c"))
+        wait_for(asked.is_set)
+        found.set()
+        wait_for(requests_are_over)
     assert not caught.value.may_have_taken_effect
     assert all(KEY not in request for request in seen)
 
@@ -287,31 +292,44 @@ def interrupt(number, frame):
 @pytest.mark.parametrize("moment", ["before it is sent", "after it was sent"])
 def test_an_interruption_ends_a_request(monkeypatch, moment):
     """As ``execution_timeout`` and a kill do."""
-    is_there, over = threading.Event(), threading.Event()
+    over, found = threading.Event(), threading.Event()
 
     def handle(stream, request):
-        is_there.set()
-        over.wait(100)
-
-    def kill():
-        is_there.wait(100)
-        os.kill(os.getpid(), signal.SIGUSR1)
+        over.wait(2 * LONG)
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with raw_server(handle) as (port, seen):
-            if moment == "before it is sent":
-                resolve_to(monkeypatch, port, after=over, is_there=is_there)
-            else:
-                resolve_to(monkeypatch, port)
-            # A thread that nobody gives leave to send waits for it until the time is over.
-            timeout = 10 if moment == "before it is sent" else 60
-            client = VoiceGenieClient(settings_for(port, host="slow.example.com", timeout=timeout))
-            threading.Thread(target=kill).start()
-            with requests_joined():
-                with pytest.raises(Interruption):
-                    client.send(endpoints.start("c"))
-                over.set()
+            asked = resolve_to(monkeypatch, port, after=found)
+            client = VoiceGenieClient(settings_for(port, host="slow.example.com", timeout=2 * LONG))
+
+            original = Exchange.ask_for_leave
+
+            def ask_for_leave(exchange, connection):
+                if moment == "before it is sent":
+                    # In vain, and not for as long as the request might take.
+                    exchange._deadline = time.monotonic() + 0.2
+                original(exchange, connection)
+
+            monkeypatch.setattr(Exchange, "ask_for_leave", ask_for_leave)
+
+            def kill():
+                wait_for(asked.is_set)
+                if moment == "after it was sent":
+                    found.set()
+                    wait_for(lambda: seen)
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+            killer = threading.Thread(target=kill)
+            killer.start()
+            begun = time.monotonic()
+            with pytest.raises(Interruption):
+                client.send(endpoints.start("c"))
+            assert time.monotonic() - begun < LONG
+            killer.join()
+            found.set()
+            wait_for(requests_are_over)
+            over.set()
             assert len([request for request in seen if KEY in request]) == (moment == "after it was sent")
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -358,19 +376,25 @@ def test_a_thread_that_cannot_begin_during_a_kill_is_trouble_of_the_network(monk
 
 def test_two_interruptions_at_once_do_not_let_it_go():
     """Whatever a signal handler raises, and wherever: a caller that is gone gives no leave to send."""
-    sent, total = 0, 60
-    for number in range(total):
-        resolved = threading.Event()
+    sent, raised = 0, []
 
-        def send(resolved=resolved):
-            resolved.wait(2)
-            time.sleep(0.01)
-            _current.get().ask_for_leave(SimpleNamespace(sock=None))
-            raise AssertionError("sent")
+    def interrupt_and_count(number, frame):
+        raised.append(number)
+        raise Interruption
 
-        exchange = Exchange(send, 0.3)
-        handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGUSR1, signal.SIGUSR2)}
-        try:
+    handlers = {each: signal.signal(each, interrupt_and_count) for each in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        for number in range(60):
+            raised.clear()
+            resolved = threading.Event()
+
+            def send(resolved=resolved):
+                resolved.wait(2 * LONG)
+                time.sleep(0.01)
+                _current.get().ask_for_leave(SimpleNamespace(sock=None))
+                raise AssertionError("sent")
+
+            exchange = Exchange(send, LONG)
             # A plain lock: an interrupted wait for the thread's begin would break that of a Condition.
             gate = threading.Lock()
             gate.acquire()
@@ -384,19 +408,22 @@ def test_two_interruptions_at_once_do_not_let_it_go():
 
             killer = threading.Thread(target=kill_twice)
             killer.start()
-            with contextlib.suppress(Interruption):
-                try:
-                    gate.release()
-                    exchange.run()
-                finally:
-                    with contextlib.suppress(Interruption):
-                        killer.join()
+            # An interruption while the thread begins may look like a thread that cannot.
+            with contextlib.suppress(Interruption, requests.ConnectionError):
+                gate.release()
+                exchange.run()
+            # The second one comes when it likes.
+            while len(raised) < 2:
+                with contextlib.suppress(Interruption):
+                    time.sleep(0.001)
             killer.join()
-            time.sleep(0.03)
-        finally:
-            for each, handler in handlers.items():
-                signal.signal(each, handler)
-        sent += exchange.is_sent
+            sent += exchange.is_sent or not exchange._leave.empty()
+            # Lest the thread asks for it until its time is over.
+            exchange._leave.put(None)
+            wait_for(requests_are_over)
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
     assert sent == 0
 
 
@@ -431,20 +458,25 @@ def test_a_proxy_that_speaks_tls(trouble, tmp_path):
         step(inner.do_handshake)
         asked.append(step(lambda: inner.read(65536)))
         if trouble:
-            over.wait(5)
+            over.wait(2 * LONG)
         step(lambda: inner.write(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n"))
 
+    expected = errors.RequestTimeoutError if trouble else errors.UnauthorizedError
     with raw_server(proxy, tls=context) as (port, _):
-        settings = ClientSettings(
-            "https://far.example.com",
-            MARKED_KEY,
-            timeout=1,
-            verify=str(bundle),
-            proxies={"https": f"https://127.0.0.1:{port}"},
-        )
-        expected = errors.RequestTimeoutError if trouble else errors.UnauthorizedError
-        with pytest.raises(expected) as caught:
-            VoiceGenieClient(settings).send(endpoints.start("c"))
+        # A slow machine may need longer until it is sent.
+        for timeout in (1, 10, LONG) if trouble else (LONG,):
+            asked.clear()
+            settings = ClientSettings(
+                "https://far.example.com",
+                MARKED_KEY,
+                timeout=timeout,
+                verify=str(bundle),
+                proxies={"https": f"https://127.0.0.1:{port}"},
+            )
+            with pytest.raises(expected) as caught:
+                VoiceGenieClient(settings).send(endpoints.start("c"))
+            if len(asked) == 2:
+                break
         over.set()
     assert caught.value.may_have_taken_effect is (trouble is not None)
     assert asked[0].startswith(b"CONNECT far.example.com:443 ")
@@ -532,14 +564,14 @@ def test_a_check_that_raises_stop_iteration_is_an_error():
 
 def test_a_thread_that_is_left_behind_is_woken_up():
     over = threading.Event()
-    with raw_server(lambda stream, request: over.wait(5)) as (port, _):
-        client = VoiceGenieClient(settings_for(port, timeout=0.2))
-        with pytest.raises(errors.RequestTimeoutError) as caught:
-            client.send(endpoints.start("c"))
-        deadline = time.monotonic() + 2
-        while any(thread.name == "voicegenie-request" for thread in threading.enumerate()):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    with raw_server(lambda stream, request: over.wait(2 * LONG)) as (port, seen):
+        # A slow machine may need longer until it is sent.
+        for timeout in (0.2, 5, LONG):
+            with pytest.raises(errors.RequestTimeoutError) as caught:
+                VoiceGenieClient(settings_for(port, timeout=timeout)).send(endpoints.start("c"))
+            if seen:
+                break
+        wait_for(requests_are_over)
         over.set()
     assert caught.value.may_have_taken_effect
 
@@ -609,7 +641,7 @@ def test_an_encrypted_request_goes_through_the_proxy_of_the_environment(monkeypa
 
     with raw_server(forbid) as (proxy, seen):
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy}")
-        client = VoiceGenieClient(ClientSettings("https://far.example.com", MARKED_KEY, timeout=2))
+        client = VoiceGenieClient(ClientSettings("https://far.example.com", MARKED_KEY, timeout=60))
         with pytest.raises(errors.ConnectionFailedError, match="the proxy did not let the connection") as caught:
             client.send(endpoints.pause("c"))
     assert not caught.value.may_have_taken_effect
@@ -652,7 +684,7 @@ def test_a_proxy_that_cannot_be_found_is_said_to_be_the_trouble(scheme):
     settings = ClientSettings(
         "https://far.example.com",
         MARKED_KEY,
-        timeout=5,
+        timeout=60,
         max_attempts=1,
         proxies={"https": f"{scheme}://proxy.invalid:1"},
     )
@@ -694,7 +726,7 @@ def test_a_socks_proxy_is_gone_through():
 
 
 def connect(monkeypatch, port):
-    extra = json.dumps({"max_attempts": 3, "timeout": 2})
+    extra = json.dumps({"max_attempts": 3, "timeout": 60})
     fields = {"conn_type": "voicegenie", "host": f"http://127.0.0.1:{port}", "password": MARKED_KEY, "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps(fields))
 

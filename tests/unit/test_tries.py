@@ -66,7 +66,7 @@ class Tries:
         shorten_times(self.patch)
         self.sandbox = Sandbox(SandboxStore(seeds=list), api_key=MARKED_KEY)
         url = self.stack.enter_context(running(self.sandbox))
-        extra = {"max_attempts": 1, "timeout": 5, "requests_per_minute": 1_000_000}
+        extra = {"max_attempts": 1, "timeout": 60, "requests_per_minute": 1_000_000}
         connection = {"conn_type": "voicegenie", "host": url, "password": self.sandbox.api_key, "extra": extra}
         self.patch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps(connection))
         self.began = datetime.now(UTC)
@@ -177,6 +177,7 @@ STEPS = st.lists(
 
 @given(status=st.sampled_from(["scheduled", "paused"]), keeps_state=st.booleans(), steps=STEPS)
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(600)
 def test_one_start_at_most_and_never_a_lost_one(status, keeps_state, steps):
     tries = Tries(status, keeps_state=keeps_state)
     try:
