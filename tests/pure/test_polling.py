@@ -15,7 +15,7 @@ import pytest
 from airflow_provider_voicegenie.triggers.polling import OneRead, PageRead, PolledCampaign, PollingPlan
 
 
-@pytest.fixture(autouse=True, params=range(5))
+@pytest.fixture(autouse=True, params=range(3))
 def _chance(request):
     """Reads are spread by chance, which is not to decide what a test finds."""
     random.seed(request.param)
