@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import SimpleNamespace
 
 import airflow_provider_voicegenie
@@ -121,7 +122,7 @@ class Clock:
                 return datetime.fromtimestamp(clock.time(), tz)
 
         times = SimpleNamespace(time=self.time, monotonic=self.monotonic, sleep=self.sleep)
-        for module in _modules():
+        for module in _modules(len(sys.modules)):
             if getattr(module, "time", None) is time:
                 patch.setattr(module, "time", times)
             if getattr(module, "datetime", None) is datetime:
@@ -145,8 +146,9 @@ def now():
     return datetime.now(UTC) if Clock.current is None else datetime.fromtimestamp(Clock.current.time(), UTC)
 
 
-def _modules():
-    """Return all modules of the package, and of Airflow's sensors."""
+@lru_cache(maxsize=1)
+def _modules(loaded):
+    """Return all modules of the package, and of Airflow's sensors; they are the same until more are loaded."""
     for name in (
         "api.client",
         "sandbox.app",

@@ -3,12 +3,31 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from helpers.clock import Clock
 from helpers.leaks import person_in
 from helpers.tasks import shorten_times
 
 from airflow_provider_voicegenie.triggers import feed as feeds
+
+#: Airflow 3 has it twice.
+_SHARED_MASKERS = [f"{root}._shared.secrets_masker.secrets_masker" for root in ("airflow", "airflow.sdk")]
+
+
+@pytest.fixture(autouse=True)
+def _forget_secrets():
+    """
+    Let Airflow forget the connections of the tests before.
+
+    It masks all that a process ever knew with one expression, which it compiles anew for each connection.
+    """
+    yield
+    for name in ("airflow.utils.log.secrets_masker", *_SHARED_MASKERS):
+        if (module := sys.modules.get(name)) is not None and hasattr(module, "_secrets_masker"):
+            masker = module._secrets_masker()
+            masker.patterns, masker.replacer = set(), None
 
 
 @pytest.fixture
