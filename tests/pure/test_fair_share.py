@@ -41,7 +41,7 @@ def test_feeds_that_want_all_they_can_get(per_minute, number, has_headers, slide
 
 @SLIDES
 @HEADERS
-@pytest.mark.parametrize("per_minute", list(HOURS))
+@pytest.mark.parametrize("per_minute", [60, 300])
 def test_what_some_leave_is_used_by_the_others(per_minute, has_headers, slides):
     hours = HOURS[per_minute]
     feeds = [Feed()] * 2 + [Feed(ends=hours * 1200)] * 18
@@ -55,7 +55,7 @@ def test_what_some_leave_is_used_by_the_others(per_minute, has_headers, slides):
 
 
 @SLIDES
-@pytest.mark.parametrize("per_minute", list(HOURS))
+@pytest.mark.parametrize("per_minute", [60, 300])
 def test_those_who_come_later_get_as_much(per_minute, slides):
     hours = HOURS[per_minute]
     feeds = [Feed()] * 5 + [Feed(begins=hours * 1200)] * 5
