@@ -42,6 +42,8 @@ class Clock:
     def __init__(self):
         self._unix, self._monotonic = time.time(), time.monotonic()
         self._actions = []
+        #: What was slept so far.
+        self.sleeps = []
         #: When the sandbox goes on with the requests that it holds.
         self._held_until = []
         #: The tasks in the sandbox that did so.
@@ -55,6 +57,7 @@ class Clock:
 
     def sleep(self, seconds):
         """Let time pass at once; before that, whatever is to happen meanwhile happens."""
+        self.sleeps.append(seconds)
         for act in list(self._actions):
             act()
         self._unix += seconds

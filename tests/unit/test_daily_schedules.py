@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
+from helpers.clock import now
 from helpers.tasks import (
     Starting,
     Store,
@@ -168,12 +169,11 @@ def test_a_task_that_went_on_after_its_deferral_owes_nothing(sandbox):
 @pytest.mark.parametrize("hours_ago", [0, 2])
 def test_without_a_store_a_start_outside_the_calling_hours_is_not_ours(sandbox, way, hours_ago):
     """It began to run by itself, since the DAG run began and before a retry."""
-    now = datetime.now(UTC)
-    opened = now - timedelta(hours=1)
-    hours = CallingHours(opened.time(), (now + timedelta(hours=1)).time(), "UTC")
-    sandbox.sandbox.store.change("long", status="running", started_at=now - timedelta(hours=hours_ago))
+    opened = now() - timedelta(hours=1)
+    hours = CallingHours(opened.time(), (now() + timedelta(hours=1)).time(), "UTC")
+    sandbox.sandbox.store.change("long", status="running", started_at=now() - timedelta(hours=hours_ago))
     run = context(try_number=2)
-    run["dag_run"].start_date = now - timedelta(hours=3)
+    run["dag_run"].start_date = now() - timedelta(hours=3)
     operator = Starting(calling_hours=hours)(deferrable=False)
     if hours_ago:
         with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
@@ -184,9 +184,8 @@ def test_without_a_store_a_start_outside_the_calling_hours_is_not_ours(sandbox, 
 
 
 def test_without_a_store_a_killed_try_leaves_alone_what_started_itself(sandbox):
-    now = datetime.now(UTC)
-    hours = CallingHours((now + timedelta(hours=1)).time(), (now + timedelta(hours=2)).time(), "UTC")
-    sandbox.sandbox.store.change("long", status="running", started_at=now)
+    hours = CallingHours((now() + timedelta(hours=1)).time(), (now() + timedelta(hours=2)).time(), "UTC")
+    sandbox.sandbox.store.change("long", status="running", started_at=now())
     operator = Starting(calling_hours=hours)(deferrable=False)
     operator.on_kill()
     with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
@@ -263,7 +262,7 @@ def test_what_is_owed_to_one_campaign_is_not_taken_from_another(sandbox):
 
 
 def test_a_check_that_is_ended_pauses_nothing(sandbox):
-    sandbox.sandbox.store.change("long", status="running", started_at=datetime.now(UTC))
+    sandbox.sandbox.store.change("long", status="running", started_at=now())
     operator = Starting(check_only=True)(deferrable=False)
     operator.on_kill()
     with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
@@ -276,7 +275,7 @@ def fails(day):
 
 
 def test_dates_that_cannot_be_asked_for_do_not_prevent_a_pause(sandbox, caplog):
-    sandbox.sandbox.store.change("long", status="running", started_at=datetime.now(UTC))
+    sandbox.sandbox.store.change("long", status="running", started_at=now())
     hours = CallingHours("00:00", "23:59:59.999999", "UTC", except_dates=fails)
     operator = Starting(calling_hours=hours)(deferrable=False)
     operator.on_kill()
@@ -297,11 +296,10 @@ def test_a_retry_after_a_pause_that_failed_says_so(sandbox):
 @pytest.mark.parametrize("status", ["paused", "completed", "stopped", "failed"])
 def test_without_a_store_what_runs_no_more_is_never_taken_for_self_started(sandbox, status):
     """A start outside the calling hours, which may have been others then, is not made a second time."""
-    now = datetime.now(UTC)
-    hours = CallingHours((now - timedelta(hours=1)).time(), (now + timedelta(hours=1)).time(), "UTC")
-    sandbox.sandbox.store.change("long", status=status, started_at=now - timedelta(hours=2))
+    hours = CallingHours((now() - timedelta(hours=1)).time(), (now() + timedelta(hours=1)).time(), "UTC")
+    sandbox.sandbox.store.change("long", status=status, started_at=now() - timedelta(hours=2))
     run = context(try_number=2)
-    run["dag_run"].start_date = now - timedelta(hours=3)
+    run["dag_run"].start_date = now() - timedelta(hours=3)
     result = Starting(calling_hours=hours, wait_for_completion=False)(deferrable=False).execute(run)
     assert (result["status"], result["started_by_task"]) == (status, True)
     assert sandbox.request_count("start") == 0

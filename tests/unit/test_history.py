@@ -474,7 +474,7 @@ def test_many_calls_in_shifting_pages(pages, tmp_path):
 def test_calls_that_are_missing_of_one_filter_among_several_are_noticed(pages, tmp_path, incomplete):
     whole, broken = [page([0, 1], 2)], [page([0, 1], 5)]
     pages += [broken if number % 3 == incomplete else whole for number in range(12)]
-    with pytest.raises(AirflowFailException, match=r"3 more calls than the 2 that it gave in 4 readings"):
+    with pytest.raises(AirflowFailException, match=r"3 more calls than the 2 different .* in 4 readings"):
         export(tmp_path / "x.jsonl", statuses=["answered", "busy", "failed"])
     assert not files_in(tmp_path)
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from helpers.clock import now
 from helpers.tasks import Store, shorten_times
 
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
@@ -64,8 +65,7 @@ def poke(campaign_id="ready", **arguments):
 
 
 def closed_hours():
-    now = datetime.now(UTC)
-    return CallingHours((now + timedelta(hours=2)).time(), (now + timedelta(hours=3)).time(), "UTC")
+    return CallingHours((now() + timedelta(hours=2)).time(), (now() + timedelta(hours=3)).time(), "UTC")
 
 
 def test_a_start(sandbox):

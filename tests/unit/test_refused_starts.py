@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
+from helpers.clock import now
 from helpers.tasks import (
     Starting,
     Store,
@@ -134,8 +135,7 @@ def test_everything_is_checked_anew(sandbox, way):
 
 
 def closing_in(seconds):
-    now = datetime.now(UTC)
-    return CallingHours((now - timedelta(hours=1)).time(), (now + timedelta(seconds=seconds)).time(), "UTC")
+    return CallingHours((now() - timedelta(hours=1)).time(), (now() + timedelta(seconds=seconds)).time(), "UTC")
 
 
 @both_ways
@@ -172,7 +172,7 @@ def test_the_time_until_the_calling_hours_open_does_not_count(sandbox, clock, wa
             1 / 0  # noqa: B018
 
     monkeypatch.setattr(task.StartTask, "_wait_before_start", wait)
-    today = datetime.now(UTC).date()
+    today = now().date()
     later = CallingHours(
         "00:00", "23:59:59.999999", "UTC", except_dates=[today + timedelta(days=day) for day in range(3)]
     )
@@ -375,11 +375,11 @@ def test_a_wait_for_a_turn_has_its_end(clock):
 
 def test_who_leaves_the_line_holds_up_nobody(clock):
     async def work():
-        now = clock.time()
-        common = {"voicegenie_conn_id": "voicegenie", "requests_per_minute": 6000, "deadline": now + 60}
+        begun = clock.time()
+        common = {"voicegenie_conn_id": "voicegenie", "requests_per_minute": 6000, "deadline": begun + 60}
 
         async def fired(seconds):
-            trigger = StartTurnTrigger(not_before=now + seconds, **common)
+            trigger = StartTurnTrigger(not_before=begun + seconds, **common)
             return [event async for event in trigger.run()]
 
         first, second, third = (asyncio.create_task(fired(seconds)) for seconds in (1, 1.2, 1.4))
@@ -439,8 +439,8 @@ def test_those_who_were_refused_more_often_keep_further_out_of_the_way(requests,
 
 def test_two_hours_count_from_the_first_refusal():
     refused = Refusals()
-    for number, now in enumerate((1000.0, 2000.0, 5000.0), start=1):
-        refused = refused.one_more(now, was_start=number == 2)
+    for number, moment in enumerate((1000.0, 2000.0, 5000.0), start=1):
+        refused = refused.one_more(moment, was_start=number == 2)
     assert refused == Refusals(1000.0, 3, 1)
     patience = PATIENCE.total_seconds()
     # It is the moment of the next attempt that counts.

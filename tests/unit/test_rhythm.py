@@ -1,52 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How long the waits of a worker pause between two looks, by a clock of the tests' own.
+How long the waits of a worker pause between two looks, by a clock that jumps.
 
 The sandbox answers over real HTTP. What takes minutes and hours passes at once, so waits have real lengths.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from datetime import timedelta
-from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from helpers.tasks import Following, Starting, Store, change, complete, context
 
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-from airflow_provider_voicegenie.operators import campaign as operators
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
-from airflow_provider_voicegenie.sensors import campaign as sensors
-from airflow_provider_voicegenie.start import task
-from airflow_provider_voicegenie.waiting import worker
-
-
-class Clock:
-    """Real time, and the seconds that were slept; something may happen at each sleep."""
-
-    def __init__(self):
-        self.sleeps = []
-        self.at_sleep = lambda number: None
-
-    def sleep(self, seconds):
-        assert seconds >= 0
-        self.sleeps.append(seconds)
-        assert len(self.sleeps) < 200, "it waits for ever"
-        self.at_sleep(len(self.sleeps))
-
-    def time(self):
-        return time.time() + sum(self.sleeps)
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    clocked = SimpleNamespace(sleep=clock.sleep, time=clock.time, monotonic=time.monotonic)
-    for module in (worker, task, sensors, operators):
-        monkeypatch.setattr(module, "time", clocked)
+def clock(clock):
+    """Something may happen at each sleep."""
+    clock.at_sleep = lambda number: None
+
+    def act():
+        assert len(clock.sleeps) < 200, "it waits for ever"
+        clock.at_sleep(len(clock.sleeps))
+
+    clock.add_action(act)
     return clock
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
+from helpers.clock import now
 from helpers.tasks import Store, TaskInstance, context, event_of
 
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
@@ -91,7 +92,7 @@ def defer(operator, run):
 
 
 def end(sandbox, **changes):
-    sandbox.sandbox.store.change("ours", **{"status": "completed", "ended_at": datetime.now(UTC), **changes})
+    sandbox.sandbox.store.change("ours", **{"status": "completed", "ended_at": now(), **changes})
 
 
 def said(caplog):
