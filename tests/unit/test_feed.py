@@ -18,7 +18,7 @@ from airflow_provider_voicegenie.sensors.campaign import ContactsRegistered, Has
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger, CampaignReadyTrigger
 from airflow_provider_voicegenie.triggers.feed import feed_of
-from airflow_provider_voicegenie.triggers.polling import ListedPage, PollingPlan
+from airflow_provider_voicegenie.triggers.polling import ListedPage, PageRead, PollingPlan, QuotaRead
 from airflow_provider_voicegenie.triggers.subscriptions import Readings, subscribe
 
 PATIENCE = 20
@@ -327,6 +327,20 @@ def test_failures_slow_all_and_one_success_ends_that(sandbox):
     assert max(most) == 1
     # It was never the service that failed, and so nothing was slowed.
     assert pause_until == float("-inf")
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("kind", ["list", "quota", "campaign"])
+def test_a_success_of_each_kind_of_request_ends_a_row_of_failures(sandbox, kind):
+    async def work():
+        wait = subscribe(CONNECTION, "long", 60, lambda *_: None, needs=[Source.LIST, Source.QUOTA])
+        feed = wait._feed
+        feed._failures = 2
+        await feed._poll({"list": PageRead(0), "quota": QuotaRead(), "campaign": polled_by(wait)}[kind])
+        wait.close()
+        return feed._failures
+
+    assert run(work) == 0
 
 
 def test_a_pause_that_is_under_way_is_not_cut_short(sandbox, clock):
