@@ -84,7 +84,10 @@ class Clock:
         clock, ended_by_now = self, 0
         self.hold_requests(patch)
 
-        class Queue(queue.SimpleQueue):
+        class Said(queue.SimpleQueue):
+            def __init__(self, exchange):
+                self._exchange = exchange
+
             def get(self, block=True, timeout=None):
                 nonlocal ended_by_now
                 while True:
@@ -93,9 +96,17 @@ class Clock:
                     # Each request that is held ends one, and no other that comes after it.
                     if len(clock._held_requests) > ended_by_now:
                         ended_by_now += 1
+                        self._exchange._deadline = -math.inf
                         raise queue.Empty
 
-        patch.setattr(importlib.import_module(_REAL), "SimpleQueue", Queue)
+        exchange = importlib.import_module(_REAL).Exchange
+        original = exchange.__init__
+
+        def init(self, *arguments, **options):
+            original(self, *arguments, **options)
+            self._said = Said(self)
+
+        patch.setattr(exchange, "__init__", init)
 
     async def _hold(self, seconds):
         until = self._monotonic + seconds
