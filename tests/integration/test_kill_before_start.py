@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user ends a task at each step before its first request: nothing is sent, and what it started before is paused."""
+"""A user ends a task at each step before its start: none is sent, and what it started before is paused."""
 
 from __future__ import annotations
 
@@ -72,6 +72,8 @@ from datetime import datetime, timezone
 from airflow.providers.common.compat.sdk import DAG
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
 from steps import FOLDER, stop
+from urllib3 import HTTPConnectionPool
+from urllib3.connection import HTTPConnection
 
 
 def campaign(ti):
@@ -101,6 +103,21 @@ class Pause(Told, PauseCampaignOperator):
     pass
 
 
+class SlowConnection(HTTPConnection):
+    # The second request is the start: its connection is made, and none of it was sent.
+
+    made = 0
+
+    def connect(self):
+        super().connect()
+        SlowConnection.made += 1
+        if SlowConnection.made == 2:
+            stop("handshake")
+
+
+HTTPConnectionPool.ConnectionCls = SlowConnection
+
+
 class SlowImport(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "airflow_provider_voicegenie.start.once":
@@ -111,7 +128,7 @@ class SlowImport(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, SlowImport())
 once = dict(schedule="@once", start_date=datetime(2026, 1, 1, tzinfo=timezone.utc), max_active_tasks=50)
 with DAG("killed", user_defined_macros={"campaign": campaign}, **once):
-    for step in ("macro", "pre_execute", "callback", "listener", "import", "secrets", "resume"):
+    for step in ("macro", "pre_execute", "callback", "listener", "import", "secrets", "handshake", "resume"):
         Start(
             task_id=step,
             campaign_id="{{ campaign(ti) }}",
@@ -143,7 +160,7 @@ def test_a_task_that_a_user_ends_before_its_first_request_sends_none(airflow, vo
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(plugins),
         "AIRFLOW__SECRETS__BACKEND": "slow_secrets.SlowBackend",
     }
-    for step in (*BEFORE_THE_START, "resume", "pause"):
+    for step in (*BEFORE_THE_START, "handshake", "resume", "pause"):
         voicegenie_sandbox.add_campaign(id=step, total_count=10**6, status="running" if step == "pause" else "paused")
 
     def pid_of(step):
@@ -152,7 +169,7 @@ def test_a_task_that_a_user_ends_before_its_first_request_sends_none(airflow, vo
     with Services(airflow) as services:
         services.start("scheduler")
         services.start("triggerer")
-        left = {*BEFORE_THE_START, "resume", "pause"}
+        left = {*BEFORE_THE_START, "handshake", "resume", "pause"}
         pids = {}
         while left:
             step = wait_for(
@@ -167,7 +184,9 @@ def test_a_task_that_a_user_ends_before_its_first_request_sends_none(airflow, vo
             wait_for(f"the end of {step}", lambda pid=pid: not psutil.pid_exists(pid))
             assert (reached / f"{step}.told").exists()
     requests = {(request.operation, request.campaign_id) for request in list(voicegenie_sandbox.sandbox.requests)}
-    assert {campaign_id for _, campaign_id in requests} == {"resume"}
+    assert {campaign_id for _, campaign_id in requests} == {"handshake", "resume"}
+    # It was read before, and the start that was about to be sent was not.
+    assert {operation for operation, campaign_id in requests if campaign_id == "handshake"} == {"get"}
     # What it started before it was ended is paused.
     assert (voicegenie_sandbox.start_count("resume"), voicegenie_sandbox.status("resume")) == (1, "paused")
     assert voicegenie_sandbox.status("pause") == "running"
