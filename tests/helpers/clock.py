@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from types import SimpleNamespace
 
+import pytest
+
 import airflow_provider_voicegenie
 
 #: Waits for sockets, and for what threads do, in real time.
@@ -41,6 +43,9 @@ class Clock:
 
     def __init__(self):
         self._unix, self._monotonic = time.time(), time.monotonic()
+        self._slept = 0.0
+        #: For how many seconds a test may sleep in all.
+        self.limit = 120.0
         self._actions = []
         #: What was slept so far.
         self.sleeps = []
@@ -56,12 +61,20 @@ class Clock:
         return self._monotonic
 
     def sleep(self, seconds):
-        """Let time pass at once; before that, whatever is to happen meanwhile happens."""
+        """
+        Let time pass at once; before that, whatever is to happen meanwhile happens.
+
+        As it costs nothing, only :attr:`limit` ends a test that waits for something that does not come, or for longer
+        than it should.
+        """
         self.sleeps.append(seconds)
         for act in list(self._actions):
             act()
         self._unix += seconds
         self._monotonic += seconds
+        self._slept += seconds
+        if self._slept > self.limit:
+            pytest.fail(f"it slept for {self._slept:g} s")
 
     def add_action(self, act):
         """Call something before each sleep from now on."""

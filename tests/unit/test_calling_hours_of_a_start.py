@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
+from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
 from helpers.clock import Clock, now
 from helpers.tasks import Starting, Store, both_ways, change, context, in_worker, meanwhile
 
@@ -35,12 +37,16 @@ def waiting(hours, **arguments):
 def deferred(make, run):
     """Wait in the triggerer; the operator is another one afterwards, with templates that give another campaign."""
     operator = make(deferrable=True)
-    with pytest.raises(TaskDeferred) as caught:
-        operator.execute(run)
+    with pytest.MonkeyPatch.context() as patch:
+        # Airflow's trigger counts from now on.
+        patch.setattr(sys.modules[TimeDeltaTrigger.__module__].timezone, "utcnow", now)
+        with pytest.raises(TaskDeferred) as caught:
+            operator.execute(run)
     deferral = caught.value
     path, arguments = deferral.trigger.serialize()
     assert path.endswith("DateTimeTrigger")
-    Clock.current.sleep((arguments["moment"] - now()).total_seconds())
+    # A triggerer resumes nothing before, were it by what a number is rounded.
+    Clock.current.sleep((arguments["moment"] - now()).total_seconds() + 0.001)
     again = make(deferrable=True)
     again.campaign_id = "another"
     # `dag.test()` drops what else was handed to the method.
@@ -59,7 +65,7 @@ def test_it_starts_once_they_open(sandbox, clock, way, is_list, said):
     closed = CallingHours(hours.start, hours.end, "UTC", except_dates=[now().date()])
     began = clock.time()
     result = way(waiting([closed, hours] if is_list else hours), context(Store()))
-    assert 4.99 < clock.time() - began < 10
+    assert clock.time() - began == pytest.approx(5, abs=0.01)
     assert (result["campaign_id"], result["started_by_task"]) == ("long", True)
     assert sandbox.start_count("long") == 1
     # Read anew, with all guards.
@@ -144,10 +150,12 @@ def test_a_task_that_a_user_has_ended_is_not_deferred(sandbox):
 
 
 @WAYS
-def test_the_execution_timeout_holds_meanwhile(sandbox, way):
+def test_the_execution_timeout_holds_meanwhile(sandbox, clock, way):
+    began = clock.time()
     make = waiting(opening_in(1800), execution_timeout=timedelta(seconds=1))
     with pytest.raises(AirflowTaskTimeout, match="execution_timeout was over before the campaign could be started"):
         way(make, context())
+    assert clock.time() - began == pytest.approx(1, abs=0.01)
     assert sandbox.request_count("start") == 0
 
 

@@ -212,10 +212,12 @@ def test_it_does_not_wait_until_the_run_is_too_late(sandbox, way):
 
 
 @both_ways
-def test_execution_timeout_ends_it(sandbox, way):
+def test_execution_timeout_ends_it(sandbox, clock, way):
+    began = clock.time()
     refuse(sandbox, "start", seconds="3600")
     with pytest.raises(AirflowTaskTimeout, match="execution_timeout was over before the campaign could be started"):
         way(starting(execution_timeout=timedelta(seconds=2)), context())
+    assert clock.time() - began == pytest.approx(2, abs=0.01)
     assert sandbox.request_count("start") == 1
 
 

@@ -20,7 +20,8 @@ from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
 
 @pytest.fixture
 def clock(clock):
-    """Something may happen at each sleep."""
+    """Something may happen at each sleep; waits are as long as they are in real life."""
+    clock.limit = 4000.0
     clock.at_sleep = lambda number: None
 
     def act():
