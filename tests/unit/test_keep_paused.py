@@ -12,10 +12,14 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
 from helpers.tasks import Store, both_ways, change, context, deferred, event_of, in_worker, meanwhile
 
+from airflow_provider_voicegenie.api.errors import ServerError
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
-from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind, VoiceGenieRetryException
 from airflow_provider_voicegenie.triggers.campaign import CampaignPausedTrigger
 from airflow_provider_voicegenie.waiting import worker
+from airflow_provider_voicegenie.waiting.pausing import PauseWatch
+from airflow_provider_voicegenie.waiting.watch import EndReason
 
 
 def keeping(campaign_id="followed", *, keep_paused_for=6, **arguments):
@@ -172,6 +176,15 @@ def test_what_was_seen_paused_a_moment_ago_is_kept_paused(sandbox, way):
     when = lambda: sandbox.request_count("get") + sandbox.request_count("list") > 3  # noqa: E731
     with meanwhile(when, break_down):
         assert way(keeping(), context())["status"] == "paused"
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(299, EndReason.DONE), (301, EndReason.TIMEOUT)])
+def test_what_was_seen_paused_long_ago_is_not_known_to_be_so(seconds, reason):
+    watch = PauseWatch("c", OutcomeRules(TaskKind.PAUSE).while_waiting(), 1000.0)
+    assert watch.observe(Campaign("c", CampaignStatus.PAUSED, "paused"), 1000.0) is None
+    for later in range(1, seconds, 10):
+        assert watch.observe(ServerError("no"), 1000.0 + later) is None
+    assert watch.time_is_up(1000.0 + seconds, EndReason.TIMEOUT).reason is reason
 
 
 @both_ways
