@@ -200,7 +200,10 @@ class CampaignTask(BaseOperator):
         kept: Any = None if store is None else store.get(_STATE_KEY)
         try:
             then = Generation(*kept["generation"])
+            if not all(isinstance(kept[name], str) for name in _FACTS):
+                return None
         except (KeyError, TypeError):
+            # Of another version of this provider.
             return None
         is_cleared = was_cleared(
             then,

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -141,7 +142,9 @@ class ContactUpload:
             self._apply(Condition.NO_CONTACTS, "there are no rows, so there is nothing to upload")
         self._check_rejected(rejected, "nothing was sent")
         if kept.get("fingerprint") == self._fingerprint:
-            self._progress = Progress(**kept["progress"])
+            # What another version of this provider wrote is left aside: the service skips the numbers that it has.
+            with suppress(KeyError, TypeError):
+                self._progress = Progress(**kept["progress"])
         self._look()
         progress = self._progress
         if progress.rows:

@@ -687,6 +687,19 @@ def test_rows_behind_one_that_is_no_contact_are_skipped_by_their_own_numbers(san
     assert sandbox.request_count("upload") == 4
 
 
+@pytest.mark.parametrize("progress", [None, 5, {"rows": 4, "of_a_later_version": 1}])
+def test_the_progress_of_another_version_breaks_no_try(sandbox, campaign, progress):
+    store = Store()
+    sandbox.inject("delay", "upload", seconds=0, times=2)
+    sandbox.inject("close", "upload")
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, rows(6), context(store), batch_size=2)
+    store["voicegenie_task"]["progress"] = progress
+    # What is sent again is not added again.
+    assert upload(campaign, rows(6), context(store, try_number=2), batch_size=2)["batches"] == 3
+    assert len(sandbox.uploaded(campaign)) == 6
+
+
 # Files as other programs write them.
 
 

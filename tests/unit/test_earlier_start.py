@@ -119,7 +119,9 @@ def test_a_record_of_another_format_breaks_no_try(sandbox, changed):
     assert store["voicegenie_start"]["phase"] == "started"
 
 
-@pytest.mark.parametrize("kept", ["text", [1], 5, {"campaign_id": "another"}, {"generation": 1}])
+@pytest.mark.parametrize(
+    "kept", ["text", [1], 5, {"campaign_id": "another"}, {"generation": 1}, {"generation": [0, 0, 1]}]
+)
 def test_what_a_task_kept_in_another_format_breaks_no_try(sandbox, kept):
     change(sandbox, "followed", status="completed")()
     store = Store(voicegenie_task=kept)
