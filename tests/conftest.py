@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         is_slow = item.get_closest_marker("airflow") or "browser" in item.path.parts
         if is_slow and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(1200))
+            item.add_marker(pytest.mark.timeout(2400))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -38,7 +38,7 @@ def airflow(tmp_path, migrated_database, voicegenie_sandbox):
     airflow = Airflow(tmp_path)
     airflow.database.write_bytes(migrated_database)
     airflow.environment["AIRFLOW_CONN_VOICEGENIE_DEFAULT"] = voicegenie_sandbox.connection(
-        timeout=20, requests_per_minute=6000
+        timeout=200, requests_per_minute=6000
     )
     yield airflow
     airflow.check_for_the_key()

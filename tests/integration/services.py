@@ -18,10 +18,10 @@ import airflow as installed_airflow
 import psutil
 import pytest
 from cryptography.fernet import Fernet
+from throwaway import PATIENCE
 
 AIRFLOW_VERSION = tuple(map(int, installed_airflow.__version__.split(".")[:2]))
 IS_AIRFLOW_2 = AIRFLOW_VERSION < (3,)
-PATIENCE = 300
 
 
 class Services:
@@ -43,7 +43,7 @@ class Services:
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor" if IS_AIRFLOW_2 else "LocalExecutor",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self._port}/execution/",
             # Airflow forks all its workers before it does anything, 32 of them if it is not told otherwise.
-            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__PARALLELISM": airflow.environment.get("AIRFLOW__CORE__PARALLELISM", "4"),
             # Processes that begin at the same time would each make one up.
             "AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode(),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",

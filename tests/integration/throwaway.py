@@ -16,6 +16,9 @@ from helpers.leaks import leak_in
 
 ROOT = Path(__file__).parents[2]
 
+#: Seconds for which anything is waited for. They bound a hang, on the slowest of machines.
+PATIENCE = 900
+
 _RUN_ALL = """
 import json, sys
 from airflow.cli import cli_parser
@@ -63,7 +66,7 @@ class Airflow:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             # On a busy machine, another process may keep the database locked for longer than the usual five seconds.
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout=15",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout=60",
             "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
             # Airflow would mask the key in its logs; here it must not get there at all.
             "AIRFLOW__CORE__HIDE_SENSITIVE_VAR_CONN_FIELDS": "False",
@@ -72,7 +75,9 @@ class Airflow:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "airflow", *arguments]
-        result = subprocess.run(command, env=self.variables(), capture_output=True, text=True, timeout=300, check=False)
+        result = subprocess.run(
+            command, env=self.variables(), capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
         with (self.home / "everything-printed.log").open("a") as log:
             log.write(f"$ airflow {' '.join(arguments)}\n{result.stdout}{result.stderr}\n")
         return result
@@ -80,7 +85,9 @@ class Airflow:
     def run_all(self, commands: list[list[str]]) -> list[str]:
         """Run several commands in one process, which saves their start; return what each printed."""
         command = [sys.executable, "-c", _RUN_ALL, json.dumps(commands)]
-        result = subprocess.run(command, env=self.variables(), capture_output=True, text=True, timeout=300, check=False)
+        result = subprocess.run(
+            command, env=self.variables(), capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
         (self.home / "everything-printed.log").write_text(result.stdout + result.stderr)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout.split("=== the end of a command ===")[:-1]
