@@ -15,11 +15,11 @@ from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, read_calling_hours
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
+    Finding,
     Outcome,
     OutcomeRules,
     TaskKind,
     VoiceGenieRetryException,
-    apply_error,
     apply_outcome,
 )
 from airflow_provider_voicegenie.rules.parameters import (
@@ -417,7 +417,7 @@ class PauseCampaignOperator(CampaignTask):
                 log.info("%s Looking at the campaign.", error)
                 return self._find_out(hook.get_campaign(self.campaign_id), error)
         except VoiceGenieError as error:
-            apply_error(self.outcome_rules, error, self.campaign_id)
+            apply_outcome(self.outcome_rules, Finding.of(error), self.campaign_id)
             raise
         finally:
             self.keep_link(context, hook)
@@ -497,8 +497,8 @@ class PauseCampaignOperator(CampaignTask):
                 f"Campaign {self.campaign_id!r}: it was to be kept paused, and was not in the end: {end.message}. IT "
                 "MAY GO ON CALLING: look at it in the VoiceGenie dashboard."
             )
-        if end.condition is not None:
-            apply_outcome(self.outcome_rules, end.condition, self.campaign_id, end.message, retry_after=end.retry_after)
+        if end.finding is not None:
+            apply_outcome(self.outcome_rules, end.finding, self.campaign_id)
         result = {**result, **(end.result or {})}
         log.info(
             "Campaign %r is no longer kept paused: status %s, paused again %d time(s).",
@@ -509,7 +509,7 @@ class PauseCampaignOperator(CampaignTask):
         return result
 
     def _apply(self, condition: Condition, message: str) -> None:
-        apply_outcome(self.outcome_rules, condition, self.campaign_id, message)
+        apply_outcome(self.outcome_rules, Finding(condition, message), self.campaign_id)
 
     def _result(self, status: CampaignStatus, paused_at: datetime | None, active_calls: int | None) -> dict[str, Any]:
         from airflow_provider_voicegenie.api.models import write_time

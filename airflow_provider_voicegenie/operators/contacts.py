@@ -14,10 +14,10 @@ from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedL
 from airflow_provider_voicegenie.rules.file_formats import check_literal_path, is_path, is_path_template
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
+    Finding,
     Outcome,
     OutcomeRules,
     TaskKind,
-    apply_error,
     apply_outcome,
 )
 from airflow_provider_voicegenie.rules.parameters import check_flags, read_whole_number
@@ -230,7 +230,7 @@ class UploadContactsOperator(CampaignTask):
         if not self.upload_in_backfill:
             finding = check_backfill(RunFacts.of(context), "upload nothing", "upload_in_backfill")
             if finding is not None:
-                apply_outcome(self.outcome_rules, finding.condition, self.campaign_id, finding.message)
+                apply_outcome(self.outcome_rules, finding, self.campaign_id)
         hook = self._hook
         try:
             check_campaign_id(self.campaign_id)
@@ -239,7 +239,7 @@ class UploadContactsOperator(CampaignTask):
                 self.keep_link(context, hook)
             result = ContactUpload(self, context, hook).run(kept)
         except VoiceGenieError as error:
-            apply_error(self.outcome_rules, error, self.campaign_id)
+            apply_outcome(self.outcome_rules, Finding.of(error), self.campaign_id)
             raise
         finally:
             self.note_end_by_user(context)

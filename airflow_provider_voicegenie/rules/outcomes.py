@@ -12,7 +12,7 @@ import copy
 import logging
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
 
@@ -78,6 +78,29 @@ class Condition(StrEnum):
     PREREQUISITE_IMPOSSIBLE = "PREREQUISITE_IMPOSSIBLE"
     INVALID_CAMPAIGN_ID = "INVALID_CAMPAIGN_ID"
     INVALID_CONNECTION = "INVALID_CONNECTION"
+
+
+class Finding(NamedTuple):
+    """
+    A condition, and what was seen.
+
+    :param condition: The condition.
+    :param message: What was seen, in a sentence without its full stop.
+    :param retry_after: Seconds the service asked to wait; ``None`` if it did not.
+    """
+
+    condition: Condition
+    message: str
+    retry_after: float | None = None
+
+    @classmethod
+    def of(cls, error: VoiceGenieError) -> Finding:
+        """
+        Return the finding that an error is.
+
+        :param error: Why the service did not do what was asked.
+        """
+        return cls(Condition(error.kind), error.message, error.retry_after)
 
 
 class TaskKind(StrEnum):
@@ -270,41 +293,30 @@ _CONSEQUENCES = {
 }
 
 
-def apply_outcome(
-    rules: OutcomeRules,
-    condition: Condition,
-    campaign_id: object,
-    message: str,
-    *,
-    retry_after: float | None = None,
-) -> Outcome:
+def apply_outcome(rules: OutcomeRules, finding: Finding, campaign_id: object) -> Outcome:
     """
     Apply a condition's outcome: raise what ends the task, or return ``SUCCEED`` or ``WAIT``.
 
+    What it raises chains no error that was being handled: the finding says what there is to say of that.
+
     :param rules: The task's outcome rules.
-    :param condition: What came up.
+    :param finding: The condition, and what was seen.
     :param campaign_id: The campaign, for the message.
-    :param message: What was seen, in a sentence without its full stop.
-    :param retry_after: Seconds the service asked to wait.
     :raises AirflowSkipException: The outcome is ``skip``.
     :raises AirflowFailException: The outcome is ``fail``.
     :raises VoiceGenieRetryException: The outcome is ``retry``.
     """
+    condition, message, retry_after = finding
     outcome = rules.outcome(condition)
     rules.applied = condition
     sentence = f"Campaign {campaign_id!r:.80}: {message.rstrip('.')} [{condition}: {_CONSEQUENCES[outcome]}]."
     if outcome is Outcome.SKIP:
         # Airflow's own line about it is in a part of the log that its UI folds.
         log.info("%s", sentence)
-        raise AirflowSkipException(sentence)
+        raise AirflowSkipException(sentence) from None
     if outcome is Outcome.FAIL:
-        raise AirflowFailException(sentence)
+        raise AirflowFailException(sentence) from None
     if outcome is Outcome.RETRY:
-        raise VoiceGenieRetryException(sentence, condition, retry_after)
+        raise VoiceGenieRetryException(sentence, condition, retry_after) from None
     log.log(logging.INFO if outcome is Outcome.SUCCEED else logging.WARNING, "%s", sentence)
     return outcome
-
-
-def apply_error(rules: OutcomeRules, error: VoiceGenieError, campaign_id: object) -> Outcome:
-    """Apply the outcome of the condition that an error is; like :func:`apply_outcome`."""
-    return apply_outcome(rules, Condition(error.kind), campaign_id, error.message, retry_after=error.retry_after)

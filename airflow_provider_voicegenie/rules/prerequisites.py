@@ -25,25 +25,17 @@ import pkgutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from enum import Enum, StrEnum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from airflow_provider_voicegenie.rules.outcomes import Condition
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding
 from airflow_provider_voicegenie.rules.parameters import read_whole_number
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_provider_voicegenie.api.models import Campaign
-
-
-class Verdict(Enum):
-    """What a check came to."""
-
-    MET = "met"
-    WAITING = "waiting"
-    IMPOSSIBLE = "impossible"
 
 
 class Source(StrEnum):
@@ -55,36 +47,31 @@ class Source(StrEnum):
     QUOTA = "quota"
 
 
-class Check:
+class Check(NamedTuple):
     """
     The result of one check; make it with :meth:`met`, :meth:`waiting` or :meth:`impossible`.
 
-    :param verdict: What the check came to.
-    :param why: What is missing, in words that fit behind "waiting: ".
-    :param condition: What an impossible check is to the outcome table.
+    :param missing: What is waited for, in words that fit behind "not ready: "; ``None`` if nothing is.
+    :param finding: Why it can never hold; ``None`` if it can.
     """
 
-    __slots__ = ("condition", "verdict", "why")
-
-    def __init__(self, verdict: Verdict, why: str = "", condition: Condition | None = None) -> None:
-        self.verdict = verdict
-        self.why = why
-        self.condition = condition
+    missing: str | None = None
+    finding: Finding | None = None
 
     @classmethod
     def met(cls) -> Check:
         """It holds."""
-        return cls(Verdict.MET)
+        return cls()
 
     @classmethod
     def waiting(cls, why: str) -> Check:
         """It does not hold yet."""
-        return cls(Verdict.WAITING, why)
+        return cls(missing=why)
 
     @classmethod
     def impossible(cls, why: str, condition: Condition = Condition.PREREQUISITE_IMPOSSIBLE) -> Check:
         """It can never hold: the wait ends at once."""
-        return cls(Verdict.IMPOSSIBLE, why, condition)
+        return cls(finding=Finding(condition, why))
 
 
 class Prerequisite(ABC):
@@ -174,23 +161,21 @@ class Readiness(NamedTuple):
     What all prerequisites of a wait come to.
 
     :param missing: What is waited for; empty if nothing is.
-    :param condition: The condition that ends the wait, if one can never hold.
-    :param why: What was seen of that condition.
+    :param finding: Why one can never hold, if that is so.
     """
 
     missing: tuple[str, ...]
-    condition: Condition | None = None
-    why: str = ""
+    finding: Finding | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether all of them hold."""
-        return self.condition is None and not self.missing
+        return self.finding is None and not self.missing
 
     def describe(self) -> str:
         """Say it in words."""
-        if self.condition is not None:
-            return self.why
+        if self.finding is not None:
+            return self.finding.message
         return f"not ready: {'; '.join(self.missing)}" if self.missing else "ready"
 
 
@@ -203,11 +188,8 @@ def check_readiness(prerequisites: Iterable[Prerequisite], campaign: Campaign, n
     :param now: The time, with time zone.
     """
     checks = [_checked(prerequisite, prerequisite.check(campaign, now)) for prerequisite in prerequisites]
-    missing = tuple(check.why for check in checks if check.verdict is Verdict.WAITING)
-    for check in checks:
-        if check.verdict is Verdict.IMPOSSIBLE:
-            return Readiness(missing, check.condition or Condition.PREREQUISITE_IMPOSSIBLE, check.why)
-    return Readiness(missing)
+    missing = tuple(check.missing for check in checks if check.missing is not None)
+    return Readiness(missing, next((check.finding for check in checks if check.finding is not None), None))
 
 
 def _checked(prerequisite: Prerequisite, check: object) -> Check:

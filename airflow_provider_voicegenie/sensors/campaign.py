@@ -188,10 +188,8 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
             if self.soft_fail:  # which Airflow heeds in a poke, but not after a deferral
                 raise AirflowSkipException(message)
             raise AirflowTaskTimeout(message)
-        if end.condition is not None:
-            outcome = apply_outcome(
-                self.outcome_rules, end.condition, self.campaign_id, end.message, retry_after=end.retry_after
-            )
+        if end.finding is not None:
+            outcome = apply_outcome(self.outcome_rules, end.finding, self.campaign_id)
             if outcome is Outcome.WAIT:
                 return PokeReturnValue(False)
         return PokeReturnValue(True, self._xcom(end))

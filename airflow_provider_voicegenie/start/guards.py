@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_voicegenie.rules.calling_hours import describe, is_open
-from airflow_provider_voicegenie.rules.outcomes import Condition
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding
 from airflow_provider_voicegenie.rules.prerequisites import HasContacts, HasScript, IsStartable, check_readiness
 
 if TYPE_CHECKING:
@@ -19,18 +19,6 @@ if TYPE_CHECKING:
 
 #: Airflow 3's word for a run that asset events triggered, and Airflow 2's.
 _TRIGGERED_BY_ASSETS = ("asset_triggered", "dataset_triggered")
-
-
-class Finding(NamedTuple):
-    """
-    A condition, and what was seen.
-
-    :param condition: The condition.
-    :param message: What was seen, in a sentence without its full stop.
-    """
-
-    condition: Condition
-    message: str
 
 
 class RunFacts(NamedTuple):

@@ -17,7 +17,7 @@ from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, Camp
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.metrics import count_start
 from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, next_opening
-from airflow_provider_voicegenie.rules.outcomes import Condition, Outcome, apply_outcome
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, apply_outcome
 from airflow_provider_voicegenie.start.evidence import (
     TookEffect,
     has_started_itself,
@@ -26,7 +26,6 @@ from airflow_provider_voicegenie.start.evidence import (
     was_started_in_run,
 )
 from airflow_provider_voicegenie.start.guards import (
-    Finding,
     RunFacts,
     check_calling_hours,
     check_campaign,
@@ -291,7 +290,7 @@ class StartOnce:
             why = f"{self._refusals} and its calling hours are over when the service takes requests again"
         elif (too_late := self._check_run(until)) is not None:
             message = f"{error.message.rstrip('.')}; when it is tried again, {too_late.message}"
-            return self._not_started(Finding(too_late.condition, message), CampaignStatus.UNKNOWN)
+            return self._not_started(too_late._replace(message=message), CampaignStatus.UNKNOWN)
         else:
             log.warning(
                 "Campaign %r was not started yet: the service takes no requests for now (429). Trying again at %s or "
@@ -302,13 +301,8 @@ class StartOnce:
                 most,
             )
             return NotYet(until, self._refusals, is_refused=True)
-        apply_outcome(
-            rules,
-            Condition.RATE_LIMIT_EXCEEDED,
-            self.campaign_id,
-            f"it was not started. {error.message} It is not tried again, as {why}",
-            retry_after=error.retry_after,
-        )
+        message = f"it was not started. {error.message} It is not tried again, as {why}"
+        apply_outcome(rules, Finding.of(error)._replace(message=message), self.campaign_id)
         raise error
 
     def _check_run(self, now: datetime) -> Finding | None:
@@ -331,12 +325,12 @@ class StartOnce:
                 f"Change calling_hours (days, except_dates) [{finding.condition}: the task fails, without retry]."
             )
         if (too_late := self._check_run(opens)) is not None:
-            late = Finding(too_late.condition, f"{finding.message}; when they open, {too_late.message}")
+            late = too_late._replace(message=f"{finding.message}; when they open, {too_late.message}")
             return self._not_started(late, before.status)
         when = f"{hours[0].local_time(opens)} ({write_time(opens)})"
         if self._options.check_only:
             return self._would_start(before, f"wait until {when}, and then ")
-        apply_outcome(rules, finding.condition, self.campaign_id, f"{finding.message}; they open on {when}")
+        apply_outcome(rules, finding._replace(message=f"{finding.message}; they open on {when}"), self.campaign_id)
         self._refusals = self._refusals.counted_from(opens)
         return NotYet(opens, self._refusals)
 
@@ -497,7 +491,7 @@ class StartOnce:
             )
 
     def _not_started(self, finding: Finding, status: CampaignStatus) -> Start:
-        apply_outcome(self._options.outcome_rules, finding.condition, self.campaign_id, finding.message)
+        apply_outcome(self._options.outcome_rules, finding, self.campaign_id)
         return Start(status.value, owes_pause=self.may_be_in_effect)
 
     # A start without a response.
@@ -590,13 +584,11 @@ class StartOnce:
         return {"pauses_count_from": time.time() + left.total_seconds()} if left > timedelta() else {}
 
     def _unconfirmed(self, what: str, problem: str = "") -> NoReturn:
-        apply_outcome(
-            self._options.outcome_rules,
-            Condition.START_UNCONFIRMED,
-            self.campaign_id,
+        message = (
             f"{what}. Look at the campaign in the VoiceGenie dashboard: if it was not started, clear this task to "
-            f"start it; if it was, mark the task as success.{problem}",
+            f"start it; if it was, mark the task as success.{problem}"
         )
+        apply_outcome(self._options.outcome_rules, Finding(Condition.START_UNCONFIRMED, message), self.campaign_id)
         raise AssertionError("START_UNCONFIRMED always ends the task")
 
     def _await_fresh_statistics(self, over_at: datetime | None = None, waited: timedelta = timedelta()) -> None:

@@ -27,8 +27,8 @@ from airflow_provider_voicegenie.api.models import CampaignStatus, read_time
 from airflow_provider_voicegenie.metrics import time_end
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
+    Finding,
     VoiceGenieRetryException,
-    apply_error,
     apply_outcome,
 )
 from airflow_provider_voicegenie.start.once import NotYet, StartOnce
@@ -136,7 +136,7 @@ class StartTask:
             return self._once.start()
         except VoiceGenieError as error:
             # Only "already running" can come back from here: someone else's start came between.
-            apply_error(self._options.outcome_rules, error, self._campaign_id)
+            apply_outcome(self._options.outcome_rules, Finding.of(error), self._campaign_id)
             return Start(CampaignStatus.RUNNING.value, owes_pause=self._once.may_be_in_effect)
 
     # The wait for the calling hours, or for the service to take requests again. This try has started nothing yet.
@@ -249,7 +249,7 @@ class StartTask:
             end = self._wait_here(start, time.time() + 1)
         except VoiceGenieError as error:
             # Airflow did not give the connection.
-            apply_error(self._options.outcome_rules, error, self._campaign_id)
+            apply_outcome(self._options.outcome_rules, Finding.of(error), self._campaign_id)
             raise
         if end.reason is EndReason.TIMEOUT:
             end = end._replace(reason=late_reason(self._context, self._options.execution_timeout))
@@ -262,12 +262,13 @@ class StartTask:
                 time_end(self._once.hook.server_time() - completed_at.timestamp())
         if end.reason is EndReason.EXECUTION_TIMEOUT:
             raise AirflowTaskTimeout(f"Campaign {self._campaign_id!r}: execution_timeout: {end.message}.")
-        condition = Condition.COMPLETION_TIMEOUT if end.reason is EndReason.TIMEOUT else end.condition
-        if condition is None:
+        finding = end.finding
+        if end.reason is EndReason.TIMEOUT:
+            finding = Finding(Condition.COMPLETION_TIMEOUT, end.message)
+        if finding is None:
             log.info("Campaign %r is completed: %s.", self._campaign_id, describe_result(end))
         else:
-            rules = self._options.outcome_rules
-            apply_outcome(rules, condition, self._campaign_id, end.message, retry_after=end.retry_after)
+            apply_outcome(self._options.outcome_rules, finding, self._campaign_id)
         return self._result(start, end.result or {})
 
     def _with_statistics(self, end: End) -> End:

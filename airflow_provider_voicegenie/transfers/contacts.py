@@ -25,7 +25,7 @@ from airflow_provider_voicegenie.api.models import CampaignStatus
 from airflow_provider_voicegenie.files import FileUnreadableError, read_rows, storage_path
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, NotAContactError, RejectedLimit
 from airflow_provider_voicegenie.rules.file_formats import file_format, is_path, wrong_end
-from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException, apply_outcome
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -377,7 +377,7 @@ class ContactUpload:
         )
 
     def _apply(self, condition: Condition, message: str) -> None:
-        apply_outcome(self._task.outcome_rules, condition, self._campaign_id, message)
+        apply_outcome(self._task.outcome_rules, Finding(condition, message), self._campaign_id)
 
 
 def _digest(contacts: Iterable[NumberedContact]) -> bytes:

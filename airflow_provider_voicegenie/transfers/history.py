@@ -14,11 +14,11 @@ from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.rules.file_formats import check_literal_path, file_format
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
+    Finding,
     Outcome,
     OutcomeRules,
     TaskKind,
     VoiceGenieRetryException,
-    apply_error,
     apply_outcome,
 )
 from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_bounds, read_call_statuses
@@ -154,7 +154,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
                 self._read(hook, calls, since, until, is_running=is_running)
                 result = self._write(context, calls, path)
         except VoiceGenieError as error:
-            apply_error(self.outcome_rules, error, self.campaign_id)
+            apply_outcome(self.outcome_rules, Finding.of(error), self.campaign_id)
             raise
         return self.tell_outlets(context, result)
 
@@ -250,7 +250,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         }
 
     def _apply(self, condition: Condition, message: str) -> None:
-        apply_outcome(self.outcome_rules, condition, self.campaign_id, message)
+        apply_outcome(self.outcome_rules, Finding(condition, message), self.campaign_id)
 
 
 def _read_columns(columns: Sequence[str] | None) -> list[str]:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
-from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, OutcomeRules
 from airflow_provider_voicegenie.waiting.progress import ProgressLog, describe
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch, ago
 
@@ -143,7 +143,7 @@ class CompletionWatch(Watch):
             return End(EndReason.DONE, "it is completed", result=self._result(), at=now)
         if status in _CONDITIONS:
             condition, words = _CONDITIONS[status]
-            return self._meet(condition, f"{words} ({self.last_seen(now)})", now)
+            return self._meet(Finding(condition, f"{words} ({self.last_seen(now)})"), now)
         if status not in _MOVING:
             self._moved_at = now
         elif self._stall_timeout is not None and now - self._moved_at >= self._stall_timeout:
@@ -151,7 +151,7 @@ class CompletionWatch(Watch):
                 self.needs_single_read = True
                 return None
             words = f"no counter has changed for {now - self._moved_at:.0f} s ({self.last_seen(now)})"
-            return self._meet(Condition.CAMPAIGN_STALLED, words, now)
+            return self._meet(Finding(Condition.CAMPAIGN_STALLED, words), now)
         return None
 
     def seen(self) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_voicegenie.api.models import CampaignStats, write_time
 from airflow_provider_voicegenie.api.retries import poll_delay
-from airflow_provider_voicegenie.rules.outcomes import Condition
-from airflow_provider_voicegenie.waiting.watch import End, EndReason
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding
+from airflow_provider_voicegenie.waiting.watch import End
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
@@ -112,7 +112,7 @@ class FinalStatistics:
         if self._min_success_rate is None:
             return self._go_on_without(f"cannot be read ({error.message.rstrip('.')})")
         words = f"it is completed, but its statistics, which min_success_rate needs, cannot be read: {error.message}"
-        return End(EndReason.CONDITION, words, condition, error.retry_after, self._end.result)
+        return self._end.of_condition(Finding(condition, words, error.retry_after))
 
     def _judge(self, end: End) -> End:
         """Return the condition that too few calls were successful, or the end, which has the statistics, as it is."""
@@ -122,7 +122,7 @@ class FinalStatistics:
             return end
         ended = "no call has ended" if rate is None else f"{rate:g} % of the finished calls were successful"
         words = f"it is completed, but {ended}, and at least {wanted:g} % is wanted"
-        return end._replace(reason=EndReason.CONDITION, message=words, condition=Condition.SUCCESS_RATE_TOO_LOW)
+        return end.of_condition(Finding(Condition.SUCCESS_RATE_TOO_LOW, words))
 
     def _is_over(self, now: float) -> bool:
         return self._deadline is not None and now + STATISTICS_DELAY >= self._deadline

@@ -40,8 +40,8 @@ class ReadinessWatch(Watch):
         """
         before, self._campaign, self._last, self._seen_at = self._last, campaign, readiness, now
         self._recover(now)
-        if readiness.condition is not None:
-            self._end = self._meet(readiness.condition, readiness.why, now)
+        if readiness.finding is not None:
+            self._end = self._meet(readiness.finding, now)
         else:
             self._announced = None
             if readiness != before:

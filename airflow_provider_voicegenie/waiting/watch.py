@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_voicegenie.rules.outcomes import Condition, Outcome, OutcomeRules
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, OutcomeRules
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
@@ -42,17 +42,15 @@ class End(NamedTuple):
     How a wait ended.
 
     :param reason: Why it ended.
-    :param message: What was seen, in a sentence without its full stop.
-    :param condition: The condition, if that is the reason.
-    :param retry_after: Seconds the service asked to wait.
+    :param message: What was seen, in a sentence without its full stop; of a condition, its finding says that.
+    :param finding: The condition and what was seen, if that is the reason.
     :param result: What is known of the campaign, as plain JSON for XCom.
     :param at: When that was seen, Unix seconds.
     """
 
     reason: EndReason
-    message: str
-    condition: Condition | None = None
-    retry_after: float | None = None
+    message: str = ""
+    finding: Finding | None = None
     result: Mapping[str, Any] | None = None
     at: float | None = None
 
@@ -61,13 +59,20 @@ class End(NamedTuple):
         """Whether what was waited for is so."""
         return self.reason is EndReason.DONE
 
+    def of_condition(self, finding: Finding) -> End:
+        """
+        Return the end by a condition instead, with the same result.
+
+        :param finding: The condition and what was seen.
+        """
+        return self._replace(reason=EndReason.CONDITION, message="", finding=finding)
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON, for a trigger's event."""
         return {
             "reason": self.reason.value,
             "message": self.message,
-            "condition": None if self.condition is None else self.condition.value,
-            "retry_after": self.retry_after,
+            "finding": self.finding and {**self.finding._asdict(), "condition": self.finding.condition.value},
             "result": None if self.result is None else dict(self.result),
             "at": self.at,
         }
@@ -75,15 +80,10 @@ class End(NamedTuple):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> End:
         """Read what :meth:`to_json` wrote."""
-        condition = data["condition"]
-        return cls(
-            EndReason(data["reason"]),
-            data["message"],
-            None if condition is None else Condition(condition),
-            data["retry_after"],
-            data["result"],
-            data["at"],
+        finding = data["finding"] and Finding(
+            **{**data["finding"], "condition": Condition(data["finding"]["condition"])}
         )
+        return cls(EndReason(data["reason"]), data["message"], finding, data["result"], data["at"])
 
 
 class Watch:
@@ -113,9 +113,10 @@ class Watch:
         :param error: Why.
         :param now: Unix seconds.
         """
-        condition = Condition(error.kind)
+        finding = Finding.of(error)
+        condition = finding.condition
         if self._rules.outcome(condition) is not Outcome.WAIT:
-            self._end = End(EndReason.CONDITION, error.message, condition, error.retry_after, self._result())
+            self._end = End(EndReason.CONDITION, finding=finding, result=self._result())
         elif self._trouble is not condition:
             self._trouble = condition
             self._log(f"{error.message.rstrip('.')} [{condition}: the wait goes on]", now, logging.WARNING)
@@ -142,13 +143,13 @@ class Watch:
         """Return what is known of the campaign, for XCom."""
         raise NotImplementedError
 
-    def _meet(self, condition: Condition, message: str, now: float) -> End | None:
-        """Apply the outcome of a condition, and say once that it is waited out."""
-        if self._rules.outcome(condition) is not Outcome.WAIT:
-            return End(EndReason.CONDITION, message, condition, result=self._result())
-        if self._announced is not condition:
-            self._announced = condition
-            self._log(f"{message} [{condition}: the wait goes on]", now, logging.WARNING)
+    def _meet(self, finding: Finding, now: float) -> End | None:
+        """End the wait by a condition, unless its outcome is to wait; that is logged once."""
+        if self._rules.outcome(finding.condition) is not Outcome.WAIT:
+            return End(EndReason.CONDITION, finding=finding, result=self._result())
+        if self._announced is not finding.condition:
+            self._announced = finding.condition
+            self._log(f"{finding.message} [{finding.condition}: the wait goes on]", now, logging.WARNING)
         return None
 
     def _recover(self, now: float) -> None:

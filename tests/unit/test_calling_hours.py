@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, is_open, next_opening, with_one_open
-from airflow_provider_voicegenie.rules.prerequisites import Verdict, load_prerequisite
+from airflow_provider_voicegenie.rules.prerequisites import Check, load_prerequisite
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -174,9 +174,9 @@ def test_a_time_without_zone_is_refused():
 def test_as_prerequisite_its_words_do_not_change_while_it_waits():
     window = CallingHours("09:00", "17:00", "Europe/Berlin", ["monday"])
     checks = [window.check(None, at(f"2026-11-23 08:{minute}:00")) for minute in (10, 20)]
-    assert checks[0].verdict is Verdict.WAITING
-    assert checks[0].why == checks[1].why
-    assert window.check(None, at("2026-11-23 09:30:00")).verdict is Verdict.MET
+    assert checks[0].missing
+    assert checks[0] == checks[1]
+    assert window.check(None, at("2026-11-23 09:30:00")) == Check.met()
 
 
 def test_it_can_be_made_again_from_what_it_serialises_to():
@@ -218,7 +218,7 @@ def is_new_year(day):
 def test_of_several_windows_one_has_to_be_open(moment, expected):
     assert is_open(OFFICE, at(moment)) is expected
     (combined,) = with_one_open(OFFICE)
-    assert (combined.check(None, at(moment)).verdict is Verdict.MET) is expected
+    assert (combined.check(None, at(moment)) == Check.met()) is expected
     assert is_open([], at(moment))
 
 

@@ -52,7 +52,7 @@ def test_what_a_status_does_to_the_wait(kind, status, condition):
     if condition is None:
         assert end is None
     else:
-        assert (end.reason, end.condition) == (EndReason.CONDITION, condition)
+        assert (end.reason, end.finding.condition) == (EndReason.CONDITION, condition)
         assert end.result["status"] == status
 
 
@@ -68,7 +68,7 @@ def test_completion_ends_it_and_what_was_seen_in_time_counts():
 @pytest.mark.parametrize("outcome", ["fail", "skip", "retry", "succeed"])
 def test_a_pause_can_end_the_wait(outcome):
     end = watch(outcomes={"CAMPAIGN_PAUSED": outcome}).observe(campaign("paused"), T, in_full=False)
-    assert end.condition is Condition.CAMPAIGN_PAUSED
+    assert end.finding.condition is Condition.CAMPAIGN_PAUSED
 
 
 def test_a_pause_is_waited_out_and_said_once_each_time(said):
@@ -92,7 +92,7 @@ def test_a_pause_from_before_the_start_does_not_count(said):
     # One that runs, and is shown by another machine of the service as it was.
     assert wait.observe(campaign("running"), T + 10) is None
     assert wait.observe(campaign("paused"), T + 20) is None
-    assert wait.observe(campaign("paused"), T + 32).condition is Condition.CAMPAIGN_PAUSED
+    assert wait.observe(campaign("paused"), T + 32).finding.condition is Condition.CAMPAIGN_PAUSED
 
 
 @pytest.mark.parametrize("status", ["stopped", "failed", "completed"])
@@ -124,7 +124,7 @@ TEMPORARY = [errors.RateLimitError, errors.ServerError, errors.ConnectionFailedE
 @pytest.mark.parametrize(("error", "condition"), PERMANENT)
 def test_what_will_not_pass_ends_the_wait(kind, error, condition):
     end = watch(kind).observe_error(error("No.", retry_after=7), T)
-    assert (end.condition, end.retry_after, end.message) == (condition, 7, "No.")
+    assert end.finding == (condition, "No.", 7)
 
 
 @pytest.mark.parametrize("kind", [TaskKind.COMPLETED, TaskKind.START])
@@ -146,7 +146,7 @@ def test_trouble_is_waited_out_and_said_once_until_it_is_over(said, kind, error)
 def test_outcomes_can_end_a_sensor_on_temporary_trouble_but_not_the_wait_of_a_start():
     changes = {"CONNECTION_FAILED": "fail"}
     error = errors.ConnectionFailedError("Broken.")
-    assert watch(TaskKind.COMPLETED, changes).observe_error(error, T).condition is Condition.CONNECTION_FAILED
+    assert watch(TaskKind.COMPLETED, changes).observe_error(error, T).finding.condition is Condition.CONNECTION_FAILED
     assert watch(TaskKind.START, changes).observe_error(error, T) is None
 
 
@@ -162,7 +162,7 @@ def test_no_progress_in_any_counter_is_a_stall():
     assert stall(wait, 0, completed=1, failed=0) is None
     assert stall(wait, 99, completed=1, failed=0) is None
     end = stall(wait, 100, completed=1, failed=0)
-    assert end.condition is Condition.CAMPAIGN_STALLED
+    assert end.finding.condition is Condition.CAMPAIGN_STALLED
     assert "100 s" in end.message
 
 
@@ -172,7 +172,7 @@ def test_progress_in_either_counter_begins_the_time_anew(progress):
     stall(wait, 0, completed=1, failed=0)
     stall(wait, 90, **progress)
     assert stall(wait, 189, **progress) is None
-    assert stall(wait, 190, **progress).condition is Condition.CAMPAIGN_STALLED
+    assert stall(wait, 190, **progress).finding.condition is Condition.CAMPAIGN_STALLED
 
 
 def test_list_without_failed_calls_does_not_prove_a_stall():
@@ -185,12 +185,12 @@ def test_list_without_failed_calls_does_not_prove_a_stall():
     assert not wait.needs_single_read
     assert wait.observe(campaign(completed=1), T + 200, in_full=False) is None
     assert wait.needs_single_read
-    assert stall(wait, 200, completed=1, failed=5).condition is Condition.CAMPAIGN_STALLED
+    assert stall(wait, 200, completed=1, failed=5).finding.condition is Condition.CAMPAIGN_STALLED
 
 
 def test_what_was_seen_before_a_restart_counts():
     wait = watch(stall_timeout=100, seen={"at": T, "completed": 1, "failed": 0})
-    assert stall(wait, 100, completed=1, failed=0).condition is Condition.CAMPAIGN_STALLED
+    assert stall(wait, 100, completed=1, failed=0).finding.condition is Condition.CAMPAIGN_STALLED
     again = watch(stall_timeout=100, seen={"at": T, "completed": 1, "failed": 0})
     assert stall(again, 100, completed=2, failed=0) is None
     assert again.seen() == {"at": T + 100, "completed": 2, "failed": 0}
@@ -203,7 +203,7 @@ def test_what_does_not_run_does_not_stall(status):
         assert stall(wait, at, status=status) is None
     stall(wait, 600, completed=0, failed=0)
     assert stall(wait, 699, completed=0, failed=0) is None
-    assert stall(wait, 700, completed=0, failed=0).condition is Condition.CAMPAIGN_STALLED
+    assert stall(wait, 700, completed=0, failed=0).finding.condition is Condition.CAMPAIGN_STALLED
 
 
 def test_a_stall_that_is_waited_out_is_said_once_until_it_moves(said):
@@ -329,14 +329,14 @@ def test_the_time_in_which_no_call_is_expected_is_no_stall(status):
     assert stall(wait, 1000, status=status, completed=5, failed=0) is None
     assert stall(wait, 1001, completed=5, failed=0) is None
     assert stall(wait, 1100, completed=5, failed=0) is None
-    assert stall(wait, 1101, completed=5, failed=0).condition is Condition.CAMPAIGN_STALLED
+    assert stall(wait, 1101, completed=5, failed=0).finding.condition is Condition.CAMPAIGN_STALLED
 
 
 def test_what_another_process_has_seen_of_a_stall_counts():
     wait = watch(stall_timeout=100, seen={"at": T - 60, "completed": 5, "failed": 0})
     # Its first look sees no change of the status: it knew none.
     assert stall(wait, 39, completed=5, failed=0) is None
-    assert stall(wait, 40, completed=5, failed=0).condition is Condition.CAMPAIGN_STALLED
+    assert stall(wait, 40, completed=5, failed=0).finding.condition is Condition.CAMPAIGN_STALLED
 
 
 def test_failed_calls_that_were_not_known_may_have_been_progress():
@@ -345,7 +345,7 @@ def test_failed_calls_that_were_not_known_may_have_been_progress():
     assert wait.observe(campaign(completed=5, failed=0), T + 50) is None
     # From then on, they are known, and do not change.
     assert wait.observe(campaign(completed=5, failed=0), T + 149) is None
-    assert wait.observe(campaign(completed=5, failed=0), T + 150).condition is Condition.CAMPAIGN_STALLED
+    assert wait.observe(campaign(completed=5, failed=0), T + 150).finding.condition is Condition.CAMPAIGN_STALLED
 
 
 def test_a_list_alone_shows_no_stall():

@@ -28,9 +28,8 @@ from helpers.tasks import (
 
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator
-from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException
 from airflow_provider_voicegenie.start import once
-from airflow_provider_voicegenie.start.guards import Finding
 from airflow_provider_voicegenie.waiting import worker
 
 MAY_GO_ON = "If it has a daily schedule, it goes on by itself at its next start time"

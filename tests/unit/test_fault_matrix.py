@@ -128,7 +128,7 @@ def waits_that_share_the_list(sandbox):
     async def all_events():
         return await asyncio.gather(*map(first_event, names))
 
-    conditions = {payload["condition"] for payload in asyncio.run(all_events())}
+    conditions = {payload["finding"]["condition"] for payload in asyncio.run(all_events())}
     assert len(conditions) == 1, conditions
     (condition,) = conditions
     if condition is None:

@@ -221,7 +221,7 @@ def test_a_source_that_is_refused_ends_who_needs_it(sandbox, operation, prerequi
     campaign_id = sandbox.add_campaign(total_count=10, registered_count=1).id
     sandbox.inject("status", operation, status=403, times=None)
     event = event_of(ready_trigger(campaign_id, prerequisite))
-    assert (event["reason"], event["condition"]) == ("condition", "FORBIDDEN")
+    assert (event["reason"], event["finding"]["condition"]) == ("condition", "FORBIDDEN")
 
 
 @pytest.mark.usefixtures("clock", "quiet")

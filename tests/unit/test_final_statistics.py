@@ -75,7 +75,7 @@ def test_the_final_statistics():
 )
 def test_the_success_rate(numbers, wanted, is_low):
     end = final(min_success_rate=wanted).observe(stats(**numbers), T)
-    assert end.condition is (Condition.SUCCESS_RATE_TOO_LOW if is_low else None)
+    assert (end.finding and end.finding.condition) is (Condition.SUCCESS_RATE_TOO_LOW if is_low else None)
     assert end.reason is (EndReason.CONDITION if is_low else EndReason.DONE)
     assert end.result["statistics"]["total_contacts"] == 10
 
@@ -101,7 +101,7 @@ def test_statistics_that_are_refused_do_not_hide_the_completion(said, error):
     assert (end, end.result["statistics"]) == (COMPLETED, None)
     assert any("cannot be read (None)" in line for line in said())
     end = final(min_success_rate=1).observe_error(error("None."), T)
-    assert (end.reason, end.condition) == (EndReason.CONDITION, error.kind)
+    assert (end.reason, end.finding.condition) == (EndReason.CONDITION, error.kind)
     assert "min_success_rate needs" in end.message
 
 
@@ -127,7 +127,7 @@ def test_trouble_that_may_pass_is_waited_out_for_some_minutes(said, error, minim
         assert end == COMPLETED
         assert "the task goes on without them" in said()[0]
     else:
-        assert (end.condition, end.retry_after) == (error.kind, 7)
+        assert (end.finding.condition, end.finding.retry_after) == (error.kind, 7)
         assert end.result["status"] == "completed"
 
 

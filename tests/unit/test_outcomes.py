@@ -17,11 +17,11 @@ from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
+    Finding,
     Outcome,
     OutcomeRules,
     TaskKind,
     VoiceGenieRetryException,
-    apply_error,
     apply_outcome,
 )
 from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
@@ -216,7 +216,7 @@ def test_any_changes_are_taken_whole_or_refused(kind, changes):
 
 def test_the_reason_of_a_skip_is_logged(caplog):
     with pytest.raises(AirflowSkipException) as caught:
-        apply_outcome(OutcomeRules(TaskKind.START), Condition.BACKFILL_RUN, "c", "this is a backfill")
+        apply_outcome(OutcomeRules(TaskKind.START), Finding(Condition.BACKFILL_RUN, "this is a backfill"), "c")
     assert [record.getMessage() for record in caplog.records] == [str(caught.value)]
     assert "this is a backfill [BACKFILL_RUN: the task is skipped]" in caplog.text
 
@@ -229,10 +229,10 @@ def test_what_the_service_asked_to_wait_is_kept_for_a_retry(kind):
     rules = OutcomeRules(kind, {"RATE_LIMIT_EXCEEDED": "retry"})
     error = errors.RateLimitError("no", retry_after=17.0)
     with pytest.raises(VoiceGenieRetryException) as caught:
-        apply_error(rules, error, "c")
+        apply_outcome(rules, Finding.of(error), "c")
     assert (caught.value.condition, caught.value.retry_after) == (Condition.RATE_LIMIT_EXCEEDED, 17.0)
     with pytest.raises(VoiceGenieRetryException) as caught:
-        apply_outcome(rules, Condition.RATE_LIMIT_EXCEEDED, "c", "no", retry_after=7.0)
+        apply_outcome(rules, Finding(Condition.RATE_LIMIT_EXCEEDED, "no", 7.0), "c")
     assert caught.value.retry_after == 7.0
 
 

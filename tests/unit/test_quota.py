@@ -12,7 +12,6 @@ from helpers.tasks import both_ways, context, meanwhile
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, Quota, ShapeError
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-from airflow_provider_voicegenie.rules.prerequisites import Verdict
 from airflow_provider_voicegenie.sensors.campaign import (
     CampaignReadySensor,
     Check,
@@ -180,7 +179,7 @@ def test_waits_share_one_reading(sandbox):
 def test_what_is_enough(quota, wanted, missing):
     campaign = Campaign("c", CampaignStatus.PAUSED, "paused", quota=quota)
     check = HasQuota(**wanted).check(campaign, None)
-    assert (check.verdict, check.why) == ((Verdict.MET, "") if missing is None else (Verdict.WAITING, missing))
+    assert check == (Check.met() if missing is None else Check.waiting(missing))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +239,7 @@ def test_the_hook_reads_it(sandbox):
 )
 def test_a_number_of_contacts_that_is_bounded(count, arguments, why):
     campaign = Campaign("c", CampaignStatus.PAUSED, "paused", total_count=count)
-    assert HasContacts(**arguments).check(campaign, None).why == why
+    assert HasContacts(**arguments).check(campaign, None).missing == why
 
 
 @pytest.mark.parametrize("arguments", [{"maximum": 0}, {"minimum": 5, "maximum": 4}, {"maximum": "5"}])

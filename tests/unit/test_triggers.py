@@ -106,7 +106,7 @@ def test_the_end_of_a_campaign(sandbox, waits, status, reason, condition):
 
     for payload in wait_for(*(trigger(name) for name in names), meanwhile=meanwhile):
         assert json.loads(json.dumps(payload)) == payload
-        assert (payload["reason"], payload["condition"]) == (reason, condition)
+        assert (payload["reason"], payload["finding"]["condition"]) == (reason, condition)
         assert payload["result"]["status"] == status
 
 
@@ -377,7 +377,7 @@ def test_a_connection_that_is_deleted_while_requests_succeed_is_used_no_more(san
         monkeypatch.delenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT")
 
     (payload,) = wait_for(trigger(name), meanwhile=meanwhile)
-    assert payload["condition"] == "INVALID_CONNECTION"
+    assert payload["finding"]["condition"] == "INVALID_CONNECTION"
 
 
 @pytest.mark.parametrize("trouble", ["gone for one look", "Airflow cannot be asked", "only the timeout"])
@@ -591,7 +591,7 @@ def test_a_campaign_that_is_gone(sandbox, waits):
         sandbox.sandbox.store.remove(names[0])
 
     gone, *others = wait_for(*(trigger(name) for name in names), meanwhile=meanwhile)
-    assert (gone["reason"], gone["condition"]) == ("condition", "NOT_FOUND")
+    assert (gone["reason"], gone["finding"]["condition"]) == ("condition", "NOT_FOUND")
     assert {other["reason"] for other in others} <= {"done"}
     # A list may miss one: it is asked for by itself before it is believed gone.
     assert sandbox.request_count("get", names[0]) >= 1
@@ -606,7 +606,7 @@ def test_a_revoked_key(sandbox, waits):
         sandbox.sandbox.api_key = "another"
 
     payloads = wait_for(*(trigger(name) for name in names), meanwhile=meanwhile)
-    assert {payload["condition"] for payload in payloads} == {"UNAUTHORIZED"}
+    assert {payload["finding"]["condition"] for payload in payloads} == {"UNAUTHORIZED"}
 
 
 @pytest.mark.parametrize("waits", [1, 3])
@@ -628,7 +628,7 @@ def test_a_key_that_is_changed_in_the_connection_too_ends_no_wait(sandbox, monke
 
 def test_a_connection_that_is_not_there(sandbox):
     (payload,) = wait_for(trigger("ready", voicegenie_conn_id="nowhere"))
-    assert payload["condition"] == "INVALID_CONNECTION"
+    assert payload["finding"]["condition"] == "INVALID_CONNECTION"
     assert "'nowhere'" in payload["message"]
 
 
@@ -757,7 +757,7 @@ def test_those_who_wait_are_read_although_the_statistics_of_others_are_in_troubl
         assert clock.monotonic() - began < 1
         return payload
 
-    assert run(work)["condition"] == "CAMPAIGN_FAILED"
+    assert run(work)["finding"]["condition"] == "CAMPAIGN_FAILED"
 
 
 def test_a_wait_has_its_share_although_many_others_end(sandbox, monkeypatch):
@@ -796,7 +796,7 @@ def test_an_error_in_the_statistics_of_one_is_no_error_of_the_others(sandbox, mo
         sandbox.sandbox.store.change(last, status="failed")
         return await waiting
 
-    assert run(work)["condition"] == "CAMPAIGN_FAILED"
+    assert run(work)["finding"]["condition"] == "CAMPAIGN_FAILED"
 
 
 def test_statistics_are_not_waited_for_until_the_execution_timeout(sandbox, clock):
@@ -875,7 +875,7 @@ def test_a_stall(sandbox, clock, waits):
     ]
     seen = {"at": clock.time(), "completed": 5, "failed": 1}
     for payload in wait_for(*(trigger(name, stall_timeout=1, seen=seen) for name in names)):
-        assert payload["condition"] == "CAMPAIGN_STALLED"
+        assert payload["finding"]["condition"] == "CAMPAIGN_STALLED"
 
 
 # Readiness.
@@ -928,7 +928,7 @@ def test_readiness_with_prerequisites_of_every_kind(sandbox):
 )
 def test_readiness_that_can_never_come(sandbox, campaign_id, condition):
     (payload,) = wait_for(ready(campaign_id, IsStartable()))
-    assert (payload["reason"], payload["condition"]) == ("condition", condition)
+    assert (payload["reason"], payload["finding"]["condition"]) == ("condition", condition)
 
 
 def test_readiness_has_its_end_too(sandbox, clock):
