@@ -54,9 +54,9 @@ class CampaignTask(BaseOperator):
     voicegenie_conn_id: str
 
     #: Whether Airflow told this process to end the task, even before the task's own code runs.
-    told_to_end = False
+    is_killed = False
     #: What it returns that the events of its outlets get too, besides ``campaign_id``.
-    told_to_outlets: Sequence[str] = ()
+    asset_event_fields: Sequence[str] = ()
     #: The link to the campaign, once it is known.
     campaign_url = ""
     #: What it returned in this process.
@@ -78,7 +78,7 @@ class CampaignTask(BaseOperator):
 
     def on_kill(self) -> None:
         """Note that Airflow ends the task. Airflow calls this from a signal handler."""
-        self.told_to_end = True
+        self.is_killed = True
 
     @cached_property
     def _hook(self) -> VoiceGenieHook:
@@ -106,7 +106,7 @@ class CampaignTask(BaseOperator):
     def _store_link_no_more(self) -> None:
         self.operator_extra_links = [each for each in self.operator_extra_links if not isinstance(each, CampaignLink)]
 
-    def tell_outlets(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
+    def add_to_asset_events(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
         """
         Add what the task knows to the events of its outlets, for the DAGs that they trigger; return what it returns.
 
@@ -116,7 +116,7 @@ class CampaignTask(BaseOperator):
         :param result: What it returns.
         """
         self.returned = result
-        known = {name: result[name] for name in self.told_to_outlets if name in result}
+        known = {name: result[name] for name in self.asset_event_fields if name in result}
         if (events := context.get("outlet_events")) is not None:
             for outlet in self.outlets:
                 # An alias has no event before a task adds one.
@@ -191,7 +191,7 @@ class CampaignTask(BaseOperator):
         """Note, if a user ended this process, that the next try is to forget what :meth:`keep_for_later` kept."""
         from airflow_provider_voicegenie.waiting.killing import was_ended_by_user
 
-        if self.told_to_end and was_ended_by_user(context):
+        if self.is_killed and was_ended_by_user(context):
             note_end_by_user(context)
 
     def kept_for_later(self, context: Context) -> dict[str, Any] | None:

@@ -21,8 +21,8 @@ from airflow_provider_voicegenie.api.errors import (
     NOT_THE_SERVICE,
     NOT_THIS_ENDPOINT,
     ConnectionFailedError,
-    InvalidAnswerError,
     InvalidConnectionError,
+    InvalidResponseError,
     NotFoundError,
     RateLimitError,
     RequestTimeoutError,
@@ -251,7 +251,7 @@ class _Failure(NamedTuple):
 
 
 _TOO_LARGE = _Failure(
-    InvalidAnswerError, f"the response is larger than {MAX_RESPONSE_BYTES} bytes and was not read to its end"
+    InvalidResponseError, f"the response is larger than {MAX_RESPONSE_BYTES} bytes and was not read to its end"
 )
 _UNKNOWN_HOST = _Failure(
     ConnectionFailedError,

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, unquote
 
-from airflow_provider_voicegenie.api.errors import InvalidAnswerError, InvalidCampaignIdError, VoiceGenieError
+from airflow_provider_voicegenie.api.errors import InvalidCampaignIdError, InvalidResponseError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import (
     CallPage,
     Campaign,
@@ -94,7 +94,7 @@ class Request(Generic[Result]):
             raise
         except Exception as error:  # noqa: BLE001  whatever it is made of, it is one bad response
             problem = type(error).__name__
-        raise InvalidAnswerError(
+        raise InvalidResponseError(
             f"{self}: the response ({response.status}) cannot be read ({problem}).",
             status=response.status,
             may_have_taken_effect=self.has_effect,
@@ -116,7 +116,7 @@ class Request(Generic[Result]):
                 return self.decode(data)
             except ShapeError as error:
                 problem = str(error)
-        raise InvalidAnswerError(
+        raise InvalidResponseError(
             f"{self}: the response ({response.status}) is not the documented one: {problem}.",
             status=response.status,
             may_have_taken_effect=has_effect,

@@ -103,10 +103,10 @@ class TlsFailedError(VoiceGenieError):
     kind = "TLS_FAILED"
 
 
-class InvalidAnswerError(VoiceGenieError):
+class InvalidResponseError(VoiceGenieError):
     """A response came, but not one this service documents: not JSON, too large, or of another shape."""
 
-    kind = "INVALID_ANSWER"
+    kind = "INVALID_RESPONSE"
     temporary = True
     remedy = NOT_THE_SERVICE
 

@@ -108,7 +108,7 @@ class FairShare:
         self._is_short = False
         self._minutes_since_decrease = 0.0
         self._decreased_at = -math.inf
-        self._answered_at: float | None = None
+        self._responded_at: float | None = None
         self._used: float | None = None
         self._told_at = -math.inf
         self._was_refused = False
@@ -184,7 +184,7 @@ class FairShare:
             self.next_at = max(self.next_at, now + max(backoff, min(asked or 0.0, _LONGEST_ASKED)) + apart)
 
     def _minutes_since_answer(self, now: float) -> float:
-        before, self._answered_at = self._answered_at, now
+        before, self._responded_at = self._responded_at, now
         return 0.0 if before is None else min((now - before) / 60.0, _LONGEST_GAP)
 
     def _decrease(self, part: float, now: float, sent_at: float) -> None:
@@ -193,8 +193,8 @@ class FairShare:
             self._decreased_at = now
             self.per_minute = max(self.per_minute * part, self._part(_SMALLEST_SHARE, _LEAST_SHARE))
 
-    def _part(self, part: float, least: float) -> float:
-        return max(self._limit * part, min(self._limit * _LARGEST_SHARE / 2, least))
+    def _part(self, part: float, minimum: float) -> float:
+        return max(self._limit * part, min(self._limit * _LARGEST_SHARE / 2, minimum))
 
     def _increase(self, minutes: float, *, doubles: bool, is_told: bool) -> None:
         if doubles:

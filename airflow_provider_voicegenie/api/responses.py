@@ -19,7 +19,7 @@ from urllib.parse import quote
 from airflow_provider_voicegenie.api.errors import (
     KNOWN_CODES,
     NOT_THE_SERVICE,
-    InvalidAnswerError,
+    InvalidResponseError,
     RedirectedError,
     VoiceGenieError,
     error_class,
@@ -208,7 +208,7 @@ def read_data(response: Response, *, request: str, has_effect: bool, redactor: R
         problem = "has no `data`"
     else:
         return document["data"]
-    raise InvalidAnswerError(
+    raise InvalidResponseError(
         f"{request}: the response ({response.status}) {problem}.",
         status=response.status,
         code=redactor.code(_error_code(document or {})),

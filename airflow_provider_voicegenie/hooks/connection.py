@@ -278,18 +278,18 @@ def unknown_fields(extra: object) -> tuple[list[str], list[str]]:
 def _number(name: str, what: str, example: float) -> tuple[Callable[[Any], float], str]:
     """Return what reads a number within the bounds that the connection form has for it, and what it must be."""
     schema = CONNECTION_FIELDS[name]["schema"]
-    above, least, most = (schema.get(bound) for bound in ("exclusiveMinimum", "minimum", "maximum"))
+    above, minimum, maximum = (schema.get(bound) for bound in ("exclusiveMinimum", "minimum", "maximum"))
     is_whole = "integer" in schema["type"]
 
     def read(value: Any) -> float:
         number = float(value)
-        is_within = (above is None or number > above) and (least is None or number >= least) and number <= most
+        is_within = (above is None or number > above) and (minimum is None or number >= minimum) and number <= maximum
         if isinstance(value, bool) or not is_within or (is_whole and not number.is_integer()):
             raise ValueError
         return int(number) if is_whole else number
 
-    from_where = f"above {above}" if least is None else f"from {least}"
-    return read, f"{what} {from_where}, at most {most}, such as {example:g}"
+    from_where = f"above {above}" if minimum is None else f"from {minimum}"
+    return read, f"{what} {from_where}, at most {maximum}, such as {example:g}"
 
 
 def _read_flag(value: Any) -> bool:

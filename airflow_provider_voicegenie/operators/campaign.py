@@ -127,7 +127,7 @@ class StartCampaignOperator(CampaignTask):
 
     template_fields = (*CampaignTask.template_fields, "check_only")
     ui_color = "#d9f2e6"
-    told_to_outlets = ("status", "started_at", "completed_at", "statistics")
+    asset_event_fields = ("status", "started_at", "completed_at", "statistics")
 
     #: Set while the task runs in this process.
     _running: StartTask | None = None
@@ -171,7 +171,7 @@ class StartCampaignOperator(CampaignTask):
             )
         self.calling_hours = read_calling_hours(calling_hours)
         if max_contacts is not None:
-            read_whole_number("max_contacts", max_contacts, least=0)
+            read_whole_number("max_contacts", max_contacts, minimum=0)
         self.max_contacts = max_contacts
         if not (isinstance(check_only, XComArg) or (isinstance(check_only, str) and "{" in check_only)):
             read_flag("check_only", check_only)
@@ -189,9 +189,9 @@ class StartCampaignOperator(CampaignTask):
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the campaign, wait for it if asked to, and return the XCom value described in the class docstring."""
         hook = self._hook
-        if not self.told_to_end:
+        if not self.is_killed:
             self.keep_link(context, hook)
-        return self.tell_outlets(context, self._begin(context, hook).execute())
+        return self.add_to_asset_events(context, self._begin(context, hook).execute())
 
     def execute_again(self, context: Context, event: object = None) -> dict[str, Any]:
         """Begin anew, after a wait in the triggerer: for the calling hours, or for the service to take requests."""
@@ -201,18 +201,18 @@ class StartCampaignOperator(CampaignTask):
                 "starts nothing. To begin anew, clear the task."
             )
         self.go_on_with(kept)
-        return self.tell_outlets(context, self._begin(context, self._hook, kept).execute_again())
+        return self.add_to_asset_events(context, self._begin(context, self._hook, kept).execute_again())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
         self.go_on_after(event)
-        return self.tell_outlets(context, self._begin(context, self._hook).resume(event))
+        return self.add_to_asset_events(context, self._begin(context, self._hook).resume(event))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
         if was_ended_by_airflow(next_method, next_kwargs):
             start = self._start_before_deferral(context)
-            return self.tell_outlets(context, self._begin(context, self._hook).resume_late(start))
+            return self.add_to_asset_events(context, self._begin(context, self._hook).resume_late(start))
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
@@ -234,7 +234,7 @@ class StartCampaignOperator(CampaignTask):
         self.check_only = read_flag("check_only", self.check_only)
         options = StartOptions(**{name: getattr(self, name) for name in StartOptions._fields})
         self._running = StartTask(hook, self.campaign_id, context, options, kept or {})
-        if self.told_to_end:
+        if self.is_killed:
             self._running.kill()
         return self._running
 
@@ -360,17 +360,17 @@ class PauseCampaignOperator(CampaignTask):
             )
         result = self._pause(context, is_kept=kept is not None)
         if self.keep_paused_for is None:
-            return self.tell_outlets(context, result)
+            return self.add_to_asset_events(context, result)
         result["paused_again"] = 0
         if CampaignStatus(result["status"]).has_ended:
-            return self.tell_outlets(context, result)
+            return self.add_to_asset_events(context, result)
         until = until or time.time() + self.keep_paused_for
         self.keep_for_later(context, until=until)
         end = datetime.fromtimestamp(until, UTC)
         log.info("Campaign %r is kept paused until %s.", self.campaign_id, f"{end:%Y-%m-%d %H:%M:%S} UTC")
         if self.deferrable:
             self._defer(context, result, until)
-        return self.tell_outlets(context, self._end(result, self._keep_paused(until)))
+        return self.add_to_asset_events(context, self._end(result, self._keep_paused(until)))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the campaign was kept paused from the triggerer."""
@@ -381,7 +381,7 @@ class PauseCampaignOperator(CampaignTask):
         if end.reason in (EndReason.TIMEOUT, EndReason.DONE) and not _has_ended(end):
             # Once more: the triggerer's last look is as old as an interval.
             end = self._keep_paused(time.time(), end)
-        return self.tell_outlets(context, self._end(event["deferred"]["paused"], end))
+        return self.add_to_asset_events(context, self._end(event["deferred"]["paused"], end))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral, or say that no triggerer has kept the campaign paused."""
@@ -403,8 +403,8 @@ class PauseCampaignOperator(CampaignTask):
             if not is_kept:
                 self.keep_for_later(context)
             try:
-                self._check_told_to_end()
-                paused = hook.pause_campaign(self.campaign_id, on_sending=self._check_told_to_end)
+                self._check_killed()
+                paused = hook.pause_campaign(self.campaign_id, on_sending=self._check_killed)
             except VoiceGenieRetryException:
                 if not is_kept:
                     self.forget_for_later(context)
@@ -451,8 +451,8 @@ class PauseCampaignOperator(CampaignTask):
             )
         return self._result(status, None, None)
 
-    def _check_told_to_end(self) -> None:
-        if self.told_to_end:
+    def _check_killed(self) -> None:
+        if self.is_killed:
             raise VoiceGenieRetryException(
                 f"Campaign {self.campaign_id!r}: the task was ended from outside before it sent the pause."
             )
@@ -467,7 +467,7 @@ class PauseCampaignOperator(CampaignTask):
             self.campaign_id,
             poll_interval=self.poll_interval,
             deadline=until,
-            check=self._check_told_to_end,
+            check=self._check_killed,
         )
 
     def _defer(self, context: Context, result: dict[str, Any], until: float) -> None:

@@ -169,7 +169,7 @@ class UploadContactsOperator(CampaignTask):
 
     template_fields: Sequence[str] = ("campaign_id", "contacts", "voicegenie_conn_id")
     ui_color = "#dbe7f6"
-    told_to_outlets = ("uploaded",)
+    asset_event_fields = ("uploaded",)
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class UploadContactsOperator(CampaignTask):
         ContactColumns(columns)
         RejectedLimit(max_rejected)
         self.columns = columns
-        self.batch_size = read_whole_number("batch_size", batch_size, least=1)
+        self.batch_size = read_whole_number("batch_size", batch_size, minimum=1)
         self.max_rejected = max_rejected
         self.upload_in_backfill = upload_in_backfill
 
@@ -235,7 +235,7 @@ class UploadContactsOperator(CampaignTask):
         try:
             check_campaign_id(self.campaign_id)
             hook.get_conn()
-            if not self.told_to_end:
+            if not self.is_killed:
                 self.keep_link(context, hook)
             result = ContactUpload(self, context, hook).run(kept)
         except VoiceGenieError as error:
@@ -243,7 +243,7 @@ class UploadContactsOperator(CampaignTask):
             raise
         finally:
             self.note_end_by_user(context)
-        return self.tell_outlets(context, result)
+        return self.add_to_asset_events(context, result)
 
     def _check_same_campaign(self, kept: Mapping[str, Any]) -> None:
         """Refuse to go on with another campaign: the contacts that are rendered now may be meant for that one."""

@@ -56,7 +56,7 @@ class Condition(StrEnum):
     CONNECTION_FAILED = "CONNECTION_FAILED"
     TLS_FAILED = "TLS_FAILED"
     REDIRECTED = "REDIRECTED"
-    INVALID_ANSWER = "INVALID_ANSWER"
+    INVALID_RESPONSE = "INVALID_RESPONSE"
     # What we see ourselves.
     CAMPAIGN_COMPLETED = "CAMPAIGN_COMPLETED"
     CAMPAIGN_ALREADY_PAUSED = "CAMPAIGN_ALREADY_PAUSED"
@@ -134,7 +134,7 @@ _DEFAULTS: Mapping[Condition, tuple[Outcome | None, ...]] = {
     _C.CONNECTION_FAILED: (_RETRY, _RETRY, _WAIT, _WAIT, _RETRY, _RETRY),
     _C.TLS_FAILED: (_FAIL, _FAIL, _FAIL, _FAIL, _FAIL, _FAIL),
     _C.REDIRECTED: (_FAIL, _FAIL, _FAIL, _FAIL, _FAIL, _FAIL),
-    _C.INVALID_ANSWER: (_RETRY, _RETRY, _WAIT, _WAIT, _RETRY, _RETRY),
+    _C.INVALID_RESPONSE: (_RETRY, _RETRY, _WAIT, _WAIT, _RETRY, _RETRY),
     _C.START_UNCONFIRMED: (_FAIL, None, None, None, None, None),
     _C.COMPLETION_TIMEOUT: (_FAIL, None, None, None, None, None),
     _C.CAMPAIGN_FAILED: (_FAIL, None, None, _FAIL, None, None),
@@ -191,7 +191,7 @@ _MAY_WAIT: Mapping[TaskKind, frozenset[Condition]] = {
 }
 
 #: Trouble that passes. It never ends the wait of a start or a pause, whatever it does to that itself.
-_TEMPORARY = (_C.RATE_LIMIT_EXCEEDED, _C.INTERNAL_SERVER_ERROR, _C.CONNECTION_FAILED, _C.INVALID_ANSWER)
+_TEMPORARY = (_C.RATE_LIMIT_EXCEEDED, _C.INTERNAL_SERVER_ERROR, _C.CONNECTION_FAILED, _C.INVALID_RESPONSE)
 
 
 class OutcomeRules:

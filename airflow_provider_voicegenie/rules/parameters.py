@@ -40,17 +40,17 @@ def read_interval(name: str, value: object) -> float:
     return seconds
 
 
-def read_whole_number(name: str, value: object, *, least: int) -> int:
+def read_whole_number(name: str, value: object, *, minimum: int) -> int:
     """
     Return a whole number.
 
     :param name: The parameter's name, for the message.
     :param value: The number.
-    :param least: The smallest that is allowed.
+    :param minimum: The smallest that is allowed.
     :raises ValueError: It is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of {least} or more; got {value!r:.80}.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of {minimum} or more; got {value!r:.80}.")
     return value
 
 

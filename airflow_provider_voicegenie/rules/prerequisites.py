@@ -219,9 +219,9 @@ class HasContacts(Prerequisite):
     """
 
     def __init__(self, minimum: int = 1, maximum: int | None = None) -> None:
-        self.minimum = read_whole_number("HasContacts: minimum", minimum, least=1)
+        self.minimum = read_whole_number("HasContacts: minimum", minimum, minimum=1)
         self.maximum = maximum
-        if maximum is not None and read_whole_number("HasContacts: maximum", maximum, least=1) < minimum:
+        if maximum is not None and read_whole_number("HasContacts: maximum", maximum, minimum=1) < minimum:
             raise ValueError(f"HasContacts: maximum must not be below minimum ({minimum}); got {maximum}.")
 
     def check(self, campaign: Campaign, now: datetime) -> Check:

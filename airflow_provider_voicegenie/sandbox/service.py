@@ -262,7 +262,7 @@ class Sandbox:
         if operation == "upload":
             limits.append(("upload", _UPLOADS_PER_MINUTE))
         now = time.time()
-        remaining, reset, most = math.inf, now, 0
+        remaining, reset, maximum = math.inf, now, 0
         with self._lock:
             for name, limit in limits:
                 window = self._windows[name]
@@ -270,23 +270,23 @@ class Sandbox:
                     window.popleft()
                 left = limit - len(window)
                 if left < remaining:
-                    remaining, most, reset = left, limit, (window[0] if window else now) + 60
+                    remaining, maximum, reset = left, limit, (window[0] if window else now) + 60
             exceeded = remaining <= 0
             if not exceeded:
                 for name, _ in limits:
                     self._windows[name].append(now)
         headers = {
-            "X-RateLimit-Limit": str(most),
+            "X-RateLimit-Limit": str(maximum),
             "X-RateLimit-Remaining": str(max(0, int(remaining) - 1)),
             "X-RateLimit-Reset": str(math.ceil(reset)),
         }
         return headers, exceeded
 
 
-def _query_number(text: str, name: str, least: int, most: int) -> int:
-    if text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most:
+def _query_number(text: str, name: str, minimum: int, maximum: int) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 12 and minimum <= int(text) <= maximum:
         return int(text)
-    raise RequestRefusedError(400, "BAD_REQUEST", f"{name} must be a number from {least} to {most}")
+    raise RequestRefusedError(400, "BAD_REQUEST", f"{name} must be a number from {minimum} to {maximum}")
 
 
 def _object(request: ServiceRequest) -> Mapping[str, Any]:
@@ -302,10 +302,10 @@ def _text(body: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _body_number(body: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
+def _body_number(body: Mapping[str, Any], name: str, default: int, minimum: int, maximum: int) -> int:
     value = body.get(name, default)
-    if type(value) is not int or not least <= value <= most:
-        raise _bad(name, f"must be a number from {least} to {most}")
+    if type(value) is not int or not minimum <= value <= maximum:
+        raise _bad(name, f"must be a number from {minimum} to {maximum}")
     return value
 
 

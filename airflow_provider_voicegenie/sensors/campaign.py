@@ -132,7 +132,7 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
                 # A retry counts from its own begin.
                 self._seen = kept.get("seen") if kept.get("try_number") == _try_number(context) else None
                 self._is_kept = True
-        if self.told_to_end and was_ended_by_user(context):
+        if self.is_killed and was_ended_by_user(context):
             raise VoiceGenieRetryException(f"Campaign {self.campaign_id!r}: the task was ended from outside.")
         end = self._look(context)
         if not self._has_link:

@@ -38,7 +38,12 @@ from airflow_provider_voicegenie.start.options import StartOptions
 from airflow_provider_voicegenie.start.record import Start, StartPhase, StartRecord, StartRecords
 from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
 from airflow_provider_voicegenie.waiting.generation import Generation
-from airflow_provider_voicegenie.waiting.killing import KillSwitch, Stop, TaskKilled, pause_campaign_of_killed_task
+from airflow_provider_voicegenie.waiting.killing import (
+    KillSwitch,
+    PauseResult,
+    TaskKilled,
+    pause_campaign_of_killed_task,
+)
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +163,7 @@ class StartOnce:
         self.may_be_in_effect = self._is_confirmed = start.is_paused_on_kill
         self._records.take_up(start.record)
         if start.started_by_task and self._is_heard_by_triggerer:
-            self._records.set_phase(StartPhase.STARTED, owes_pause=False)
+            self._records.set_phase(StartPhase.STARTED, must_pause_on_kill=False)
 
     def before_deferral(self, start: Start) -> Start:
         """
@@ -168,7 +173,7 @@ class StartOnce:
         :returns: The start, with what Airflow keeps of it.
         """
         if start.started_by_task and self._is_heard_by_triggerer and self._records.owed is None:
-            self._records.set_phase(StartPhase.STARTED, owes_pause=True)
+            self._records.set_phase(StartPhase.STARTED, must_pause_on_kill=True)
         return start._replace(record=self._records.known())
 
     @property
@@ -203,8 +208,8 @@ class StartOnce:
             may_start_late=not self._is_confirmed,
         )
         # A start that may still take effect stays on record as sent: the next try looks for it.
-        if stop is not Stop.FAILED or self._is_confirmed:
-            self._records.set_phase(phase, owes_pause=stop is not Stop.STOPPED)
+        if stop is not PauseResult.FAILED or self._is_confirmed:
+            self._records.set_phase(phase, must_pause_on_kill=stop is not PauseResult.STOPPED)
 
     def recognize_earlier_start(self) -> None:
         """Ask the service whether a killed task's earlier try started the campaign, if Airflow keeps nothing of it."""
@@ -277,14 +282,14 @@ class StartOnce:
 
     def _refused(self, error: RateLimitError, *, was_start: bool) -> Start | NotYet:
         """Wait after a 429, as nothing was carried out: as asked, but not for ever, nor past what the task may do."""
-        now, most = time.time(), self.hook.max_attempts
+        now, maximum = time.time(), self.hook.max_attempts
         self._refusals = self._refusals.one_more(now, was_start=was_start)
-        until = self._refusals.next_attempt(error.retry_after, now, most)
+        until = self._refusals.next_attempt(error.retry_after, now, maximum)
         hours, rules = self._options.calling_hours, self._options.outcome_rules
         closes = rules.outcome(Condition.OUTSIDE_CALLING_HOURS) is not Outcome.WAIT
         if until is None:
-            is_over = most == 1 or self._refusals.starts >= most
-            limit = f"max_attempts is {most}" if is_over else f"it would wait for longer than {PATIENCE} (hours)"
+            is_over = maximum == 1 or self._refusals.starts >= maximum
+            limit = f"max_attempts is {maximum}" if is_over else f"it would wait for longer than {PATIENCE} (hours)"
             why = f"{self._refusals} and {limit}"
         elif closes and check_calling_hours(hours, until) is not None:
             why = f"{self._refusals} and its calling hours are over when the service takes requests again"
@@ -298,7 +303,7 @@ class StartOnce:
                 self.campaign_id,
                 write_time(until),
                 self._refusals,
-                most,
+                maximum,
             )
             return NotYet(until, self._refusals, is_refused=True)
         message = f"it was not started. {error.message} It is not tried again, as {why}"
@@ -375,7 +380,9 @@ class StartOnce:
             ambiguous = error
         else:
             self._is_confirmed = True
-            self._records.set_phase(StartPhase.STARTED, started.started_at, owes_pause=self._is_heard_by_triggerer)
+            self._records.set_phase(
+                StartPhase.STARTED, started.started_at, must_pause_on_kill=self._is_heard_by_triggerer
+            )
             count_start(was_ambiguous=False)
             if not started.status.is_running:
                 log.warning(
@@ -492,7 +499,7 @@ class StartOnce:
 
     def _not_started(self, finding: Finding, status: CampaignStatus) -> Start:
         apply_outcome(self._options.outcome_rules, finding, self.campaign_id)
-        return Start(status.value, owes_pause=self.may_be_in_effect)
+        return Start(status.value, must_pause_on_kill=self.may_be_in_effect)
 
     # A start without a response.
 
@@ -524,7 +531,7 @@ class StartOnce:
         log.info("Campaign %r: %s (%s).", self.campaign_id, took_effect.value, seen)
         if took_effect is TookEffect.YES:
             self._is_confirmed = True
-            self._records.set_phase(StartPhase.STARTED, started_at, owes_pause=self._is_heard_by_triggerer)
+            self._records.set_phase(StartPhase.STARTED, started_at, must_pause_on_kill=self._is_heard_by_triggerer)
             count_start(was_ambiguous=True)
             self._log_start(before, looks[-1].status)
             return Start.by_task(looks[-1].status, started_at, self._doubt_pauses(before))
@@ -628,11 +635,11 @@ class StartOnce:
                 return None
             return self._take_over_by_evidence()
         if record.phase is StartPhase.TIMED_OUT:
+            was_paused = "could not pause it" if record.must_pause_on_kill else "paused it"
             raise AirflowFailException(
-                f"Campaign {self.campaign_id!r}: an earlier try of this task started it, and "
-                f"{'could not pause it' if record.owes_pause else 'paused it'} when its execution_timeout was over. A "
-                "retry does not start it again. To let it go on, clear this task; to give up waiting without a pause, "
-                "use completion_timeout."
+                f"Campaign {self.campaign_id!r}: an earlier try of this task started it, and {was_paused} when its "
+                "execution_timeout was over. A retry does not start it again. To let it go on, clear this task; to give "
+                "up waiting without a pause, use completion_timeout."
             )
         if record.phase is StartPhase.SENT:
             log.warning(

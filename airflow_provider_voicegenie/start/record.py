@@ -45,8 +45,8 @@ class Start(NamedTuple):
     :param started_by_task: Whether this task, in this try or an earlier one, started it.
     :param seen: What the wait is told: when its counters were last seen, and what they were (``at``, ``completed``,
         ``failed``), and from when on it is not shown as it was before the start (``pauses_count_from``).
-    :param owes_pause: Whether the campaign is to be paused if the task is ended: an earlier end of the task asked for
-        that, and it may have been in vain.
+    :param must_pause_on_kill: Whether the campaign is to be paused if the task is ended: an earlier end of the task
+        asked for that, and it may have been in vain.
     :param record: What Airflow keeps of it across tries, so that a resumed task need not ask.
     """
 
@@ -54,13 +54,13 @@ class Start(NamedTuple):
     started_at: str | None = None
     started_by_task: bool = False
     seen: Mapping[str, Any] | None = None
-    owes_pause: bool = False
+    must_pause_on_kill: bool = False
     record: Mapping[str, Any] | None = None
 
     @property
     def is_paused_on_kill(self) -> bool:
         """Whether whoever ends the task wants the campaign paused."""
-        return self.started_by_task or self.owes_pause
+        return self.started_by_task or self.must_pause_on_kill
 
     @classmethod
     def by_task(
@@ -85,8 +85,8 @@ class StartRecord(NamedTuple):
     :param sent_at: When it was sent, by the service's clock, ISO 8601.
     :param started_at: When the service says it started the campaign, ISO 8601.
     :param before: The campaign's status, counters and last change as they were before.
-    :param owes_pause: Whether the campaign may go on although the task was ended: it could not be paused, or the task
-        is deferred. Whoever ends the task again wants it paused.
+    :param must_pause_on_kill: Whether the campaign may go on although the task was ended: it could not be paused, or
+        the task is deferred. A user who ends the task again wants it paused.
     """
 
     campaign_id: str
@@ -96,7 +96,7 @@ class StartRecord(NamedTuple):
     sent_at: str | None
     started_at: str | None
     before: Mapping[str, Any]
-    owes_pause: bool = False
+    must_pause_on_kill: bool = False
 
     @classmethod
     def of(
@@ -112,13 +112,13 @@ class StartRecord(NamedTuple):
         return cls(campaign_id, voicegenie_conn_id, StartPhase.SENT, generation, write_time(sent_at), None, kept)
 
     def in_phase(
-        self, phase: StartPhase, started_at: datetime | None = None, owes_pause: bool | None = None
+        self, phase: StartPhase, started_at: datetime | None = None, must_pause_on_kill: bool | None = None
     ) -> StartRecord:
         """Return the record, one phase on."""
         return self._replace(
             phase=phase,
             started_at=write_time(started_at) or self.started_at,
-            owes_pause=self.owes_pause if owes_pause is None else owes_pause,
+            must_pause_on_kill=self.must_pause_on_kill if must_pause_on_kill is None else must_pause_on_kill,
         )
 
     def is_about(self, campaign_id: str, voicegenie_conn_id: str) -> bool:
@@ -199,7 +199,7 @@ class StartRecords:
             # Airflow 3.4 deletes the record when a user clears the task.
             self.awaits_pause = self.is_first_try and self.generation.try_number > 1
             return None
-        self.owed = record if record.owes_pause else None
+        self.owed = record if record.must_pause_on_kill else None
         is_cleared = was_cleared(
             record.generation,
             self.generation,
@@ -249,24 +249,25 @@ class StartRecords:
         """
         record = StartRecord.of(before, self._campaign_id, self._voicegenie_conn_id, self.generation, sent_at)
         still_owed = self.owed is not None and self.owed.is_about(self._campaign_id, self._voicegenie_conn_id)
-        self._record = record._replace(owes_pause=still_owed)
+        self._record = record._replace(must_pause_on_kill=still_owed)
         self._keep(self._record)
 
     def set_phase(
-        self, phase: StartPhase, started_at: datetime | None = None, *, owes_pause: bool | None = None
+        self, phase: StartPhase, started_at: datetime | None = None, *, must_pause_on_kill: bool | None = None
     ) -> None:
         """
         Record how far the start has come, if there is one. A failure to record is logged, never raised.
 
         :param phase: How far.
         :param started_at: When the service says it started the campaign.
-        :param owes_pause: Whether the campaign may go on after the task was ended; ``None`` if that has not changed.
+        :param must_pause_on_kill: Whether the campaign may go on after the task was ended; ``None`` if that has not
+            changed.
         """
         try:
             record = self._record or self.recall() or self.owed
             if record is not None:
-                self._record = record.in_phase(phase, started_at, owes_pause)
-                self.owed = self._record if self._record.owes_pause else None
+                self._record = record.in_phase(phase, started_at, must_pause_on_kill)
+                self.owed = self._record if self._record.must_pause_on_kill else None
                 self._keep(self._record)
         except Exception:
             # The task instance that a user has cleared is gone, and with it what its start would mean to the next try.

@@ -137,7 +137,7 @@ class StartTask:
         except VoiceGenieError as error:
             # Only "already running" can come back from here: someone else's start came between.
             apply_outcome(self._options.outcome_rules, Finding.of(error), self._campaign_id)
-            return Start(CampaignStatus.RUNNING.value, owes_pause=self._once.may_be_in_effect)
+            return Start(CampaignStatus.RUNNING.value, must_pause_on_kill=self._once.may_be_in_effect)
 
     # The wait for the calling hours, or for the service to take requests again. This try has started nothing yet.
 

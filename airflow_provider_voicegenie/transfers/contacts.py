@@ -66,7 +66,7 @@ class UploadTask(Protocol):
     batch_size: int
     columns: Mapping[str, str] | None
     max_rejected: int | str
-    told_to_end: bool
+    is_killed: bool
 
     @property
     def rows_or_path(self) -> Any:
@@ -328,7 +328,7 @@ class ContactUpload:
             self._look()
 
     def _on_sending(self) -> None:
-        if self._task.told_to_end:
+        if self._task.is_killed:
             raise VoiceGenieRetryException(
                 f"Campaign {self._campaign_id!r}: the task was ended from outside after {self._progress.rows:,} rows; "
                 "a later try goes on."

@@ -105,7 +105,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
 
     template_fields: Sequence[str] = ("campaign_id", "path", "since", "until", "voicegenie_conn_id")
     ui_color = "#e9e2f5"
-    told_to_outlets = ("path", "rows")
+    asset_event_fields = ("path", "rows")
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         except VoiceGenieError as error:
             apply_outcome(self.outcome_rules, Finding.of(error), self.campaign_id)
             raise
-        return self.tell_outlets(context, result)
+        return self.add_to_asset_events(context, result)
 
     def _bounds(self) -> tuple[datetime | None, datetime | None]:
         try:
@@ -192,7 +192,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
                 for page in hook.call_history_pages(
                     self.campaign_id, lambda: calls.known, status=status, since=since, until=until
                 ):
-                    if self.told_to_end:
+                    if self.is_killed:
                         raise VoiceGenieRetryException(
                             f"Campaign {self.campaign_id!r}: the task was ended from outside before it wrote the file."
                         )

@@ -24,8 +24,8 @@ from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE, campaign, c
 from airflow_provider_voicegenie.api.errors import (
     ConnectionFailedError,
     ForbiddenError,
-    InvalidAnswerError,
     InvalidConnectionError,
+    InvalidResponseError,
     RedirectedError,
     TlsFailedError,
     UnauthorizedError,
@@ -290,7 +290,7 @@ class CampaignFeed:
             await self._failed(request, error, sent_at, client)
         except Exception as error:  # noqa: BLE001  whatever it is made of, it is one bad response
             self._log_unexpected(error)
-            unreadable = InvalidAnswerError(f"What was read cannot be used ({place_of(error)}).")
+            unreadable = InvalidResponseError(f"What was read cannot be used ({place_of(error)}).")
             await self._failed(request, unreadable, sent_at, client)
 
     async def _failed(

@@ -13,8 +13,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow_provider_voicegenie.api.errors import (
-    InvalidAnswerError,
     InvalidConnectionError,
+    InvalidResponseError,
     UnauthorizedError,
     VoiceGenieError,
 )
@@ -158,7 +158,7 @@ class Subscription:
         try:
             self._show(reading, in_full, now)
         except Exception as error:  # noqa: BLE001  nobody knows what comes
-            unreadable = InvalidAnswerError(f"What was read of it cannot be used ({place_of(error)}).")
+            unreadable = InvalidResponseError(f"What was read of it cannot be used ({place_of(error)}).")
             try:
                 self._update = self._context.run(self._on_reading, unreadable, in_full, now)
             except Exception as second:  # noqa: BLE001  one subscriber's error is its own

@@ -27,7 +27,7 @@ _STATISTICS_AGE = 35.0
 #: How many seconds to try while the service fails, and while its responses are invalid. That the campaign is completed
 #: is known, and a task must not hang on its numbers.
 _PATIENCE = 300.0
-_PATIENCE_WITH_INVALID_ANSWERS = 60.0
+_PATIENCE_WITH_INVALID_RESPONSES = 60.0
 
 
 class FinalStatistics:
@@ -101,12 +101,12 @@ class FinalStatistics:
         if self._failing_since is None:
             self._failing_since = now
             self._warn(f"its statistics cannot be read yet ({error.message.rstrip('.')}); trying again")
-        if condition is not Condition.INVALID_ANSWER:
+        if condition is not Condition.INVALID_RESPONSE:
             self._invalid_since = None
         elif self._invalid_since is None:
             self._invalid_since = now
         invalid_since = now if self._invalid_since is None else self._invalid_since
-        is_patient = now - self._failing_since < _PATIENCE and now - invalid_since < _PATIENCE_WITH_INVALID_ANSWERS
+        is_patient = now - self._failing_since < _PATIENCE and now - invalid_since < _PATIENCE_WITH_INVALID_RESPONSES
         if error.temporary and is_patient and not self._is_over(now):
             return None
         if self._min_success_rate is None:

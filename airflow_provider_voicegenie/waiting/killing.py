@@ -212,7 +212,7 @@ def read_end_of_deferral(task_instance: Any, generation: Sequence[int] | None) -
         return DeferralEnd.MARKED if state in _MARKED else DeferralEnd.CLEARED
 
 
-class Stop(Enum):
+class PauseResult(Enum):
     """What came of the pause that follows a kill."""
 
     #: No call begins any more.
@@ -229,7 +229,7 @@ def pause_campaign_of_killed_task(
     campaign_id: str,
     *,
     may_start_late: bool = False,
-) -> Stop:
+) -> PauseResult:
     """
     Pause the campaign of a task that was killed, and say whether its calls are stopped.
 
@@ -275,13 +275,13 @@ def pause_campaign_of_killed_task(
                     "if the start takes effect late, pause it in the VoiceGenie dashboard.",
                     campaign_id,
                 )
-                return Stop.FAILED
+                return PauseResult.FAILED
             campaign = _look(look, campaign_id)
             if campaign is None or campaign.status is CampaignStatus.PAUSED:
                 return _paused_already(campaign, campaign_id)
             if campaign.status.has_ended:
                 log.info("Campaign %r: the task was killed; the campaign is over, so it needs no pause.", campaign_id)
-                return Stop.STOPPED
+                return PauseResult.STOPPED
             if not campaign.status.is_running:
                 # A start that was accepted may take effect late.
                 return pause_campaign_of_killed_task(pause, look, campaign_id, may_start_late=True)
@@ -294,10 +294,10 @@ def pause_campaign_of_killed_task(
             campaign_id,
             error,
         )
-        return Stop.FAILED
+        return PauseResult.FAILED
     else:
         log.warning("Campaign %r: the task was killed, so the campaign was paused.", campaign_id)
-    return Stop.STOPPED
+    return PauseResult.STOPPED
 
 
 class NothingToPauseError(Exception):
@@ -350,7 +350,7 @@ def _look(look: Callable[[str], Campaign], campaign_id: str) -> Campaign | None:
         return None
 
 
-def _paused_already(campaign: Campaign | None, campaign_id: str) -> Stop:
+def _paused_already(campaign: Campaign | None, campaign_id: str) -> PauseResult:
     seen = "says that it is not running, so it may be" if campaign is None else "took no pause, as it is"
     log.warning("Campaign %r: the task was killed. The service %s paused already. %s", campaign_id, seen, MAY_GO_ON)
-    return Stop.PAUSED_ALREADY
+    return PauseResult.PAUSED_ALREADY

@@ -182,7 +182,7 @@ def test_an_endless_response_is_not_read_to_its_end(first):
         for _ in range(2000):
             sent += stream.send(b"x" * 65536)
 
-    with raw_server(handle) as (port, _), pytest.raises(errors.InvalidAnswerError, match="larger than"):
+    with raw_server(handle) as (port, _), pytest.raises(errors.InvalidResponseError, match="larger than"):
         client_for(port).send(endpoints.campaign("c"))
     assert sent < 40_000_000
 

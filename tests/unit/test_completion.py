@@ -117,7 +117,7 @@ PERMANENT = [
     (errors.InvalidConnectionError, "INVALID_CONNECTION"),
     (errors.InvalidCampaignIdError, "INVALID_CAMPAIGN_ID"),
 ]
-TEMPORARY = [errors.RateLimitError, errors.ServerError, errors.ConnectionFailedError, errors.InvalidAnswerError]
+TEMPORARY = [errors.RateLimitError, errors.ServerError, errors.ConnectionFailedError, errors.InvalidResponseError]
 
 
 @pytest.mark.parametrize("kind", [TaskKind.COMPLETED, TaskKind.START])
@@ -304,7 +304,7 @@ def test_a_list_and_single_reads_in_turn_are_no_progress(said):
     assert len(said()) == 1
 
 
-@pytest.mark.parametrize("trouble", [None, errors.InvalidAnswerError])
+@pytest.mark.parametrize("trouble", [None, errors.InvalidResponseError])
 def test_a_wait_without_news_says_from_time_to_time_that_it_goes_on(said, trouble):
     wait = watch()
     heard = []
@@ -316,7 +316,7 @@ def test_a_wait_without_news_says_from_time_to_time_that_it_goes_on(said, troubl
     first = 0 if trouble is None else 30
     assert [at for at, _ in again] == list(range(first + 600, 3600, 600))
     assert all("status 'running'" in line for _, line in again)
-    assert all(("INVALID_ANSWER since then" in line) is (trouble is not None) for _, line in again)
+    assert all(("INVALID_RESPONSE since then" in line) is (trouble is not None) for _, line in again)
 
 
 # What counts as progress, and when it is said.

@@ -46,14 +46,14 @@ def test_a_record_of_a_start_keeps_what_is_known():
 )
 def test_which_record_counts_for_a_try(phase, campaign_id, max_tries, found, awaits_pause):
     before = Campaign("c", CampaignStatus.PAUSED, "paused")
-    for owes_pause in (False, True):
-        record = StartRecord.of(before, "c", "vg", FIRST, NOW).in_phase(phase, owes_pause=owes_pause)
+    for must_pause_on_kill in (False, True):
+        record = StartRecord.of(before, "c", "vg", FIRST, NOW).in_phase(phase, must_pause_on_kill=must_pause_on_kill)
         run = context(Store(voicegenie_start=record.to_json()), try_number=2, max_tries=max_tries)
         records = StartRecords(run, campaign_id, "vg")
         assert records.recall() == (record if found else None)
         assert records.awaits_pause is awaits_pause
         assert records.cleared == (record if awaits_pause else None)
-        assert records.owed == (record if owes_pause else None)
+        assert records.owed == (record if must_pause_on_kill else None)
         assert records.generation == (FIRST if max_tries == 2 else (max_tries, 0, 2))
 
 
@@ -135,7 +135,9 @@ def test_what_a_task_kept_in_another_format_breaks_no_try(sandbox, kept):
 
 def owed_record(campaign_id="c", conn_id="vg", phase=StartPhase.CLOSED):
     before = Campaign(campaign_id, CampaignStatus.PAUSED, "paused")
-    return StartRecord.of(before, campaign_id, conn_id, Generation(3, 0, 1), NOW).in_phase(phase, NOW, owes_pause=True)
+    return StartRecord.of(before, campaign_id, conn_id, Generation(3, 0, 1), NOW).in_phase(
+        phase, NOW, must_pause_on_kill=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_a_new_start_takes_over_what_is_owed_to_the_same_campaign(campaign_id, c
     records = StartRecords(context(store, max_tries=4), campaign_id, conn_id)
     assert records.recall() is None
     records.add(Campaign(campaign_id, CampaignStatus.PAUSED, "paused"), NOW)
-    assert (store["voicegenie_start"]["phase"], store["voicegenie_start"]["owes_pause"]) == ("sent", still_owed)
+    assert (store["voicegenie_start"]["phase"], store["voicegenie_start"]["must_pause_on_kill"]) == ("sent", still_owed)
     assert store["voicegenie_start"]["generation"][0] == 4
 
 
@@ -156,8 +158,8 @@ def test_what_is_owed_follows_the_record(owes):
     records = StartRecords(context(store, max_tries=4), "c", "vg")
     records.recall()
     # No start of this generation: what is set is what was owed.
-    records.set_phase(StartPhase.CLOSED, owes_pause=owes)
-    assert store["voicegenie_start"]["owes_pause"] is (owes is not False)
+    records.set_phase(StartPhase.CLOSED, must_pause_on_kill=owes)
+    assert store["voicegenie_start"]["must_pause_on_kill"] is (owes is not False)
     assert (records.owed is None) is (owes is False)
 
 

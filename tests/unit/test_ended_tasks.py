@@ -504,7 +504,7 @@ def test_a_deferred_task_owes_a_pause_only_if_its_author_wants_one(sandbox, paus
     store = Store()
     with pytest.raises(TaskDeferred) as deferral:
         Starting(pause_on_kill=pause_on_kill)(deferrable=True).execute(context(store))
-    assert store["voicegenie_start"]["owes_pause"] is pause_on_kill
+    assert store["voicegenie_start"]["must_pause_on_kill"] is pause_on_kill
     assert deferral.value.trigger.pause_on_kill is pause_on_kill
 
 

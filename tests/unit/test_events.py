@@ -645,7 +645,7 @@ TROUBLE = [
     ("status", {"status": 503}, "INTERNAL_SERVER_ERROR"),
     ("status", {"status": 429}, "RATE_LIMIT_EXCEEDED"),
     ("close", {}, "CONNECTION_FAILED"),
-    ("not_json", {}, "INVALID_ANSWER"),
+    ("not_json", {}, "INVALID_RESPONSE"),
     ("status", {"status": 401}, "UNAUTHORIZED"),
 ]
 

@@ -110,7 +110,7 @@ PATIENCE = {
     errors.ServerError: 300,
     errors.ConnectionFailedError: 300,
     errors.RateLimitError: 300,
-    errors.InvalidAnswerError: 60,
+    errors.InvalidResponseError: 60,
 }
 
 
@@ -143,10 +143,10 @@ def test_invalid_answers_have_their_own_minute():
     wait = final()
     for at in (0, 70):
         assert wait.observe_error(errors.ServerError("Later."), T + at) is None
-    assert wait.observe_error(errors.InvalidAnswerError("What?"), T + 71) is None
+    assert wait.observe_error(errors.InvalidResponseError("What?"), T + 71) is None
     assert wait.observe_error(errors.ServerError("Later."), T + 130) is None
-    assert wait.observe_error(errors.InvalidAnswerError("What?"), T + 135) is None
-    assert wait.observe_error(errors.InvalidAnswerError("What?"), T + 195) == COMPLETED
+    assert wait.observe_error(errors.InvalidResponseError("What?"), T + 135) is None
+    assert wait.observe_error(errors.InvalidResponseError("What?"), T + 195) == COMPLETED
 
 
 def test_no_wait_for_the_next_read_is_longer_than_there_is_time():

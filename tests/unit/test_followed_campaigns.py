@@ -305,15 +305,15 @@ def test_statistics_that_cannot_be_read_now_are_read_later(sandbox, monkeypatch,
 @pytest.mark.parametrize("minimum", [None, 50])
 def test_statistics_that_stay_unreadable_end_the_wait_all_the_same(sandbox, monkeypatch, way, task, minimum):
     monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
-    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_ANSWERS", 0.5)
+    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_RESPONSES", 0.5)
     sandbox.inject("not_json", "stats", times=None)
-    arguments = {"min_success_rate": minimum, "outcomes": {"INVALID_ANSWER": "fail"}}
+    arguments = {"min_success_rate": minimum, "outcomes": {"INVALID_RESPONSE": "fail"}}
     with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
         if minimum is None:
             result = way(task(**arguments), context())
             assert (result["status"], result["statistics"]) == ("completed", None)
         else:
-            with pytest.raises(AirflowFailException, match=r"min_success_rate needs, cannot be read.*INVALID_ANSWER"):
+            with pytest.raises(AirflowFailException, match=r"min_success_rate needs, cannot be read.*INVALID_RESPONSE"):
                 way(task(**arguments), context())
     assert sandbox.request_count("stats") >= 2
 
@@ -337,7 +337,7 @@ def test_a_completion_that_was_seen_in_time_is_no_timeout(sandbox, clock, monkey
 @both_ways
 def test_sensor_with_min_success_rate_waits_for_statistics(sandbox, monkeypatch, way):
     monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
-    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_ANSWERS", 0.2)
+    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_RESPONSES", 0.2)
     sandbox.inject("not_json", "stats", times=6)
     with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed", completed_count=9_000)):
         result = way(Following(min_success_rate=50), context())
@@ -402,7 +402,7 @@ def test_a_resumed_start_is_handed_its_record(sandbox, monkeypatch, is_older):
     run = context(store)
     with pytest.raises(TaskDeferred) as deferral:
         Starting()(deferrable=True).execute(run)
-    assert store["voicegenie_start"]["owes_pause"]
+    assert store["voicegenie_start"]["must_pause_on_kill"]
     complete(sandbox, "long")()
     event = event_of(deferral.value.trigger)
     if is_older:
@@ -413,7 +413,7 @@ def test_a_resumed_start_is_handed_its_record(sandbox, monkeypatch, is_older):
     assert (result["status"], result["started_by_task"]) == ("completed", True)
     assert asked == (["voicegenie_start"] if is_older else [])
     assert store["voicegenie_start"]["phase"] == "started"
-    assert not store["voicegenie_start"]["owes_pause"]
+    assert not store["voicegenie_start"]["must_pause_on_kill"]
 
 
 @both_tasks

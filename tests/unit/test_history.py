@@ -397,7 +397,7 @@ def test_a_task_that_was_told_to_end_writes_no_file(pages, tmp_path):
 
 def test_errors_do_not_name_people(sandbox, tmp_path):
     sandbox.inject("status", "history", status=200, body=json.dumps({"success": True, "data": [MARKED_PERSON]}))
-    with pytest.raises(VoiceGenieRetryException, match="INVALID_ANSWER") as caught:
+    with pytest.raises(VoiceGenieRetryException, match="INVALID_RESPONSE") as caught:
         export(tmp_path / "x.csv")
     assert person_in(str(caught.value)) is None
     sandbox.inject("status", "history", status=200, body=f"{MARKED_PERSON} and so on")

@@ -14,7 +14,7 @@ from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, Pau
 from airflow_provider_voicegenie.waiting.killing import (
     DeferralEnd,
     KillSwitch,
-    Stop,
+    PauseResult,
     TaskKilled,
     end_of_deferral,
     pause_campaign_of_killed_task,
@@ -47,29 +47,59 @@ def looks_like(word):
 @pytest.mark.parametrize(
     ("results", "look", "stop", "level", "words"),
     [
-        ([OK], None, Stop.STOPPED, logging.WARNING, "so the campaign was paused"),
-        ([errors.RedirectedError("no")], None, Stop.FAILED, logging.ERROR, "IT MAY GO ON CALLING"),
-        ([errors.UnauthorizedError("no")], None, Stop.FAILED, logging.ERROR, "IT MAY GO ON CALLING"),
+        ([OK], None, PauseResult.STOPPED, logging.WARNING, "so the campaign was paused"),
+        ([errors.RedirectedError("no")], None, PauseResult.FAILED, logging.ERROR, "IT MAY GO ON CALLING"),
+        ([errors.UnauthorizedError("no")], None, PauseResult.FAILED, logging.ERROR, "IT MAY GO ON CALLING"),
         # What may pass, or may have taken effect, is tried again: a second pause does no harm.
-        ([BUSY, LOST, OK], None, Stop.STOPPED, logging.WARNING, "so the campaign was paused"),
-        ([LOST, NOT_RUNNING], looks_like("paused"), Stop.PAUSED_ALREADY, logging.WARNING, "paused already. If it has"),
-        ([BUSY, BUSY, BUSY, BUSY], None, Stop.FAILED, logging.ERROR, "could not be paused: busy IT MAY GO ON CALLING"),
+        ([BUSY, LOST, OK], None, PauseResult.STOPPED, logging.WARNING, "so the campaign was paused"),
+        (
+            [LOST, NOT_RUNNING],
+            looks_like("paused"),
+            PauseResult.PAUSED_ALREADY,
+            logging.WARNING,
+            "paused already. If it has",
+        ),
+        (
+            [BUSY, BUSY, BUSY, BUSY],
+            None,
+            PauseResult.FAILED,
+            logging.ERROR,
+            "could not be paused: busy IT MAY GO ON CALLING",
+        ),
         # What was paused already may go on by itself.
-        ([NOT_RUNNING], looks_like("Paused"), Stop.PAUSED_ALREADY, logging.WARNING, "If it has a daily schedule"),
-        ([NOT_RUNNING], BUSY, Stop.PAUSED_ALREADY, logging.WARNING, "it may be paused already. If it has a daily"),
-        ([NOT_RUNNING], looks_like("completed"), Stop.STOPPED, logging.INFO, "needs no pause"),
+        (
+            [NOT_RUNNING],
+            looks_like("Paused"),
+            PauseResult.PAUSED_ALREADY,
+            logging.WARNING,
+            "If it has a daily schedule",
+        ),
+        (
+            [NOT_RUNNING],
+            BUSY,
+            PauseResult.PAUSED_ALREADY,
+            logging.WARNING,
+            "it may be paused already. If it has a daily",
+        ),
+        ([NOT_RUNNING], looks_like("completed"), PauseResult.STOPPED, logging.INFO, "needs no pause"),
         # It was taken in, and may begin later.
         (
             [NOT_RUNNING] * 5,
             looks_like("pending"),
-            Stop.FAILED,
+            PauseResult.FAILED,
             logging.WARNING,
             "if the start takes effect late, pause",
         ),
-        ([NOT_RUNNING] * 2 + [OK], looks_like("queued"), Stop.STOPPED, logging.WARNING, "so the campaign was paused"),
+        (
+            [NOT_RUNNING] * 2 + [OK],
+            looks_like("queued"),
+            PauseResult.STOPPED,
+            logging.WARNING,
+            "so the campaign was paused",
+        ),
         # It started itself between the refusal and the look.
-        ([NOT_RUNNING, OK], looks_like("active"), Stop.STOPPED, logging.WARNING, "so the campaign was paused"),
-        ([NOT_RUNNING, BUSY], looks_like("running"), Stop.FAILED, logging.ERROR, "IT MAY GO ON CALLING"),
+        ([NOT_RUNNING, OK], looks_like("active"), PauseResult.STOPPED, logging.WARNING, "so the campaign was paused"),
+        ([NOT_RUNNING, BUSY], looks_like("running"), PauseResult.FAILED, logging.ERROR, "IT MAY GO ON CALLING"),
     ],
 )
 def test_the_pause_of_a_killed_task(monkeypatch, caplog, results, look, stop, level, words):
@@ -100,7 +130,7 @@ def test_a_start_that_may_take_effect_late_is_waited_for(monkeypatch, caplog, re
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     pending = list(results)
     stop = pause_campaign_of_killed_task(one_by_one(pending), one_by_one([]), "c", may_start_late=True)
-    assert stop is (Stop.STOPPED if is_stopped else Stop.FAILED)
+    assert stop is (PauseResult.STOPPED if is_stopped else PauseResult.FAILED)
     assert not pending
     assert ("if the start takes effect late, pause it" in caplog.text) is not is_stopped
 

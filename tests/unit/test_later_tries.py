@@ -313,7 +313,7 @@ def test_an_owed_pause_is_not_forgotten_by_a_start_that_did_nothing(sandbox, mom
     """An earlier end of the task could not pause the campaign, so whoever ends it again wants it paused."""
     before = Campaign("long", CampaignStatus.SCHEDULED, "scheduled")
     record = StartRecord.of(before, "long", "voicegenie_default", Generation(1, 0, 1), now())
-    owed = record.in_phase(StartPhase.CLOSED, owes_pause=True)
+    owed = record.in_phase(StartPhase.CLOSED, must_pause_on_kill=True)
     run = context(Store(voicegenie_start=owed.to_json()), try_number=2)
     operator = Starting(outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})(deferrable=False)
     with pytest.MonkeyPatch.context() as patch:

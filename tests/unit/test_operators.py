@@ -95,7 +95,7 @@ START_CONDITIONS = {
     "INTERNAL_SERVER_ERROR": {"fault": ("status", "start", {"status": 500})},
     "CONNECTION_FAILED": {"fault": ("close", "start", {})},
     "REDIRECTED": {"fault": ("redirect", "start", {"location": "http://elsewhere.invalid/"})},
-    "INVALID_ANSWER": {"fault": ("not_json", "start", {})},
+    "INVALID_RESPONSE": {"fault": ("not_json", "start", {})},
     "OUTSIDE_CALLING_HOURS": {"arguments": {"calling_hours": closed_hours()}},
     "BACKFILL_RUN": {"run": context("backfill")},
     "RUN_TOO_LATE": {

@@ -138,7 +138,7 @@ def test_the_documentation_has_the_table(kind):
 def test_temporary_trouble_never_ends_the_wait_of_a_start():
     rules = OutcomeRules(TaskKind.START, {"CONNECTION_FAILED": "fail", "NOT_FOUND": "skip"})
     waiting = rules.while_waiting()
-    for name in ("RATE_LIMIT_EXCEEDED", "INTERNAL_SERVER_ERROR", "CONNECTION_FAILED", "INVALID_ANSWER"):
+    for name in ("RATE_LIMIT_EXCEEDED", "INTERNAL_SERVER_ERROR", "CONNECTION_FAILED", "INVALID_RESPONSE"):
         assert waiting.outcome(Condition(name)) is Outcome.WAIT
     assert waiting.outcome(Condition.NOT_FOUND) is Outcome.SKIP
     assert rules.outcome(Condition.CONNECTION_FAILED) is Outcome.FAIL

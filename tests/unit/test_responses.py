@@ -89,27 +89,27 @@ def test_a_good_response():
         (response(200, refusal("BRAND_NEW")), "REFUSED", True),
         (response(200, refusal()), "REFUSED", True),
         (response(200, refusal("BRAND_NEW", None)), "REFUSED", True),
-        (response(200, refusal(None, None)), "INVALID_ANSWER", True),
-        (response(200, {"message": "no"}), "INVALID_ANSWER", True),
+        (response(200, refusal(None, None)), "INVALID_RESPONSE", True),
+        (response(200, {"message": "no"}), "INVALID_RESPONSE", True),
         (response(400, {**GOOD_START, "error": "X"}), "REFUSED", True),
-        (response(200, body=b""), "INVALID_ANSWER", True),
-        (response(200, body=b"<html>"), "INVALID_ANSWER", True),
-        (response(200, body=b"[1]"), "INVALID_ANSWER", True),
-        (response(200, body=b"[" * 200_000), "INVALID_ANSWER", True),
-        (response(200, body=b'{"success": true, "data"'), "INVALID_ANSWER", True),
-        (response(200, {"success": "true", "data": {}}), "INVALID_ANSWER", True),
-        (response(200, {"success": True}), "INVALID_ANSWER", True),
-        (response(200, {"success": True, "data": {"campaign_id": "c1"}}), "INVALID_ANSWER", True),
+        (response(200, body=b""), "INVALID_RESPONSE", True),
+        (response(200, body=b"<html>"), "INVALID_RESPONSE", True),
+        (response(200, body=b"[1]"), "INVALID_RESPONSE", True),
+        (response(200, body=b"[" * 200_000), "INVALID_RESPONSE", True),
+        (response(200, body=b'{"success": true, "data"'), "INVALID_RESPONSE", True),
+        (response(200, {"success": "true", "data": {}}), "INVALID_RESPONSE", True),
+        (response(200, {"success": True}), "INVALID_RESPONSE", True),
+        (response(200, {"success": True, "data": {"campaign_id": "c1"}}), "INVALID_RESPONSE", True),
         (
             response(200, {"success": True, "data": {"campaign_id": "other", "status": "running"}}),
-            "INVALID_ANSWER",
+            "INVALID_RESPONSE",
             True,
         ),
-        (response(200, {"success": True, "data": {"campaign_id": "c1", "status": "paused"}}), "INVALID_ANSWER", True),
-        (response(200, body=b"not gzip", content_encoding="gzip"), "INVALID_ANSWER", True),
-        (response(200, {**GOOD_START, "success": "false"}), "INVALID_ANSWER", True),
-        (response(200, {**GOOD_START, "success": 1}), "INVALID_ANSWER", True),
-        (response(200, body=b"{}", content_encoding="br"), "INVALID_ANSWER", True),
+        (response(200, {"success": True, "data": {"campaign_id": "c1", "status": "paused"}}), "INVALID_RESPONSE", True),
+        (response(200, body=b"not gzip", content_encoding="gzip"), "INVALID_RESPONSE", True),
+        (response(200, {**GOOD_START, "success": "false"}), "INVALID_RESPONSE", True),
+        (response(200, {**GOOD_START, "success": 1}), "INVALID_RESPONSE", True),
+        (response(200, body=b"{}", content_encoding="br"), "INVALID_RESPONSE", True),
     ],
 )
 def test_what_a_response_to_a_start_becomes(given, kind, may_have_taken_effect):
@@ -149,7 +149,7 @@ def test_a_request_that_is_not_named_here_gives_data_as_it_came(data):
     request = other("get", "/quota")
     assert str(request) == "VoiceGenie GET /quota"
     assert request.read(response(200, {"success": True, "data": data}), redactor=REDACTOR, now=0) == data
-    with pytest.raises(errors.InvalidAnswerError, match="has no `data`"):
+    with pytest.raises(errors.InvalidResponseError, match="has no `data`"):
         request.read(response(200, {"success": True}), redactor=REDACTOR, now=0)
 
 
@@ -295,5 +295,5 @@ def test_a_response_of_any_depth_is_read_or_an_error_of_the_family(status, body,
 def test_a_response_whose_reading_fails_in_any_way_may_have_taken_effect(monkeypatch):
     monkeypatch.setattr("airflow_provider_voicegenie.api.endpoints.read_data", lambda *_, **__: 1 / 0)
     error = error_of(response(200, GOOD_START))
-    assert (error.kind, error.may_have_taken_effect) == ("INVALID_ANSWER", True)
+    assert (error.kind, error.may_have_taken_effect) == ("INVALID_RESPONSE", True)
     assert "ZeroDivisionError" in str(error)

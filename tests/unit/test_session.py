@@ -488,7 +488,7 @@ def test_the_caller_hears_of_the_moment_before_a_request_is_sent():
     heard = []
     with raw_server(ok) as (port, seen):
         client = VoiceGenieClient(settings_for(port))
-        with pytest.raises(errors.InvalidAnswerError):
+        with pytest.raises(errors.InvalidResponseError):
             client.send(endpoints.start("c"), on_sending=lambda: heard.append(len(seen)))
     assert heard == [0]
     with pytest.raises(errors.ConnectionFailedError):

@@ -256,7 +256,9 @@ def test_an_error_in_one_request_is_an_unreadable_response_of_its_campaign(sandb
 
     payloads = wait_for(trigger(bad), trigger(good), meanwhile=meanwhile)
     assert {payload["reason"] for payload in payloads} == {"done"}
-    (line,) = [each.getMessage() for each in caplog.records if "INVALID_ANSWER: the wait goes on" in each.getMessage()]
+    (line,) = [
+        each.getMessage() for each in caplog.records if "INVALID_RESPONSE: the wait goes on" in each.getMessage()
+    ]
     assert bad in line
     assert "ZeroDivisionError in test_triggers.py" in line
 
@@ -281,7 +283,7 @@ def test_a_reading_that_one_wait_cannot_use_ends_no_wait(sandbox, monkeypatch, c
 
     payloads = wait_for(trigger(bad), trigger(good), meanwhile=meanwhile)
     assert {payload["reason"] for payload in payloads} == {"done"}
-    assert caplog.text.count("INVALID_ANSWER: the wait goes on") == 1
+    assert caplog.text.count("INVALID_RESPONSE: the wait goes on") == 1
 
 
 @pytest.mark.parametrize("waits", [1, 3])
