@@ -20,7 +20,6 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from airflow_provider_voicegenie.api.responses import hide_people
 from airflow_provider_voicegenie.api.times import read_moment
 
 Json = Mapping[str, Any]
@@ -422,13 +421,11 @@ class UploadedContacts(Model):
     :param campaign_id: The service's id.
     :param uploaded_count: Contacts that were added. Numbers that the campaign had already count nowhere.
     :param failed_count: Contacts that were rejected.
-    :param errors: What the service says of rejected contacts, without what may name them.
     """
 
     campaign_id: str
     uploaded_count: int
     failed_count: int
-    errors: tuple[str, ...]
 
     @classmethod
     def from_json(cls, data: Json) -> UploadedContacts:
@@ -437,21 +434,11 @@ class UploadedContacts(Model):
 
         :raises ShapeError: The id or a count is missing.
         """
-        errors = data.get("errors")
-        texts = [_error_text(item) for item in errors] if isinstance(errors, list) else []
         return cls(
             campaign_id=_required_text(data, "campaign_id"),
             uploaded_count=_required_count(data, "uploaded_count"),
             failed_count=_required_count(data, "failed_count"),
-            errors=tuple(hide_people(text) for text in texts if text),
         )
-
-
-def _error_text(item: object) -> str | None:
-    """Return what is said of a rejected contact; the page does not say in which form."""
-    if isinstance(item, dict):
-        return next((text for name in ("message", "error", "reason") if (text := _text(item.get(name)))), None)
-    return _text(item)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,46 +32,7 @@ MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 _EXCERPT_CHARACTERS = 160
 _MOST_CHARACTERS = 8 * _EXCERPT_CHARACTERS
 _REDACTED = "***"
-
-_PUNCTUATION = ".,:;!?()[]{}'\"`<>|/"
-
-#: Words of services. None of them, by itself, would say who somebody is.
-_HARMLESS_WORDS = frozenset(
-    """
-    a above accept accepted accepts account active add added adding address addresses admin administrator after
-    again all allowed already also an and another any api are area argument array as at attribute attributes
-    backend bad balance batch be because been before begin begins below between billing blacklist blacklisted
-    blank blocked blocklist body boolean both busy by bytes call callable called calls campaign campaigns can
-    cannot carrier carriers characters check code column columns completed compliance conflict connection
-    connections consent constraint contact contacts contain contains content correct could country cpu credit
-    credits custom data database date deleted deliverable denylist dependency dial dialable dialed dialled did
-    different digit digits disconnected disk dnc dnd do docs documentation does downstream draft duplicate
-    duplicated duplicates each either element elements email empty encode encoding endpoint entity error errors
-    every exactly exceed exceeded exceeds exhausted exist existing exists expected expects expired expiry
-    expression failed failure false fault fields file fixed float for forbidden foreign form format found fraud
-    from future gateway given gone has have header headers history hours id ignore ignored import imported
-    importing in inactive inbound includes including incorrect index insufficient integer internal international
-    invalid is it item items its json known landline later leading least legal length less letter letters limit
-    limits line list local longer made mail maintenance make makes malformed many match matches maximum media
-    megabytes memory message method minimum minutes missing mms mobile more most must name nan national need
-    needs neither network no none not null number numbers object of ok on once one only operator opted or
-    organisation organization other others out outbound outside over overloaded owner parameter parameters parse
-    parsed parsing past path pattern paused payload pending per permanent permanently permission phone plan
-    please plus prefix premium process processed processing progress properties property provide provided proxy
-    query quota range rate reachable reached read record records refused regex region registered registry
-    regular reject rejected request requests require required reserved retry routable route row rows running
-    same save saved schedule scheduled scheduling schema script seconds see sequence server service should sign
-    size skip skipped skipping sms some soon space spaces spam special start started starts state status stopped
-    storage store stored string subscription success successful successfully such support supported suppressed
-    suppression suspended take taken takes team temporarily temporary tenant test text than that the their there
-    they this time timeout timezone to token toll too trailing true try twice two type unable unallocated
-    unassigned unauthorized unavailable undefined undeliverable under unexpected unicode unique unknown
-    unprocessable unreachable unrecognized unsubscribed unsupported unverified upload uploaded upstream url use
-    used user users utf valid validation value values verification verified violates violation voice voip wait
-    waiting was were when which while whitespace window with within without workspace write written wrong yet
-    you your zero zeros zone
-    """.split()  # noqa: SIM905  hundreds of quoted words are not readable
-)
+_NOT_SHOWN = "what the service says is not shown, as it may name people"
 
 
 class Redactor:
@@ -95,17 +55,15 @@ class Redactor:
         return redactor
 
     def quote(self, text: str) -> str:
-        """Make a text of the service fit one line of a log; of one about people, what :func:`hide_people` leaves."""
-        return _shorten(hide_people(text) if self._is_for_people else text)
+        """Make a text of the service fit one line of a log; one about people is not quoted."""
+        return _NOT_SHOWN if self._is_for_people and text.strip() else _shorten(text)
 
     def code(self, code: str | None) -> str | None:
-        """Return a code of the service; ``None`` if it could name people."""
-        return None if code is None or (self._is_for_people and hide_people(code) != code) else _shorten(code)
+        """Return a code of the service; of a response about people, only one that the service documents."""
+        return None if code is None or (self._is_for_people and code not in KNOWN_CODES) else _shorten(code)
 
     def excerpt(self, text: str) -> str:
         """Return the beginning of a body that is not the documented one; nothing of one about people."""
-        if self._is_for_people and text.strip():
-            return "not shown here, as it may name people"
         return self.quote(text) or "the response is empty"
 
     def details(self, details: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -131,25 +89,6 @@ class Redactor:
     def may_be_in(self, text: str) -> bool:
         """Whether a JSON text could hold the key, in plain or behind escapes."""
         return "\\" in text or any(form in text for form in self._forms)
-
-
-def hide_people(text: str) -> str:
-    """
-    Leave only the words of a text of the service that cannot name anybody.
-
-    No rule tells a name from another word, so it is the other way round: known are the words that services use to say
-    why they reject something.
-
-    :param text: What the service says.
-    """
-    kept: list[str] = []
-    for token in text[:_MOST_CHARACTERS].split():
-        parts = [part.casefold() for part in re.split(r"[_-]", token.strip(_PUNCTUATION))]
-        if all(part in _HARMLESS_WORDS for part in parts):
-            kept.append(token)
-        elif not kept or kept[-1] != _REDACTED:
-            kept.append(_REDACTED)
-    return " ".join(kept)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class UploadContactsOperator(CampaignTask):
     Known limitation: Airflow keeps the result of an upstream task in its database, and the source of a DAG file. If
     ``contacts`` are rows of one of these, their names and numbers are there; write them to a file instead if they must
     not be. This task itself shows no number, name or address in its log, its errors, XCom, its rendered templates or
-    its state. Of what the service says about rejected contacts, it shows only words that cannot be names.
+    its state. What the service says about rejected contacts is not quoted, only counted.
 
     Returns to XCom, as plain JSON:
 

@@ -638,8 +638,8 @@ class StartOnce:
             was_paused = "could not pause it" if record.must_pause_on_kill else "paused it"
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: an earlier try of this task started it, and {was_paused} when its "
-                "execution_timeout was over. A retry does not start it again. To let it go on, clear this task; to give "
-                "up waiting without a pause, use completion_timeout."
+                "execution_timeout was over. A retry does not start it again. To let it go on, clear this task; to "
+                "give up waiting without a pause, use completion_timeout."
             )
         if record.phase is StartPhase.SENT:
             log.warning(

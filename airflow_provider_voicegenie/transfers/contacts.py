@@ -119,7 +119,7 @@ class ContactUpload:
         # Whether the batch that is sent next may have been sent before.
         self._is_repeated = False
         # What the service said of rejected contacts.
-        self._said: list[str] = []
+        self._too_large = 0
 
     def run(self, kept: Mapping[str, Any] | None) -> dict[str, Any]:
         """
@@ -309,7 +309,7 @@ class ContactUpload:
                 log.info("%s Sending %s rows at a time.", error, f"{size:,}")
                 return size
             progress.refused += 1
-            self._say("one contact is too large by itself")
+            self._too_large += 1
             # It was this contact, and not the batch that it was in.
             return self._task.batch_size
         refused = min(result.failed_count, len(contacts))
@@ -317,8 +317,6 @@ class ContactUpload:
         progress.refused += refused
         # Whoever was sent before is there, and does not count as added again.
         progress.uploaded += len(contacts) - refused if self._is_repeated else result.uploaded_count
-        for text in result.errors[:_NAMED]:
-            self._say(text)
         return size
 
     def _before_attempt(self, error_before: VoiceGenieError | None) -> None:
@@ -363,17 +361,13 @@ class ContactUpload:
         kept = {"fingerprint": self._fingerprint, "progress": asdict(self._progress)}
         self._task.keep_for_later(self._context, **kept)
 
-    def _say(self, text: str) -> None:
-        if len(self._said) < _NAMED and text not in self._said:
-            self._said.append(text)
-
     def _check_rejected(self, rejected: int, done: str) -> None:
         if not self._limit.is_exceeded(rejected, self._rows):
             return
-        quotes = f"; the service says {', '.join(map(repr, self._said))}" if self._said else ""
+        too_large = f"; {self._too_large:,} of them too large by themselves" if self._too_large else ""
         self._apply(
             Condition.CONTACTS_REJECTED,
-            f"{rejected:,} of {self._rows:,} rows are rejected, more than {self._limit} allows{quotes} ({done})",
+            f"{rejected:,} of {self._rows:,} rows are rejected, more than {self._limit} allows{too_large} ({done})",
         )
 
     def _apply(self, condition: Condition, message: str) -> None:
