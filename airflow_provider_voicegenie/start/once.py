@@ -246,14 +246,8 @@ class StartOnce:
                 self.campaign_id,
                 before.status_text,
             )
-        finding = check_campaign(before, self._options.max_contacts)
-        if finding is not None:
-            return self._not_started(finding, before.status)
-        if self._options.check_only and (finding := check_configuration(before, datetime.now(UTC))) is not None:
-            return self._not_started(finding, before.status)
-        finding = check_calling_hours(self._options.calling_hours, datetime.now(UTC))
-        if finding is not None:
-            return self._not_now(finding, before)
+        if (finding := self._check(before)) is not None:
+            return self._not_allowed(finding, before)
         if self._options.check_only:
             return self._would_start(before, "")
         if may_wait and (seconds := self.hook.seconds_blocked()) > 0:
@@ -276,9 +270,7 @@ class StartOnce:
         if refused is not None:
             return self._refused(refused, was_start=True)
         assert finding is not None  # noqa: S101
-        if finding.condition is Condition.OUTSIDE_CALLING_HOURS:
-            return self._not_now(finding, before)
-        return self._not_started(finding, before.status)
+        return self._not_allowed(finding, before)
 
     def _refused(self, error: RateLimitError, *, was_start: bool) -> Start | NotYet:
         """Wait after a 429, as nothing was carried out: as asked, but not for ever, nor past what the task may do."""
@@ -309,6 +301,20 @@ class StartOnce:
         message = f"it was not started. {error.message} It is not tried again, as {why}"
         apply_outcome(rules, Finding.of(error)._replace(message=message), self.campaign_id)
         raise error
+
+    def _check(self, before: Campaign) -> Finding | None:
+        """Return the first finding of the guards that look at the campaign and the hours."""
+        options, now = self._options, datetime.now(UTC)
+        return (
+            check_campaign(before, options.max_contacts)
+            or (check_configuration(before, now) if options.check_only else None)
+            or check_calling_hours(options.calling_hours, now)
+        )
+
+    def _not_allowed(self, finding: Finding, before: Campaign) -> Start | NotYet:
+        if finding.condition is Condition.OUTSIDE_CALLING_HOURS:
+            return self._not_now(finding, before)
+        return self._not_started(finding, before.status)
 
     def _check_run(self, now: datetime) -> Finding | None:
         return check_run(

@@ -241,6 +241,33 @@ def pause_campaign_of_killed_task(
     :param may_start_late: Whether a start without a response may still take effect, so that a campaign that is not
         running is looked at again.
     """
+    from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
+
+    try:
+        try:
+            _send_pause(pause, campaign_id, may_start_late=may_start_late)
+        except CampaignNotRunningError:
+            if not may_start_late:
+                return _after_refusal(pause, look, campaign_id)
+            log.warning(
+                "Campaign %r: the task was killed while it started the campaign. The campaign is not running now; if "
+                "the start takes effect late, pause it in the VoiceGenie dashboard.",
+                campaign_id,
+            )
+            return PauseResult.FAILED
+    except VoiceGenieError as error:
+        log.error(
+            "Campaign %r: the task was killed, and the campaign could not be paused: %s IT MAY GO ON CALLING: pause it "
+            "in the VoiceGenie dashboard.",
+            campaign_id,
+            error,
+        )
+        return PauseResult.FAILED
+    return _paused(campaign_id)
+
+
+def _send_pause(pause: Callable[[str], object], campaign_id: str, *, may_start_late: bool) -> None:
+    """Send a pause, and repeat it while that may help."""
     from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
     from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
@@ -265,38 +292,27 @@ def pause_campaign_of_killed_task(
         before_sleep=warn,
         reraise=True,
     )
-    try:
-        try:
-            retrying(pause, campaign_id)
-        except CampaignNotRunningError:
-            if may_start_late:
-                log.warning(
-                    "Campaign %r: the task was killed while it started the campaign. The campaign is not running now; "
-                    "if the start takes effect late, pause it in the VoiceGenie dashboard.",
-                    campaign_id,
-                )
-                return PauseResult.FAILED
-            campaign = _look(look, campaign_id)
-            if campaign is None or campaign.status is CampaignStatus.PAUSED:
-                return _paused_already(campaign, campaign_id)
-            if campaign.status.has_ended:
-                log.info("Campaign %r: the task was killed; the campaign is over, so it needs no pause.", campaign_id)
-                return PauseResult.STOPPED
-            if not campaign.status.is_running:
-                # A start that was accepted may take effect late.
-                return pause_campaign_of_killed_task(pause, look, campaign_id, may_start_late=True)
-            # It began to run just now.
-            pause(campaign_id)
-    except VoiceGenieError as error:
-        log.error(
-            "Campaign %r: the task was killed, and the campaign could not be paused: %s IT MAY GO ON CALLING: pause it "
-            "in the VoiceGenie dashboard.",
-            campaign_id,
-            error,
-        )
-        return PauseResult.FAILED
-    else:
-        log.warning("Campaign %r: the task was killed, so the campaign was paused.", campaign_id)
+    retrying(pause, campaign_id)
+
+
+def _after_refusal(pause: Callable[[str], object], look: Callable[[str], Campaign], campaign_id: str) -> PauseResult:
+    """Find out why the service refused a pause, and pause the campaign if it runs after all."""
+    campaign = _look(look, campaign_id)
+    if campaign is None or campaign.status is CampaignStatus.PAUSED:
+        return _paused_already(campaign, campaign_id)
+    if campaign.status.has_ended:
+        log.info("Campaign %r: the task was killed; the campaign is over, so it needs no pause.", campaign_id)
+        return PauseResult.STOPPED
+    if not campaign.status.is_running:
+        # A start that was accepted may take effect late.
+        return pause_campaign_of_killed_task(pause, look, campaign_id, may_start_late=True)
+    # It began to run just now.
+    pause(campaign_id)
+    return _paused(campaign_id)
+
+
+def _paused(campaign_id: str) -> PauseResult:
+    log.warning("Campaign %r: the task was killed, so the campaign was paused.", campaign_id)
     return PauseResult.STOPPED
 
 

@@ -163,7 +163,7 @@ def test_no_progress_in_any_counter_is_a_stall():
     assert stall(wait, 99, completed=1, failed=0) is None
     end = stall(wait, 100, completed=1, failed=0)
     assert end.finding.condition is Condition.CAMPAIGN_STALLED
-    assert "100 s" in end.message
+    assert "100 s" in end.finding.message
 
 
 @pytest.mark.parametrize("progress", [{"completed": 2, "failed": 0}, {"completed": 1, "failed": 1}])
@@ -291,7 +291,7 @@ def test_a_pause_that_is_not_waited_out_has_only_numbers_that_were_read_now():
     wait = watch(outcomes={"CAMPAIGN_PAUSED": "fail"})
     wait.observe(campaign(completed=1, failed=0), T)
     end = wait.observe(campaign("paused", completed=16), T + 60, in_full=False)
-    assert "(last seen: status 'paused', 16 of 100 calls completed (16 %))" in end.message
+    assert "(last seen: status 'paused', 16 of 100 calls completed (16 %))" in end.finding.message
 
 
 def test_a_list_and_single_reads_in_turn_are_no_progress(said):

@@ -369,7 +369,6 @@ def test_contacts_that_the_service_rejects(sandbox, campaign, said):
     content = [*rows(3), {**MARKED_PERSON, "phone_number": "81726/33"}]
     with pytest.raises(AirflowFailException, match=r"1 of 4 rows are rejected.*3 contacts were uploaded") as caught:
         upload(campaign, content)
-    assert "Invalid phone number" in str(caught.value)
     assert "81726" not in f"{caught.value}{said()}"
     result = upload(campaign, content, outcomes={"CONTACTS_REJECTED": "succeed"})
     assert (result["uploaded"], result["rejected"]) == (0, 1)

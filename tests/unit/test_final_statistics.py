@@ -102,7 +102,7 @@ def test_statistics_that_are_refused_do_not_hide_the_completion(said, error):
     assert any("cannot be read (None)" in line for line in said())
     end = final(min_success_rate=1).observe_error(error("None."), T)
     assert (end.reason, end.finding.condition) == (EndReason.CONDITION, error.kind)
-    assert "min_success_rate needs" in end.message
+    assert "min_success_rate needs" in end.finding.message
 
 
 #: Seconds for which each kind of trouble is waited out: minutes, and then the campaign is completed all the same.

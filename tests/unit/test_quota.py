@@ -232,7 +232,7 @@ def test_the_hook_reads_it(sandbox):
 @pytest.mark.parametrize(
     ("count", "arguments", "why"),
     [
-        (5, {"maximum": 5}, ""),
+        (5, {"maximum": 5}, None),
         (6, {"maximum": 5}, "6 contacts, at most 5 wanted"),
         (6, {"minimum": 7, "maximum": 9}, "6 of 7 contacts"),
     ],
