@@ -108,7 +108,7 @@ class CampaignTask(BaseOperator):
 
     def add_to_asset_events(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
         """
-        Add what the task knows to the events of its outlets, for the DAGs that they trigger; return what it returns.
+        Attach the result to the task's asset events, and return it.
 
         OpenLineage is told of it, too, once it asks.
 
@@ -138,7 +138,7 @@ class CampaignTask(BaseOperator):
 
     def go_on_with(self, facts: Mapping[str, Any]) -> None:
         """
-        Go on with the campaign of before, even if the templates give another one by now.
+        Keep the campaign that the task first read, whatever its templates render now.
 
         :param facts: What :meth:`facts` returned then.
         """

@@ -86,7 +86,7 @@ _LONGEST_PAUSE, _LONGEST_ASKED = 30.0, 60.0
 
 class FairShare:
     """
-    The part of a limit that one of many uses who do not know of each other: additive increase, multiplicative decrease.
+    This client's share of a limit that others use too, unseen (additive increase, multiplicative decrease).
 
     All see how much of the limit is used: by ``X-RateLimit-Remaining``, or else by a 429. All become slower by the same
     part then, and faster by the same amount otherwise, so that their shares become even. One that needs no more than it

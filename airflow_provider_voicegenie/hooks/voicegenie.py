@@ -251,7 +251,7 @@ class VoiceGenieHook(BaseHook):
         return self._send(request, before_attempt=before_attempt, on_sending=on_sending)
 
     def digest(self) -> hmac.HMAC:
-        """Return a SHA-256 digest to be filled, of which nobody without the API key can guess what is in it."""
+        """Return an HMAC-SHA256 keyed with the API key."""
         import hmac
 
         return hmac.new(self._client.settings.api_key.encode(), digestmod="sha256")

@@ -494,7 +494,7 @@ class PauseCampaignOperator(CampaignTask):
             raise AirflowTaskTimeout(f"Campaign {self.campaign_id!r}: execution_timeout: {end.message}.")
         if end.reason is EndReason.TIMEOUT:
             raise AirflowFailException(
-                f"Campaign {self.campaign_id!r}: it was to be kept paused, and was not in the end: {end.message}. IT "
+                f"Campaign {self.campaign_id!r}: the campaign was not kept paused until the end: {end.message}. IT "
                 "MAY GO ON CALLING: look at it in the VoiceGenie dashboard."
             )
         if end.finding is not None:

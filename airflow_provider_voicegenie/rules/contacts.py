@@ -56,7 +56,7 @@ class NotAContactError(ValueError):
 
 class ContactColumns:
     """
-    Which columns of a row are what of a contact. All that have no part in it become custom fields.
+    Maps a row's columns to the fields of a contact. Columns that are not mapped become custom fields.
 
     :param columns: Name of a column -> ``phone_number``, ``name`` or ``email``. A column that has such a name itself
         needs none, unless another column is mapped to it.

@@ -184,7 +184,7 @@ class StartOnce:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """
-        Let a kill break off what is read of the service here. Nothing may be asked of Airflow meanwhile.
+        Let a kill interrupt the reads in this block. Do not call Airflow inside it.
 
         :raises VoiceGenieError: Airflow did not give the connection, which is asked for beforehand.
         """
@@ -263,7 +263,7 @@ class StartOnce:
         except _NotAllowedError as error:
             finding = error.finding
         except RateLimitError as error:
-            # A 429 that also says that it succeeded, and a success that says it was a 429, show nothing.
+            # A response that claims both success and a 429 proves neither.
             if error.may_have_taken_effect:
                 raise
             refused = error
@@ -281,7 +281,9 @@ class StartOnce:
         closes = rules.outcome(Condition.OUTSIDE_CALLING_HOURS) is not Outcome.WAIT
         if until is None:
             is_over = maximum == 1 or self._refusals.starts >= maximum
-            limit = f"max_attempts is {maximum}" if is_over else f"it would wait for longer than {PATIENCE} (hours)"
+            limit = f"max_attempts is {maximum}"
+            if not is_over:
+                limit = f"it would have to wait longer than {PATIENCE.total_seconds() / 3600:g} hours"
             why = f"{self._refusals} and {limit}"
         elif closes and check_calling_hours(hours, until) is not None:
             why = f"{self._refusals} and its calling hours are over when the service takes requests again"

@@ -45,8 +45,8 @@ class Start(NamedTuple):
     :param started_by_task: Whether this task, in this try or an earlier one, started it.
     :param seen: What the wait is told: when its counters were last seen, and what they were (``at``, ``completed``,
         ``failed``), and from when on it is not shown as it was before the start (``pauses_count_from``).
-    :param must_pause_on_kill: Whether the campaign is to be paused if the task is ended: an earlier end of the task
-        asked for that, and it may have been in vain.
+    :param must_pause_on_kill: Whether the campaign is to be paused if the task is ended: an earlier try was told to
+        pause the campaign, and may have failed.
     :param record: What Airflow keeps of it across tries, so that a resumed task need not ask.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a start waits that the service refused with a 429, for nothing was carried out. Without I/O."""
+"""How long a start waits after a 429, which the service answers without starting anything. Without I/O."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class StartTask:
         self._kill.pull()
 
     def end_before_resuming(self, start: Mapping[str, Any]) -> None:
-        """Stop the calls of a deferred task that Airflow 2 ends before it resumes it: out of time, or by a user."""
+        """Pause the campaign if Airflow 2 times out or kills a deferred task before it resumes it."""
         is_out_of_time = isinstance(sys.exception(), AirflowTaskTimeout)
         if is_out_of_time or was_ended_by_user(self._context):
             self._once.resume(Start(**start))

@@ -173,7 +173,7 @@ class ContactUpload:
     # The rows.
 
     def _contacts(self) -> Iterator[NumberedContact]:
-        """Yield each row's number, and the contact that it is or why it is none."""
+        """Yield each row's number with its contact, or with the reason why it is rejected."""
         for number, row in enumerate(self._source_rows(), start=1):
             try:
                 yield number, self._columns.contact(row)
