@@ -324,12 +324,14 @@ def makers() -> dict[str, Any]:
     from airflow.providers.http.triggers.http import HttpSensorTrigger
     from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
 
-    from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
+    from airflow_provider_voicegenie.triggers.wait import WaitTrigger
 
     return {
-        "ours": lambda name, interval: CampaignCompletedTrigger(
+        "ours": lambda name, interval: WaitTrigger(
             campaign_id=name,
             voicegenie_conn_id="voicegenie_default",
+            watch="airflow_provider_voicegenie.waiting.completion.CompletionWatch",
+            arguments={},
             kind="start",
             outcomes={},
             poll_interval=interval,

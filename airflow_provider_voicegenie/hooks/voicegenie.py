@@ -119,7 +119,7 @@ class VoiceGenieHook(BaseHook):
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._send(endpoints.other(method, path, params=params, json=json, repeatable=repeatable))
+        return self.send(endpoints.other(method, path, params=params, json=json, repeatable=repeatable))
 
     def start_campaign(
         self,
@@ -165,7 +165,7 @@ class VoiceGenieHook(BaseHook):
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._send(
+        return self.send(
             endpoints.campaign(campaign_id), max_attempts=max_attempts, raise_on_rate_limit=raise_on_rate_limit
         )
 
@@ -178,7 +178,7 @@ class VoiceGenieHook(BaseHook):
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._send(endpoints.statistics(campaign_id), max_attempts=max_attempts)
+        return self.send(endpoints.statistics(campaign_id), max_attempts=max_attempts)
 
     def list_campaigns(self, page_size: int = 1000, *, max_attempts: int | None = None) -> Iterator[Campaign]:
         """
@@ -199,7 +199,7 @@ class VoiceGenieHook(BaseHook):
             seen: set[str] = set()
             offset = 0
             while True:
-                page = self._send(endpoints.campaign_page(limit=page_size, offset=offset), max_attempts=max_attempts)
+                page = self.send(endpoints.campaign_page(limit=page_size, offset=offset), max_attempts=max_attempts)
                 for campaign in page.campaigns:
                     if campaign.campaign_id not in seen:
                         seen.add(campaign.campaign_id)
@@ -218,7 +218,7 @@ class VoiceGenieHook(BaseHook):
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._send(endpoints.quota(), max_attempts=max_attempts)
+        return self.send(endpoints.quota(), max_attempts=max_attempts)
 
     def upload_contacts(
         self,
@@ -248,7 +248,7 @@ class VoiceGenieHook(BaseHook):
             if not contact.get("phone_number"):
                 raise ValueError(f"contacts: number {number:,} has no phone_number; nothing was sent.")
         request = endpoints.upload(campaign_id, contacts)
-        return self._send(request, before_attempt=before_attempt, on_sending=on_sending)
+        return self.send(request, before_attempt=before_attempt, on_sending=on_sending)
 
     def digest(self) -> hmac.HMAC:
         """Return an HMAC-SHA256 keyed with the API key."""
@@ -327,7 +327,7 @@ class VoiceGenieHook(BaseHook):
             request = endpoints.history(
                 campaign_id, limit=page_size, offset=offset, status=status, since=since, until=until
             )
-            page = self._send(request)
+            page = self.send(request)
             known = count_known()
             yield page
             offset += page.size
@@ -398,11 +398,16 @@ class VoiceGenieHook(BaseHook):
         message = f"The VoiceGenie service accepts the API key{f', but Extra has {found}' if found else ''}"
         return not misspelled, message if message.endswith("?") else f"{message}."
 
-    def _send(self, request: Request[Result], **options: Any) -> Result:
+    def send(self, request: Request[Result], **options: Any) -> Result:
         """
-        Send a request. If the API key is no longer accepted, and the connection has another one, use that.
+        Send a request of :mod:`airflow_provider_voicegenie.api.endpoints`, and return what its response says.
 
-        A task may read, or upload, for longer than its first key lives. A request that must not be repeated is not.
+        If the API key is no longer accepted, and the connection has another one, use that: a task may read, or upload,
+        for longer than its first key lives. A request that must not be repeated is not.
+
+        :param request: The request.
+        :param options: Of :meth:`~airflow_provider_voicegenie.api.client.VoiceGenieClient.send`.
+        :raises VoiceGenieError: There is no response, or one that does not say success.
         """
         client = self._client
         try:

@@ -7,9 +7,9 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, XComArg, get_current_context
+from airflow.providers.common.compat.sdk import AirflowFailException, XComArg, get_current_context
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, read_calling_hours
@@ -32,8 +32,6 @@ from airflow_provider_voicegenie.rules.parameters import (
 )
 from airflow_provider_voicegenie.waiting.deferral import (
     default_deferrable,
-    deferral_timeout,
-    execution_deadline,
     kept_for_resuming,
     was_ended_by_airflow,
 )
@@ -45,6 +43,7 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
     from airflow_provider_voicegenie.start.task import StartTask
+    from airflow_provider_voicegenie.waiting.pausing import PauseWatch
     from airflow_provider_voicegenie.waiting.watch import End
 
 log = logging.getLogger(__name__)
@@ -267,12 +266,6 @@ def _context_of_resumed_task_on_airflow_2() -> Context | None:
     return context if getattr(context.get("ti"), "next_method", None) else None
 
 
-def _has_ended(end: End) -> bool:
-    from airflow_provider_voicegenie.api.models import CampaignStatus
-
-    return CampaignStatus((end.result or {}).get("status", CampaignStatus.UNKNOWN)).has_ended
-
-
 #: Seconds for which a campaign can be kept paused.
 _LONGEST_HOLD = timedelta(days=366).total_seconds()
 
@@ -374,14 +367,12 @@ class PauseCampaignOperator(CampaignTask):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the campaign was kept paused from the triggerer."""
-        from airflow_provider_voicegenie.waiting.watch import End, EndReason
+        from airflow_provider_voicegenie.waiting.wait import wait_on
+        from airflow_provider_voicegenie.waiting.watch import End
 
         self.go_on_after(event)
-        end = End.from_json(event)
-        if end.reason in (EndReason.TIMEOUT, EndReason.DONE) and not _has_ended(end):
-            # Once more: the triggerer's last look is as old as an interval.
-            end = self._keep_paused(time.time(), end)
-        return self.add_to_asset_events(context, self._end(event["deferred"]["paused"], end))
+        end = wait_on(self._hook, self._watch(), End.from_json(event), check=self._check_killed)
+        return self.add_to_asset_events(context, self._end(event["deferred"]["kept"]["paused"], end))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral, or say that no triggerer has kept the campaign paused."""
@@ -457,48 +448,39 @@ class PauseCampaignOperator(CampaignTask):
                 f"Campaign {self.campaign_id!r}: the task was ended from outside before it sent the pause."
             )
 
-    def _keep_paused(self, until: float, before: End | None = None) -> End:
+    def _watch(self) -> PauseWatch:
         from airflow_provider_voicegenie.waiting.pausing import PauseWatch
-        from airflow_provider_voicegenie.waiting.worker import keep_paused
 
-        return keep_paused(
-            self._hook,
-            PauseWatch(self.campaign_id, self.outcome_rules.while_waiting(), time.time(), before),
-            self.campaign_id,
+        return PauseWatch(self.campaign_id, self.outcome_rules.while_waiting(), time.time())
+
+    def _keep_paused(self, until: float) -> End:
+        from airflow_provider_voicegenie.waiting.wait import wait_here
+        from airflow_provider_voicegenie.waiting.watch import EndReason
+
+        watch = self._watch()
+        end = wait_here(self._hook, watch, poll_interval=self.poll_interval, deadline=until, check=self._check_killed)
+        return end or watch.time_is_up(time.time(), EndReason.TIMEOUT)
+
+    def _defer(self, context: Context, result: dict[str, Any], until: float) -> NoReturn:
+        from airflow_provider_voicegenie.triggers.wait import defer
+        from airflow_provider_voicegenie.waiting.pausing import PauseWatch
+
+        defer(
+            context,
+            PauseWatch,
+            rules=self.outcome_rules,
+            execution_timeout=self.execution_timeout,
+            kept={"paused": result},
+            **self.facts(),
+            arguments={},
             poll_interval=self.poll_interval,
             deadline=until,
-            check=self._check_killed,
-        )
-
-    def _defer(self, context: Context, result: dict[str, Any], until: float) -> None:
-        from airflow_provider_voicegenie.triggers.campaign import CampaignPausedTrigger
-
-        execution_ends = execution_deadline(context, self.execution_timeout)
-        self.defer(
-            trigger=CampaignPausedTrigger(
-                **self.facts(),
-                outcomes=self.outcome_rules.changes,
-                poll_interval=self.poll_interval,
-                deadline=until,
-                execution_deadline=execution_ends,
-                paused=result,
-            ),
-            method_name="execute_complete",
-            timeout=deferral_timeout(until, execution_ends),
         )
 
     def _end(self, result: dict[str, Any], end: End) -> dict[str, Any]:
-        from airflow_provider_voicegenie.waiting.watch import EndReason
+        from airflow_provider_voicegenie.waiting.wait import apply_end
 
-        if end.reason is EndReason.EXECUTION_TIMEOUT:
-            raise AirflowTaskTimeout(f"Campaign {self.campaign_id!r}: execution_timeout: {end.message}.")
-        if end.reason is EndReason.TIMEOUT:
-            raise AirflowFailException(
-                f"Campaign {self.campaign_id!r}: the campaign was not kept paused until the end: {end.message}. IT "
-                "MAY GO ON CALLING: look at it in the VoiceGenie dashboard."
-            )
-        if end.finding is not None:
-            apply_outcome(self.outcome_rules, end.finding, self.campaign_id)
+        apply_end(self.outcome_rules, end, self.campaign_id)
         result = {**result, **(end.result or {})}
         log.info(
             "Campaign %r is no longer kept paused: status %s, paused again %d time(s).",

@@ -6,14 +6,11 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import (
-    AirflowSensorTimeout,
     AirflowSkipException,
     AirflowTaskTimeout,
     BaseSensorOperator,
@@ -29,7 +26,6 @@ from airflow_provider_voicegenie.rules.outcomes import (
     OutcomeRules,
     TaskKind,
     VoiceGenieRetryException,
-    apply_outcome,
 )
 from airflow_provider_voicegenie.rules.parameters import check_flags, read_optional_seconds, read_percent
 from airflow_provider_voicegenie.rules.prerequisites import (
@@ -42,26 +38,18 @@ from airflow_provider_voicegenie.rules.prerequisites import (
     Prerequisite,
     Source,
     check_importable,
-    check_readiness,
     effective_prerequisites,
-    needs_of,
 )
 from airflow_provider_voicegenie.waiting.deferral import (
     default_deferrable,
-    deferral_timeout,
     execution_deadline,
-    keep_for_resuming,
     kept_for_resuming,
-    late_reason,
     was_ended_by_airflow,
 )
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
-    from airflow.triggers.base import BaseTrigger
 
-    from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-    from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
     from airflow_provider_voicegenie.waiting.watch import End, Watch
 
 _AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
@@ -98,6 +86,9 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
 
     ui_color = "#e3ecfb"
 
+    stall_timeout: float | None = None
+    #: The decisions of this wait, from poke to poke.
+    _watch: Watch | None = None
     #: What an earlier process of this task knew of the counters.
     _seen: Mapping[str, Any] | None = None
     #: Whether this process has taken up what earlier ones kept, and whether it has kept its own.
@@ -124,6 +115,7 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the campaign once; defer, if the sensor does and the wait is not over."""
         from airflow_provider_voicegenie.waiting.killing import was_ended_by_user
+        from airflow_provider_voicegenie.waiting.wait import wait_here
 
         if not self._has_begun:
             self._has_begun = True
@@ -134,7 +126,11 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
                 self._is_kept = True
         if self.is_killed and was_ended_by_user(context):
             raise VoiceGenieRetryException(f"Campaign {self.campaign_id!r}: the task was ended from outside.")
-        end = self._look(context)
+        watch = self._watch_of(context)
+        # One poll, as the deadline has passed, and what the watch wants at once after it.
+        end = wait_here(
+            self._hook, watch, deadline=0.0, max_attempts=None, after_read=lambda: self._keep(context, watch)
+        )
         if not self._has_link:
             self._has_link = True
             self.keep_link(context, self._hook)
@@ -145,24 +141,26 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after the wait in the triggerer."""
+        from airflow_provider_voicegenie.waiting.wait import wait_on
         from airflow_provider_voicegenie.waiting.watch import End
 
         deferred = event["deferred"]
         self.go_on_after(event)
-        self._seen = deferred.get("seen")
-        outcome = self._apply(self._finished(End.from_json(event), context))
+        self._seen = deferred["kept"].get("seen")
+        outcome = self._apply(wait_on(self._hook, self._watch_of(context), End.from_json(event)))
         if not outcome.is_done:
             self._defer(context, deferred["deadline"])
         return outcome.xcom_value
 
     def execute_late(self, context: Context) -> Any:
-        """Look once more, after Airflow ended the deferral as no triggerer did in time."""
+        """Poll once more, after Airflow ended the deferral as no triggerer did in time."""
+        from airflow_provider_voicegenie.waiting.wait import wait_late
+
         if kept := kept_for_resuming(context):
             self.go_on_with(kept)
             self._seen = kept.get("seen")
-        end = self._look(context)
-        if end is None:
-            end = self._watch.time_is_up(time.time(), late_reason(context, self.execution_timeout))
+        watch = self._watch_of(context)
+        end = wait_late(self._hook, watch, context, self.execution_timeout, max_attempts=None)
         return self._apply(end).xcom_value
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -179,56 +177,55 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
 
     def _apply(self, end: End) -> PokeReturnValue:
         """Return whether the wait is over and what goes to XCom, or raise what ends the task otherwise."""
-        from airflow_provider_voicegenie.waiting.watch import EndReason
+        from airflow_provider_voicegenie.waiting.wait import apply_end
 
-        if end.reason is EndReason.TIMEOUT:
-            raise AirflowSensorTimeout(f"Campaign {self.campaign_id!r}: the sensor's timeout: {end.message}.")
-        if end.reason is EndReason.EXECUTION_TIMEOUT:
-            message = f"Campaign {self.campaign_id!r}: execution_timeout: {end.message}."
+        try:
+            outcome = apply_end(self.outcome_rules, end, self.campaign_id)
+        except AirflowTaskTimeout as error:
             if self.soft_fail:  # which Airflow heeds in a poke, but not after a deferral
-                raise AirflowSkipException(message)
-            raise AirflowTaskTimeout(message)
-        if end.finding is not None:
-            outcome = apply_outcome(self.outcome_rules, end.finding, self.campaign_id)
-            if outcome is Outcome.WAIT:
-                return PokeReturnValue(False)
-        return PokeReturnValue(True, self._xcom(end))
+                raise AirflowSkipException(str(error)) from None
+            raise
+        return PokeReturnValue(False) if outcome is Outcome.WAIT else PokeReturnValue(True, self._xcom(end))
 
-    def _defer(self, context: Context, deadline: float) -> None:
-        execution_ends = execution_deadline(context, self.execution_timeout)
-        shared = {
+    def _defer(self, context: Context, deadline: float) -> NoReturn:
+        from airflow_provider_voicegenie.triggers.wait import defer
+
+        seen = self._watch_of(context).seen()
+        defer(
+            context,
+            self._watch_class(),
+            rules=self.outcome_rules,
+            execution_timeout=self.execution_timeout,
+            kept={"seen": seen},
             **self.facts(),
-            "outcomes": self.outcome_rules.changes,
-            "poll_interval": max(self.poke_interval, _SHORTEST_INTERVAL),
-            "deadline": deadline,
-            "execution_deadline": execution_ends,
-        }
-        trigger = self._trigger(shared)
-        keep_for_resuming(context, {**self.facts(), "seen": getattr(trigger, "seen", None)})
-        self.defer(trigger=trigger, method_name="execute_complete", timeout=deferral_timeout(deadline, execution_ends))
+            arguments=self._watch_arguments(context, seen, are_stored=True),
+            poll_interval=max(self.poke_interval, _SHORTEST_INTERVAL),
+            deadline=deadline,
+        )
 
-    def _keep(self, context: Context, seen: Mapping[str, Any] | None = None) -> None:
+    def _keep(self, context: Context, watch: Watch) -> None:
         """Keep, once the campaign was read, that it is what the task is about; and what was seen of it."""
-        if seen is not None or not self._is_kept:
+        # A rescheduled sensor forgets what it has seen.
+        seen = watch.seen() if self.reschedule and self.stall_timeout is not None else None
+        if watch.has_read and (seen is not None or not self._is_kept):
             self._is_kept = True
             self.keep_for_later(context, seen=seen, try_number=_try_number(context))
 
-    @cached_property
-    @abstractmethod
-    def _watch(self) -> Watch:
-        """The decisions of this wait, kept from poke to poke."""
+    def _watch_of(self, context: Context) -> Watch:
+        if self._watch is None:
+            arguments = self._watch_arguments(context, self._seen)
+            self._watch = self._watch_class()(self.campaign_id, self.outcome_rules, time.time(), **arguments)
+        return self._watch
 
     @abstractmethod
-    def _look(self, context: Context) -> End | None:
-        """Look at the campaign once, and return how the wait ended, if it did."""
+    def _watch_class(self) -> type[Watch]:
+        """Return the class of the watch."""
 
     @abstractmethod
-    def _trigger(self, shared: dict[str, Any]) -> BaseTrigger:
-        """Return what waits in the triggerer."""
-
-    def _finished(self, end: End, context: Context) -> End:
-        """Add what has to be read once the wait is over."""
-        return end
+    def _watch_arguments(
+        self, context: Context, seen: Mapping[str, Any] | None, *, are_stored: bool = False
+    ) -> dict[str, Any]:
+        """Return the watch's own arguments; as plain JSON if they are stored."""
 
     def _xcom(self, end: End) -> Any:
         """Return what goes to XCom."""
@@ -285,34 +282,15 @@ class CampaignReadySensor(_CampaignSensor):
             # Airflow 2 has the DAG folder on the import path of every process.
             check_importable(self.prerequisites, None if _AIRFLOW < (3,) else conf.get("core", "dags_folder"))
 
-    @cached_property
-    def _watch(self) -> ReadinessWatch:
+    def _watch_class(self) -> type[Watch]:
         from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
 
-        return ReadinessWatch(self.campaign_id, self.outcome_rules, time.time())
+        return ReadinessWatch
 
-    def _look(self, context: Context) -> End | None:
-        from airflow_provider_voicegenie.api.errors import VoiceGenieError
-
-        try:
-            campaign = self._hook.get_campaign(self.campaign_id)
-            needs = needs_of(self.prerequisites)
-            if Source.QUOTA in needs:
-                campaign = replace(campaign, quota=self._hook.get_quota())
-            if Source.LIST in needs:
-                listed = (each for each in self._hook.list_campaigns() if each.campaign_id == self.campaign_id)
-                campaign = campaign.with_listed(next(listed, None))
-        except VoiceGenieError as error:
-            return self._watch.observe_error(error, time.time())
-        self._keep(context)
-        readiness = check_readiness(self.prerequisites, campaign, datetime.now(UTC))
-        return self._watch.observe(campaign, readiness, time.time())
-
-    def _trigger(self, shared: dict[str, Any]) -> BaseTrigger:
-        from airflow_provider_voicegenie.triggers.campaign import CampaignReadyTrigger
-
-        prerequisites = [list(prerequisite.serialize()) for prerequisite in self.prerequisites]
-        return CampaignReadyTrigger(**shared, prerequisites=prerequisites)
+    def _watch_arguments(
+        self, context: Context, seen: Mapping[str, Any] | None, *, are_stored: bool = False
+    ) -> dict[str, Any]:
+        return {"prerequisites": [list(each.serialize()) if are_stored else each for each in self.prerequisites]}
 
 
 class CampaignCompletedSensor(_CampaignSensor):
@@ -375,51 +353,28 @@ class CampaignCompletedSensor(_CampaignSensor):
                 "what it has seen."
             )
 
-    @cached_property
-    def _watch(self) -> CompletionWatch:
+    def _watch_class(self) -> type[Watch]:
         from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 
-        return CompletionWatch(
-            self.campaign_id, self.outcome_rules, time.time(), stall_timeout=self.stall_timeout, seen=self._seen
-        )
+        return CompletionWatch
 
-    def _look(self, context: Context) -> End | None:
-        from airflow_provider_voicegenie.api.errors import VoiceGenieError
+    def _watch_arguments(
+        self, context: Context, seen: Mapping[str, Any] | None, *, are_stored: bool = False
+    ) -> dict[str, Any]:
+        return {
+            "stall_timeout": self.stall_timeout,
+            "seen": seen,
+            "min_success_rate": self.min_success_rate,
+            "statistics_until": execution_deadline(context, self.execution_timeout),
+        }
 
-        try:
-            campaign = self._hook.get_campaign(self.campaign_id)
-        except VoiceGenieError as error:
-            end = self._watch.observe_error(error, time.time())
-        else:
-            end = self._watch.observe(campaign, time.time())
-            has_to_last = self.reschedule and self.stall_timeout is not None
-            self._keep(context, self._watch.seen() if has_to_last else None)
-        return None if end is None else self._finished(end, context)
+    def _apply(self, end: End) -> PokeReturnValue:
+        from airflow_provider_voicegenie.waiting.final_statistics import describe_result
 
-    def _trigger(self, shared: dict[str, Any]) -> BaseTrigger:
-        from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
-
-        return CampaignCompletedTrigger(
-            **shared, kind=self.outcome_rules.kind.value, stall_timeout=self.stall_timeout, seen=self._watch.seen()
-        )
-
-    def _finished(self, end: End, context: Context) -> End:
-        from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, describe_result
-        from airflow_provider_voicegenie.waiting.worker import read_final_statistics
-
-        if not end.is_done:
-            return end
-        final = FinalStatistics(
-            self.campaign_id,
-            end,
-            time.time(),
-            min_success_rate=self.min_success_rate,
-            deadline=execution_deadline(context, self.execution_timeout),
-        )
-        end = final.known or read_final_statistics(self._hook, final, self.campaign_id)
+        outcome = super()._apply(end)
         if end.is_done:
             self.log.info("Campaign %r is completed: %s.", self.campaign_id, describe_result(end))
-        return end
+        return outcome
 
     def _xcom(self, end: End) -> Any:
         return {"campaign_id": self.campaign_id, **(end.result or {})}

@@ -26,7 +26,6 @@ from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import CampaignStatus, read_time
 from airflow_provider_voicegenie.metrics import time_end
 from airflow_provider_voicegenie.rules.outcomes import (
-    Condition,
     Finding,
     VoiceGenieRetryException,
     apply_outcome,
@@ -35,17 +34,11 @@ from airflow_provider_voicegenie.start.once import NotYet, StartOnce
 from airflow_provider_voicegenie.start.record import Start, StartPhase
 from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-from airflow_provider_voicegenie.waiting.deferral import (
-    deferral_timeout,
-    execution_deadline,
-    keep_for_resuming,
-    late_reason,
-    note_end_by_user,
-)
-from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, describe_result
+from airflow_provider_voicegenie.waiting.deferral import execution_deadline, keep_for_resuming, note_end_by_user
+from airflow_provider_voicegenie.waiting.final_statistics import describe_result
 from airflow_provider_voicegenie.waiting.killing import KillSwitch, TaskKilled, was_ended_by_user
+from airflow_provider_voicegenie.waiting.wait import apply_end, wait_here, wait_late, wait_on
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
-from airflow_provider_voicegenie.waiting.worker import read_final_statistics, wait_for_completion
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -194,99 +187,77 @@ class StartTask:
         deadline = None if timeout is None else time.time() + timeout
         if self._options.deferrable:
             self._defer(start, deadline)
-        return self._end(start, self._wait_here(start, deadline))
-
-    def _wait_here(self, start: Start, deadline: float | None) -> End:
-        watch = CompletionWatch(
-            self._campaign_id,
-            self._options.outcome_rules.while_waiting(),
-            time.time(),
-            stall_timeout=self._options.stall_timeout,
-            seen=start.seen,
-        )
+        watch, interval = self._watch(start), self._options.poll_interval
         with self._once.reading():
-            return wait_for_completion(
-                self._once.hook, watch, self._campaign_id, poll_interval=self._options.poll_interval, deadline=deadline
-            )
+            end = wait_here(self._once.hook, watch, poll_interval=interval, deadline=deadline)
+        return self._end(start, end or watch.time_is_up(time.time(), EndReason.TIMEOUT))
+
+    def _watch_arguments(self, start: Start) -> dict[str, Any]:
+        return {
+            "stall_timeout": self._options.stall_timeout,
+            "seen": None if start.seen is None else dict(start.seen),
+            "min_success_rate": self._options.min_success_rate,
+            "statistics_until": execution_deadline(self._context, self._options.execution_timeout),
+        }
+
+    def _watch(self, start: Start) -> CompletionWatch:
+        rules = self._options.outcome_rules.while_waiting()
+        return CompletionWatch(self._campaign_id, rules, time.time(), **self._watch_arguments(start))
 
     def _defer(self, start: Start, deadline: float | None) -> NoReturn:
-        from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
+        from airflow_provider_voicegenie.triggers.wait import defer
 
         options = self._options
         start = self._once.before_deferral(start)
-        generation = list(self._once.generation)
-        keep_for_resuming(self._context, {**self._about, "generation": generation, "start": start.to_json()})
-        # Airflow silently refuses to defer a task that a user has just marked.
-        self._kill.check_with_airflow(self._context)
-        execution_ends = execution_deadline(self._context, options.execution_timeout)
-        raise TaskDeferred(
-            trigger=CampaignCompletedTrigger(
-                **self._about,
-                kind=options.outcome_rules.kind.value,
-                outcomes=options.outcome_rules.changes,
-                poll_interval=options.poll_interval,
-                deadline=deadline,
-                execution_deadline=execution_ends,
-                stall_timeout=options.stall_timeout,
-                seen=None if start.seen is None else dict(start.seen),
-                pause_on_kill=options.pause_on_kill and start.is_paused_on_kill,
-                generation=generation,
-                start=start.to_json(),
-            ),
-            method_name="execute_complete",
-            timeout=deferral_timeout(deadline, execution_ends),
+        defer(
+            self._context,
+            CompletionWatch,
+            rules=options.outcome_rules,
+            execution_timeout=options.execution_timeout,
+            kept={"start": start.to_json()},
+            # Airflow silently refuses to defer a task that a user has just marked.
+            check=lambda: self._kill.check_with_airflow(self._context),
+            **self._about,
+            arguments=self._watch_arguments(start),
+            poll_interval=options.poll_interval,
+            deadline=deadline,
+            pause_on_kill=options.pause_on_kill and start.is_paused_on_kill,
+            generation=list(self._once.generation),
+            started_at=start.started_at,
         )
 
     def _resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        start = Start(**event["deferred"]["start"])
+        start, end = Start(**event["deferred"]["kept"]["start"]), End.from_json(event)
         self._once.resume(start)
         self._kill.check()
-        return self._end(start, End.from_json(event))
+        watch = self._watch(start)
+        try:
+            end = wait_on(self._once.hook, watch, end, reading=self._once.reading)
+        except VoiceGenieError:
+            # Airflow did not give the connection: what is left to read is tried all the same.
+            end = wait_on(self._once.hook, watch, end)
+        return self._end(start, end)
 
     def _resume_late(self, start: Start) -> dict[str, Any]:
         self._once.resume(start)
+        watch, timeout = self._watch(start), self._options.execution_timeout
         try:
-            end = self._wait_here(start, time.time() + 1)
+            with self._once.reading():
+                end = wait_late(self._once.hook, watch, self._context, timeout)
         except VoiceGenieError as error:
             # Airflow did not give the connection.
             apply_outcome(self._options.outcome_rules, Finding.of(error), self._campaign_id)
             raise
-        if end.reason is EndReason.TIMEOUT:
-            end = end._replace(reason=late_reason(self._context, self._options.execution_timeout))
         return self._end(start, end)
 
     def _end(self, start: Start, end: End) -> dict[str, Any]:
+        result = end.result or {}
+        if (completed_at := read_time(result.get("completed_at"))) is not None:
+            time_end(self._once.hook.server_time() - completed_at.timestamp())
+        apply_end(self._options.outcome_rules, end, self._campaign_id)
         if end.is_done:
-            end = self._with_statistics(end)
-            if (completed_at := read_time((end.result or {}).get("completed_at"))) is not None:
-                time_end(self._once.hook.server_time() - completed_at.timestamp())
-        if end.reason is EndReason.EXECUTION_TIMEOUT:
-            raise AirflowTaskTimeout(f"Campaign {self._campaign_id!r}: execution_timeout: {end.message}.")
-        finding = end.finding
-        if end.reason is EndReason.TIMEOUT:
-            finding = Finding(Condition.COMPLETION_TIMEOUT, end.message)
-        if finding is None:
             log.info("Campaign %r is completed: %s.", self._campaign_id, describe_result(end))
-        else:
-            apply_outcome(self._options.outcome_rules, finding, self._campaign_id)
-        return self._result(start, end.result or {})
-
-    def _with_statistics(self, end: End) -> End:
-        final = FinalStatistics(
-            self._campaign_id,
-            end,
-            time.time(),
-            min_success_rate=self._options.min_success_rate,
-            deadline=execution_deadline(self._context, self._options.execution_timeout),
-        )
-        if final.known is not None:
-            return final.known
-        try:
-            with self._once.reading():
-                return read_final_statistics(self._once.hook, final, self._campaign_id)
-        except VoiceGenieError:
-            # Airflow did not give the connection: reading the statistics is tried all the same.
-            return read_final_statistics(self._once.hook, final, self._campaign_id)
+        return self._result(start, result)
 
     def _result(self, start: Start, end: Mapping[str, Any]) -> dict[str, Any]:
         result = {

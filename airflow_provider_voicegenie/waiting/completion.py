@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wait for a campaign's end: all its rules."""
+"""The wait for a campaign's end, and then for its final statistics: all its rules."""
 
 from __future__ import annotations
 
@@ -8,13 +8,29 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
+from airflow_provider_voicegenie.api.endpoints import campaign, statistics
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, write_time
+from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, OutcomeRules
+from airflow_provider_voicegenie.waiting.final_statistics import add_statistics, find_low_success_rate
 from airflow_provider_voicegenie.waiting.progress import ProgressLog, describe
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch, ago
 
 if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.endpoints import Request
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
+
+#: Seconds between two reads of the statistics.
+STATISTICS_DELAY = 5.0
+
+#: Statistics may be this many seconds old (30, by the service's page, and some to spare): until then, those of a
+#: completed campaign that name no completion are taken for old ones, and read again.
+_STATISTICS_AGE = 35.0
+
+#: How many seconds to try while the service fails, and while its responses are invalid. That the campaign is completed
+#: is known, and a task must not hang on its numbers.
+_PATIENCE = 300.0
+_PATIENCE_WITH_INVALID_RESPONSES = 60.0
 
 _CONDITIONS: Mapping[CampaignStatus, tuple[Condition, str]] = {
     CampaignStatus.FAILED: (Condition.CAMPAIGN_FAILED, "it ended as failed"),
@@ -34,7 +50,9 @@ _MOVING = (CampaignStatus.RUNNING, CampaignStatus.UNKNOWN)
 
 class CompletionWatch(Watch):
     """
-    One wait for a campaign's end.
+    One wait for a campaign's end, and then for its final statistics.
+
+    Once the campaign is completed, it stays so: the wait ends well even if the statistics cannot be read.
 
     :param campaign_id: The campaign.
     :param rules: What each condition does to the wait.
@@ -43,6 +61,8 @@ class CompletionWatch(Watch):
     :param seen: What is known of the campaign: when its counters were last seen to change (``at``, Unix seconds), and
         what they were (``completed``, ``failed``). If the task has started a campaign that was paused, the service may
         show it so for a while: ``pauses_count_from`` (Unix seconds) is when that is over.
+    :param min_success_rate: Percentage of successful calls among the finished ones that is wanted; ``None`` for any.
+    :param statistics_until: When to do without statistics, if none are needed, Unix seconds.
     """
 
     __slots__ = (
@@ -50,16 +70,20 @@ class CompletionWatch(Watch):
         "_counts_seen",
         "_ended_at",
         "_failed",
+        "_failing_since",
+        "_invalid_since",
         "_is_pause_doubted",
         "_known_in_full",
+        "_min_success_rate",
         "_moved_at",
         "_pauses_count_from",
         "_progress",
         "_seen_at",
         "_stall_timeout",
+        "_statistics_since",
+        "_statistics_until",
         "_status",
         "_status_text",
-        "needs_single_read",
     )
 
     def __init__(
@@ -70,6 +94,8 @@ class CompletionWatch(Watch):
         *,
         stall_timeout: float | None = None,
         seen: Mapping[str, Any] | None = None,
+        min_success_rate: float | None = None,
+        statistics_until: float | None = None,
     ) -> None:
         super().__init__(campaign_id, rules, now)
         seen = seen or {}
@@ -88,37 +114,71 @@ class CompletionWatch(Watch):
         self._counts_seen: tuple[int | None, int | None, int | None] = (None, None, None)
         self._ended_at: datetime | None = None
         self._progress = ProgressLog()
-        #: Whether the campaign has to be read by itself at once: a list does not have all its counters.
-        self.needs_single_read = False
+        self._min_success_rate = min_success_rate
+        self._statistics_until = statistics_until if min_success_rate is None else None
+        #: When the statistics were first read, and since when reads of them fail, or are invalid.
+        self._statistics_since: float | None = None
+        self._failing_since: float | None = None
+        self._invalid_since: float | None = None
 
-    def observe(self, reading: Campaign | VoiceGenieError, now: float, *, in_full: bool = True) -> End | None:
+    @property
+    def wants(self) -> Request[Any]:
+        """The request to send next: read the campaign, and once it is completed its statistics."""
+        return (campaign if self._completed_end is None else statistics)(self._campaign_id)
+
+    def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
         """
-        Take note of a reading.
+        Take what came of the request that it wanted.
 
-        :param reading: The campaign as it was just read, or why it could not be.
+        :param response: The campaign or its statistics, or why they could not be read.
         :param now: Unix seconds.
-        :param in_full: Whether it was read by itself, and not in a list, which does not have all counters.
+        :param in_full: Whether a campaign was read by itself, and not in the list, which does not have all counters.
         :returns: How the wait ended; ``None`` while it goes on.
         """
-        self.needs_single_read = False
-        if not isinstance(reading, Campaign):
-            return self.observe_error(reading, now)
-        self._end = self._observe_campaign(reading, now, in_full=in_full)
+        if (completed := self._completed_end) is not None:
+            return self._take_statistics(response, completed, now)
+        self.is_urgent = False
+        if not isinstance(response, Campaign):
+            return self._take_error(response, now)
+        self._end = self._take_campaign(response, now, in_full=in_full)
         self._remind(now)
-        return self._end
+        if self._completed_end is None:
+            return self._end
+        self.is_urgent = True
+        return None
 
-    def look(self, reading: Campaign | VoiceGenieError, in_full: bool, now: float) -> End | bool | None:
+    def resume(self, end: End) -> bool:
         """
-        Take note of a reading that all waits share, as a feed shows it.
+        Go on where another process of the task has ended the wait.
 
-        :param reading: The campaign, or why it could not be read.
-        :param in_full: Whether it was read by itself.
+        :param end: How it ended there.
+        :returns: Whether the statistics are left to read.
+        """
+        self._end = end
+        self.is_urgent = end.is_done and not (end.result or {}).get("statistics")
+        return self.is_urgent
+
+    def delay(self, poll_interval: float, failures: int, retry_after: float | None, now: float) -> float:
+        """
+        Return how many seconds to wait before the next request. For statistics, it is not until Airflow ends the task.
+
+        :param poll_interval: Seconds between two polls.
+        :param failures: How many requests have failed in a row.
+        :param retry_after: Seconds the service asked to wait.
         :param now: Unix seconds.
-        :returns: How the wait ended; ``True`` if the campaign has to be read by itself at once; else ``None``.
         """
-        return self.observe(reading, now, in_full=in_full) or self.needs_single_read or None
+        if self._statistics_since is None:
+            return super().delay(poll_interval, failures, retry_after, now)
+        seconds = poll_delay(STATISTICS_DELAY, failures, retry_after)
+        if self._statistics_until is None:
+            return seconds
+        return max(0.0, min(seconds, self._statistics_until - STATISTICS_DELAY - now))
 
-    def _observe_campaign(self, campaign: Campaign, now: float, *, in_full: bool) -> End | None:
+    @property
+    def _completed_end(self) -> End | None:
+        return self._end if self._end is not None and self._end.is_done else None
+
+    def _take_campaign(self, campaign: Campaign, now: float, *, in_full: bool) -> End | None:
         status = campaign.status
         if status is CampaignStatus.PAUSED and self._pauses_count_from is not None and now < self._pauses_count_from:
             self._recover(now)
@@ -148,11 +208,56 @@ class CompletionWatch(Watch):
             self._moved_at = now
         elif self._stall_timeout is not None and now - self._moved_at >= self._stall_timeout:
             if not in_full:
-                self.needs_single_read = True
+                self.is_urgent = True
                 return None
             words = f"no counter has changed for {now - self._moved_at:.0f} s ({self.last_seen(now)})"
             return self._meet(Finding(Condition.CAMPAIGN_STALLED, words), now)
         return None
+
+    def _take_statistics(self, response: CampaignStats | VoiceGenieError, completed: End, now: float) -> End | None:
+        if self._statistics_since is None:
+            self._statistics_since = now
+        if not isinstance(response, CampaignStats):
+            return self._take_statistics_error(response, completed, now)
+        self._failing_since = self._invalid_since = None
+        if not response.is_final and now - (now if completed.at is None else completed.at) < _STATISTICS_AGE:
+            return self._do_without(completed, "are not up to date yet", now) if self._is_late(now) else None
+        end = add_statistics(completed, response)
+        return self._finish(end, find_low_success_rate(end, self._min_success_rate))
+
+    def _take_statistics_error(self, error: VoiceGenieError, completed: End, now: float) -> End | None:
+        problem = error.message.rstrip(".")
+        condition = Condition(error.kind)
+        if self._failing_since is None:
+            self._failing_since = now
+            self._log(f"its statistics cannot be read yet ({problem}); trying again", now, logging.WARNING)
+        if condition is not Condition.INVALID_RESPONSE:
+            self._invalid_since = None
+        elif self._invalid_since is None:
+            self._invalid_since = now
+        invalid_since = now if self._invalid_since is None else self._invalid_since
+        is_patient = now - self._failing_since < _PATIENCE and now - invalid_since < _PATIENCE_WITH_INVALID_RESPONSES
+        if error.temporary and is_patient and not self._is_late(now):
+            return None
+        if self._min_success_rate is None:
+            return self._do_without(completed, f"cannot be read ({problem})", now)
+        words = f"it is completed, but its statistics, which min_success_rate needs, cannot be read: {error.message}"
+        return self._finish(completed, Finding(condition, words, error.retry_after))
+
+    def _is_late(self, now: float) -> bool:
+        return self._statistics_until is not None and now + STATISTICS_DELAY >= self._statistics_until
+
+    def _do_without(self, completed: End, why: str, now: float) -> End:
+        self._log(f"its statistics {why}; it is completed, so the task goes on without them", now, logging.WARNING)
+        return completed
+
+    def _finish(self, end: End, finding: Finding | None) -> End:
+        """End the wait. If a condition ends it whose outcome is to wait, the sensor goes on by reading the campaign."""
+        if finding is None:
+            return end
+        self._end = self._statistics_since = self._failing_since = self._invalid_since = None
+        self.is_urgent = False
+        return end.of_condition(finding)
 
     def seen(self) -> dict[str, Any]:
         """Return when the counters were last seen to change, and what they are, as plain JSON."""

@@ -11,8 +11,6 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_voicegenie.waiting.watch import EndReason
-
 log = logging.getLogger(__name__)
 
 #: Seconds after a deadline until Airflow's scheduler ends a deferral by itself: the trigger does so in time, unless no
@@ -44,13 +42,6 @@ def execution_deadline(context: Mapping[str, Any], execution_timeout: timedelta 
     if execution_timeout is None or task_instance is None or task_instance.start_date is None:
         return None
     return float((task_instance.start_date + execution_timeout).timestamp())
-
-
-def late_reason(context: Mapping[str, Any], execution_timeout: timedelta | None) -> EndReason:
-    """Return which time is over when Airflow itself has ended a deferral."""
-    execution_ends = execution_deadline(context, execution_timeout)
-    is_over = execution_ends is not None and time.time() >= execution_ends
-    return EndReason.EXECUTION_TIMEOUT if is_over else EndReason.TIMEOUT
 
 
 def deferral_timeout(*deadlines: float | None) -> timedelta | None:

@@ -7,13 +7,15 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_voicegenie.api.endpoints import campaign, pause
+from airflow_provider_voicegenie.api.errors import CampaignNotRunningError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, PausedCampaign
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch, ago
 
 if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.endpoints import Request
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
-
 
 #: Seconds for which what was last seen of a campaign counts, if it cannot be read at the end.
 _FRESH = 300.0
@@ -26,43 +28,62 @@ class PauseWatch(Watch):
     :param campaign_id: The campaign.
     :param rules: What each condition does to the task.
     :param now: When it began, Unix seconds.
-    :param before: How it went until now, in another process of the task.
     """
 
-    __slots__ = ("_count", "_is_held", "_is_lost", "_seen_at", "_status", "must_pause")
+    __slots__ = ("_count", "_is_held", "_is_lost", "_seen_at", "_status")
 
-    def __init__(self, campaign_id: str, rules: OutcomeRules, now: float, before: End | None = None) -> None:
+    def __init__(self, campaign_id: str, rules: OutcomeRules, now: float) -> None:
         super().__init__(campaign_id, rules, now)
-        seen = {} if before is None or before.result is None else before.result
-        self._status: CampaignStatus | None = CampaignStatus(seen["status"]) if seen else None
+        self._status: CampaignStatus | None = None
         self._seen_at = now
-        self._count: int = seen.get("paused_again", 0)
+        self._count = 0
         # Whether it did not run, by the last that was heard of it.
-        self._is_held = before is not None and before.is_done
+        self._is_held = False
         # Whether the response to a pause was lost.
         self._is_lost = False
-        #: Whether the campaign was just seen to run, so that a pause is due.
-        self.must_pause = False
 
-    def observe(self, reading: Campaign | VoiceGenieError, now: float) -> End | None:
+    @property
+    def wants(self) -> Request[Any]:
+        """The request to send next: read the campaign, and pause it if it was just seen to run."""
+        return (pause if self.is_urgent else campaign)(self._campaign_id)
+
+    def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
         """
-        Take note of a reading.
+        Take what came of the request that it wanted.
 
-        :param reading: The campaign as it was just read, or why it could not be.
+        :param response: The campaign or the response to a pause, or why there is none.
         :param now: Unix seconds.
+        :param in_full: Of no matter here.
         :returns: How it ended; ``None`` while it goes on.
         """
-        self.must_pause = False
-        if not isinstance(reading, Campaign):
-            return self.observe_error(reading, now)
+        was_pause, self.is_urgent = self.is_urgent, False
+        if was_pause:
+            return self._take_pause(response, now)
+        if isinstance(response, Campaign):
+            return self._take_campaign(response, now)
+        return self._take_error(response, now)
+
+    def resume(self, end: End) -> bool:
+        """
+        Go on where the triggerer has ended.
+
+        :param end: How it ended there.
+        :returns: Whether to read the campaign once more: the triggerer's last reading is as old as an interval.
+        """
+        result = end.result or {}
+        self._status, self._count = CampaignStatus(result["status"]), result["paused_again"]
+        self._is_held = end.is_done
+        return end.reason in (EndReason.TIMEOUT, EndReason.DONE) and not self._status.has_ended
+
+    def _take_campaign(self, reading: Campaign, now: float) -> End | None:
         self._recover(now)
         before, self._status, self._seen_at = self._status, reading.status, now
         # The service refuses the pause of one that does not run, whatever the word means.
         is_unknown = reading.status is CampaignStatus.UNKNOWN
         if is_unknown and before is not CampaignStatus.UNKNOWN:
             self._log(f"status {reading.status_text[:40]!r} is unknown here; trying to pause it", now, logging.WARNING)
-        self.must_pause = reading.status.is_running or is_unknown
-        self._is_held = not self.must_pause
+        self.is_urgent = reading.status.is_running or is_unknown
+        self._is_held = not self.is_urgent
         if self._is_lost and self._is_held:
             self._was_paused("the pause took effect", now)
         if reading.status.has_ended:
@@ -71,17 +92,7 @@ class PauseWatch(Watch):
         self._remind(now)
         return self._end
 
-    def observe_pause(self, paused: PausedCampaign | VoiceGenieError, now: float) -> End | None:
-        """
-        Take note of what came of a pause.
-
-        :param paused: The response, or why there is none.
-        :param now: Unix seconds.
-        :returns: How it ended; ``None`` while it goes on.
-        """
-        from airflow_provider_voicegenie.api.errors import CampaignNotRunningError
-
-        self.must_pause = False
+    def _take_pause(self, paused: PausedCampaign | VoiceGenieError, now: float) -> End | None:
         if isinstance(paused, PausedCampaign):
             self._status = paused.status
             self._was_paused("it ran again, so it was paused again", now)
@@ -91,7 +102,7 @@ class PauseWatch(Watch):
             self._is_lost = True
             self._log(f"{paused.message.rstrip('.')}; looking at it again", now, logging.WARNING)
         else:
-            return self.observe_error(paused, now)
+            return self._take_error(paused, now)
         return self._end
 
     def time_is_up(self, now: float, reason: EndReason) -> End:

@@ -2,21 +2,25 @@
 """
 What every wait has in common.
 
-Whoever waits, in a worker or in the triggerer, shows a :class:`Watch` each reading of the campaign. The watch logs what
-is worth a line, and returns how the wait ended, if it did. So both ways of waiting go by the same rules.
+A :class:`Watch` names the request that it wants next, takes the response or the error, logs what is worth a line, and
+returns how the wait ended, if it did. The loop in a worker and the trigger in the triggerer only send what it wants, so
+both ways of waiting go by the same rules.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, OutcomeRules
 
 if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.endpoints import Request
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
+    from airflow_provider_voicegenie.rules.prerequisites import Source
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +99,12 @@ class Watch:
     :param now: When the wait began, Unix seconds.
     """
 
-    __slots__ = ("_announced", "_campaign_id", "_end", "_logged_at", "_rules", "_trouble")
+    __slots__ = ("_announced", "_campaign_id", "_end", "_logged_at", "_rules", "_trouble", "has_read", "is_urgent")
+
+    #: Whether :meth:`take` runs code of the author's, which may take its time, and :meth:`prepare` has to load it.
+    runs_code_of_author: ClassVar[bool] = False
+    #: Whether the list does not have all that it needs of the campaign.
+    needs_single_reads: ClassVar[bool] = False
 
     def __init__(self, campaign_id: str, rules: OutcomeRules, now: float) -> None:
         self._campaign_id = campaign_id
@@ -105,14 +114,57 @@ class Watch:
         self._trouble: Condition | None = None
         self._logged_at = now
         self._end: End | None = None
+        #: Whether the campaign could be read.
+        self.has_read = False
+        #: Whether it wants its request sent before the poll interval is over, and even if its own time is over.
+        self.is_urgent = False
 
-    def observe_error(self, error: VoiceGenieError, now: float) -> End | None:
+    @property
+    def wants(self) -> Request[Any]:
+        """The request to send next."""
+        raise NotImplementedError
+
+    @property
+    def needs(self) -> Collection[Source]:
+        """What has to be read besides the campaign, and put into it."""
+        return ()
+
+    def prepare(self) -> None:
+        """Load the author's code."""
+
+    def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
         """
-        Take note that the campaign could not be read.
+        Take what came of the request that it wanted.
 
-        :param error: Why.
+        :param response: The response, or a :class:`~airflow_provider_voicegenie.api.errors.VoiceGenieError`.
+        :param now: Unix seconds.
+        :param in_full: Whether a campaign was read by itself, and not in the list, which does not have all counters.
+        :returns: How the wait ended; ``None`` while it goes on.
+        """
+        raise NotImplementedError
+
+    def resume(self, end: End) -> bool:
+        """
+        Go on where another process of the task has ended the wait.
+
+        :param end: How it ended there.
+        :returns: Whether a request is left to send.
+        """
+        return False
+
+    def delay(self, poll_interval: float, failures: int, retry_after: float | None, now: float) -> float:
+        """
+        Return how many seconds to wait before the next request.
+
+        :param poll_interval: Seconds between two polls.
+        :param failures: How many requests have failed in a row.
+        :param retry_after: Seconds the service asked to wait.
         :param now: Unix seconds.
         """
+        return 0.0 if self.is_urgent else poll_delay(poll_interval, failures, retry_after)
+
+    def _take_error(self, error: VoiceGenieError, now: float) -> End | None:
+        """Take note that the service could not be asked, or refused."""
         finding = Finding.of(error)
         condition = finding.condition
         if self._rules.outcome(condition) is not Outcome.WAIT:
@@ -131,9 +183,13 @@ class Watch:
         :param now: Unix seconds.
         :param reason: Which time it was.
         """
-        if self._end is not None:
-            return self._end
-        return End(reason, f"its time was over ({self.last_seen(now)})", result=self._result(), at=now)
+        if self._end is None:
+            self._end = End(reason, f"its time was over ({self.last_seen(now)})", result=self._result(), at=now)
+        return self._end
+
+    def seen(self) -> dict[str, Any] | None:
+        """Return what a watch that goes on in another process has to know of the campaign, as plain JSON."""
+        return None
 
     def last_seen(self, now: float) -> str:
         """Say what was last seen of the campaign."""
@@ -153,7 +209,8 @@ class Watch:
         return None
 
     def _recover(self, now: float) -> None:
-        """Log that the service can be read again, if it could not."""
+        """Take note that the campaign was read; log that the service responds again, if it did not."""
+        self.has_read = True
         if self._trouble is not None:
             self._trouble = None
             self._log("the service responds again", now)

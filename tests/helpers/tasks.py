@@ -20,7 +20,7 @@ from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor
 from airflow_provider_voicegenie.start import once
-from airflow_provider_voicegenie.waiting import worker
+from airflow_provider_voicegenie.waiting import wait
 from helpers.clock import Clock, now
 from helpers.leaks import leak_in
 
@@ -121,6 +121,31 @@ def stored(trigger):
     module, _, name = path.rpartition(".")
     assert leak_in(repr(trigger)) is None
     return getattr(importlib.import_module(module), name)(**json.loads(kept(arguments)))
+
+
+_WATCHES = {"pause": "pausing.PauseWatch", "ready": "readiness.ReadinessWatch"}
+
+
+def wait_trigger(campaign_id, kind="start", *, prerequisites=(), **arguments):
+    """Return the trigger of a task of this kind; its arguments and its watch's."""
+    # A resumed task needs none of what a trigger needs, which a test shows.
+    from airflow_provider_voicegenie.triggers.wait import WaitTrigger
+
+    own = {name: arguments.pop(name) for name in ("stall_timeout", "seen", "min_success_rate") if name in arguments}
+    if kind == "ready":
+        own["prerequisites"] = [list(each.serialize()) for each in prerequisites]
+    return WaitTrigger(
+        **{
+            "campaign_id": campaign_id,
+            "voicegenie_conn_id": "voicegenie_default",
+            "watch": f"airflow_provider_voicegenie.waiting.{_WATCHES.get(kind, 'completion.CompletionWatch')}",
+            "arguments": own,
+            "kind": kind,
+            "outcomes": {},
+            "poll_interval": 0.2,
+            **arguments,
+        }
+    )
 
 
 def event_of(trigger):
@@ -256,17 +281,17 @@ def after_requests(sandbox, number):
 
 def in_wait(patch, when, act):
     """Raise an error, or do something, in the sleep of the wait in the worker, once ``when()`` is so."""
-    original = worker.time.sleep
+    original = wait.time.sleep
 
     def sleep(seconds):
         original(seconds)
         if when():
-            patch.setattr(worker.time, "sleep", original)
+            patch.setattr(wait.time, "sleep", original)
             if isinstance(act, BaseException):
                 raise act
             act()
 
-    patch.setattr(worker.time, "sleep", sleep)
+    patch.setattr(wait.time, "sleep", sleep)
 
 
 #: The steps before a start at which a kill may come, in their order, and the requests that were sent by then.

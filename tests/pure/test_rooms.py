@@ -25,7 +25,8 @@ DECIDES = [
         "rules/file_formats",
     ),
     *("start/guards", "start/evidence", "start/options"),
-    *("waiting/watch", "waiting/completion", "waiting/readiness", "waiting/progress", "waiting/final_statistics"),
+    *("waiting/watch", "waiting/completion", "waiting/readiness", "waiting/pausing"),
+    *("waiting/progress", "waiting/final_statistics"),
     "triggers/endings",
     "triggers/polling",
 ]

@@ -29,6 +29,13 @@ def campaign(status="running", completed=0, failed=None, total=100, **fields):
     )
 
 
+def end_of_completed(wait, at, reading=None, *, in_full=True):
+    """Show a wait that the campaign is completed; return what its end is without the statistics."""
+    assert wait.take(reading or campaign("completed"), at, in_full=in_full) is None
+    assert (wait.wants.name, wait.is_urgent) == ("statistics", True)
+    return wait.time_is_up(at, EndReason.TIMEOUT)
+
+
 def watch(kind=TaskKind.COMPLETED, outcomes=None, **arguments):
     return CompletionWatch("c", OutcomeRules(kind, outcomes).while_waiting(), T, **arguments)
 
@@ -48,7 +55,7 @@ def watch(kind=TaskKind.COMPLETED, outcomes=None, **arguments):
     ],
 )
 def test_what_a_status_does_to_the_wait(kind, status, condition):
-    end = watch(kind).observe(campaign(status), T)
+    end = watch(kind).take(campaign(status), T)
     if condition is None:
         assert end is None
     else:
@@ -58,7 +65,9 @@ def test_what_a_status_does_to_the_wait(kind, status, condition):
 
 def test_completion_ends_it_and_what_was_seen_in_time_counts():
     wait = watch()
-    end = wait.observe(campaign("completed", 90, ended_at=datetime(2026, 1, 2, tzinfo=UTC)), T, in_full=False)
+    assert wait.wants.name == "get"
+    completed = campaign("completed", 90, ended_at=datetime(2026, 1, 2, tzinfo=UTC))
+    end = end_of_completed(wait, T, completed, in_full=False)
     assert (end.reason, end.at) == (EndReason.DONE, T)
     assert end.result == {"status": "completed", "completed_at": "2026-01-02T00:00:00Z", "statistics": None}
     for reason in (EndReason.TIMEOUT, EndReason.EXECUTION_TIMEOUT):
@@ -67,14 +76,14 @@ def test_completion_ends_it_and_what_was_seen_in_time_counts():
 
 @pytest.mark.parametrize("outcome", ["fail", "skip", "retry", "succeed"])
 def test_a_pause_can_end_the_wait(outcome):
-    end = watch(outcomes={"CAMPAIGN_PAUSED": outcome}).observe(campaign("paused"), T, in_full=False)
+    end = watch(outcomes={"CAMPAIGN_PAUSED": outcome}).take(campaign("paused"), T, in_full=False)
     assert end.finding.condition is Condition.CAMPAIGN_PAUSED
 
 
 def test_a_pause_is_waited_out_and_said_once_each_time(said):
     wait = watch()
     for at, status in enumerate(["running", "paused", "paused", "paused", "running", "paused", "paused"]):
-        assert wait.observe(campaign(status), T + at, in_full=False) is None
+        assert wait.take(campaign(status), T + at, in_full=False) is None
     lines = [line for line in said() if "CAMPAIGN_PAUSED" in line]
     assert len(lines) == 2
     assert "the wait goes on" in lines[0]
@@ -83,27 +92,28 @@ def test_a_pause_is_waited_out_and_said_once_each_time(said):
 def test_a_pause_from_before_the_start_does_not_count(said):
     wait = watch(outcomes={"CAMPAIGN_PAUSED": "fail"}, seen={"at": T, "pauses_count_from": T + 32})
     for at in (0, 1, 31.9):
-        assert wait.observe(campaign("paused"), T + at, in_full=False) is None
+        assert wait.take(campaign("paused"), T + at, in_full=False) is None
     assert [line for line in said() if "paused" in line] == [
         "Campaign 'c': it is shown as paused, which may be from before its start, so the wait goes on."
     ]
     end = wait.time_is_up(T + 31.9, EndReason.TIMEOUT)
     assert end.message == "its time was over (last seen: paused, which may be from before its start)"
     # One that runs, and is shown by another machine of the service as it was.
-    assert wait.observe(campaign("running"), T + 10) is None
-    assert wait.observe(campaign("paused"), T + 20) is None
-    assert wait.observe(campaign("paused"), T + 32).finding.condition is Condition.CAMPAIGN_PAUSED
+    assert wait.take(campaign("running"), T + 10) is None
+    assert wait.take(campaign("paused"), T + 20) is None
+    assert wait.take(campaign("paused"), T + 32).finding.condition is Condition.CAMPAIGN_PAUSED
 
 
-@pytest.mark.parametrize("status", ["stopped", "failed", "completed"])
+@pytest.mark.parametrize("status", ["stopped", "failed"])
 def test_other_ends_count_at_once(status):
-    assert watch(seen={"at": T, "pauses_count_from": T + 32}).observe(campaign(status), T) is not None
+    assert watch(seen={"at": T, "pauses_count_from": T + 32}).take(campaign(status), T) is not None
+    end_of_completed(watch(seen={"at": T, "pauses_count_from": T + 32}), T)
 
 
 def test_an_unknown_status_is_said_once(said):
     wait = watch()
     for at in range(4):
-        assert wait.observe(campaign("odd"), T + at, in_full=False) is None
+        assert wait.take(campaign("odd"), T + at, in_full=False) is None
     assert ["odd" in line and "unknown" in line for line in said()].count(True) == 1
 
 
@@ -123,7 +133,7 @@ TEMPORARY = [errors.RateLimitError, errors.ServerError, errors.ConnectionFailedE
 @pytest.mark.parametrize("kind", [TaskKind.COMPLETED, TaskKind.START])
 @pytest.mark.parametrize(("error", "condition"), PERMANENT)
 def test_what_will_not_pass_ends_the_wait(kind, error, condition):
-    end = watch(kind).observe_error(error("No.", retry_after=7), T)
+    end = watch(kind).take(error("No.", retry_after=7), T)
     assert end.finding == (condition, "No.", 7)
 
 
@@ -131,30 +141,30 @@ def test_what_will_not_pass_ends_the_wait(kind, error, condition):
 @pytest.mark.parametrize("error", TEMPORARY)
 def test_trouble_is_waited_out_and_said_once_until_it_is_over(said, kind, error):
     wait = watch(kind)
-    wait.observe(campaign(), T)
+    wait.take(campaign(), T)
     said()
     for _ in range(50):
-        assert wait.observe(error("Not now."), T) is None
+        assert wait.take(error("Not now."), T) is None
     assert len(said()) == 1
-    wait.observe(campaign(), T + 60)
+    wait.take(campaign(), T + 60)
     (over,) = said()
     assert "responds again" in over
-    wait.observe(error("Not now."), T)
+    wait.take(error("Not now."), T)
     assert len(said()) == 1
 
 
 def test_outcomes_can_end_a_sensor_on_temporary_trouble_but_not_the_wait_of_a_start():
     changes = {"CONNECTION_FAILED": "fail"}
     error = errors.ConnectionFailedError("Broken.")
-    assert watch(TaskKind.COMPLETED, changes).observe_error(error, T).finding.condition is Condition.CONNECTION_FAILED
-    assert watch(TaskKind.START, changes).observe_error(error, T) is None
+    assert watch(TaskKind.COMPLETED, changes).take(error, T).finding.condition is Condition.CONNECTION_FAILED
+    assert watch(TaskKind.START, changes).take(error, T) is None
 
 
 # Stalls.
 
 
 def stall(wait, at, **fields):
-    return wait.observe(campaign(**fields), T + at)
+    return wait.take(campaign(**fields), T + at)
 
 
 def test_no_progress_in_any_counter_is_a_stall():
@@ -177,14 +187,14 @@ def test_progress_in_either_counter_begins_the_time_anew(progress):
 
 def test_list_without_failed_calls_does_not_prove_a_stall():
     wait = watch(stall_timeout=100, seen={"at": T, "completed": 1, "failed": 0})
-    assert wait.observe(campaign(completed=1), T + 100, in_full=False) is None
-    assert wait.needs_single_read
+    assert wait.take(campaign(completed=1), T + 100, in_full=False) is None
+    assert wait.is_urgent
     assert stall(wait, 100, completed=1, failed=5) is None
-    assert not wait.needs_single_read
-    assert wait.observe(campaign(completed=1), T + 199, in_full=False) is None
-    assert not wait.needs_single_read
-    assert wait.observe(campaign(completed=1), T + 200, in_full=False) is None
-    assert wait.needs_single_read
+    assert not wait.is_urgent
+    assert wait.take(campaign(completed=1), T + 199, in_full=False) is None
+    assert not wait.is_urgent
+    assert wait.take(campaign(completed=1), T + 200, in_full=False) is None
+    assert wait.is_urgent
     assert stall(wait, 200, completed=1, failed=5).finding.condition is Condition.CAMPAIGN_STALLED
 
 
@@ -221,8 +231,8 @@ def test_a_stall_that_is_waited_out_is_said_once_until_it_moves(said):
 def test_the_end_of_time_says_what_was_last_seen():
     wait = watch()
     assert "never seen" in wait.time_is_up(T, EndReason.TIMEOUT).message
-    wait.observe(campaign(completed=40, failed=2), T)
-    wait.observe_error(errors.ServerError("Broken."), T)
+    wait.take(campaign(completed=40, failed=2), T)
+    wait.take(errors.ServerError("Broken."), T)
     end = wait.time_is_up(T + 30, EndReason.EXECUTION_TIMEOUT)
     assert end.reason is EndReason.EXECUTION_TIMEOUT
     for words in ("30 s ago", "'running'", "42 of 100 calls done", "2 failed", "INTERNAL_SERVER_ERROR"):
@@ -233,8 +243,8 @@ def test_the_end_of_time_says_what_was_last_seen():
 def test_an_end_goes_through_json():
     for end in (
         watch().time_is_up(T, EndReason.TIMEOUT),
-        watch().observe(campaign("completed"), T),
-        watch().observe_error(errors.NotFoundError("None.", retry_after=3), T),
+        end_of_completed(watch(), T),
+        watch().take(errors.NotFoundError("None.", retry_after=3), T),
     ):
         assert End.from_json(json.loads(json.dumps(end.to_json()))) == end
 
@@ -244,7 +254,7 @@ def lines(said):
     def lines(readings, total=100):
         wait = watch()
         for at, completed in readings:
-            wait.observe(campaign(completed=completed, failed=0, total=total), T + at)
+            wait.take(campaign(completed=completed, failed=0, total=total), T + at)
         return said()
 
     return lines
@@ -267,40 +277,40 @@ def test_a_line_of_progress(lines):
 
 
 def test_if_failed_calls_are_not_known_nothing_is_said_of_them(said):
-    watch().observe(campaign(completed=10), T, in_full=False)
+    watch().take(campaign(completed=10), T, in_full=False)
     assert said() == ["Campaign 'c': status 'running', 10 of 100 calls completed (10 %)."]
-    watch().observe(campaign(completed=None, total=None), T, in_full=False)
+    watch().take(campaign(completed=None, total=None), T, in_full=False)
     assert said() == ["Campaign 'c': status 'running'."]
 
 
 def test_a_line_has_no_number_that_was_not_read_now(said):
     """A list does not have the failed calls; what was known of them is not what is so."""
     wait = watch(seen={"at": T, "completed": 0, "failed": 0})
-    wait.observe(campaign(completed=0, failed=0, total=20), T)
-    wait.observe(campaign(completed=16, total=20), T + 60, in_full=False)
+    wait.take(campaign(completed=0, failed=0, total=20), T)
+    wait.take(campaign(completed=16, total=20), T + 60, in_full=False)
     end = wait.time_is_up(T + 90, EndReason.TIMEOUT)
     assert said()[1:] == ["Campaign 'c': status 'running', 16 of 20 calls completed (80 %), 16.0 completed a minute."]
     assert end.message == "its time was over (last seen 30 s ago: status 'running', 16 of 20 calls completed (80 %))"
-    wait.observe(campaign(completed=16, failed=4, total=20), T + 120)
+    wait.take(campaign(completed=16, failed=4, total=20), T + 120)
     assert said() == ["Campaign 'c': status 'running', 20 of 20 calls done (100 %), 4 failed, 10.0 calls a minute."]
-    wait.observe(campaign(status="brand-new", completed=None, total=None), T + 150, in_full=False)
+    wait.take(campaign(status="brand-new", completed=None, total=None), T + 150, in_full=False)
     assert wait.last_seen(T + 150) == "last seen: status 'brand-new'"
 
 
 def test_a_pause_that_is_not_waited_out_has_only_numbers_that_were_read_now():
     wait = watch(outcomes={"CAMPAIGN_PAUSED": "fail"})
-    wait.observe(campaign(completed=1, failed=0), T)
-    end = wait.observe(campaign("paused", completed=16), T + 60, in_full=False)
+    wait.take(campaign(completed=1, failed=0), T)
+    end = wait.take(campaign("paused", completed=16), T + 60, in_full=False)
     assert "(last seen: status 'paused', 16 of 100 calls completed (16 %))" in end.finding.message
 
 
 def test_a_list_and_single_reads_in_turn_are_no_progress(said):
     wait = watch()
     for at in range(0, 3000, 10):
-        wait.observe(campaign(completed=50, failed=None if at % 20 else 40), T + at, in_full=not at % 20)
+        wait.take(campaign(completed=50, failed=None if at % 20 else 40), T + at, in_full=not at % 20)
     assert len([line for line in said() if "still waiting" not in line]) == 1
     # If only failed calls are new, that is progress too.
-    wait.observe(campaign(completed=50, failed=45), T + 3000)
+    wait.take(campaign(completed=50, failed=45), T + 3000)
     assert len(said()) == 1
 
 
@@ -309,7 +319,7 @@ def test_a_wait_without_news_says_from_time_to_time_that_it_goes_on(said, troubl
     wait = watch()
     heard = []
     for at in range(0, 3600, 30):
-        wait.observe(trouble("Not now.") if trouble and at > 0 else campaign(completed=1, failed=0), T + at)
+        wait.take(trouble("Not now.") if trouble and at > 0 else campaign(completed=1, failed=0), T + at)
         heard += [(at, line) for line in said()]
     again = [(at, line) for at, line in heard if "still waiting" in line]
     # The first line is one of progress or of trouble.
@@ -341,49 +351,52 @@ def test_what_another_process_has_seen_of_a_stall_counts():
 
 def test_failed_calls_that_were_not_known_may_have_been_progress():
     wait = watch(stall_timeout=100)
-    assert wait.observe(campaign(completed=5), T, in_full=False) is None
-    assert wait.observe(campaign(completed=5, failed=0), T + 50) is None
+    assert wait.take(campaign(completed=5), T, in_full=False) is None
+    assert wait.take(campaign(completed=5, failed=0), T + 50) is None
     # From then on, they are known, and do not change.
-    assert wait.observe(campaign(completed=5, failed=0), T + 149) is None
-    assert wait.observe(campaign(completed=5, failed=0), T + 150).finding.condition is Condition.CAMPAIGN_STALLED
+    assert wait.take(campaign(completed=5, failed=0), T + 149) is None
+    assert wait.take(campaign(completed=5, failed=0), T + 150).finding.condition is Condition.CAMPAIGN_STALLED
 
 
 def test_a_list_alone_shows_no_stall():
     wait = watch(stall_timeout=100)
-    wait.observe(campaign(completed=5, failed=1), T)
-    assert wait.look(campaign(completed=5), False, T + 100) is True
-    assert wait.needs_single_read
+    wait.take(campaign(completed=5, failed=1), T)
+    assert wait.take(campaign(completed=5), T + 100, in_full=False) is None
+    assert wait.is_urgent
     # The failed calls have changed, which the list does not show.
-    assert wait.look(campaign(completed=5, failed=2), True, T + 101) is None
-    assert not wait.needs_single_read
-    assert wait.look(campaign(completed=5), False, T + 200) is None
+    assert wait.take(campaign(completed=5, failed=2), T + 101) is None
+    assert not wait.is_urgent
+    assert wait.take(campaign(completed=5), T + 200, in_full=False) is None
+    assert not wait.is_urgent
     # One that cannot be read is no reason to read it at once again.
-    assert wait.look(campaign(completed=5), False, T + 201) is True
-    assert wait.look(errors.ServerError("no"), True, T + 202) is None
+    assert wait.take(campaign(completed=5), T + 201, in_full=False) is None
+    assert wait.is_urgent
+    assert wait.take(errors.ServerError("no"), T + 202) is None
+    assert not wait.is_urgent
 
 
 def test_no_failed_call_is_known_as_well_as_some():
     wait = watch()
-    wait.observe(campaign(completed=5, failed=3), T)
-    wait.observe(campaign(completed=5, failed=0), T + 1)
+    wait.take(campaign(completed=5, failed=3), T)
+    wait.take(campaign(completed=5, failed=0), T + 1)
     assert wait.seen()["failed"] == 0
-    wait.observe(campaign(completed=5), T + 2, in_full=False)
+    wait.take(campaign(completed=5), T + 2, in_full=False)
     assert wait.seen() == {"at": T + 1, "completed": 5, "failed": 0}
 
 
 def test_each_kind_of_trouble_is_said(said):
     wait = watch()
     for error in (errors.ServerError, errors.ServerError, errors.RateLimitError, errors.ServerError):
-        wait.observe_error(error("Not now."), T)
+        wait.take(error("Not now."), T)
     assert len(said()) == 3
 
 
 def test_a_wait_that_goes_on_says_so_every_ten_minutes_and_not_more_often(said):
     wait = watch()
-    wait.observe(campaign(), T)
+    wait.take(campaign(), T)
     said()
     for seconds in range(0, 3601, 60):
-        wait.observe(campaign(), T + seconds)
+        wait.take(campaign(), T + seconds)
     assert [line.endswith("calls done (0 %)).") or "still waiting" in line for line in said()] == [True] * 6
 
 
@@ -393,7 +406,7 @@ def test_a_wait_that_goes_on_says_so_every_ten_minutes_and_not_more_often(said):
 )
 def test_what_was_last_seen_is_said_at_the_end(reason, at, words):
     wait = watch()
-    wait.observe(campaign(completed=5, failed=1), T)
+    wait.take(campaign(completed=5, failed=1), T)
     end = wait.time_is_up(T + at, reason)
     assert end.reason is reason
     assert words in end.message

@@ -318,12 +318,12 @@ def test_a_kill_during_a_late_resume_pauses_the_campaign(sandbox):
         run["ti"].state = "failed"
         operator.on_kill()
 
-    def held(hook, campaign_id, **more):
+    def held(hook, request, **more):
         kill()
         raise AssertionError("a read is broken off")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VoiceGenieHook, "get_campaign", held)
+        patch.setattr(VoiceGenieHook, "send", held)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
             operator.resume_execution("__fail__", {"error": "Trigger timeout"}, run)
     assert sandbox.status("long") == "paused"

@@ -22,7 +22,7 @@ from airflow.triggers.base import BaseEventTrigger
 from helpers.clock import now
 from helpers.leaks import leak_in
 from helpers.sandboxes import second_sandbox
-from helpers.tasks import stored
+from helpers.tasks import stored, wait_trigger
 
 from airflow_provider_voicegenie.api import rate_limit
 from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, CampaignStatus
@@ -31,7 +31,6 @@ from airflow_provider_voicegenie.api.settings import ClientSettings
 from airflow_provider_voicegenie.sandbox.store import seed_campaigns
 from airflow_provider_voicegenie.triggers import endings, looks, polling
 from airflow_provider_voicegenie.triggers import feed as feeds
-from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
 from airflow_provider_voicegenie.triggers.endings import KnownCampaigns, add_others
 from airflow_provider_voicegenie.triggers.events import CampaignEndedTrigger
 from airflow_provider_voicegenie.triggers.polling import ListedPage, PageRead, PollingPlan
@@ -317,10 +316,9 @@ def test_watchers_and_waits_share_one_poll(sandbox):
             of_some = triggerer.watch(CampaignEndedTrigger(names[:5], poll_interval=0.2))
             waits = []
             for name in names[:10]:
-                waiting = CampaignCompletedTrigger(
+                waiting = wait_trigger(
                     campaign_id=name,
                     voicegenie_conn_id="voicegenie_default",
-                    kind="start",
                     outcomes={},
                     poll_interval=0.2,
                 )

@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from helpers.faults import ANSWERS, CONNECTIONS, Front
 from helpers.leaks import MARKED_PERSON, check_exception, check_for_people
 from helpers.raw_server import raw_server
-from helpers.tasks import WAYS, context, shorten_times
+from helpers.tasks import WAYS, context, shorten_times, wait_trigger
 
 from airflow_provider_voicegenie.api import rate_limit, retries
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
@@ -24,8 +24,7 @@ from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, 
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
 from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
 from airflow_provider_voicegenie.triggers import feed as feeds
-from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger
-from airflow_provider_voicegenie.waiting import final_statistics, worker
+from airflow_provider_voicegenie.waiting import completion, watch
 
 ENDS = {AirflowSkipException: "skip", AirflowFailException: "fail", VoiceGenieRetryException: "retry"}
 
@@ -119,16 +118,15 @@ def waits_that_share_the_list(sandbox):
     names = [sandbox.add_campaign(status="completed").id for _ in range(3)]
 
     async def first_event(name):
-        trigger = CampaignCompletedTrigger(
-            campaign_id=name, voicegenie_conn_id="voicegenie_default", kind="start", outcomes={}, poll_interval=0.2
-        )
+        trigger = wait_trigger(campaign_id=name, outcomes={}, poll_interval=0.2)
         async with asyncio.timeout(20), contextlib.aclosing(trigger.run()) as events:
             return (await anext(events)).payload
 
     async def all_events():
         return await asyncio.gather(*map(first_event, names))
 
-    conditions = {payload["finding"]["condition"] for payload in asyncio.run(all_events())}
+    findings = [payload["finding"] for payload in asyncio.run(all_events())]
+    conditions = {finding and finding["condition"] for finding in findings}
     assert len(conditions) == 1, conditions
     (condition,) = conditions
     if condition is None:
@@ -181,7 +179,7 @@ def sandbox(clock, voicegenie_sandbox, monkeypatch):
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     monkeypatch.setattr(retries, "MAX_WAIT", 1.5)
     monkeypatch.setattr(rate_limit, "_LONGEST_ASKED", 1.5)
-    for waits in (worker, final_statistics):
+    for waits in (watch, completion):
         monkeypatch.setattr(waits, "poll_delay", lambda *arguments: min(retries.poll_delay(*arguments), 0.1))
     return voicegenie_sandbox
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 
 import pytest
-from helpers.tasks import event_of
+from helpers.tasks import event_of, wait_trigger
 
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.endpoints import statistics
@@ -16,10 +16,10 @@ from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, Campa
 from airflow_provider_voicegenie.rules.prerequisites import Source
 from airflow_provider_voicegenie.sensors.campaign import ContactsRegistered, HasQuota
 from airflow_provider_voicegenie.triggers import feed as feeds
-from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger, CampaignReadyTrigger
 from airflow_provider_voicegenie.triggers.feed import feed_of
 from airflow_provider_voicegenie.triggers.polling import ListedPage, PageRead, PollingPlan, QuotaRead
 from airflow_provider_voicegenie.triggers.subscriptions import Readings, subscribe
+from airflow_provider_voicegenie.triggers.wait import WaitTrigger
 
 PATIENCE = 20
 CONNECTION = "voicegenie_default"
@@ -205,13 +205,7 @@ def test_a_reading_that_waits_for_the_quota_is_shown_once():
 
 
 def ready_trigger(campaign_id, *prerequisites):
-    return CampaignReadyTrigger(
-        campaign_id=campaign_id,
-        voicegenie_conn_id=CONNECTION,
-        outcomes={},
-        poll_interval=0.1,
-        prerequisites=[list(each.serialize()) for each in prerequisites],
-    )
+    return wait_trigger(campaign_id, "ready", poll_interval=0.1, prerequisites=prerequisites)
 
 
 @pytest.mark.parametrize(
@@ -373,22 +367,15 @@ def test_how_long_statistics_are_waited_for(sandbox, clock, monkeypatch, deadlin
 
     monkeypatch.setattr("airflow_provider_voicegenie.triggers.subscriptions.Subscription.read", read)
     sandbox.sandbox.store.change("followed", status="completed")
-    trigger = CampaignCompletedTrigger(
-        campaign_id="followed",
-        voicegenie_conn_id=CONNECTION,
-        outcomes={},
-        poll_interval=0.1,
-        kind="completed",
-        execution_deadline=deadline and clock.time() + 3600,
-    )
+    trigger = wait_trigger("followed", "completed", execution_deadline=deadline and clock.time() + 3600)
     if deadline is not None:
-        original = trigger._before_end
+        original = WaitTrigger._read_once
 
-        async def before_end(end):
+        async def read_once(trigger, request):
             trigger.execution_deadline = clock.time() + deadline
-            return await original(end)
+            return await original(trigger, request)
 
-        trigger._before_end = before_end
+        monkeypatch.setattr(WaitTrigger, "_read_once", read_once)
 
     async def work():
         return [event.payload["reason"] async for event in trigger.run()]

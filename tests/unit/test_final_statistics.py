@@ -8,9 +8,10 @@ import json
 import pytest
 
 from airflow_provider_voicegenie.api import errors
-from airflow_provider_voicegenie.api.models import CampaignStats
-from airflow_provider_voicegenie.rules.outcomes import Condition
-from airflow_provider_voicegenie.waiting.final_statistics import FinalStatistics, add_statistics, describe_result
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus
+from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, TaskKind
+from airflow_provider_voicegenie.waiting.completion import CompletionWatch
+from airflow_provider_voicegenie.waiting.final_statistics import add_statistics, describe_result
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
 T = 1_000_000.0
@@ -40,11 +41,14 @@ def stats(completed_at="2026-01-01T00:00:00Z", **changed):
 
 
 def final(**arguments):
-    return FinalStatistics("c", COMPLETED, T, **arguments)
+    wait = CompletionWatch("c", OutcomeRules(TaskKind.START).while_waiting(), T, **arguments)
+    assert wait.resume(COMPLETED)
+    assert wait.wants.name == "statistics"
+    return wait
 
 
 def test_the_final_statistics():
-    end = final().observe(stats(), T)
+    end = final().take(stats(), T)
     assert end.reason is EndReason.DONE
     assert json.loads(json.dumps(end.result)) == {
         "status": "completed",
@@ -74,7 +78,7 @@ def test_the_final_statistics():
     ],
 )
 def test_the_success_rate(numbers, wanted, is_low):
-    end = final(min_success_rate=wanted).observe(stats(**numbers), T)
+    end = final(min_success_rate=wanted).take(stats(**numbers), T)
     assert (end.finding and end.finding.condition) is (Condition.SUCCESS_RATE_TOO_LOW if is_low else None)
     assert end.reason is (EndReason.CONDITION if is_low else EndReason.DONE)
     assert end.result["statistics"]["total_contacts"] == 10
@@ -84,23 +88,23 @@ def test_the_success_rate(numbers, wanted, is_low):
 def test_old_statistics_are_read_again_for_35_seconds(minimum):
     wait = final(min_success_rate=minimum)
     for at in (0, 10, 34):
-        assert wait.observe(stats(completed_at=None), T + at) is None
-    assert wait.observe(stats(completed_at=None), T + 35).result["statistics"]["calls_completed"] == 8
+        assert wait.take(stats(completed_at=None), T + at) is None
+    assert wait.take(stats(completed_at=None), T + 35).result["statistics"]["calls_completed"] == 8
 
 
 @pytest.mark.parametrize("completed_at", ["2024-01-17:00:00Z", "yesterday", 17])
 def test_a_completion_whose_time_cannot_be_read_is_one(completed_at):
-    end = final().observe(stats(completed_at=completed_at), T)
+    end = final().take(stats(completed_at=completed_at), T)
     assert (end.reason, end.result["completed_at"]) == (EndReason.DONE, None)
     assert end.result["statistics"]["calls_completed"] == 8
 
 
 @pytest.mark.parametrize("error", [errors.NotFoundError, errors.ForbiddenError, errors.RefusedError])
 def test_statistics_that_are_refused_do_not_hide_the_completion(said, error):
-    end = final().observe_error(error("None."), T)
+    end = final().take(error("None."), T)
     assert (end, end.result["statistics"]) == (COMPLETED, None)
     assert any("cannot be read (None)" in line for line in said())
-    end = final(min_success_rate=1).observe_error(error("None."), T)
+    end = final(min_success_rate=1).take(error("None."), T)
     assert (end.reason, end.finding.condition) == (EndReason.CONDITION, error.kind)
     assert "min_success_rate needs" in end.finding.message
 
@@ -118,11 +122,11 @@ PATIENCE = {
 @pytest.mark.parametrize("error", PATIENCE)
 def test_trouble_that_may_pass_is_waited_out_for_some_minutes(said, error, minimum):
     wait, patience = final(min_success_rate=minimum), PATIENCE[error]
-    assert wait.observe_error(error("Later.", retry_after=7), T) is None
+    assert wait.take(error("Later.", retry_after=7), T) is None
     assert len(said()) == 1
-    assert wait.observe_error(error("Later."), T + patience - 1) is None
+    assert wait.take(error("Later."), T + patience - 1) is None
     assert said() == []
-    end = wait.observe_error(error("Later.", retry_after=7), T + patience)
+    end = wait.take(error("Later.", retry_after=7), T + patience)
     if minimum is None:
         assert end == COMPLETED
         assert "the task goes on without them" in said()[0]
@@ -133,37 +137,44 @@ def test_trouble_that_may_pass_is_waited_out_for_some_minutes(said, error, minim
 
 def test_each_outage_has_its_own_patience():
     wait = final()
-    wait.observe_error(errors.ServerError("Later."), T)
-    assert wait.observe(stats(completed_at=None), T + 20) is None
-    assert wait.observe_error(errors.ServerError("Later."), T + 301) is None
-    assert wait.observe_error(errors.ServerError("Later."), T + 601) == COMPLETED
+    wait.take(errors.ServerError("Later."), T)
+    assert wait.take(stats(completed_at=None), T + 20) is None
+    assert wait.take(errors.ServerError("Later."), T + 301) is None
+    assert wait.take(errors.ServerError("Later."), T + 601) == COMPLETED
 
 
 def test_invalid_answers_have_their_own_minute():
     wait = final()
     for at in (0, 70):
-        assert wait.observe_error(errors.ServerError("Later."), T + at) is None
-    assert wait.observe_error(errors.InvalidResponseError("What?"), T + 71) is None
-    assert wait.observe_error(errors.ServerError("Later."), T + 130) is None
-    assert wait.observe_error(errors.InvalidResponseError("What?"), T + 135) is None
-    assert wait.observe_error(errors.InvalidResponseError("What?"), T + 195) == COMPLETED
+        assert wait.take(errors.ServerError("Later."), T + at) is None
+    assert wait.take(errors.InvalidResponseError("What?"), T + 71) is None
+    assert wait.take(errors.ServerError("Later."), T + 130) is None
+    assert wait.take(errors.InvalidResponseError("What?"), T + 135) is None
+    assert wait.take(errors.InvalidResponseError("What?"), T + 195) == COMPLETED
 
 
 def test_no_wait_for_the_next_read_is_longer_than_there_is_time():
-    assert final().delay(0, None, T) == 5
-    assert final().delay(1, 30, T) == 30
-    assert final(deadline=T + 100).delay(1, 30, T) == 30
-    assert final(deadline=T + 20).delay(1, 30, T) == 15
-    assert final(deadline=T + 2).delay(0, None, T) == 0
-    assert final(deadline=T + 20, min_success_rate=50).delay(1, 30, T) == 30
+    def delay(failures, retry_after, **arguments):
+        wait = final(**arguments)
+        # The first read is at once.
+        assert wait.delay(60, 0, None, T) == 0
+        wait.take(stats(completed_at=None), T)
+        return wait.delay(60, failures, retry_after, T)
+
+    assert delay(0, None) == 5
+    assert delay(1, 30) == 30
+    assert delay(1, 30, statistics_until=T + 100) == 30
+    assert delay(1, 30, statistics_until=T + 20) == 15
+    assert delay(0, None, statistics_until=T + 2) == 0
+    assert delay(1, 30, statistics_until=T + 20, min_success_rate=50) == 30
 
 
 def test_the_execution_timeout_is_not_waited_for_without_need():
-    for_none, for_some = (final(min_success_rate=minimum, deadline=T + 20) for minimum in (None, 50))
-    assert for_none.observe_error(errors.ServerError("Later."), T + 14) is None
-    assert for_none.observe_error(errors.ServerError("Later."), T + 15) == COMPLETED
-    assert for_none.observe(stats(completed_at=None), T + 15) == COMPLETED
-    assert for_some.observe_error(errors.ServerError("Later."), T + 15) is None
+    for_none, for_some = (final(min_success_rate=minimum, statistics_until=T + 20) for minimum in (None, 50))
+    assert for_none.take(errors.ServerError("Later."), T + 14) is None
+    assert for_none.take(errors.ServerError("Later."), T + 15) == COMPLETED
+    assert for_none.take(stats(completed_at=None), T + 15) == COMPLETED
+    assert for_some.take(errors.ServerError("Later."), T + 15) is None
 
 
 @pytest.mark.parametrize(
@@ -183,3 +194,18 @@ def test_the_execution_timeout_is_not_waited_for_without_need():
 def test_how_the_calls_went_in_words(numbers, words):
     end = COMPLETED if numbers is None else add_statistics(COMPLETED, stats(**numbers))
     assert describe_result(end) == words
+
+
+def test_statistics_that_the_triggerer_has_read_are_not_read_again():
+    wait = CompletionWatch("c", OutcomeRules(TaskKind.START).while_waiting(), T)
+    assert not wait.resume(add_statistics(COMPLETED, stats()))
+
+
+def test_a_sensor_that_waits_out_what_is_wrong_with_the_statistics_reads_the_campaign_again():
+    wait = CompletionWatch("c", OutcomeRules(TaskKind.COMPLETED), T, min_success_rate=50)
+    for at in (0, 1000):
+        assert wait.take(Campaign("c", CampaignStatus.COMPLETED, "completed"), T + at) is None
+        assert wait.take(errors.ServerError("Later."), T + at) is None
+        end = wait.take(errors.ServerError("Later."), T + at + 300)
+        assert end.finding.condition is Condition.INTERNAL_SERVER_ERROR
+        assert (wait.wants.name, wait.is_urgent) == ("get", False)

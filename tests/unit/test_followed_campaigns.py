@@ -39,7 +39,7 @@ from helpers.tasks import (
 
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.start import once
-from airflow_provider_voicegenie.waiting import final_statistics
+from airflow_provider_voicegenie.waiting import completion
 
 
 @both_ways
@@ -228,7 +228,7 @@ def test_a_later_try_knows_how_old_its_start_is(sandbox, monkeypatch, seconds_ag
     record["sent_at"] = (datetime.fromisoformat(record["sent_at"]) - timedelta(seconds=seconds_ago)).isoformat()
     with pytest.raises(TaskDeferred) as deferral:
         Starting(campaign_id="held")(deferrable=True).execute(context(store, try_number=2))
-    assert ("pauses_count_from" in (deferral.value.trigger.seen or {})) is not is_old
+    assert ("pauses_count_from" in (deferral.value.trigger.arguments["seen"] or {})) is not is_old
 
 
 @both_ways
@@ -292,7 +292,7 @@ def test_the_completion_timeout_counts_from_before_the_deferral(sandbox):
 @both_ways
 @both_tasks
 def test_statistics_that_cannot_be_read_now_are_read_later(sandbox, monkeypatch, way, task):
-    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(completion, "STATISTICS_DELAY", 0.1)
     sandbox.inject("status", "stats", status=503, times=2)
     with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
         result = way(task(), context())
@@ -304,8 +304,8 @@ def test_statistics_that_cannot_be_read_now_are_read_later(sandbox, monkeypatch,
 @both_tasks
 @pytest.mark.parametrize("minimum", [None, 50])
 def test_statistics_that_stay_unreadable_end_the_wait_all_the_same(sandbox, monkeypatch, way, task, minimum):
-    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
-    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_RESPONSES", 0.5)
+    monkeypatch.setattr(completion, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(completion, "_PATIENCE_WITH_INVALID_RESPONSES", 0.5)
     sandbox.inject("not_json", "stats", times=None)
     arguments = {"min_success_rate": minimum, "outcomes": {"INVALID_RESPONSE": "fail"}}
     with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
@@ -322,8 +322,8 @@ def test_statistics_that_stay_unreadable_end_the_wait_all_the_same(sandbox, monk
 @both_tasks
 def test_a_completion_that_was_seen_in_time_is_no_timeout(sandbox, clock, monkeypatch, way, task):
     """The service's statistics may be half a minute old, and time may be over until they are not."""
-    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.3)
-    monkeypatch.setattr(final_statistics, "_STATISTICS_AGE", 3.0)
+    monkeypatch.setattr(completion, "STATISTICS_DELAY", 0.3)
+    monkeypatch.setattr(completion, "_STATISTICS_AGE", 3.0)
     sandbox.sandbox.cache_stats = True
     VoiceGenieHook().get_campaign_stats(task.campaign_id)
     limit = {"completion_timeout": 2} if task is Starting else {"timeout": 2}
@@ -336,8 +336,8 @@ def test_a_completion_that_was_seen_in_time_is_no_timeout(sandbox, clock, monkey
 
 @both_ways
 def test_sensor_with_min_success_rate_waits_for_statistics(sandbox, monkeypatch, way):
-    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
-    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_RESPONSES", 0.2)
+    monkeypatch.setattr(completion, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(completion, "_PATIENCE_WITH_INVALID_RESPONSES", 0.2)
     sandbox.inject("not_json", "stats", times=6)
     with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed", completed_count=9_000)):
         result = way(Following(min_success_rate=50), context())
@@ -406,7 +406,7 @@ def test_a_resumed_start_is_handed_its_record(sandbox, monkeypatch, is_older):
     complete(sandbox, "long")()
     event = event_of(deferral.value.trigger)
     if is_older:
-        del event["service"], event["deferred"]["start"]["record"]
+        del event["service"], event["deferred"]["kept"]["start"]["record"]
     asked = []
     monkeypatch.setattr(Store, "get", lambda store, key: asked.append(key) or dict.get(store, key))
     result = Starting()(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
@@ -458,9 +458,10 @@ def test_the_wait_in_the_triggerer_knows_what_the_start_knew(sandbox, clock):
         Starting(pause_on_kill=False, stall_timeout=60)(deferrable=True).execute(context())
     arguments = deferral.value.trigger.serialize()[1]
     assert arguments["pause_on_kill"] is False
-    assert arguments["stall_timeout"] == 60
-    assert (arguments["seen"]["completed"], arguments["seen"]["failed"]) == (5, 2)
-    assert arguments["seen"]["at"] == clock.time()
+    assert arguments["arguments"]["stall_timeout"] == 60
+    seen = arguments["arguments"]["seen"]
+    assert (seen["completed"], seen["failed"]) == (5, 2)
+    assert seen["at"] == clock.time()
 
 
 def test_only_what_the_task_started_is_paused_in_the_triggerer(sandbox):

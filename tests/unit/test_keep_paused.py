@@ -10,14 +10,13 @@ from datetime import timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
-from helpers.tasks import Store, both_ways, change, context, deferred, event_of, in_worker, meanwhile
+from helpers.tasks import Store, both_ways, change, context, deferred, event_of, in_worker, meanwhile, wait_trigger
 
 from airflow_provider_voicegenie.api.errors import ServerError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind, VoiceGenieRetryException
-from airflow_provider_voicegenie.triggers.campaign import CampaignPausedTrigger
-from airflow_provider_voicegenie.waiting import worker
+from airflow_provider_voicegenie.waiting import wait
 from airflow_provider_voicegenie.waiting.pausing import PauseWatch
 from airflow_provider_voicegenie.waiting.watch import EndReason
 
@@ -125,11 +124,11 @@ def test_a_time_limit_of_airflow_ends_it(sandbox):
 def test_a_later_try_goes_on_until_the_same_time(sandbox, clock, monkeypatch):
     store, until = Store(), []
 
-    def keep(hook, watch, campaign_id, *, deadline, **arguments):
+    def keep(hook, watch, *, deadline, **arguments):
         until.append(deadline)
         raise OSError("the worker is gone")
 
-    monkeypatch.setattr(worker, "keep_paused", keep)
+    monkeypatch.setattr(wait, "wait_here", keep)
     for try_number in (1, 2):
         with pytest.raises(OSError, match="gone"):
             in_worker(keeping(keep_paused_for=3600), context(store, try_number=try_number))
@@ -181,9 +180,9 @@ def test_what_was_seen_paused_a_moment_ago_is_kept_paused(sandbox, way):
 @pytest.mark.parametrize(("seconds", "reason"), [(299, EndReason.DONE), (301, EndReason.TIMEOUT)])
 def test_what_was_seen_paused_long_ago_is_not_known_to_be_so(seconds, reason):
     watch = PauseWatch("c", OutcomeRules(TaskKind.PAUSE).while_waiting(), 1000.0)
-    assert watch.observe(Campaign("c", CampaignStatus.PAUSED, "paused"), 1000.0) is None
+    assert watch.take(Campaign("c", CampaignStatus.PAUSED, "paused"), 1000.0) is None
     for later in range(1, seconds, 10):
-        assert watch.observe(ServerError("no"), 1000.0 + later) is None
+        assert watch.take(ServerError("no"), 1000.0 + later) is None
     assert watch.time_is_up(1000.0 + seconds, EndReason.TIMEOUT).reason is reason
 
 
@@ -241,13 +240,13 @@ def test_a_hundred_of_them_share_their_requests(sandbox, clock):
     began = clock.time()
 
     def trigger(name):
-        return CampaignPausedTrigger(
+        return wait_trigger(
+            kind="pause",
             campaign_id=name,
             voicegenie_conn_id="voicegenie_default",
             outcomes={},
             poll_interval=1,
             deadline=began + 8,
-            paused={},
         )
 
     async def events():
@@ -293,13 +292,14 @@ def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, words):
 
 
 def test_the_trigger_keeps_what_it_is_given():
-    trigger = CampaignPausedTrigger(
+    trigger = wait_trigger(
+        kind="pause",
         campaign_id="c",
         voicegenie_conn_id="d",
         outcomes={},
         poll_interval=1,
         deadline=time.time() - 1,
-        paused={"campaign_id": "c"},
+        kept={"paused": {"campaign_id": "c"}},
     )
     event = event_of(trigger)
-    assert (event["reason"], event["deferred"]["paused"]) == ("timeout", {"campaign_id": "c"})
+    assert (event["reason"], event["deferred"]["kept"]["paused"]) == ("timeout", {"campaign_id": "c"})

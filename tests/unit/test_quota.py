@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from helpers.tasks import both_ways, context, meanwhile
+from helpers.tasks import both_ways, context, meanwhile, wait_trigger
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, Quota, ShapeError
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
@@ -23,7 +23,6 @@ from airflow_provider_voicegenie.sensors.campaign import (
     Source,
 )
 from airflow_provider_voicegenie.triggers import subscriptions
-from airflow_provider_voicegenie.triggers.campaign import CampaignReadyTrigger
 
 
 class UsesNothing(Prerequisite):
@@ -108,13 +107,14 @@ def test_a_quota_of_before_it_could_not_be_read_does_not_count(sandbox, clock):
     """It was used up while its reads failed."""
     calls = sandbox.sandbox.quota.calls
     campaign_id = sandbox.add_campaign(script_id=None).id
-    trigger = CampaignReadyTrigger(
+    trigger = wait_trigger(
+        kind="ready",
         campaign_id=campaign_id,
         voicegenie_conn_id="voicegenie_default",
         outcomes={},
         poll_interval=0.3,
         deadline=clock.time() + 6,
-        prerequisites=[list(each.serialize()) for each in (HasQuota(calls=1), HasScript())],
+        prerequisites=[HasQuota(calls=1), HasScript()],
     )
 
     async def work():
@@ -136,12 +136,13 @@ def test_waits_share_one_reading(sandbox):
     names = [sandbox.add_campaign(total_count=10).id for _ in range(30)]
 
     async def first(name):
-        trigger = CampaignReadyTrigger(
+        trigger = wait_trigger(
+            kind="ready",
             campaign_id=name,
             voicegenie_conn_id="voicegenie_default",
             outcomes={},
             poll_interval=0.5,
-            prerequisites=[list(HasQuota(calls=1).serialize())],
+            prerequisites=[HasQuota(calls=1)],
         )
         (reason,) = [event.payload["reason"] async for event in trigger.run()]
         return reason

@@ -6,11 +6,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from helpers.tasks import WAYS, change, context, meanwhile
+from helpers.tasks import WAYS, change, context, meanwhile, wait_trigger
 
 from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, ContactsRegistered, HasContacts
 from airflow_provider_voicegenie.triggers import subscriptions
-from airflow_provider_voicegenie.triggers.campaign import CampaignReadyTrigger
 
 both_ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
@@ -69,12 +68,13 @@ def test_waits_share_the_reading_of_the_list(sandbox):
     names = [sandbox.add_campaign(total_count=10, registered_count=1).id for _ in range(20)]
 
     async def first(name):
-        trigger = CampaignReadyTrigger(
+        trigger = wait_trigger(
+            kind="ready",
             campaign_id=name,
             voicegenie_conn_id="voicegenie_default",
             outcomes={},
             poll_interval=0.5,
-            prerequisites=[list(ContactsRegistered().serialize())],
+            prerequisites=[ContactsRegistered()],
         )
         (reason,) = [event.payload["reason"] async for event in trigger.run()]
         return reason

@@ -14,7 +14,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from helpers.tasks import Following, Starting, Store, change, complete, context
 
-from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.api.models import CampaignStats
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
 
 
@@ -101,12 +101,8 @@ def test_trouble_that_is_over_does_not_slow_the_reading_of_statistics(sandbox, c
     """Between failures, they are read, and look old."""
     complete(sandbox, "followed")()
     trouble_now_and_then(sandbox, "stats", 6)
-    original = VoiceGenieHook.get_campaign_stats
-    monkeypatch.setattr(
-        VoiceGenieHook,
-        "get_campaign_stats",
-        lambda hook, *arguments, **more: replace(original(hook, *arguments, **more), is_final=False),
-    )
+    original = CampaignStats.from_json
+    monkeypatch.setattr(CampaignStats, "from_json", lambda data: replace(original(data), is_final=False))
     result = Following(poke_interval=60)(deferrable=False).execute(context())
     assert result["statistics"] is not None
     assert clock.sleeps == [5.0] * len(clock.sleeps)

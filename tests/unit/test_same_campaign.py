@@ -180,9 +180,9 @@ def test_an_id_that_a_subclass_found_in_execute_is_a_fact_too(sandbox):
 
 @change
 def test_a_sensor_that_defers_again_waits_for_the_right_campaign(sandbox, later, monkeypatch):
-    from airflow_provider_voicegenie.waiting import final_statistics
+    from airflow_provider_voicegenie.waiting import completion
 
-    monkeypatch.setattr(final_statistics, "_PATIENCE_WITH_INVALID_RESPONSES", 0.0)
+    monkeypatch.setattr(completion, "_PATIENCE_WITH_INVALID_RESPONSES", 0.0)
     sandbox.sandbox.store.change("ours", status="running")
     run = context()
     deferral = defer(completed(min_success_rate=0, timeout=60), run)

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowSkipException, AirflowTaskTimeout
-from helpers.tasks import Starting, Store, context
+from helpers.tasks import Starting, Store, context, wait_trigger
 from helpers.tls_service import tls_service
 
 from airflow_provider_voicegenie.api import session
@@ -22,7 +22,6 @@ from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCa
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import once
-from airflow_provider_voicegenie.triggers.campaign import CampaignPausedTrigger
 
 ENDED = "ended from outside"
 
@@ -270,13 +269,13 @@ def test_nothing_else_with_an_effect_is_sent_after_a_kill(service, kind):
         service.hold(1)
     if kind == "keep paused":
         service.hold(3)  # behind the first pause, and a read
-        original = VoiceGenieHook.get_campaign
+        original = VoiceGenieHook.send
 
-        def get_campaign(*arguments, **options):
+        def send(*arguments, **options):
             service.status = "running"
             return original(*arguments, **options)
 
-        operator._hook.get_campaign = get_campaign.__get__(operator._hook)
+        operator._hook.send = send.__get__(operator._hook)
     with signals(operator.on_kill) as kill:
 
         def act():
@@ -295,13 +294,13 @@ def test_nothing_else_with_an_effect_is_sent_after_a_kill(service, kind):
 def test_a_trigger_that_is_cancelled_during_the_handshake_pauses_nothing(service):
     service.status = "running"
     service.hold(2)
-    trigger = CampaignPausedTrigger(
+    trigger = wait_trigger(
+        kind="pause",
         campaign_id="c",
         voicegenie_conn_id="voicegenie_default",
         outcomes={},
         poll_interval=1.0,
         deadline=time.time() + 600,
-        paused={},
     )
 
     async def work():

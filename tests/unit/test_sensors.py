@@ -37,7 +37,7 @@ from airflow_provider_voicegenie.sensors.campaign import (
     CampaignReadySensor,
     HasContacts,
 )
-from airflow_provider_voicegenie.waiting import final_statistics
+from airflow_provider_voicegenie.waiting import completion
 
 
 @both_ways
@@ -161,8 +161,8 @@ def test_completion_counts_even_if_the_connection_cannot_be_read(sandbox, monkey
     complete(sandbox, task.campaign_id)()
     sandbox.inject("close", "stats")
     event = event_of(deferral.value.trigger)
-    monkeypatch.setattr(final_statistics, "_PATIENCE", 0.1)
-    monkeypatch.setattr(final_statistics, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(completion, "_PATIENCE", 0.1)
+    monkeypatch.setattr(completion, "STATISTICS_DELAY", 0.1)
 
     def get_connection(conn_id):
         raise RuntimeError("Airflow is not there")

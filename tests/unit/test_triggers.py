@@ -18,19 +18,20 @@ from airflow.triggers.base import BaseTrigger
 from helpers.clock import now
 from helpers.sandboxes import second_sandbox
 from helpers.tasks import TaskInstance, meanwhile
+from helpers.tasks import wait_trigger as trigger
 
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
 from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
-from airflow_provider_voicegenie.triggers import campaign as campaign_triggers
 from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.triggers import polling, subscriptions
-from airflow_provider_voicegenie.triggers.campaign import CampaignCompletedTrigger, CampaignReadyTrigger
+from airflow_provider_voicegenie.triggers import wait as waits_in_triggerer
+from airflow_provider_voicegenie.triggers.wait import WaitTrigger
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 
-LOGGER = "airflow_provider_voicegenie.triggers.campaign"
+LOGGER = "airflow_provider_voicegenie.triggers.wait"
 
 
 @pytest.fixture
@@ -39,22 +40,8 @@ def sandbox(clock, voicegenie_sandbox, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     # Airflow 3 gives triggers a logger that no handler of the standard library sees.
-    for cls in (CampaignCompletedTrigger, CampaignReadyTrigger):
-        monkeypatch.setattr(cls, "log", logging.getLogger(LOGGER))
+    monkeypatch.setattr(WaitTrigger, "log", logging.getLogger(LOGGER))
     return voicegenie_sandbox
-
-
-def trigger(campaign_id, **arguments):
-    return CampaignCompletedTrigger(
-        **{
-            "campaign_id": campaign_id,
-            "voicegenie_conn_id": "voicegenie_default",
-            "kind": "start",
-            "outcomes": {},
-            "poll_interval": 0.2,
-            **arguments,
-        }
-    )
 
 
 async def first_event(waiting):
@@ -106,7 +93,8 @@ def test_the_end_of_a_campaign(sandbox, waits, status, reason, condition):
 
     for payload in wait_for(*(trigger(name) for name in names), meanwhile=meanwhile):
         assert json.loads(json.dumps(payload)) == payload
-        assert (payload["reason"], payload["finding"]["condition"]) == (reason, condition)
+        found = payload["finding"] and payload["finding"]["condition"]
+        assert (payload["reason"], found) == (reason, condition)
         assert payload["result"]["status"] == status
 
 
@@ -266,7 +254,7 @@ def test_an_error_in_one_request_is_an_unreadable_response_of_its_campaign(sandb
 def test_a_reading_that_one_wait_cannot_use_ends_no_wait(sandbox, monkeypatch, caplog):
     """It counts as a response that is not readable, for the wait that it is about."""
     bad, good = (sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(2))
-    original, broken = CompletionWatch._observe_campaign, []
+    original, broken = CompletionWatch._take_campaign, []
 
     def observe(watch, campaign, now, *, in_full):
         if campaign.campaign_id == bad and len(broken) < 3:
@@ -274,7 +262,7 @@ def test_a_reading_that_one_wait_cannot_use_ends_no_wait(sandbox, monkeypatch, c
             return 1 / 0
         return original(watch, campaign, now, in_full=in_full)
 
-    monkeypatch.setattr(CompletionWatch, "_observe_campaign", observe)
+    monkeypatch.setattr(CompletionWatch, "_take_campaign", observe)
 
     async def meanwhile():
         await eventually(lambda: len(broken) == 3)
@@ -631,7 +619,7 @@ def test_a_key_that_is_changed_in_the_connection_too_ends_no_wait(sandbox, monke
 def test_a_connection_that_is_not_there(sandbox):
     (payload,) = wait_for(trigger("ready", voicegenie_conn_id="nowhere"))
     assert payload["finding"]["condition"] == "INVALID_CONNECTION"
-    assert "'nowhere'" in payload["message"]
+    assert "'nowhere'" in payload["finding"]["message"]
 
 
 def test_a_list_that_is_refused_is_done_without(sandbox):
@@ -721,7 +709,7 @@ def test_a_completion_has_its_statistics(sandbox, clock):
     ],
 )
 def test_statistics_that_cannot_be_read_at_once_are_left_to_the_task(sandbox, held, monkeypatch, waits, fault):
-    monkeypatch.setattr(campaign_triggers, "_PATIENCE_WITH_STATISTICS", 1.0)
+    monkeypatch.setattr(waits_in_triggerer, "_PATIENCE", 1.0)
     kind, fields = fault
     sandbox.inject(kind, "stats", times=None, **fields)
     for payload in wait_for(*(trigger(completed_campaign(sandbox)) for _ in range(waits))):
@@ -741,7 +729,7 @@ def test_old_statistics_are_left_to_the_task(sandbox):
 
 def test_those_who_wait_are_read_although_the_statistics_of_others_are_in_trouble(sandbox, clock, held, monkeypatch):
     """Neither reads that hang or fail, nor those that nobody waits for any more, take the place of a poll."""
-    monkeypatch.setattr(campaign_triggers, "_PATIENCE_WITH_STATISTICS", 0.5)
+    monkeypatch.setattr(waits_in_triggerer, "_PATIENCE", 0.5)
     sandbox.inject("hold", "stats", times=12)
     sandbox.inject("status", "stats", status=500, times=None)
     last = sandbox.add_campaign(status="running", total_count=10_000).id
@@ -809,7 +797,7 @@ def test_statistics_are_not_waited_for_until_the_execution_timeout(sandbox, cloc
 
 
 def test_a_wait_that_is_over_says_nothing_more(sandbox, held, monkeypatch, caplog):
-    monkeypatch.setattr(campaign_triggers, "_PATIENCE_WITH_STATISTICS", 1.5)
+    monkeypatch.setattr(waits_in_triggerer, "_PATIENCE", 1.5)
     caplog.set_level(logging.INFO)
     sandbox.inject("hold", "stats")
     campaign = completed_campaign(sandbox)
@@ -844,7 +832,7 @@ def test_statistics_for_which_the_share_has_no_room_are_left_to_the_task(sandbox
     async def wait(campaign_id):
         payloads.append(await first_event(trigger(campaign_id)))
         # The share may let the campaigns be read late, too; once one is, its statistics hold up nothing.
-        assert clock.time() - payloads[-1]["at"] < campaign_triggers._PATIENCE_WITH_STATISTICS
+        assert clock.time() - payloads[-1]["at"] < waits_in_triggerer._PATIENCE
 
     async def work():
         await asyncio.gather(*(wait(completed_campaign(sandbox)) for _ in range(20)))
@@ -895,16 +883,7 @@ class NeedsTime(Prerequisite):
 
 
 def ready(campaign_id, *prerequisites, **arguments):
-    return CampaignReadyTrigger(
-        **{
-            "campaign_id": campaign_id,
-            "voicegenie_conn_id": "voicegenie_default",
-            "prerequisites": [list(each.serialize()) for each in prerequisites],
-            "outcomes": {},
-            "poll_interval": 0.2,
-            **arguments,
-        }
-    )
+    return trigger(campaign_id, "ready", prerequisites=prerequisites, **arguments)
 
 
 def test_readiness_with_prerequisites_of_every_kind(sandbox):
@@ -945,7 +924,7 @@ def test_readiness_has_its_end_too(sandbox, clock):
 )
 def test_only_prerequisites_are_loaded(sandbox, path):
     with pytest.raises(ValueError, match="no Prerequisite"):
-        wait_for(ready("ready", prerequisites=[[path, {}]]))
+        wait_for(ready("ready", arguments={"prerequisites": [[path, {}]]}))
 
 
 # What is stored and logged.
@@ -1151,12 +1130,12 @@ def test_the_pause_of_a_cleared_task_is_about_its_own_start(sandbox, notes, stat
     latest = started_at if began_again is None else ago(began_again)
     sandbox.sandbox.store.change(campaign.id, started_at=latest)
     start = {"started_at": None if started_at is None else started_at.isoformat()}
-    run(cleared_trigger(campaign.id, notes, start=start).on_kill)
+    run(cleared_trigger(campaign.id, notes, **start).on_kill)
     assert sandbox.request_count("pause") == int(is_paused)
 
 
 def test_the_pause_of_a_cleared_task_does_not_wait_for_long_for_what_precedes_it(sandbox, notes, monkeypatch):
-    monkeypatch.setattr(campaign_triggers, "_PATIENCE_BEFORE_PAUSE", 0.2)
+    monkeypatch.setattr(waits_in_triggerer, "_PATIENCE_BEFORE_PAUSE", 0.2)
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
     sandbox.inject("hold", "get")
     run(cleared_trigger(campaign.id, notes).on_kill)
@@ -1173,7 +1152,7 @@ def test_a_pause_that_is_repeated_is_about_its_own_start_too(sandbox, notes):
         lambda: sandbox.status(campaign.id) == "paused",
         lambda: sandbox.sandbox.store.change(campaign.id, status="running", started_at=datetime.now(UTC)),
     ):
-        run(cleared_trigger(campaign.id, notes, start={"started_at": first.isoformat()}).on_kill)
+        run(cleared_trigger(campaign.id, notes, started_at=first.isoformat()).on_kill)
     assert (sandbox.request_count("pause"), sandbox.status(campaign.id)) == (1, "running")
 
 
