@@ -127,14 +127,7 @@ class CompletionWatch(Watch):
         return (campaign if self._completed_end is None else statistics)(self._campaign_id)
 
     def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
-        """
-        Take what came of the request that it wanted.
-
-        :param response: The campaign or its statistics, or why they could not be read.
-        :param now: Unix seconds.
-        :param in_full: Whether a campaign was read by itself, and not in the list, which does not have all counters.
-        :returns: How the wait ended; ``None`` while it goes on.
-        """
+        """Take the campaign or its statistics, or why they could not be read."""
         if (completed := self._completed_end) is not None:
             return self._take_statistics(response, completed, now)
         self.is_urgent = False
@@ -148,25 +141,13 @@ class CompletionWatch(Watch):
         return None
 
     def resume(self, end: End) -> bool:
-        """
-        Go on where another process of the task has ended the wait.
-
-        :param end: How it ended there.
-        :returns: Whether the statistics are left to read.
-        """
+        """Go on where another process has ended the wait: return whether the statistics are left to read."""
         self._end = end
         self.is_urgent = end.is_done and not (end.result or {}).get("statistics")
         return self.is_urgent
 
     def delay(self, poll_interval: float, failures: int, retry_after: float | None, now: float) -> float:
-        """
-        Return how many seconds to wait before the next request. For statistics, it is not until Airflow ends the task.
-
-        :param poll_interval: Seconds between two polls.
-        :param failures: How many requests have failed in a row.
-        :param retry_after: Seconds the service asked to wait.
-        :param now: Unix seconds.
-        """
+        """Return how many seconds to wait before the next request; for statistics, not until Airflow ends the task."""
         if self._statistics_since is None:
             return super().delay(poll_interval, failures, retry_after, now)
         seconds = poll_delay(STATISTICS_DELAY, failures, retry_after)

@@ -48,14 +48,7 @@ class PauseWatch(Watch):
         return (pause if self.is_urgent else campaign)(self._campaign_id)
 
     def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
-        """
-        Take what came of the request that it wanted.
-
-        :param response: The campaign or the response to a pause, or why there is none.
-        :param now: Unix seconds.
-        :param in_full: Of no matter here.
-        :returns: How it ended; ``None`` while it goes on.
-        """
+        """Take the campaign or the response to a pause, or why there is none."""
         was_pause, self.is_urgent = self.is_urgent, False
         if was_pause:
             return self._take_pause(response, now)
@@ -64,12 +57,7 @@ class PauseWatch(Watch):
         return self._take_error(response, now)
 
     def resume(self, end: End) -> bool:
-        """
-        Go on where the triggerer has ended.
-
-        :param end: How it ended there.
-        :returns: Whether to read the campaign once more: the triggerer's last reading is as old as an interval.
-        """
+        """Go on where the triggerer has ended: return whether to read once more, as its reading is an interval old."""
         result = end.result or {}
         self._status, self._count = CampaignStatus(result["status"]), result["paused_again"]
         self._is_held = end.is_done
@@ -106,12 +94,7 @@ class PauseWatch(Watch):
         return self._end
 
     def time_is_up(self, now: float, reason: EndReason) -> End:
-        """
-        Return how it ends when its time is over.
-
-        :param now: Unix seconds.
-        :param reason: Which time it was.
-        """
+        """Return how it ends when its time is over: well if the campaign did not run by what was last read."""
         end = super().time_is_up(now, reason)
         is_held = self._is_held and (self._trouble is None or now - self._seen_at < _FRESH)
         if end.reason is EndReason.TIMEOUT and is_held:

@@ -68,14 +68,7 @@ class ReadinessWatch(Watch):
         ]
 
     def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
-        """
-        Take the campaign, and check whether it meets its prerequisites.
-
-        :param response: The campaign, or why it could not be read.
-        :param now: Unix seconds.
-        :param in_full: Always true.
-        :returns: How the wait ended; ``None`` while it goes on.
-        """
+        """Take the campaign, and check whether it meets its prerequisites, or take why it could not be read."""
         if not isinstance(response, Campaign):
             return self._take_error(response, now)
         self.has_read = True

@@ -118,14 +118,10 @@ def wait_on(
     reading: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> End:
     """
-    Send what the triggerer has left to the task.
+    Send what the triggerer has left to the task, and return how the wait ended.
 
-    :param hook: The service.
-    :param watch: The rules of the wait.
     :param end: How it ended in the triggerer.
-    :param check: As in :func:`wait_here`.
     :param reading: Makes the context in which requests are sent, if any are left.
-    :returns: How the wait ended.
     """
     if not watch.resume(end):
         return end
@@ -142,16 +138,7 @@ def wait_late(
     *,
     max_attempts: int | None = 1,
 ) -> End:
-    """
-    Poll once more, after Airflow ended the deferral as no triggerer did in time.
-
-    :param hook: The service.
-    :param watch: The rules of the wait.
-    :param context: The task's context.
-    :param execution_timeout: The task's.
-    :param max_attempts: As in :func:`wait_here`.
-    :returns: How the wait ended.
-    """
+    """Poll once more, after Airflow ended the deferral as no triggerer did in time; return how the wait ended."""
     end = wait_here(hook, watch, deadline=time.time(), max_attempts=max_attempts)
     now, execution_ends = time.time(), execution_deadline(context, execution_timeout)
     is_out_of_time = execution_ends is not None and now >= execution_ends

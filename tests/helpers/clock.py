@@ -183,7 +183,11 @@ def _modules(loaded):
         "sandbox.service",
         "start.once",
         "start.task",
+        "triggers.subscriptions",
         "triggers.turns",
+        "triggers.wait",
+        "waiting.pausing",
+        "waiting.readiness",
     ):
         importlib.import_module(f"{airflow_provider_voicegenie.__name__}.{name}")
     prefix = f"{airflow_provider_voicegenie.__name__}."
