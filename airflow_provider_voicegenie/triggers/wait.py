@@ -126,7 +126,7 @@ class WaitTrigger(BaseTrigger):
         if self.execution_deadline is not None and (deadline is None or self.execution_deadline < deadline):
             deadline, reason = self.execution_deadline, EndReason.EXECUTION_TIMEOUT
         rules = _rules(TaskKind(self.kind), tuple(self.outcomes.items()))
-        watch = self._watch = _watch_class(self.watch)(self.campaign_id, rules, time.time(), **self.arguments)
+        watch = self._watch = pkgutil.resolve_name(self.watch)(self.campaign_id, rules, time.time(), **self.arguments)
         subscription, service = None, None
         # Here rather than in a method of its own: with ten thousand waits, each coroutine that waits takes megabytes.
         try:
@@ -313,11 +313,6 @@ def defer(
         check()
     timeout = deferral_timeout(trigger.deadline, trigger.execution_deadline)
     raise TaskDeferred(trigger=trigger, method_name="execute_complete", timeout=timeout)
-
-
-def _watch_class(path: str) -> type[Watch]:
-    found: type[Watch] = pkgutil.resolve_name(path)
-    return found
 
 
 @lru_cache(maxsize=1000)

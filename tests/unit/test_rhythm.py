@@ -117,6 +117,14 @@ def test_a_wait_ends_in_time_however_long_its_interval_is(sandbox, clock, comple
     assert sum(clock.sleeps) == pytest.approx(completion_timeout, abs=5)
 
 
+def test_a_campaign_that_is_completed_by_the_deadline_is_completed(sandbox, clock):
+    """There is a poll at the very end, however long the interval is."""
+    clock.at_sleep = lambda number: complete(sandbox, "long")()
+    result = Starting(poll_interval=3600, completion_timeout=10)(deferrable=False).execute(context(Store()))
+    assert result["status"] == "completed"
+    assert sum(clock.sleeps) == pytest.approx(10, abs=5)
+
+
 def test_what_was_to_be_kept_paused_is_looked_at_when_its_time_is_over(sandbox, clock):
     result = keep_paused(keep_paused_for=700, poll_interval=3600).execute(context(Store()))
     assert result["status"] == "paused"
