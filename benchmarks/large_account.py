@@ -15,12 +15,12 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from types import SimpleNamespace
 from typing import Any
 
 from deferred_waits import COLUMNS, ROW, measure, show
 
-from airflow_provider_voicegenie.triggers.polling import PageRead, PollingPlan
+from airflow_provider_voicegenie.api.endpoints import campaign
+from airflow_provider_voicegenie.feed.plan import Interest, PollingPlan, is_page, offset_of
 
 #: Campaigns on a page, and the average part of an interval in which everything is read once.
 PAGE, ROUND = 1000, 0.88
@@ -43,14 +43,15 @@ class Simulation:
     def wait_for(self, names: Iterable[str], interval: float) -> None:
         """Let more campaigns be waited for."""
         for name in names:
-            waiting = SimpleNamespace(interval=interval, needs_single_reads=False)
-            self._waits.append((self.plan.add(name, waiting, self.now), waiting))
+            waiting = Interest(interval, True, self.now)
+            self.plan.add(campaign(name), waiting, self.now)
+            self._waits.append((campaign(name), waiting))
 
     def end(self, count: int) -> None:
         """End some waits."""
         for _ in range(count):
-            polled, waiting = self._waits.pop(random.randrange(len(self._waits)))  # noqa: S311
-            self.plan.remove(polled, waiting, self.now)
+            request, waiting = self._waits.pop(random.randrange(len(self._waits)))  # noqa: S311
+            self.plan.remove(request, waiting, self.now)
 
     def run(self, seconds: float) -> None:
         """Send what falls due."""
@@ -58,14 +59,14 @@ class Simulation:
         while (due := self.plan.due_at()) <= end:
             self.now = max(self.now, due)
             request = self.plan.take()
-            if isinstance(request, PageRead):
+            if is_page(request):
                 self.sent["page"] += 1
-                page = range(request.offset, min(request.offset + PAGE, self.account))
+                page = range(offset_of(request), min(offset_of(request) + PAGE, self.account))
                 names = [f"c{number}" for number in page]
                 self.plan.page_was_read(names, len(page), self.account, self.now, self.now)
             else:
                 self.sent["single"] += 1
-                self.plan.campaign_was_read(request, self.now)
+                self.plan.was_read(request, self.now, self.now)
         self.now = end
 
 

@@ -42,10 +42,10 @@ MAX_PAGE_SIZE = 1000
 _UPLOADS_PER_MINUTE = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request(Generic[Result]):
     """
-    One request, ready to be sent. The functions of this module make them.
+    One request, ready to be sent. The functions of this module make them. Equal ones ask for the same.
 
     :param name: The request's name in messages.
     :param path: Path below the base URL, escaped.
@@ -55,7 +55,7 @@ class Request(Generic[Result]):
     :param id_field: The field of ``data`` that must name that campaign.
     :param method: HTTP method.
     :param params: The query.
-    :param json: The body.
+    :param json: The body, which counts for equality, but not for the hash.
     :param per_minute: How many of its name the service allows in a minute, besides the connection's limit.
     :param is_about_people: Whether the response may name people, who must not get into a message.
     :param has_effect: Whether it changes something.
@@ -68,8 +68,8 @@ class Request(Generic[Result]):
     campaign_id: str | None = None
     id_field: str | None = None
     method: str = "GET"
-    params: Mapping[str, Any] | None = field(default=None, repr=False)
-    json: Any = field(default=None, repr=False)
+    params: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
+    json: Any = field(default=None, repr=False, hash=False)
     per_minute: int | None = None
     is_about_people: bool = False
     has_effect: bool = False
@@ -156,7 +156,7 @@ def campaign_page(*, limit: int, offset: int, call_count: bool = True) -> Reques
     :param offset: Campaigns to skip.
     :param call_count: Whether the counters are wanted; without them the service is faster.
     """
-    params = {"call_count": "true" if call_count else "false", "limit": limit, "offset": offset}
+    params = (("call_count", "true" if call_count else "false"), ("limit", limit), ("offset", offset))
     return Request("list", "/fetchCampaignData", CampaignPage.from_json, params=params)
 
 
@@ -250,7 +250,7 @@ def other(
         None,
         repeatable,
         method=method,
-        params=params,
+        params=tuple((params or {}).items()),
         json=json,
         is_about_people=True,
         has_effect=not repeatable,

@@ -123,20 +123,15 @@ class FairShare:
         """
         with self._lock:
             self._is_short = due <= self.next_at
-            self.next_at = self._turn(1, now)
+            self.next_at = self.turn(1, now)
 
-    def has_room(self, requests: int, now: float) -> bool:
+    def turn(self, number: int, now: float) -> float:
         """
-        Say whether one more request may be sent at once, with as many before it.
+        Return when a request may be sent that has so many others before it.
 
-        :param requests: How many are to be sent before it.
+        :param number: How many are to be sent before it.
         :param now: The time.
         """
-        with self._lock:
-            return self._turn(requests, now) <= now
-
-    def _turn(self, number: int, now: float) -> float:
-        """Return when a request may be sent that has so many others before it."""
         spacing = 60.0 / self.per_minute
         burst = max(1.0, self._limit * _BURST) - 1.0
         return max(self.next_at, now - burst * spacing) + number * spacing

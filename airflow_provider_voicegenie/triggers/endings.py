@@ -15,8 +15,9 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
-from airflow_provider_voicegenie.triggers.polling import AnyReading, CampaignReading, ListedPage
+from airflow_provider_voicegenie.feed.plan import ListedPage
 
 #: Seconds by which the service's times may differ from ours; a wrong time zone makes up to fourteen hours.
 _CLOCKS_DIFFER = 86_400
@@ -33,6 +34,24 @@ _ENOUGH_PASSES = 3
 _DIGEST_CHARACTERS = 8
 
 _FORMAT = 1
+
+
+class CampaignReading(NamedTuple):
+    """
+    What was read of one campaign.
+
+    :param campaign_id: The campaign.
+    :param reading: The campaign, or why it could not be read.
+    :param now: Unix seconds.
+    """
+
+    campaign_id: str
+    reading: Campaign | VoiceGenieError
+    now: float
+
+
+#: What a watcher is shown: a page of the list, what was read of one campaign, or why the list could not be read.
+AnyReading = ListedPage | CampaignReading | VoiceGenieError
 
 
 class _Ended(NamedTuple):

@@ -3,7 +3,7 @@
 Event triggers, for Airflow's ``AssetWatcher``. Airflow has them since 3.0.
 
 A watcher takes part in the poll that all triggers of a triggerer share, see
-:mod:`airflow_provider_voicegenie.triggers.feed`; that saves the requests. From Airflow 3.3 on, what the feed reads goes
+:mod:`airflow_provider_voicegenie.feed`; that saves the requests. From Airflow 3.3 on, what the feed reads goes
 through Airflow's shared stream besides. Only that one says when an event is stored, so that what was told can be kept.
 """
 

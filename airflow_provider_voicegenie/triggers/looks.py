@@ -10,15 +10,23 @@ import time
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_voicegenie.api import endpoints
+from airflow_provider_voicegenie.api.errors import InvalidConnectionError, UnauthorizedError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign
-from airflow_provider_voicegenie.triggers.endings import KnownCampaigns, add_others, kept_at
-from airflow_provider_voicegenie.triggers.feed import place_of
-from airflow_provider_voicegenie.triggers.polling import AnyReading, ListedPage
-from airflow_provider_voicegenie.triggers.subscriptions import Readings
-from airflow_provider_voicegenie.triggers.troubles import troubles_of
+from airflow_provider_voicegenie.feed.feed import Subscription, place_of, subscribe
+from airflow_provider_voicegenie.feed.plan import LIST, ListedPage
+from airflow_provider_voicegenie.triggers.endings import (
+    AnyReading,
+    CampaignReading,
+    KnownCampaigns,
+    add_others,
+    kept_at,
+)
+from airflow_provider_voicegenie.triggers.troubles import Troubles, troubles_of
 from airflow_provider_voicegenie.waiting.progress import describe
 
 if TYPE_CHECKING:
@@ -39,6 +47,10 @@ _TRY_AGAIN = 10.0
 
 #: Seconds from an event to the last one of a group: of events that come at once, Airflow 3.3 makes a run for the first.
 BETWEEN_EVENTS = 5.0
+
+
+#: What stands for all campaigns of an account, in place of an id.
+_ALL = ""
 
 
 class Pace:
@@ -92,21 +104,49 @@ class Looks(SharedStreamProducer):
         self._campaign_ids = campaign_ids
         self._voicegenie_conn_id = voicegenie_conn_id
         self._poll_interval = poll_interval
+        #: What was read and is in no look yet, and whose campaigns it is of.
+        self._read: list[tuple[Account | None, AnyReading]] = []
+        self._came = asyncio.Event()
 
     async def open_stream(self) -> AsyncGenerator[tuple[Look, Look], None]:
         """Yield each look: for the watchers, and for :meth:`advance`."""
-        readings = Readings(self._voicegenie_conn_id, self._poll_interval, self._campaign_ids)
+        over = f"The campaigns of the connection {self._voicegenie_conn_id!r} can be read again."
+        troubles = troubles_of(self._voicegenie_conn_id, "campaigns", over)
+        parts = [self._subscribe(campaign_id, troubles) for campaign_id in self._campaign_ids or [_ALL]]
         pace = Pace()
         try:
             while True:
-                await readings.come()
+                while not self._read:
+                    self._came.clear()
+                    await self._came.wait()
                 # After an event, what is read for some seconds makes one look.
                 await pace.wait()
-                account, read = readings.take()
-                look = Look(read, account=account, pace=pace)
+                # A look is of one account.
+                account, of_account = next(groupby(self._read, key=itemgetter(0)))
+                readings = [reading for _, reading in of_account]
+                del self._read[: len(readings)]
+                look = Look(readings, account=account, pace=pace)
                 yield look, look
         finally:
-            readings.close()
+            for part in parts:
+                about = part.request.campaign_id or _ALL
+                troubles.leave(about, (about, "with the service"))
+                part.close()
+
+    def _subscribe(self, about: str, troubles: Troubles) -> Subscription:
+        """Have a campaign read, or the whole list, page by page: all that comes, in order and without gaps."""
+
+        def on_response(response: Any, in_full: bool, now: float) -> None:
+            # What was asked for before it came is older, although it may come later: it could take an end back.
+            part.forget()
+            _log_trouble(troubles, about, response)
+            self._read.append((part.account, CampaignReading(about, response, now) if about else response))
+            self._came.set()
+
+        troubles.join(about, (about, "with the service"))
+        request: endpoints.Request[Any] = endpoints.campaign(about) if about else LIST
+        part = subscribe(self._voicegenie_conn_id, request, self._poll_interval, on_response)
+        return part
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
         """Keep what was told; the events of these looks are stored."""
@@ -291,6 +331,20 @@ class Memory:
             return
         self._kept_version = version
         self._with_keeping.end(self._key)
+
+
+def _log_trouble(troubles: Troubles, about: str, response: object) -> None:
+    """Log trouble, once for all watchers of the connection."""
+    if not isinstance(response, VoiceGenieError):
+        troubles.end(about, (about, "with the service"))
+        return
+    message = f"{response.message.rstrip('.')} [{response.kind}: watching goes on]."
+    # What is not about one campaign is said once, although each of them meets it.
+    if response.temporary or isinstance(response, UnauthorizedError | InvalidConnectionError):
+        troubles.begin((about, "with the service"), response.kind, message)
+    else:
+        troubles.begin(about, f"{response.kind} {about}", message)
+        troubles.end((about, "with the service"))
 
 
 def _each_store(stores: AssetStateStoreAccessors) -> Iterable[AssetStateStoreAccessor]:

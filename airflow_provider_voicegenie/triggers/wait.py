@@ -2,8 +2,8 @@
 """
 The trigger of every wait for a campaign, and how a task defers to it.
 
-All waits of a triggerer on one connection share one poll, see :mod:`airflow_provider_voicegenie.triggers.feed`. When a
-wait ends is decided by its :class:`~airflow_provider_voicegenie.waiting.watch.Watch`, as it is in a worker.
+All waits of a triggerer on one connection share one poll, see :mod:`airflow_provider_voicegenie.feed`. When a wait
+ends is decided by its :class:`~airflow_provider_voicegenie.waiting.watch.Watch`, as it is in a worker.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from asgiref.sync import sync_to_async
 from airflow_provider_voicegenie.api.endpoints import campaign, pause, statistics
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import read_time
+from airflow_provider_voicegenie.feed.threads import in_thread, open_client, read_settings, send_unless_cancelled
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
-from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings, send_unless_cancelled
 from airflow_provider_voicegenie.waiting.completion import STATISTICS_DELAY
 from airflow_provider_voicegenie.waiting.deferral import (
     deferral_timeout,
@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
     from airflow_provider_voicegenie.api.endpoints import Request
     from airflow_provider_voicegenie.api.models import Campaign, PausedCampaign
-    from airflow_provider_voicegenie.triggers.feed import Reading
-    from airflow_provider_voicegenie.triggers.subscriptions import Subscription
+    from airflow_provider_voicegenie.feed.feed import Subscription
 
 #: Seconds in which a request that is read once must be answered here; otherwise, the task reads it.
 _PATIENCE = 5.0
@@ -119,9 +118,6 @@ class WaitTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield the one event."""
-        # A worker makes triggers too, and needs none of this.
-        from airflow_provider_voicegenie.triggers.subscriptions import subscribe
-
         deadline, reason = self.deadline, EndReason.TIMEOUT
         if self.execution_deadline is not None and (deadline is None or self.execution_deadline < deadline):
             deadline, reason = self.execution_deadline, EndReason.EXECUTION_TIMEOUT
@@ -134,14 +130,7 @@ class WaitTrigger(BaseTrigger):
                 async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.time())) as limit:
                     if watch.runs_code_of_author:
                         await in_thread(watch.prepare)
-                    subscription = self._subscription = subscribe(
-                        self.voicegenie_conn_id,
-                        self.campaign_id,
-                        self.poll_interval,
-                        self._on_reading,
-                        needs_single_reads=watch.needs_single_reads,
-                        needs=watch.needs,
-                    )
+                    subscription = self._subscription = self._subscribe(watch)
                     end = None
                     while end is None:
                         update = await subscription.update()
@@ -159,16 +148,26 @@ class WaitTrigger(BaseTrigger):
         event = {**end.to_json(), "service": service, "deferred": self.serialize()[1]}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
-    def _on_reading(self, reading: Reading, in_full: bool, now: float) -> End | Reading | None:
+    def _subscribe(self, watch: Watch) -> Subscription:
+        """Join the feed of the connection; :meth:`run` leaves it."""
+        # A worker makes triggers too, and needs none of this.
+        from airflow_provider_voicegenie.feed.feed import subscribe
+        from airflow_provider_voicegenie.triggers.sources import CampaignWithSources
+
+        if watch.needs_single_reads:
+            return CampaignWithSources(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, watch.needs)
+        return subscribe(self.voicegenie_conn_id, campaign(self.campaign_id), self.poll_interval, self._on_reading)
+
+    def _on_reading(
+        self, reading: Campaign | VoiceGenieError, in_full: bool, now: float
+    ) -> End | Campaign | VoiceGenieError | None:
         """Show the watch what the feed read. If there is more to do than the feed may wait for, that is an update."""
         if not self._is_polling:
             return None
-        if self._watch.runs_code_of_author:
-            return reading
         end = self._watch.take(reading, now, in_full=in_full)
         return reading if end is None and self._watch.is_urgent else end
 
-    async def _act(self, reading: Reading) -> End | None:
+    async def _act(self, reading: Campaign | VoiceGenieError) -> End | None:
         """Do what the watch wants at once, after a reading."""
         watch, subscription = self._watch, self._subscription
         if watch.runs_code_of_author:
@@ -210,7 +209,7 @@ class WaitTrigger(BaseTrigger):
             patience = min(patience, self.execution_deadline - STATISTICS_DELAY - time.time())
         response = None
         try:
-            response = await self._subscription.read(request, patience)
+            response = await self._subscription.read_once(request, patience)
         except VoiceGenieError:
             pass
         except Exception:

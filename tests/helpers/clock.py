@@ -183,7 +183,7 @@ def _modules(loaded):
         "sandbox.service",
         "start.once",
         "start.task",
-        "triggers.subscriptions",
+        "feed.feed",
         "triggers.turns",
         "triggers.wait",
         "waiting.pausing",

@@ -91,7 +91,7 @@ def test_the_list_writes_its_flag_in_lower_case():
     request = campaign_page(limit=5, offset=10, call_count=False)
     assert (request.path, request.params) == (
         "/fetchCampaignData",
-        {"call_count": "false", "limit": 5, "offset": 10},
+        (("call_count", "false"), ("limit", 5), ("offset", 10)),
     )
 
 

@@ -7,12 +7,11 @@ import itertools
 import math
 import random
 from collections import Counter
-from concurrent.futures import Future
-from types import SimpleNamespace
 
 import pytest
 
-from airflow_provider_voicegenie.triggers.polling import OneRead, PageRead, PolledCampaign, PollingPlan
+from airflow_provider_voicegenie.api.endpoints import campaign, quota, statistics
+from airflow_provider_voicegenie.feed.plan import LIST, Interest, PollingPlan, is_page, offset_of
 
 
 @pytest.fixture(autouse=True, params=range(3))
@@ -37,32 +36,32 @@ class Service:
         while (due := plan.due_at()) <= end:
             now = max(now, due)
             request = plan.take()
-            is_page = isinstance(request, PageRead)
-            self.sent.append((now, "list" if is_page else request.campaign_id))
-            if is_page and self.list_fails:
+            of_list = is_page(request)
+            self.sent.append((now, "list" if of_list else request.campaign_id))
+            if of_list and self.list_fails:
                 plan.page_failed(now, retry_after=None)
-            elif is_page:
+            elif of_list:
                 names = self.order(now)
-                page = names[request.offset : request.offset + self.page_size]
+                page = names[offset_of(request) :][: self.page_size]
                 plan.page_was_read(page, len(page), self.claims or len(names), now, now)
             elif self.single_fails:
-                plan.campaign_failed(request, now, retry_after=None)
+                plan.failed(request, now, now, retry_after=None)
             else:
-                plan.campaign_was_read(request, now)
+                plan.was_read(request, now, now)
         return self.sent
 
     def counts(self, begin, end):
         return Counter("list" if what == "list" else "single" for at, what in self.sent if begin <= at < end)
 
 
-def subscriber(interval=60.0, needs_single_reads=False):
-    return SimpleNamespace(interval=interval, needs_single_reads=needs_single_reads)
+def subscriber(interval=60.0, is_list_enough=True, joined_at=0.0):
+    return Interest(interval, is_list_enough, joined_at)
 
 
 def plan_for(waits, interval=60.0):
     plan = PollingPlan()
     for number in range(waits):
-        plan.add(f"c{number}", subscriber(interval), 0.0)
+        plan.add(campaign(f"c{number}"), subscriber(interval), 0.0)
     return plan
 
 
@@ -103,7 +102,7 @@ def test_each_campaign_is_read_within_each_interval(waits, account):
     for now in range(1200):
         service.run(plan, now, now + 1)
         if now >= 60:
-            stale = max(stale, max(now + 1 - polled.seen_at for polled in plan.campaigns.values()))
+            stale = max(stale, max(now + 1 - poll.read_at for poll in plan.polls()))
     assert stale <= 61
 
 
@@ -121,7 +120,7 @@ def test_pages_that_are_shorter_than_was_asked_for_hide_no_campaign():
     service = Service(names(1500), page_size=400)
     service.run(plan, 0, 600)
     assert {what for at, what in service.sent if at > 5} == {"list"}
-    assert all(600 - polled.seen_at <= 130 for polled in plan.campaigns.values())
+    assert all(600 - poll.read_at <= 130 for poll in plan.polls())
 
 
 def test_pages_that_shift_while_they_are_read_hide_no_campaign():
@@ -135,7 +134,7 @@ def test_pages_that_shift_while_they_are_read_hide_no_campaign():
     for now in range(1200):
         service.run(plan, now, now + 1)
         if now >= 180:
-            assert all(now + 1 - polled.seen_at <= 130 for polled in plan.campaigns.values())
+            assert all(now + 1 - poll.read_at <= 130 for poll in plan.polls())
 
 
 def test_unlisted_campaign_is_read_singly():
@@ -154,22 +153,22 @@ def test_a_campaign_that_was_joined_during_a_pass_is_not_missing_in_it():
     now = 5.0
     for page in (first, second):
         now = max(now, plan.due_at())
-        while not isinstance(request := plan.take(), PageRead):
-            plan.campaign_was_read(request, now)
+        while not is_page(request := plan.take()):
+            plan.was_read(request, now, now)
         if page is second:
-            late = plan.add("c7", subscriber(), now)
-            newcomer = plan.add("c999_999", subscriber(), now)
+            late = plan.add(campaign("c7"), subscriber(), now)
+            newcomer = plan.add(campaign("c999_999"), subscriber(), now)
         plan.page_was_read(page, 1000, 2000, now, now)
-    assert not late.needs_single_reads
-    assert not newcomer.needs_single_reads
+    assert not late.is_single
+    assert not newcomer.is_single
     # In the next pass, who is not listed is missing.
     for page in (first, second):
         now = max(now, plan.due_at())
-        while not isinstance(request := plan.take(), PageRead):
-            plan.campaign_was_read(request, now)
+        while not is_page(request := plan.take()):
+            plan.was_read(request, now, now)
         plan.page_was_read(page, 1000, 2000, now, now)
-    assert newcomer.needs_single_reads
-    assert not late.needs_single_reads
+    assert newcomer.is_single
+    assert not late.is_single
 
 
 def test_campaign_listed_again_is_no_longer_read_singly():
@@ -184,7 +183,7 @@ def test_campaign_listed_again_is_no_longer_read_singly():
 
 def test_a_member_that_needs_more_than_the_list_gets_single_reads():
     plan = plan_for(10)
-    plan.add("ready", subscriber(needs_single_reads=True), 0.0)
+    plan.add(campaign("ready"), subscriber(is_list_enough=False), 0.0)
     service = Service([*names(10), "ready"])
     service.run(plan, 0, 600)
     assert {what for at, what in service.sent if at > 2} == {"list", "ready"}
@@ -195,27 +194,65 @@ def test_the_list_is_left_once_those_who_went_by_it_are_gone():
     """As the change to single reads of the others was not worth it before."""
     plan = PollingPlan()
     slow = [subscriber(600) for _ in range(400)]
-    slow_polled = [plan.add(f"c{number}", each, 0.0) for number, each in enumerate(slow)]
+    slow_polled = [plan.add(campaign(f"c{number}"), each, 0.0) for number, each in enumerate(slow)]
     service = Service(names(20_000))
     service.run(plan, 0, 1200)
     for number in range(21):
-        plan.add(f"c{1000 + number}", subscriber(10), 1200.0)
+        plan.add(campaign(f"c{1000 + number}"), subscriber(10), 1200.0)
     service.run(plan, 1200, 1300)
     for polled, each in zip(slow_polled, slow, strict=True):
-        plan.remove(polled, each, 1300.0)
+        plan.remove(polled.request, each, 1300.0)
     service.run(plan, 1300, 2300)
     assert service.counts(1400, 2300).total() <= 1.2 * 21 * 90
 
 
 def test_a_read_that_nobody_waits_for_any_more_is_left_out():
     plan = plan_for(1)
-    reads = [OneRead(request=name, answer=Future()) for name in ("first", "second")]
-    assert all(plan.add_read(read, 0.0) for read in reads)
-    reads[0].answer.cancel()
+    first, second = (plan.add(statistics(name), subscriber(math.inf), 0.0) for name in ("c1", "c2"))
+    plan.remove(first.request, first.subscribers[0], 0.0)
     assert plan.due_at() == 0.0
-    assert plan.take() is reads[1]
-    reads[1].answer.set_result(None)
-    assert isinstance(plan.take(), PolledCampaign)
+    assert plan.take() == second.request
+    plan.remove(second.request, second.subscribers[0], 0.0)
+    assert plan.take() == campaign("c0")
+
+
+def test_what_is_read_once_is_read_again_only_for_who_came_later():
+    plan = PollingPlan()
+    poll = plan.add(statistics("c"), subscriber(math.inf, joined_at=1.0), 1.0)
+    assert plan.take() == poll.request
+    plan.was_read(poll.request, 3.0, 1.0)
+    assert plan.due_at() == math.inf
+    # While it is under way, and after that.
+    plan.add(statistics("c"), subscriber(math.inf, joined_at=4.0), 4.0)
+    assert plan.take() == poll.request
+    plan.add(statistics("c"), subscriber(math.inf, joined_at=5.0), 5.0)
+    assert plan.due_at() == math.inf
+    plan.was_read(poll.request, 6.0, 4.0)
+    assert plan.due_at() == 6.0
+
+
+def test_anything_may_be_polled_and_what_is_equal_is_sent_once():
+    plan = PollingPlan()
+    for _ in range(100):
+        plan.add(quota(), subscriber(60), 0.0)
+        plan.add(statistics("c"), subscriber(30), 0.0)
+    sent = Counter()
+    while (due := plan.due_at()) <= 3600:
+        request = plan.take()
+        sent[request] += 1
+        plan.was_read(request, due, due)
+    assert sent.keys() == {quota(), statistics("c")}
+    assert 60 <= sent[quota()] <= 72
+    assert 120 <= sent[statistics("c")] <= 144
+
+
+def test_who_joins_in_more_of_a_hurry_does_not_wait_for_the_others():
+    for request in (campaign("c"), quota()):
+        plan = PollingPlan()
+        plan.add(request, subscriber(3600), 0.0)
+        plan.was_read(plan.take(), 0.0, 0.0)
+        plan.add(request, subscriber(10), 1.0)
+        assert plan.due_at() <= 11.0
 
 
 def test_a_cheap_list_is_read_more_often_only_if_that_takes_few_requests():
@@ -226,7 +263,7 @@ def test_a_cheap_list_is_read_more_often_only_if_that_takes_few_requests():
 
 def test_the_shortest_interval_counts():
     plan = plan_for(3, interval=600)
-    plan.add("c0", subscriber(10), 0.0)
+    plan.add(campaign("c0"), subscriber(10), 0.0)
     service = Service(names(3))
     service.run(plan, 0, 600)
     assert 55 <= service.counts(0, 600)["list"] <= 75
@@ -245,26 +282,26 @@ def test_waits_in_no_hurry_go_by_the_list_though_others_are_in_one(account, hurr
     plan = PollingPlan()
     service = Service(names(account))
     for number in range(300):
-        plan.add(f"c{number}", subscriber(600), 0.0)
+        plan.add(campaign(f"c{number}"), subscriber(600), 0.0)
     late = [subscriber(60) for _ in range(hurried)]
-    polled = [plan.add(f"c{account - 1 - number}", each, 0.0) for number, each in enumerate(late)]
+    polled = [plan.add(campaign(f"c{account - 1 - number}"), each, 0.0) for number, each in enumerate(late)]
     stale: Counter[float] = Counter()
     for now in range(0, 6600, 5):
         service.run(plan, now, now + 5)
         if now >= 1200:
-            for each in plan.campaigns.values():
-                stale[each.interval] = max(stale[each.interval], now + 5 - each.seen_at)
+            for each in plan.polls():
+                stale[each.interval] = max(stale[each.interval], now + 5 - each.read_at)
     assert service.counts(600, 6600).total() / 100 <= most
     assert stale[60] <= 66
     assert stale[600] <= 606
     # Without the hurried ones, and with them again.
     for each, one in zip(polled, late, strict=True):
-        plan.remove(each, one, 6600.0)
+        plan.remove(each.request, one, 6600.0)
     service.run(plan, 6600, 12600)
     assert service.counts(7200, 12600).total() / 90 <= 1.36 * account / 10_000
-    plan.add("c7", subscriber(60), 12600.0)
+    plan.add(campaign("c7"), subscriber(60), 12600.0)
     service.run(plan, 12600, 12700)
-    assert 12700 - plan.campaigns["c7"].seen_at <= 61
+    assert 12700 - plan.poll_of("c7").read_at <= 61
 
 
 def test_waits_that_come_and_go_do_not_change_the_way_all_the_time():
@@ -274,36 +311,36 @@ def test_waits_that_come_and_go_do_not_change_the_way_all_the_time():
     for now in range(120, 3120):
         one = subscriber()
         if now % 20 < 10:
-            plan.add(f"c{1000 + now % 10}", one, now)
+            plan.add(campaign(f"c{1000 + now % 10}"), one, now)
         else:
-            polled = plan.campaigns[f"c{1000 + now % 10}"]
-            plan.remove(polled, polled.subscribers[0], now)
+            polled = plan.poll_of(f"c{1000 + now % 10}")
+            plan.remove(polled.request, polled.subscribers[0], now)
         service.run(plan, now, now + 1)
     assert service.counts(120, 3120).total() / 50 <= 1.15 * 108
 
 
 def test_subscribers_come_and_go():
     plan = PollingPlan()
-    both = [(plan.add("c0", one, 0.0), one) for one in (subscriber(), subscriber(5))]
-    assert len(plan.campaigns) == 1
+    both = [(plan.add(campaign("c0"), one, 0.0), one) for one in (subscriber(), subscriber(5))]
+    assert len(plan.polls()) == 1
     for polled, one in both:
-        plan.remove(polled, one, 1.0)
-    assert plan.campaigns == {}
+        plan.remove(polled.request, one, 1.0)
+    assert plan.is_idle
     assert plan.due_at() == math.inf
-    rejoined = plan.add("c0", subscriber(), 2.0)
+    rejoined = plan.add(campaign("c0"), subscriber(), 2.0)
     assert plan.due_at() < math.inf
-    assert plan.take() is rejoined
+    assert plan.take() is rejoined.request
 
 
 def test_a_hurried_campaign_is_read_at_once_and_the_list_goes_on():
     plan = plan_for(10)
     service = Service(names(10))
     service.run(plan, 0, 100)
-    polled = plan.campaigns["c3"]
-    plan.poll_now(polled, 100.0)
+    polled = plan.poll_of("c3")
+    plan.poll_now(polled.request, 100.0)
     assert plan.due_at() == 100.0
-    assert plan.take() is polled
-    plan.campaign_was_read(polled, 100.1)
+    assert plan.take() == polled.request
+    plan.was_read(polled.request, 100.1, 100.0)
     service.sent.clear()
     service.run(plan, 101, 400)
     assert {what for _, what in service.sent} == {"list"}
@@ -340,7 +377,7 @@ def test_single_reads_take_over_if_only_the_list_fails():
 def test_a_refused_list_is_left_alone_for_a_while():
     plan = plan_for(10)
     requests = (plan.take() for _ in itertools.count() if plan.due_at() <= 2)
-    assert any(isinstance(request, PageRead) for request in requests)
+    assert any(is_page(request) for request in requests)
     plan.block_list(1.0)
     service = Service(names(10))
     service.run(plan, 1, 500)
@@ -358,25 +395,25 @@ def test_single_reads_that_fail_are_repeated_with_growing_pauses():
     assert max(gaps) <= 30
     assert gaps[0] < 2
     assert min(gaps[6:]) > 20
-    assert isinstance(plan.campaigns["c0"], PolledCampaign)
+    assert plan.poll_of("c0") is not None
 
 
 @pytest.mark.parametrize("result", ["read", "failed"])
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_wait_that_ends_while_its_campaign_is_read_disturbs_nobody(result, others):
     plan = PollingPlan()
-    leaving = SimpleNamespace(interval=5.0, needs_single_reads=True, joined_at=0.0)
-    polled = plan.add("left", leaving, 0.0)
+    leaving = subscriber(5.0, is_list_enough=False)
+    polled = plan.add(campaign("left"), leaving, 0.0)
     for number in range(others):
-        plan.add(f"other-{number}", SimpleNamespace(interval=5.0, needs_single_reads=True, joined_at=0.0), 0.0)
-    plan.poll_now(polled, 0.0)
-    assert plan.take() is polled
-    plan.remove(polled, leaving, 1.0)
+        plan.add(campaign(f"other-{number}"), subscriber(5.0, is_list_enough=False), 0.0)
+    plan.poll_now(polled.request, 0.0)
+    assert plan.take() == polled.request
+    plan.remove(polled.request, leaving, 1.0)
     if result == "read":
-        plan.campaign_was_read(polled, 2.0)
+        plan.was_read(polled.request, 2.0, 0.0)
     else:
-        plan.campaign_failed(polled, 2.0, retry_after=None)
-    plan.poll_now(polled, 2.0)
+        plan.failed(polled.request, 2.0, 0.0, retry_after=None)
+    plan.poll_now(polled.request, 2.0)
     assert (plan.due_at() == math.inf) == (not others)
 
 
@@ -390,7 +427,7 @@ def test_rounds_are_in_time_although_the_service_gives_shorter_pages(cap, interv
         now = tick * interval / 10
         service.run(plan, now - interval / 10, now)
         if tick > 20:
-            stale = max(stale, max(now - polled.seen_at for polled in plan.campaigns.values()))
+            stale = max(stale, max(now - poll.read_at for poll in plan.polls()))
     assert stale <= 1.15 * interval
     # Single reads would take a thousand in an interval.
     assert service.counts(2 * interval, 20 * interval).total() / 18 <= 1.4 * 1000 / cap
@@ -415,7 +452,7 @@ def test_pages_that_become_longer_again_are_counted_so():
 
 def test_a_total_that_is_too_large_makes_no_flood_of_requests():
     plan = PollingPlan()
-    plan.add_list_reader(subscriber(), 0.0)
+    plan.add(LIST, subscriber(), 0.0)
     service = Service(names(10))
     service.claims = 2**53 - 1
     service.run(plan, 0, 600)
@@ -426,52 +463,38 @@ def test_a_total_that_is_too_large_makes_no_flood_of_requests():
 # Trouble that is over.
 
 
-def delays_of_quota(plan, outcomes):
-    """Report one outcome after the other, and return how long the plan waits after each."""
-    delays = []
-    for now, is_fine in enumerate(outcomes, start=100):
-        plan.take()
-        if is_fine:
-            plan.quota_was_read(now)
-        else:
-            plan.quota_failed(now, retry_after=None)
-        delays.append(plan._quota_due - now)
-    return delays
-
-
-def test_trouble_that_is_over_slows_no_reading_of_the_quota():
+@pytest.mark.parametrize("request_", [campaign("c0"), quota()], ids=str)
+def test_trouble_that_is_over_slows_no_read(request_):
     plan = PollingPlan()
-    plan.set_quota_reader(SimpleNamespace(interval=0.1), 0.0)
-    assert max(delays_of_quota(plan, [False, True] * 6)) <= 1.0
-    assert max(delays_of_quota(plan, [False] * 8)) > 20
+    one = subscriber(0.1)
+    plan.add(request_, one, 0.0)
+
+    def delays(outcomes):
+        for is_fine in outcomes:
+            now = plan.due_at()
+            assert plan.take() == request_
+            if is_fine:
+                plan.was_read(request_, now, now)
+            else:
+                plan.failed(request_, now, now, retry_after=None)
+            yield plan.due_at() - now
+
+    assert max(delays([False, True] * 6)) <= 1.0
+    assert max(delays([False] * 8)) > 20
     # Nor does the trouble of before slow whoever asks for it anew.
-    plan.set_quota_reader(None, 200.0)
+    plan.remove(request_, one, plan.due_at())
     assert plan.due_at() == math.inf
-    plan.set_quota_reader(SimpleNamespace(interval=0.1), 200.0)
-    assert max(delays_of_quota(plan, [False])) <= 1.0
-
-
-def test_trouble_that_is_over_slows_no_single_read():
-    plan = plan_for(1, interval=0.1)
-    delays = []
-    for number in range(12):
-        now = plan.due_at()
-        polled = plan.take()
-        if number % 2:
-            plan.campaign_was_read(polled, now)
-        else:
-            plan.campaign_failed(polled, now, retry_after=None)
-        delays.append(plan.due_at() - now)
-    assert max(delays) <= 1.0
+    plan.add(request_, one, 1000.0)
+    assert max(delays([False])) <= 1.0
 
 
 def test_trouble_that_is_over_slows_no_page():
     plan = PollingPlan()
-    plan.add_list_reader(SimpleNamespace(interval=0.1, joined_at=0.0), 0.0)
+    plan.add(LIST, subscriber(0.1), 0.0)
     delays = []
     for number in range(12):
         now = plan.due_at()
-        assert plan.take() == PageRead(0)
+        assert offset_of(plan.take()) == 0
         if number % 2:
             plan.page_was_read(["c"], 1, 1, now, now)
         else:
@@ -484,45 +507,50 @@ def test_trouble_that_is_over_slows_no_page():
 def test_the_service_says_when_it_is_asked_again(asked):
     plan = plan_for(1, interval=0.1)
     now = plan.due_at()
-    plan.campaign_failed(plan.take(), now, retry_after=asked)
+    plan.failed(plan.take(), now, now, retry_after=asked)
     assert plan.due_at() - now == min(asked, 60.0)
 
 
 def test_what_nobody_waits_for_any_more_is_not_read():
     plan = PollingPlan()
     alone = subscriber(5.0)
-    polled = plan.add("c", alone, 0.0)
+    polled = plan.add(campaign("c"), alone, 0.0)
     assert plan.due_at() < 5
-    plan.remove(polled, alone, 1.0)
+    plan.remove(polled.request, alone, 1.0)
     assert (plan.due_at(), plan.is_idle) == (math.inf, True)
 
 
 def test_who_needs_more_than_the_list_counts_although_others_come_and_go():
     plan = PollingPlan()
-    modest, demanding, other = subscriber(), subscriber(needs_single_reads=True), subscriber()
+    modest, demanding, other = subscriber(), subscriber(is_list_enough=False), subscriber()
     for each in (modest, demanding, other):
-        polled = plan.add("c", each, 0.0)
-    assert polled.needs_single_reads
-    plan.remove(polled, modest, 1.0)
-    assert polled.needs_single_reads
+        polled = plan.add(campaign("c"), each, 0.0)
+    assert polled.is_single
+    plan.remove(polled.request, modest, 1.0)
+    assert polled.is_single
 
 
-def test_so_many_other_reads_are_under_way_and_no_more():
+def test_so_many_reads_of_something_once_are_under_way_and_no_more():
     plan = plan_for(1)
-    answers = [Future() for _ in range(5)]
-    for answer in answers:
-        assert plan.add_read(OneRead(None, answer), 0.0)
+    wanted = [statistics(f"c{number}") for number in range(5)]
+    for request in wanted:
+        plan.add(request, subscriber(math.inf), 0.0)
     taken = []
     while plan.due_at() <= 0.0:
         taken.append(plan.take())
-    assert [read.answer for read in taken] == answers[:3]
-    plan.read_is_over()
-    assert plan.take().answer is answers[3]
+    assert taken == wanted[:3]
+    plan.was_read(taken[0], 0.0, 0.0)
+    assert plan.take() == wanted[3]
+    # Also if nobody waits for it any more.
+    poll = plan.poll(taken[1])
+    plan.remove(poll.request, poll.subscribers[0], 0.0)
+    plan.failed(taken[1], 0.0, 0.0, retry_after=None)
+    assert plan.take() == wanted[4]
     assert plan.due_at() > 0.0
 
 
 def test_the_shortest_interval_of_a_campaign_counts():
     plan = PollingPlan()
     for interval in (60.0, 5.0, 30.0):
-        polled = plan.add("c", subscriber(interval), 0.0)
+        polled = plan.add(campaign("c"), subscriber(interval), 0.0)
     assert polled.interval == 5.0

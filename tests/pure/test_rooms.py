@@ -28,13 +28,13 @@ DECIDES = [
     *("waiting/watch", "waiting/completion", "waiting/readiness", "waiting/pausing"),
     *("waiting/progress", "waiting/final_statistics"),
     "triggers/endings",
-    "triggers/polling",
+    "feed/plan",
 ]
 DOES = {"asyncio", "http", "requests", "socket", "subprocess", "time", "urllib3"}
 DOES |= {f"{PACKAGE}.{name}" for name in ("api.client", "api.session", "hooks", "operators", "sensors")}
 
 #: The rooms, from the top down; each may import those below it.
-ROOMS = ["operators", "sensors", "transfers", "start", "triggers", "waiting", "hooks", "rules", "api"]
+ROOMS = ["operators", "sensors", "transfers", "start", "triggers", "waiting", "feed", "hooks", "rules", "api"]
 
 
 def imports(path):

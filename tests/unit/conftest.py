@@ -10,7 +10,7 @@ from helpers.clock import Clock
 from helpers.leaks import person_in
 from helpers.tasks import shorten_times
 
-from airflow_provider_voicegenie.triggers import feed as feeds
+from airflow_provider_voicegenie.feed import feed as feeds
 
 #: Airflow 3 has it twice.
 _SHARED_MASKERS = [f"{root}._shared.secrets_masker.secrets_masker" for root in ("airflow", "airflow.sdk")]

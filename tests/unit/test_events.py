@@ -25,15 +25,17 @@ from helpers.sandboxes import second_sandbox
 from helpers.tasks import stored, wait_trigger
 
 from airflow_provider_voicegenie.api import rate_limit
+from airflow_provider_voicegenie.api.endpoints import campaign as read_campaign
 from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, CampaignStatus
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.api.settings import ClientSettings
+from airflow_provider_voicegenie.feed import feed as feeds
+from airflow_provider_voicegenie.feed import plan as plans
+from airflow_provider_voicegenie.feed.plan import LIST, Interest, ListedPage, PollingPlan, is_page, offset_of
 from airflow_provider_voicegenie.sandbox.store import seed_campaigns
-from airflow_provider_voicegenie.triggers import endings, looks, polling
-from airflow_provider_voicegenie.triggers import feed as feeds
+from airflow_provider_voicegenie.triggers import endings, looks
 from airflow_provider_voicegenie.triggers.endings import KnownCampaigns, add_others
 from airflow_provider_voicegenie.triggers.events import CampaignEndedTrigger
-from airflow_provider_voicegenie.triggers.polling import ListedPage, PageRead, PollingPlan
 
 try:
     from airflow.triggers.shared_stream import SharedStreamManager
@@ -354,8 +356,7 @@ def test_a_watcher_of_one_campaign_does_not_read_the_list(sandbox):
 
 @pytest.fixture
 def small_pages(monkeypatch):
-    for module in (feeds, polling):
-        monkeypatch.setattr(module, "MAX_PAGE_SIZE", 5)
+    monkeypatch.setattr(plans, "MAX_PAGE_SIZE", 5)
 
 
 @pytest.mark.usefixtures("small_pages")
@@ -651,7 +652,7 @@ TROUBLE = [
 @pytest.mark.parametrize(("kind", "fields", "condition"), TROUBLE)
 @pytest.mark.parametrize("only_some", [False, True])
 def test_trouble_is_waited_out_and_said_once(sandbox, said, monkeypatch, kind, fields, condition, only_some):
-    for module in (feeds, polling):
+    for module in (feeds, plans):
         monkeypatch.setattr(module, "poll_delay", lambda *arguments: min(poll_delay(*arguments), 0.5))
     monkeypatch.setattr(rate_limit, "_LONGEST_PAUSE", 0.5)
     campaign, other = running(sandbox), running(sandbox)
@@ -700,7 +701,7 @@ def test_a_connection_that_is_not_there_and_comes(sandbox, said, monkeypatch):
 
 
 def test_a_list_that_is_refused_is_tried_again_later(sandbox, said, monkeypatch):
-    monkeypatch.setattr(polling, "_LIST_REST", 1.0)
+    monkeypatch.setattr(plans, "_LIST_REST", 1.0)
     sandbox.inject("status", "list", status=403, times=2)
     campaign = running(sandbox)
 
@@ -741,10 +742,10 @@ def test_a_watched_campaign_that_is_gone(sandbox, said):
     assert gone in warning
 
 
-@pytest.mark.parametrize("broken", ["_publish_to_list_readers", "_publish_all", "_show_waits", "_poll", "_failed"])
+@pytest.mark.parametrize("broken", ["_publish", "_to_campaigns", "_show_waits", "_poll", "_failed"])
 def test_an_error_of_the_feed_itself_ends_no_watcher(sandbox, monkeypatch, said, broken):
     campaign = running(sandbox)
-    original, breaks = getattr(feeds.CampaignFeed, broken), []
+    original, breaks = getattr(feeds.Feed, broken), []
     monkeypatch.setattr(feeds, "poll_delay", lambda *_: 0.1)
     if broken == "_failed":
         sandbox.inject("status", "list", status=503, times=2)
@@ -755,7 +756,7 @@ def test_an_error_of_the_feed_itself_ends_no_watcher(sandbox, monkeypatch, said,
             return 1 / 0
         return original(*arguments, **options)
 
-    monkeypatch.setattr(feeds.CampaignFeed, broken, breaking)
+    monkeypatch.setattr(feeds.Feed, broken, breaking)
 
     async def work():
         async with Triggerer() as triggerer:
@@ -1292,12 +1293,8 @@ def test_the_state_of_other_watchers_of_an_asset_is_left_alone():
 # The plan.
 
 
-def reader(interval):
-    return SimpleNamespace(interval=interval)
-
-
-def wait(interval=60.0):
-    return SimpleNamespace(interval=interval, needs_single_reads=False)
+def subscriber(interval=60.0):
+    return Interest(interval, True, 0.0)
 
 
 def simulate(plan, account, begin, end_, list_fails=False):
@@ -1308,13 +1305,13 @@ def simulate(plan, account, begin, end_, list_fails=False):
     while (due := plan.due_at()) <= end_:
         now = max(now, due)
         request = plan.take()
-        sent.append((now, "list" if isinstance(request, PageRead) else "single"))
-        if not isinstance(request, PageRead):
-            plan.campaign_was_read(request, now)
+        sent.append((now, "list" if is_page(request) else "single"))
+        if not is_page(request):
+            plan.was_read(request, now, now)
         elif list_fails:
             plan.page_failed(now, retry_after=None)
         else:
-            page = names[request.offset : request.offset + 1000]
+            page = names[offset_of(request) :][:1000]
             plan.page_was_read(page, len(page), account, now, now)
     return sent
 
@@ -1347,9 +1344,9 @@ def test_which_requests_are_sent(readers, waits, wait_interval, account, pages, 
     random.seed(seed)
     plan = PollingPlan()
     for interval in readers:
-        plan.add_list_reader(reader(interval), 0.0)
+        plan.add(LIST, subscriber(interval), 0.0)
     for number in range(waits):
-        plan.add(f"c{number}", wait(wait_interval), 0.0)
+        plan.add(read_campaign(f"c{number}"), subscriber(wait_interval), 0.0)
     sent = simulate(plan, account, 0, 3700)
     assert pages[0] <= count(sent, "list", 100) <= pages[1]
     assert singles[0] <= count(sent, "single", 100) <= singles[1]
@@ -1360,50 +1357,50 @@ def test_which_requests_are_sent(readers, waits, wait_interval, account, pages, 
 def test_a_wait_that_joins_a_slow_reader_is_read_in_time(account, seed):
     random.seed(seed)
     plan = PollingPlan()
-    plan.add_list_reader(reader(3600), 0.0)
+    plan.add(LIST, subscriber(3600), 0.0)
     simulate(plan, account, 0, 500)
-    polled = plan.add("c5", wait(), 500.0)
+    poll = plan.add(read_campaign("c5"), subscriber(), 500.0)
     for moment in range(500, 2000, 10):
         simulate(plan, account, moment, moment + 10)
-        assert moment + 10 - max(polled.seen_at, 500) <= 70
+        assert moment + 10 - max(poll.read_at, 500) <= 70
 
 
 def test_readers_come_and_go():
     plan = PollingPlan()
-    first, second = reader(60), reader(5)
+    first, second = subscriber(60), subscriber(5)
     assert plan.is_idle
-    plan.add_list_reader(first, 0.0)
-    plan.add_list_reader(second, 0.0)
+    plan.add(LIST, first, 0.0)
+    plan.add(LIST, second, 0.0)
     assert count(simulate(plan, 10, 0, 60), "list") >= 12
-    plan.remove_list_reader(second, 60.0)
+    plan.remove(LIST, second, 60.0)
     assert count(simulate(plan, 10, 60, 660), "list") <= 14
-    polled = plan.add("c1", one := wait(), 660.0)
-    plan.remove_list_reader(first, 660.0)
+    poll = plan.add(read_campaign("c1"), one := subscriber(), 660.0)
+    plan.remove(LIST, first, 660.0)
     assert not plan.is_idle
     # The wait alone is cheaper by itself.
     sent = simulate(plan, 10, 660, 1260)
     assert count(sent, "list") <= 1
     assert count(sent, "single") >= 9
-    plan.remove(polled, one, 1260.0)
+    plan.remove(poll.request, one, 1260.0)
     assert plan.is_idle
     assert plan.due_at() == float("inf")
 
 
 def test_a_list_that_fails_is_read_with_growing_pauses_and_one_that_is_refused_after_a_rest():
     plan = PollingPlan()
-    plan.add_list_reader(reader(1), 0.0)
+    plan.add(LIST, subscriber(1), 0.0)
     assert 20 <= len(simulate(plan, 10, 0, 600, list_fails=True)) <= 40
     assert plan.due_at() <= 631
-    assert isinstance(plan.take(), PageRead)
+    assert is_page(plan.take())
     plan.block_list(631.0)
-    polled = plan.add("c1", wait(1), 632.0)
+    poll = plan.add(read_campaign("c1"), subscriber(1), 632.0)
     sent = simulate(plan, 10, 632, 1200)
     assert count(sent, "list") == 0
     assert count(sent, "single") >= 500
     sent = simulate(plan, 10, 1200, 1300)
     assert count(sent, "list") >= 60
     assert count(sent, "single", 1240) == 0
-    assert polled.seen_at >= 1298
+    assert poll.read_at >= 1298
 
 
 @pytest.mark.timeout(600)
@@ -1421,7 +1418,7 @@ print(*sorted(set(sys.modules) - before))
     assert "airflow_provider_voicegenie.triggers.events" in loaded
     heavy = ("requests", "httpx", "urllib3", "tenacity", "airflow.", "airflow_provider_voicegenie.hooks")
     assert not [name for name in loaded if name.startswith(heavy)]
-    assert "airflow_provider_voicegenie.triggers.feed" not in loaded
+    assert "airflow_provider_voicegenie.feed.feed" not in loaded
 
 
 @keeps_state

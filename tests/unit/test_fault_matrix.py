@@ -18,12 +18,12 @@ from helpers.raw_server import raw_server
 from helpers.tasks import WAYS, context, shorten_times, wait_trigger
 
 from airflow_provider_voicegenie.api import rate_limit, retries
+from airflow_provider_voicegenie.feed import feed as feeds
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, TaskKind, VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
 from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
-from airflow_provider_voicegenie.triggers import feed as feeds
 from airflow_provider_voicegenie.waiting import completion, watch
 
 ENDS = {AirflowSkipException: "skip", AirflowFailException: "fail", VoiceGenieRetryException: "retry"}

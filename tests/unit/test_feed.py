@@ -11,14 +11,16 @@ import pytest
 from helpers.tasks import event_of, wait_trigger
 
 from airflow_provider_voicegenie.api import errors
-from airflow_provider_voicegenie.api.endpoints import statistics
+from airflow_provider_voicegenie.api.endpoints import campaign as campaign_request
+from airflow_provider_voicegenie.api.endpoints import campaign_page, quota, statistics
 from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, CampaignStatus, Quota
+from airflow_provider_voicegenie.feed import feed as feeds
+from airflow_provider_voicegenie.feed.feed import feed_of, subscribe
+from airflow_provider_voicegenie.feed.plan import LIST, ListedPage, PollingPlan
 from airflow_provider_voicegenie.rules.prerequisites import Source
 from airflow_provider_voicegenie.sensors.campaign import ContactsRegistered, HasQuota
-from airflow_provider_voicegenie.triggers import feed as feeds
-from airflow_provider_voicegenie.triggers.feed import feed_of
-from airflow_provider_voicegenie.triggers.polling import ListedPage, PageRead, PollingPlan, QuotaRead
-from airflow_provider_voicegenie.triggers.subscriptions import Readings, subscribe
+from airflow_provider_voicegenie.triggers.looks import Looks
+from airflow_provider_voicegenie.triggers.sources import CampaignWithSources
 from airflow_provider_voicegenie.triggers.wait import WaitTrigger
 
 PATIENCE = 20
@@ -42,10 +44,19 @@ def campaign(campaign_id="c", status="running", **fields):
     return Campaign(campaign_id, CampaignStatus(status), status, **fields)
 
 
-def polled_by(subscriber):
-    """Return what the feed polls for a subscriber."""
-    (polled,) = [each for each in feed_of(CONNECTION)._plan.campaigns.values() if subscriber in each.subscribers]
-    return polled
+def wait_for(campaign_id="c", interval=60, on_response=lambda response, *_: response, **options):
+    return subscribe(CONNECTION, campaign_request(campaign_id), interval, on_response, **options)
+
+
+async def respond(subscription, response, sent_at, *, in_full=True):
+    """Let something come of the request of a subscription that was sent then."""
+    feed = feed_of(CONNECTION)
+    poll = feed._plan.poll(subscription.request)
+    await feed._publish([(each, response, in_full) for each in poll.subscribers], sent_at)
+
+
+def listed(*campaigns):
+    return ListedPage(0, CampaignPage(campaigns, len(campaigns), len(campaigns)), time.time())
 
 
 @pytest.fixture
@@ -55,39 +66,39 @@ def quiet(monkeypatch):
     async def nothing(feed):
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(feeds.CampaignFeed, "_run", nothing)
+    monkeypatch.setattr(feeds.Feed, "_run", nothing)
 
 
 # Readings that are older than what they are shown to.
 
 
 @pytest.mark.usefixtures("clock", "quiet")
+@pytest.mark.parametrize("request_", [campaign_request("c"), LIST, quota()], ids=str)
 @pytest.mark.parametrize("in_full", [True, False])
-def test_a_wait_is_shown_nothing_that_was_asked_for_before_it_came(in_full):
+def test_nobody_is_shown_what_was_asked_for_before_it_came(in_full, request_):
     shown = []
 
     async def work():
-        wait = subscribe(CONNECTION, "c", 60, lambda reading, in_full, now: shown.append(reading))
-        polled = polled_by(wait)
+        wait = subscribe(CONNECTION, request_, 60, lambda response, *_: shown.append(response))
         for seconds in (-1.0, 0.0, 1.0):
-            wait._feed._publish(polled, campaign(total_count=int(seconds)), wait.joined_at + seconds, in_full=in_full)
+            await respond(wait, seconds, wait.joined_at + seconds, in_full=in_full)
         wait.close()
 
     run(work)
-    assert [each.total_count for each in shown] == [0, 1]
+    assert shown == [0, 1]
 
 
 @pytest.mark.usefixtures("clock", "quiet")
 def test_what_was_asked_for_before_a_pause_does_not_count_after_it():
     async def work():
-        wait = subscribe(CONNECTION, "c", 60, lambda reading, in_full, now: reading)
-        feed, sent_at = wait._feed, wait.joined_at
-        feed._publish(polled_by(wait), campaign(total_count=1), sent_at, in_full=True)
+        wait = wait_for()
+        sent_at = wait.joined_at
+        await respond(wait, campaign(total_count=1), sent_at)
         # An update that was not taken yet, and one that is still on its way, are older than the pause.
         await asyncio.sleep(0.01)
         wait.forget()
-        feed._publish(polled_by(wait), campaign(total_count=2), sent_at, in_full=True)
-        feed._publish(polled_by(wait), campaign(total_count=3), wait.joined_at, in_full=True)
+        await respond(wait, campaign(total_count=2), sent_at)
+        await respond(wait, campaign(total_count=3), wait.joined_at)
         update = await wait.update()
         wait.close()
         return update.total_count
@@ -96,34 +107,19 @@ def test_what_was_asked_for_before_a_pause_does_not_count_after_it():
 
 
 @pytest.mark.usefixtures("clock", "quiet")
-def test_a_watcher_is_shown_no_page_that_was_asked_for_before_it_came():
-    async def work():
-        readings = Readings(CONNECTION, 60)
-        for number, seconds in enumerate((-1.0, 0.0, 1.0)):
-            page = ListedPage(number, CampaignPage((campaign(),), 1, 1), time.time())
-            readings._feed._publish_to_list_readers(page, readings.joined_at + seconds)
-        await readings.come()
-        _, read = readings.take()
-        readings.close()
-        return [page.offset for page in read]
-
-    assert run(work) == [1, 2]
-
-
-@pytest.mark.usefixtures("clock", "quiet")
 def test_a_watcher_of_some_campaigns_is_shown_none_twice_in_the_wrong_order():
     async def work():
-        readings = Readings(CONNECTION, 60, ["c"])
-        (part,) = readings._parts
-        feed, first = readings._feed, readings.joined_at
+        stream = Looks(["c"], CONNECTION, 60).open_stream()
+        next_look = asyncio.create_task(anext(stream))
         await asyncio.sleep(0.01)
-        feed._publish(polled_by(part), campaign(status="completed"), part.joined_at, in_full=True)
+        (part,) = feed_of(CONNECTION)._plan.poll_of("c").subscribers
+        first = part.joined_at
+        await respond(part, campaign(status="completed"), first)
         # Asked for before that one was shown, and late.
-        feed._publish(polled_by(part), campaign(status="running"), first, in_full=True)
-        await readings.come()
-        _, read = readings.take()
-        readings.close()
-        return [each.reading.status.value for each in read]
+        await respond(part, campaign(status="running"), first)
+        look, _ = await next_look
+        await stream.aclose()
+        return [each.reading.status.value for each in look.readings]
 
     assert run(work) == ["completed"]
 
@@ -133,10 +129,9 @@ def test_a_wait_that_needs_single_reads_takes_none_of_the_list():
     shown = []
 
     async def work():
-        on_reading = lambda reading, in_full, now: shown.append(in_full)  # noqa: E731
-        wait = subscribe(CONNECTION, "c", 60, on_reading, needs_single_reads=True)
+        wait = wait_for(on_response=lambda _, in_full, now: shown.append(in_full), is_list_enough=False)
         for in_full in (False, True):
-            wait._feed._publish(polled_by(wait), campaign(), wait.joined_at, in_full=in_full)
+            await respond(wait, campaign(), wait.joined_at, in_full=in_full)
         wait.close()
 
     run(work)
@@ -149,56 +144,56 @@ def test_a_wait_that_needs_single_reads_takes_none_of_the_list():
 @pytest.mark.usefixtures("clock", "quiet")
 def test_the_shortest_interval_of_all_who_need_it_counts():
     async def work():
-        intervals = []
-        for needs in (Source.LIST, Source.QUOTA):
-            waits = [
-                subscribe(CONNECTION, f"c{number}", interval, lambda *_: None, needs=[needs])
-                for number, interval in enumerate((30.0, 10.0, 60.0))
-            ]
-            shared = waits[0]._listed or waits[0]._quota
-            assert all((wait._listed or wait._quota) is shared for wait in waits)
-            intervals.append(shared.interval)
-            for wait in waits:
-                wait.close()
+        waits = [
+            CampaignWithSources(CONNECTION, f"c{number}", interval, [Source.LIST, Source.QUOTA])
+            for number, interval in enumerate((30.0, 10.0, 60.0))
+        ]
+        intervals = [feed_of(CONNECTION)._plan.poll(request).interval for request in (LIST, quota())]
+        for wait in waits:
+            wait.close()
         return intervals
 
     assert run(work) == [10.0, 10.0]
 
 
 @pytest.mark.usefixtures("clock", "quiet")
-def test_what_the_list_had_is_forgotten_with_the_last_who_needs_it():
+def test_a_reading_that_waits_for_the_quota_is_shown_once():
     async def work():
-        first, second, other = (
-            subscribe(CONNECTION, name, 60, lambda *_: None, needs=[Source.LIST]) for name in ("c", "c", "d")
-        )
-        listed = first._listed
-        listed.publish(ListedPage(0, CampaignPage((campaign(registered_count=5),), 1, 1), time.time()))
-        known = [dict(listed.found)]
-        for wait in (first, second):
-            wait.close()
-            known.append(dict(listed.found))
-        other.close()
-        return [list(each) for each in known]
+        wait = CampaignWithSources(CONNECTION, "c", 60, [Source.QUOTA])
+        (of_quota,) = feed_of(CONNECTION)._plan.poll(quota()).subscribers
+        await respond(wait, campaign(), wait.joined_at)
+        shown = []
+        for response in [Quota(7, None), errors.ServerError("not now")] * 3:
+            await respond(of_quota, response, wait.joined_at)
+            if wait._update is not None:
+                shown.append(await wait.update())
+        wait.close()
+        return shown
 
-    assert run(work) == [["c"], ["c"], []]
+    first, *others = run(work)
+    assert first.quota.calls_remaining == 7
+    assert [type(each) for each in others] == [errors.ServerError] * 3
 
 
 @pytest.mark.usefixtures("clock", "quiet")
-def test_a_reading_that_waits_for_the_quota_is_shown_once():
-    shown = []
-
+def test_what_the_list_has_of_a_campaign_is_added_to_what_is_read_of_it():
     async def work():
-        wait = subscribe(CONNECTION, "c", 60, lambda reading, *_: shown.append(reading), needs=[Source.QUOTA])
-        wait._feed._publish(polled_by(wait), campaign(), wait.joined_at, in_full=True)
-        for _ in range(3):
-            wait._quota.publish(errors.ServerError("not now"))
-            wait._quota.publish(Quota(7, None))
+        wait = CampaignWithSources(CONNECTION, "c", 60, [Source.LIST])
+        feed = feed_of(CONNECTION)
+        (of_list,) = feed._plan.poll(LIST).subscribers
+        shown, hurried = [], []
+        for count in (None, 5, 5, 6):
+            feed._plan.poll_of("c")._due = 10.0**9
+            entries = [campaign("other", registered_count=9)]
+            entries += [campaign(registered_count=count)] * (count is not None)
+            await respond(of_list, listed(*entries), wait.joined_at)
+            hurried.append(feed._plan.poll_of("c")._due < 10.0**9)
+            await respond(wait, campaign(), wait.joined_at)
+            shown.append((await wait.update()).registered_count)
         wait.close()
+        return shown, hurried
 
-    run(work)
-    campaigns = [each for each in shown if isinstance(each, Campaign)]
-    assert [each.quota.calls_remaining for each in campaigns] == [7]
-    assert len(shown) == 4
+    assert run(work) == ([None, 5, 5, 6], [False, True, False, True])
 
 
 # What does not pass.
@@ -224,13 +219,14 @@ def test_a_list_that_is_refused_while_a_check_takes_its_time_is_not_missed(is_bu
     """The list is left alone for ten minutes then, so nobody would say so again."""
 
     async def work():
-        wait = subscribe(CONNECTION, "c", 60, lambda reading, *_: reading, needs=[Source.LIST])
+        wait = CampaignWithSources(CONNECTION, "c", 60, [Source.LIST])
+        (of_list,) = feed_of(CONNECTION)._plan.poll(LIST).subscribers
         if is_busy:
-            wait._feed._publish(polled_by(wait), campaign(), wait.joined_at, in_full=True)
-        wait._listed.publish(errors.ForbiddenError("no"))
+            await respond(wait, campaign(), wait.joined_at)
+        await respond(of_list, errors.ForbiddenError("no"), wait.joined_at)
         shown = [type(await wait.update())]
         for _ in range(2):
-            wait._feed._publish(polled_by(wait), campaign(), wait.joined_at, in_full=True)
+            await respond(wait, campaign(), wait.joined_at)
             shown.append(type(await wait.update()))
         wait.close()
         return shown
@@ -254,9 +250,7 @@ def test_so_many_requests_are_under_way(sandbox, monkeypatch, failures, at_a_tim
 
     async def work():
         gate.append(asyncio.Event())
-        waits = [
-            subscribe(CONNECTION, f"c{number}", 0.01, lambda *_: None, needs_single_reads=True) for number in range(20)
-        ]
+        waits = [wait_for(f"c{number}", 0.01, lambda *_: None, is_list_enough=False) for number in range(20)]
         feed = waits[0]._feed
         # Until the connection is known, it is one.
         assert feed._allowed() == 1
@@ -280,27 +274,31 @@ def test_so_many_requests_are_under_way(sandbox, monkeypatch, failures, at_a_tim
 # What slows it.
 
 
-@pytest.mark.parametrize(
-    ("operation", "take_note"), [("get", "campaign_failed"), ("list", "page_failed"), ("quota", "quota_failed")]
-)
-def test_the_service_says_when_each_kind_of_request_is_sent_again(sandbox, monkeypatch, operation, take_note):
-    noted, original = [], getattr(PollingPlan, take_note)
+REQUESTS = {"get": campaign_request("long"), "list": LIST, "quota": quota(), "stats": statistics("long")}
 
-    def failed(plan, *arguments, retry_after):
-        original(plan, *arguments, retry_after=retry_after)
-        noted.append((retry_after, plan.due_at()))
 
-    monkeypatch.setattr(PollingPlan, take_note, failed)
+@pytest.mark.parametrize("operation", REQUESTS)
+def test_the_service_says_when_each_kind_of_request_is_sent_again(sandbox, monkeypatch, operation):
+    noted = []
+
+    def noting(original):
+        def failed(plan, *arguments, retry_after):
+            original(plan, *arguments, retry_after=retry_after)
+            noted.append(retry_after)
+
+        return failed
+
+    for name in ("failed", "page_failed"):
+        monkeypatch.setattr(PollingPlan, name, noting(getattr(PollingPlan, name)))
     sandbox.inject("status", operation, status=503, headers={"Retry-After": "40"}, times=None)
-    needs = {"get": (), "list": [Source.LIST], "quota": [Source.QUOTA]}[operation]
 
     async def work():
-        wait = subscribe(CONNECTION, "long", 0.1, lambda *_: None, needs=needs)
+        wait = subscribe(CONNECTION, REQUESTS[operation], 0.1, lambda *_: None)
         await eventually(lambda: noted)
         wait.close()
 
     run(work)
-    assert noted[0][0] == 40
+    assert noted[0] == 40
 
 
 def test_failures_slow_all_and_one_success_ends_that(sandbox):
@@ -312,7 +310,7 @@ def test_failures_slow_all_and_one_success_ends_that(sandbox):
     most = []
 
     async def work():
-        wait = subscribe(CONNECTION, "long", 0.1, lambda *_: most.append(wait._feed._failures), needs_single_reads=True)
+        wait = wait_for("long", 0.1, lambda *_: most.append(wait._feed._failures), is_list_enough=False)
         await eventually(lambda: len(most) >= 8)
         wait.close()
         return wait._feed._pause_until
@@ -324,13 +322,13 @@ def test_failures_slow_all_and_one_success_ends_that(sandbox):
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("kind", ["list", "quota", "campaign"])
-def test_a_success_of_each_kind_of_request_ends_a_row_of_failures(sandbox, kind):
+@pytest.mark.parametrize("operation", REQUESTS)
+def test_a_success_of_each_kind_of_request_ends_a_row_of_failures(sandbox, operation):
     async def work():
-        wait = subscribe(CONNECTION, "long", 60, lambda *_: None, needs=[Source.LIST, Source.QUOTA])
+        wait = subscribe(CONNECTION, REQUESTS[operation], 60, lambda *_: None)
         feed = wait._feed
         feed._failures = 2
-        await feed._poll({"list": PageRead(0), "quota": QuotaRead(), "campaign": polled_by(wait)}[kind])
+        await feed._poll(campaign_page(limit=1000, offset=0) if operation == "list" else REQUESTS[operation])
         wait.close()
         return feed._failures
 
@@ -339,7 +337,7 @@ def test_a_success_of_each_kind_of_request_ends_a_row_of_failures(sandbox, kind)
 
 def test_a_pause_that_is_under_way_is_not_cut_short(sandbox, clock):
     async def work():
-        wait = subscribe(CONNECTION, "long", 60, lambda *_: None)
+        wait = wait_for("long", 60, lambda *_: None)
         feed = wait._feed
         pauses = []
         for retry_after in (None, None, 50.0, None, None):
@@ -365,7 +363,7 @@ def test_how_long_statistics_are_waited_for(sandbox, clock, monkeypatch, deadlin
     async def read(subscription, request, seconds):
         asked.append(seconds)
 
-    monkeypatch.setattr("airflow_provider_voicegenie.triggers.subscriptions.Subscription.read", read)
+    monkeypatch.setattr("airflow_provider_voicegenie.feed.feed.Subscription.read_once", read)
     sandbox.sandbox.store.change("followed", status="completed")
     trigger = wait_trigger("followed", "completed", execution_deadline=deadline and clock.time() + 3600)
     if deadline is not None:
@@ -387,14 +385,14 @@ def test_how_long_statistics_are_waited_for(sandbox, clock, monkeypatch, deadlin
 def test_nothing_is_read_for_who_has_no_patience(sandbox):
     async def work():
         shown = []
-        wait = subscribe(CONNECTION, "long", 0.1, lambda reading, *_: shown.append(reading))
+        wait = wait_for("long", 0.1, lambda response, *_: shown.append(response))
         await eventually(lambda: shown)
         wait._feed._client.share.next_at = float("-inf")
         waiting = []
         for patience in (0.0, -1.0, 5.0):
-            reading = asyncio.create_task(wait.read(statistics("long"), patience))
+            reading = asyncio.create_task(wait.read_once(statistics("long"), patience))
             await asyncio.sleep(0)
-            waiting.append((wait._feed._plan.waiting_reads, reading.done()))
+            waiting.append((wait._feed._plan.waiting_once, reading.done()))
             reading.cancel()
         wait.close()
         return waiting

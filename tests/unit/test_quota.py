@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from helpers.tasks import both_ways, context, meanwhile, wait_trigger
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, Quota, ShapeError
+from airflow_provider_voicegenie.feed import feed as feeds
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.sensors.campaign import (
     CampaignReadySensor,
@@ -22,7 +23,6 @@ from airflow_provider_voicegenie.sensors.campaign import (
     Prerequisite,
     Source,
 )
-from airflow_provider_voicegenie.triggers import subscriptions
 
 
 class UsesNothing(Prerequisite):
@@ -154,7 +154,7 @@ def test_waits_share_one_reading(sandbox):
         calls.used = 0
         async with asyncio.timeout(100):
             reasons = await asyncio.gather(*waits)
-        assert not subscriptions._SharedQuota._by_feed
+        assert not feeds._feeds[asyncio.get_running_loop()]
         return reads, set(reasons)
 
     reads, reasons = asyncio.run(work())

@@ -8,8 +8,8 @@ import asyncio
 import pytest
 from helpers.tasks import WAYS, change, context, meanwhile, wait_trigger
 
+from airflow_provider_voicegenie.feed import feed as feeds
 from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, ContactsRegistered, HasContacts
-from airflow_provider_voicegenie.triggers import subscriptions
 
 both_ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
@@ -87,7 +87,7 @@ def test_waits_share_the_reading_of_the_list(sandbox):
             sandbox.sandbox.store.change(name, registered_count=10)
         async with asyncio.timeout(100):
             reasons = await asyncio.gather(*waits)
-        assert not subscriptions._ListedCampaigns._by_feed
+        assert not feeds._feeds[asyncio.get_running_loop()]
         return pages, set(reasons)
 
     pages, reasons = asyncio.run(work())

@@ -27,8 +27,8 @@ from airflow_provider_voicegenie.api import endpoints, errors
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
 from airflow_provider_voicegenie.api.session import BoundSession, Exchange, _current
 from airflow_provider_voicegenie.api.settings import ClientSettings
+from airflow_provider_voicegenie.feed.threads import in_thread
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-from airflow_provider_voicegenie.triggers.threads import in_thread
 
 KEY = MARKED_KEY.encode()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import json
 import logging
 import threading
@@ -21,12 +22,13 @@ from helpers.tasks import TaskInstance, meanwhile
 from helpers.tasks import wait_trigger as trigger
 
 from airflow_provider_voicegenie.api.client import VoiceGenieClient
+from airflow_provider_voicegenie.api.endpoints import campaign as read_campaign
 from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError
+from airflow_provider_voicegenie.feed import feed as feeds
+from airflow_provider_voicegenie.feed import plan as plans
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
-from airflow_provider_voicegenie.triggers import feed as feeds
-from airflow_provider_voicegenie.triggers import polling, subscriptions
 from airflow_provider_voicegenie.triggers import wait as waits_in_triggerer
 from airflow_provider_voicegenie.triggers.wait import WaitTrigger
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
@@ -149,8 +151,8 @@ def test_cancellation_and_errors_of_one_wait_disturb_no_other(sandbox):
     async def work():
         tasks = {name: asyncio.create_task(first_event(trigger(name))) for name in (good, bad, gone)}
         await eventually(lambda: len(sandbox.sandbox.requests) >= 2)
-        subscription = next(iter(feeds._feeds[asyncio.get_running_loop()].values()))._plan.campaigns[bad].subscribers[0]
-        subscription._on_reading = lambda *reading: 1 / 0
+        subscription = next(iter(feeds._feeds[asyncio.get_running_loop()].values()))._plan.poll_of(bad).subscribers[0]
+        subscription._on_response = lambda *reading: 1 / 0
         tasks[gone].cancel()
         sandbox.sandbox.store.remove(gone)
         with pytest.raises(ZeroDivisionError):
@@ -203,7 +205,7 @@ def test_each_line_is_logged_in_the_context_of_its_own_wait(sandbox):
 @pytest.mark.parametrize("broken", ["_publish", "_show_waits", "_poll"])
 def test_an_error_of_the_feed_itself_ends_no_wait(sandbox, monkeypatch, caplog, broken, waits):
     names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
-    original, breaks = getattr(feeds.CampaignFeed, broken), []
+    original, breaks = getattr(feeds.Feed, broken), []
     monkeypatch.setattr(feeds, "poll_delay", lambda *_: 0.1)
 
     def breaking(*arguments, **options):
@@ -212,7 +214,7 @@ def test_an_error_of_the_feed_itself_ends_no_wait(sandbox, monkeypatch, caplog, 
             return 1 / 0
         return original(*arguments, **options)
 
-    monkeypatch.setattr(feeds.CampaignFeed, broken, breaking)
+    monkeypatch.setattr(feeds.Feed, broken, breaking)
 
     async def meanwhile():
         await eventually(lambda: len(breaks) == 3)
@@ -453,14 +455,13 @@ def test_wait_that_needs_single_reads_gets_no_reading_of_the_list(sandbox):
     names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(3)]
     shown = {"wanted": [], "others": []}
 
-    def on_reading(whose):
+    def on_response(whose):
         return lambda reading, in_full, now: shown[whose].append((reading.script_id, in_full))
 
     async def work():
-        wanted = subscriptions.subscribe(
-            "voicegenie_default", names[0], 0.2, on_reading("wanted"), needs_single_reads=True
-        )
-        others = [subscriptions.subscribe("voicegenie_default", name, 0.2, on_reading("others")) for name in names]
+        subscribe = functools.partial(feeds.subscribe, "voicegenie_default")
+        wanted = subscribe(read_campaign(names[0]), 0.2, on_response("wanted"), is_list_enough=False)
+        others = [subscribe(read_campaign(name), 0.2, on_response("others")) for name in names]
         await eventually(lambda: sandbox.request_count("list") >= 3 and len(shown["wanted"]) >= 3)
         for subscription in (wanted, *others):
             subscription.close()
@@ -814,7 +815,7 @@ def test_a_wait_that_is_over_says_nothing_more(sandbox, held, monkeypatch, caplo
 
 
 def test_if_many_end_at_once_the_statistics_of_most_are_left_to_their_tasks(sandbox, clock, held, monkeypatch):
-    monkeypatch.setattr(polling, "_MOST_WAITING", 3)
+    monkeypatch.setattr(plans, "_MOST_WAITING", 3)
     sandbox.inject("delay", "stats", seconds=0.5)
     began = clock.monotonic()
     payloads = wait_for(*(trigger(completed_campaign(sandbox)) for _ in range(100)))
@@ -844,14 +845,14 @@ def test_statistics_for_which_the_share_has_no_room_are_left_to_the_task(sandbox
 
 def test_completion_seen_in_time_counts_although_time_is_over(sandbox, clock, monkeypatch):
     """The event loop may get to the deadline before it gets to what was seen."""
-    original = subscriptions.Subscription.update
+    original = feeds.Subscription.update
 
     async def late_update(subscription):
         update = await original(subscription)
         await asyncio.sleep(2)
         return update
 
-    monkeypatch.setattr(subscriptions.Subscription, "update", late_update)
+    monkeypatch.setattr(feeds.Subscription, "update", late_update)
     campaign = sandbox.add_campaign(status="completed")
     (payload,) = wait_for(trigger(campaign.id, deadline=clock.time() + 1.5))
     assert payload["reason"] == "done"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One poll for all waits of an event loop on one connection.
+One poll for all who wait in an event loop and for one connection.
 
-Triggers of one triggerer share its event loop. Each subscribes to the feed of its connection, which lives while it has
-subscribers (see :mod:`airflow_provider_voicegenie.triggers.subscriptions`). The feed's own tasks run in an empty
-context, and call each subscriber in that subscriber's own: what it logs lands in the log of its task.
+Triggers of one triggerer share its event loop. Each subscribes to requests of its connection with :func:`subscribe`;
+the feed of the connection lives while it has subscribers. Its own tasks run in an empty context, and call each
+subscriber in that subscriber's own: what it logs lands in the log of its task.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE, campaign, campaign_page, quota
 from airflow_provider_voicegenie.api.errors import (
     ConnectionFailedError,
     ForbiddenError,
@@ -31,25 +30,15 @@ from airflow_provider_voicegenie.api.errors import (
     UnauthorizedError,
     VoiceGenieError,
 )
-from airflow_provider_voicegenie.api.models import Campaign
 from airflow_provider_voicegenie.api.retries import poll_delay
+from airflow_provider_voicegenie.feed.plan import Interest, ListedPage, PollingPlan, is_of_campaign, is_page, offset_of
+from airflow_provider_voicegenie.feed.threads import in_thread, open_client, read_settings
 from airflow_provider_voicegenie.metrics import show_waits
-from airflow_provider_voicegenie.triggers.polling import (
-    ListedPage,
-    ListReader,
-    OneRead,
-    PageRead,
-    PolledCampaign,
-    PollingPlan,
-    QuotaRead,
-    QuotaReader,
-    Subscriber,
-)
-from airflow_provider_voicegenie.triggers.threads import in_thread, open_client, read_settings
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
     from airflow_provider_voicegenie.api.endpoints import Request
+    from airflow_provider_voicegenie.api.models import CampaignPage
     from airflow_provider_voicegenie.api.settings import Account
 
 log = logging.getLogger(__name__)
@@ -87,11 +76,12 @@ _LOG_AGAIN = 600.0
 #: Seconds between two reports of how many wait.
 _SHOW_AGAIN = 10.0
 
-#: What the feed reads: the campaign, or why it could not be read.
-Reading = Campaign | VoiceGenieError
+#: Called with the response or the error, whether that came of the request itself (and not of the list), and Unix
+#: seconds. What it returns, unless it is ``None``, is an update.
+OnResponse = Callable[[Any, bool, float], object]
 
 
-class CampaignFeed:
+class Feed:
     """
     Polls for all subscribers of one connection in one event loop. Get it with :func:`feed_of`.
 
@@ -122,27 +112,14 @@ class CampaignFeed:
 
     # For subscriptions.
 
-    def _join(self, campaign_id: str, subscription: Subscriber, now: float) -> None:
-        self._plan.add(campaign_id, subscription, now)
+    def add(self, subscription: Subscription) -> None:
+        """Send a request on behalf of one more subscription."""
+        self._plan.add(subscription.request, subscription, self._loop.time())
         self._wake.set()
 
-    def _leave(self, campaign_id: str, subscription: Subscriber) -> None:
-        self._plan.remove(self._plan.campaigns[campaign_id], subscription, self._loop.time())
-        self._end_if_idle()
-
-    def _join_list(self, reader: ListReader, now: float) -> None:
-        self._plan.add_list_reader(reader, now)
-        self._wake.set()
-
-    def _leave_list(self, reader: ListReader) -> None:
-        self._plan.remove_list_reader(reader, self._loop.time())
-        self._end_if_idle()
-
-    def _set_quota_reader(self, reader: QuotaReader | None) -> None:
-        self._plan.set_quota_reader(reader, self._loop.time())
-        self._wake.set()
-
-    def _end_if_idle(self) -> None:
+    def remove(self, subscription: Subscription) -> None:
+        """Stop sending a request for a subscription."""
+        self._plan.remove(subscription.request, subscription, self._loop.time())
         if self._plan.is_idle:
             _forget(self)
             show_waits(self._voicegenie_conn_id, 0)
@@ -150,24 +127,21 @@ class CampaignFeed:
                 task.cancel()
         self._wake.set()
 
-    def _poll_now(self, campaign_id: str) -> None:
-        self._plan.poll_now(self._plan.campaigns[campaign_id], self._loop.time())
+    def poll_now(self, request: Request[Any]) -> None:
+        """Send a request at once."""
+        self._plan.poll_now(request, self._loop.time())
         self._wake.set()
 
-    async def _read(self, request: Request[Result], patience: float) -> Result | None:
-        now = self._loop.time()
-        has_room = self._client is not None and self._client.share.has_room(self._plan.waiting_reads, now)
-        answer: asyncio.Future[Result] = self._loop.create_future()
-        read = OneRead(request, answer)
-        if patience <= 0 or self._pause_until > now or not has_room or not self._plan.add_read(read, now):
-            return None
-        self._wake.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                return await answer
-        return None
+    @property
+    def is_free(self) -> bool:
+        """Whether something that is read once would be read at once."""
+        now, plan = self._loop.time(), self._plan
+        if self._client is None or self._pause_until > now or not plan.has_room:
+            return False
+        return self._client.share.turn(plan.waiting_once, now) <= now
 
-    def _service(self) -> dict[str, Any] | None:
+    def service(self) -> dict[str, Any] | None:
+        """Return the service's ``address``, and its ``clock_offset`` in seconds, as plain JSON."""
         if self._client is None:
             return None
         return {"address": self._client.settings.address, "clock_offset": self._client.server_time() - time.time()}
@@ -220,8 +194,7 @@ class CampaignFeed:
         now = self._loop.time()
         if now - self._shown_at >= _SHOW_AGAIN:
             self._shown_at = now
-            waits = sum(len(polled.subscribers) for polled in self._plan.campaigns.values())
-            show_waits(self._voicegenie_conn_id, waits + len(self._plan.list_readers))
+            show_waits(self._voicegenie_conn_id, sum(len(poll.subscribers) for poll in self._plan.polls()))
 
     def _allowed(self) -> int:
         # One at a time, too, until the connection and its rate limit are known.
@@ -254,10 +227,7 @@ class CampaignFeed:
                 place_of(error),
             )
 
-    async def _poll(self, request: PageRead | QuotaRead | OneRead | PolledCampaign) -> None:
-        if isinstance(request, OneRead):
-            await self._answer(request)
-            return
+    async def _poll(self, request: Request[Any]) -> None:
         sent_at = self._loop.time()
         client: VoiceGenieClient | None = None
         try:
@@ -265,26 +235,9 @@ class CampaignFeed:
                 self._client = await open_client(await read_settings(self._voicegenie_conn_id))
                 self._wake.set()
             client = self._client
-            if isinstance(request, PageRead):
-                page_request = campaign_page(limit=MAX_PAGE_SIZE, offset=request.offset)
-                page = await in_thread(client.send, page_request, max_attempts=1)
-                self._failures = 0
-                ids = [campaign.campaign_id for campaign in page.campaigns]
-                self._plan.page_was_read(ids, page.size, page.total, self._loop.time(), sent_at)
-                asked_at = time.time() - (self._loop.time() - sent_at)
-                self._publish_to_list_readers(ListedPage(request.offset, page, asked_at), sent_at)
-                await self._publish_all(((each.campaign_id, each) for each in page.campaigns), sent_at)
-            elif isinstance(request, QuotaRead):
-                left = await in_thread(client.send, quota(), max_attempts=1)
-                self._failures = 0
-                self._plan.quota_was_read(self._loop.time())
-                if self._plan.quota_reader is not None:
-                    self._plan.quota_reader.publish(left)
-            else:
-                found = await in_thread(client.send, campaign(request.campaign_id), max_attempts=1)
-                self._failures = 0
-                self._plan.campaign_was_read(request, self._loop.time())
-                self._publish(request, found, sent_at, in_full=True)
+            response = await in_thread(client.send, request, max_attempts=1)
+            self._failures = 0
+            await self._succeeded(request, response, sent_at)
             self._restarts = 0
         except VoiceGenieError as error:
             await self._failed(request, error, sent_at, client)
@@ -293,54 +246,45 @@ class CampaignFeed:
             unreadable = InvalidResponseError(f"What was read cannot be used ({place_of(error)}).")
             await self._failed(request, unreadable, sent_at, client)
 
+    async def _succeeded(self, request: Request[Any], response: Any, sent_at: float) -> None:
+        now = self._loop.time()
+        if not is_page(request):
+            self._plan.was_read(request, now, sent_at)
+            await self._publish(self._to_all_of(request, response), sent_at)
+            return
+        page: CampaignPage = response
+        self._plan.page_was_read((each.campaign_id for each in page.campaigns), page.size, page.total, now, sent_at)
+        listed = ListedPage(offset_of(request), page, time.time() - (now - sent_at))
+        await self._publish(self._to_all_of(request, listed), sent_at)
+        await self._publish(self._to_campaigns(page), sent_at)
+
     async def _failed(
-        self,
-        request: PageRead | QuotaRead | PolledCampaign,
-        error: VoiceGenieError,
-        sent_at: float,
-        client: VoiceGenieClient | None,
+        self, request: Request[Any], error: VoiceGenieError, sent_at: float, client: VoiceGenieClient | None
     ) -> None:
-        self._count_failure(error)
         plan = self._plan
+        poll = plan.poll(request)
+        # What is read once slows no poll.
+        if is_page(request) or (poll is not None and not poll.is_once):
+            self._count_failure(error)
         mended = isinstance(error, _MENDED_BY_CONNECTION) and await self._connection_has_changed(client)
         if plan is not self._plan:
             return
         now = self._loop.time()
-        if isinstance(request, PolledCampaign):
-            self._plan.campaign_failed(request, now, retry_after=error.retry_after)
+        is_about_all = error.temporary or isinstance(error, UnauthorizedError | InvalidConnectionError)
+        if not is_page(request):
+            plan.failed(request, now, sent_at, retry_after=error.retry_after)
             if mended:
-                self._plan.poll_now(request, now)
-            else:
-                self._publish(request, error, sent_at, in_full=True)
-            return
-        if isinstance(request, QuotaRead):
-            self._plan.quota_failed(now, retry_after=None if mended else error.retry_after)
-            if not mended and self._plan.quota_reader is not None:
-                self._plan.quota_reader.publish(error)
-            return
-        is_about_all = isinstance(error, UnauthorizedError | InvalidConnectionError)
-        if mended or error.temporary or is_about_all:
-            self._plan.page_failed(now, retry_after=error.retry_after)
+                plan.poll_now(request, now)
+        elif mended or is_about_all:
+            plan.page_failed(now, retry_after=error.retry_after)
         else:
-            self._plan.block_list(now)
-        if not mended:
-            self._publish_to_list_readers(error, sent_at)
-        if not mended and (error.temporary or is_about_all):
-            await self._publish_all([(campaign_id, error) for campaign_id in self._plan.campaigns], sent_at)
-
-    async def _answer(self, read: OneRead) -> None:
-        """Read something once. Its trouble is nobody else's: the polls go on."""
-        client, plan = self._client, self._plan
-        assert client is not None  # noqa: S101  else it would not have been taken in
-        try:
-            answer = await in_thread(client.send, read.request, max_attempts=1)
-            if not read.answer.done():
-                read.answer.set_result(answer)
-        except Exception as error:  # noqa: BLE001  whoever asked is told
-            if not read.answer.done():
-                read.answer.set_exception(error)
-        finally:
-            plan.read_is_over()
+            plan.block_list(now)
+        if mended:
+            return
+        await self._publish(self._to_all_of(request, error), sent_at)
+        if is_page(request) and is_about_all:
+            campaigns = [each for each in plan.polls() if is_of_campaign(each.request)]
+            await self._publish(((each, error, False) for poll in campaigns for each in poll.subscribers), sent_at)
 
     def _count_failure(self, error: VoiceGenieError) -> None:
         if not error.temporary:
@@ -400,37 +344,149 @@ class CampaignFeed:
             self._begin_anew()
         self._wake.set()
 
-    async def _publish_all(self, readings: Iterable[tuple[str, Reading]], sent_at: float) -> None:
-        published = 0
-        for campaign_id, reading in readings:
-            polled = self._plan.campaigns.get(campaign_id)
-            if polled is None:
-                continue
-            self._publish(polled, reading, sent_at, in_full=False)
-            published += 1
+    def _to_all_of(self, request: Request[Any], response: Any) -> Iterable[tuple[Any, Any, bool]]:
+        poll = self._plan.poll(request)
+        return ((each, response, True) for each in (poll.subscribers if poll is not None else ()))
+
+    def _to_campaigns(self, page: CampaignPage) -> Iterable[tuple[Any, Any, bool]]:
+        for campaign in page.campaigns:
+            if (poll := self._plan.poll_of(campaign.campaign_id)) is not None:
+                for each in poll.subscribers:
+                    yield each, campaign, False
+
+    async def _publish(self, responses: Iterable[tuple[Any, Any, bool]], sent_at: float) -> None:
+        """Show each subscription what came for it, and whether that is in full."""
+        for published, (subscription, response, in_full) in enumerate(responses, start=1):
+            # One that joined after the request was sent is owed a later response.
+            if subscription.joined_at <= sent_at and (in_full or subscription.is_list_enough):
+                subscription.publish(response, in_full, time.time())
             if published % _AT_A_TIME == 0:
                 await asyncio.sleep(0)
 
-    def _publish_to_list_readers(self, reading: ListedPage | VoiceGenieError, sent_at: float) -> None:
-        for reader in self._plan.list_readers:
-            if reader.joined_at <= sent_at:
-                try:
-                    reader.publish(reading)
-                except Exception as error:  # noqa: BLE001  one reader's error is its own
-                    self._log_unexpected(error)
 
-    def _publish(self, polled: PolledCampaign, reading: Reading, sent_at: float, *, in_full: bool) -> None:
-        now = time.time()
-        for subscription in polled.subscribers:
-            # One that joined after the request was sent is owed a fresher reading.
-            if subscription.joined_at <= sent_at and (in_full or not subscription.needs_single_reads):
-                subscription.publish(reading, in_full, now)
+class Subscription(Interest):
+    """
+    One part in a feed; make it with :func:`subscribe`.
+
+    :param feed: The feed.
+    :param request: What is sent.
+    :param interval: Seconds between responses, at most; infinity for one response.
+    :param on_response: Called with each response.
+    :param is_list_enough: Whether the list's entry of a campaign is as good as the response to ``campaign(id)``.
+    """
+
+    __slots__ = (
+        "_context",
+        "_failure",
+        "_feed",
+        "_on_response",
+        "_update",
+        "_waiter",
+        "is_over",
+        "request",
+    )
+
+    def __init__(
+        self, feed: Feed, request: Request[Any], interval: float, on_response: OnResponse, is_list_enough: bool = True
+    ) -> None:
+        super().__init__(interval, is_list_enough, asyncio.get_running_loop().time())
+        self.request = request
+        #: Whether it wants no more updates.
+        self.is_over = False
+        self._on_response = on_response
+        self._context = contextvars.copy_context()
+        self._feed = feed
+        self._update: object = None
+        self._failure: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        feed.add(self)
+
+    @property
+    def account(self) -> Account | None:
+        """Whose campaigns are read; ``None`` before the connection could be read."""
+        return self._feed.account
+
+    def service(self) -> dict[str, Any] | None:
+        """Return the service's ``address``, and its ``clock_offset`` in seconds, as plain JSON."""
+        return self._feed.service()
+
+    async def update(self) -> Any:
+        """
+        Wait for the next update, and return it.
+
+        :raises Exception: What ``on_response`` raised, even when it was shown that nothing can be read.
+        """
+        while self._update is None and self._failure is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._failure is not None:
+            raise self._failure
+        update, self._update = self._update, None
+        return update
+
+    def poll_now(self) -> None:
+        """Have the request sent at once, although the list may cover it."""
+        self._feed.poll_now(self.request)
+
+    async def read_once(self, request: Request[Result], patience: float) -> Result | None:
+        """
+        Read something else once, within the feed's share; return ``None`` if that would take long.
+
+        :param request: Any read.
+        :param patience: Seconds.
+        :raises VoiceGenieError: The service refused, or could not be asked.
+        """
+        if patience <= 0 or not self._feed.is_free:
+            return None
+        subscription = Subscription(self._feed, request, math.inf, lambda response, *_: response)
+        try:
+            async with asyncio.timeout(patience):
+                response = await subscription.update()
+        except TimeoutError:
+            return None
+        finally:
+            subscription.close()
+        if isinstance(response, VoiceGenieError):
+            raise response
+        return response  # type: ignore[no-any-return]
+
+    def forget(self) -> None:
+        """Leave out what was asked for until now: it is older than what was done since."""
+        self._update = None
+        self.joined_at = asyncio.get_running_loop().time()
+
+    def close(self) -> None:
+        """Leave the feed."""
+        self.is_over = True
+        self._feed.remove(self)
+
+    def publish(self, response: Any, in_full: bool, now: float) -> None:
+        """
+        Show it a response or an error, unless it has not taken its last update yet.
+
+        A response with which ``on_response`` cannot deal counts as one that is not readable: it ends no wait.
+        """
+        if self._update is not None or self.is_over:
+            return
+        try:
+            self._update = self._context.run(self._on_response, response, in_full, now)
+        except Exception as error:  # noqa: BLE001  nobody knows what comes
+            unreadable = InvalidResponseError(f"What was read of it cannot be used ({place_of(error)}).")
+            try:
+                self._update = self._context.run(self._on_response, unreadable, in_full, now)
+            except Exception as second:  # noqa: BLE001  one subscriber's error is its own
+                self._failure = second
+        if (self._update is not None or self._failure is not None) and self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
-_feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CampaignFeed]] = WeakKeyDictionary()
+_feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Feed]] = WeakKeyDictionary()
 
 
-def feed_of(voicegenie_conn_id: str) -> CampaignFeed:
+def feed_of(voicegenie_conn_id: str) -> Feed:
     """
     Return the feed of a connection in the running event loop; a new one if there is none.
 
@@ -439,8 +495,29 @@ def feed_of(voicegenie_conn_id: str) -> CampaignFeed:
     feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
     feed = feeds.get(voicegenie_conn_id)
     if feed is None:
-        feed = feeds[voicegenie_conn_id] = CampaignFeed(voicegenie_conn_id)
+        feed = feeds[voicegenie_conn_id] = Feed(voicegenie_conn_id)
     return feed
+
+
+def subscribe(
+    voicegenie_conn_id: str,
+    request: Request[Any],
+    interval: float,
+    on_response: OnResponse,
+    *,
+    is_list_enough: bool = True,
+) -> Subscription:
+    """
+    Have a request sent again and again, with those of all others in the running event loop.
+
+    :param voicegenie_conn_id: Id of the Airflow connection.
+    :param request: Any read. For :data:`~airflow_provider_voicegenie.feed.plan.LIST`, the responses are its pages.
+    :param interval: Seconds between responses, at most.
+    :param on_response: Called with each response or error, in the caller's context; what it returns, unless it is
+        ``None``, is an update.
+    :param is_list_enough: Whether the list's entry of a campaign is as good as the response to ``campaign(id)``.
+    """
+    return Subscription(feed_of(voicegenie_conn_id), request, interval, on_response, is_list_enough)
 
 
 def place_of(error: Exception) -> str:
@@ -454,7 +531,7 @@ def place_of(error: Exception) -> str:
     return f"{type(error).__name__}{where}"
 
 
-def _forget(feed: CampaignFeed) -> None:
+def _forget(feed: Feed) -> None:
     feeds = _feeds.get(feed._loop, {})
     for voicegenie_conn_id in [each for each, known in feeds.items() if known is feed]:
         del feeds[voicegenie_conn_id]
