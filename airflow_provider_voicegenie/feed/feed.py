@@ -194,7 +194,8 @@ class Feed:
         now = self._loop.time()
         if now - self._shown_at >= _SHOW_AGAIN:
             self._shown_at = now
-            show_waits(self._voicegenie_conn_id, sum(len(poll.subscribers) for poll in self._plan.polls()))
+            counts = (each.is_counted for poll in self._plan.polls() for each in poll.subscribers)
+            show_waits(self._voicegenie_conn_id, sum(counts))
 
     def _allowed(self) -> int:
         # One at a time, too, until the connection and its rate limit are known.

@@ -63,7 +63,6 @@ _DOUBTFUL = 3
 #: The whole list. A subscriber to this request is shown each page of each pass over it.
 LIST: Request[CampaignPage] = campaign_page(limit=MAX_PAGE_SIZE, offset=0)
 
-
 _CAMPAIGN = Campaign.from_json
 
 
@@ -77,6 +76,9 @@ class Interest:
     """
 
     __slots__ = ("interval", "is_list_enough", "joined_at")
+
+    #: Whether Airflow's metrics count it as one that waits.
+    is_counted = True
 
     def __init__(self, interval: float, is_list_enough: bool, joined_at: float) -> None:
         self.interval = interval
@@ -147,8 +149,10 @@ class Poll:
 
     @property
     def needs_single_reads(self) -> bool:
-        """Whether a subscriber asks for what the list does not have."""
-        return not is_of_campaign(self.request) or any(not each.is_list_enough for each in self.subscribers)
+        """Whether a subscriber asks for what the list does not have, or at once."""
+        return not is_of_campaign(self.request) or any(
+            not each.is_list_enough or each.interval == math.inf for each in self.subscribers
+        )
 
 
 class PollingPlan:

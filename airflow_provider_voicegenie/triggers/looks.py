@@ -80,13 +80,13 @@ class Look:
     What was read since the look before.
 
     :param readings: Pages of the list, readings of campaigns, and errors.
-    :param to_keep: What is to be kept once Airflow has stored the events of this look, by whose memory it is.
+    :param to_keep: What is to be kept once Airflow has stored the events of this look, by the watcher and the key.
     :param account: Whose campaigns they are; ``None`` if there is no connection.
     :param pace: Keeps the next look back after an event.
     """
 
     readings: Sequence[AnyReading]
-    to_keep: dict[Memory, tuple[int, dict[str, Any]]] = field(default_factory=dict)
+    to_keep: dict[tuple[Watcher, str], tuple[int, dict[str, Any]]] = field(default_factory=dict)
     account: Account | None = None
     pace: Pace = field(default_factory=Pace)
 
@@ -150,18 +150,20 @@ class Looks(SharedStreamProducer):
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
         """Keep what was told; the events of these looks are stored."""
-        to_keep: dict[Memory, tuple[int, dict[str, Any]]] = {}
+        to_keep: dict[tuple[Watcher, str], tuple[int, dict[str, Any]]] = {}
         for look, outcome in batch:
             # If one watcher's events were not stored, all keep it after a later look.
             if not outcome.failed:
                 to_keep |= look.to_keep
-        for memory, (version, state) in to_keep.items():
-            await memory.keep(version, state)
+        for (watcher, key), (version, state) in to_keep.items():
+            await watcher.keep(key, version, state)
 
 
 class Watcher:
     """
     What one watcher does with the looks: it finds the ends, logs them, and has what it knows kept.
+
+    Airflow keeps that in the state store of each asset that the watcher is for, by a key of its own for each account.
 
     :param stores: Airflow's access to the state stores of its assets; ``None`` before Airflow 3.3, which has none.
     :param voicegenie_conn_id: Id of the Airflow connection.
@@ -174,15 +176,19 @@ class Watcher:
         voicegenie_conn_id: str,
         campaign_ids: Collection[str] | None,
     ) -> None:
-        self._stores = stores
+        self._stores = [] if stores is None else _each_store(stores)
         self._voicegenie_conn_id = voicegenie_conn_id
         self._campaign_ids = campaign_ids
         self._account: Account | None = None
         self._known = KnownCampaigns(campaign_ids)
-        self._memory: Memory | None = None
+        # The key of the account, and which state of the knowledge is kept by it; ``None`` if that is not known.
+        self._key: str | None = None
+        self._kept_version: int | None = None
         self._has_begun = False
         self._event_pace = Pace()
         self._unusable = troubles_of(voicegenie_conn_id, "use of what was read")
+        self._with_reading = troubles_of(voicegenie_conn_id, "reading of the state")
+        self._with_keeping = troubles_of(voicegenie_conn_id, "keeping of the state", "What was told is kept again.")
 
     async def events(self, look: Look) -> AsyncGenerator[Campaign, None]:
         """Yield the campaigns that have ended since they were last looked at, the last of several after a while."""
@@ -195,9 +201,9 @@ class Watcher:
             yield campaign
             self._event_pace.event()
             look.pace.event()
-        if self._memory is not None and (ended or not self._known.is_in_pass):
+        if ended or not self._known.is_in_pass:
             # Not before the events: a watcher that is cancelled between them has not told them all.
-            self._memory.keep_after(look)
+            self._keep_after(look)
 
     async def _turn_to(self, account: Account, readings: Sequence[AnyReading]) -> None:
         """Go on with what is known of an account, which is not that of before if the connection has changed."""
@@ -206,14 +212,15 @@ class Watcher:
         is_same = (
             before is not None and before.base_url == account.base_url and any(map(self._known.knows_any_of, readings))
         )
+        kind = "all" if self._campaign_ids is None else "some"
+        self._key = f"voicegenie_{kind}_campaigns.{self._voicegenie_conn_id}.{account.digest}"
+        # With another key of the same account, it is kept although nothing is new.
+        self._kept_version = None
         if not is_same:
             self._known = KnownCampaigns(self._campaign_ids)
+            self._kept_version = self._known.version
             self._has_begun = False
-        self._memory = Memory(self._stores, self._voicegenie_conn_id, account, self._campaign_ids, self._known)
-        if is_same:
-            self._memory.keep_in_any_case()
-        else:
-            await self._memory.recall()
+            await self._recall(self._key)
 
     def _observe(self, readings: Iterable[AnyReading]) -> list[Campaign]:
         ended: list[Campaign] = []
@@ -246,46 +253,17 @@ class Watcher:
             words = "Watching %s of the connection %r, of which %s have not ended."
             log.info(words, number, self._voicegenie_conn_id, f"{self._known.open_count:,}")
 
-
-class Memory:
-    """
-    What Airflow keeps of a watcher, in the state store of each asset that it is for.
-
-    :param stores: Airflow's access to the stores; ``None`` before Airflow 3.3, which has none.
-    :param voicegenie_conn_id: Id of the Airflow connection.
-    :param account: Whose campaigns they are.
-    :param campaign_ids: The campaigns that are watched; ``None`` for all of the account.
-    :param known: What the watcher knows.
-    """
-
-    def __init__(
-        self,
-        stores: AssetStateStoreAccessors | None,
-        voicegenie_conn_id: str,
-        account: Account,
-        campaign_ids: Collection[str] | None,
-        known: KnownCampaigns,
-    ) -> None:
-        self._stores = [] if stores is None else _each_store(stores)
-        self._campaign_ids = campaign_ids
-        kind = "all" if campaign_ids is None else "some"
-        self._key = f"voicegenie_{kind}_campaigns.{voicegenie_conn_id}.{account.digest}"
-        self._known = known
-        self._kept_version: int | None = known.version
-        self._with_reading = troubles_of(voicegenie_conn_id, "reading of the state")
-        self._with_keeping = troubles_of(voicegenie_conn_id, "keeping of the state", "What was told is kept again.")
-
-    async def recall(self) -> None:
+    async def _recall(self, key: str) -> None:
         """Let the watcher know what was kept, however long that takes: it could not tell old ends from new ones."""
         while True:
             try:
-                kept = [await store.aget(self._key) for store in self._stores]
+                kept = [await store.aget(key) for store in self._stores]
                 break
             except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
                 message = "What was seen of the campaigns before cannot be read. Trying again."
-                self._with_reading.begin(self._key, "unreadable", f"{message} Airflow says: {error!r}")
+                self._with_reading.begin(key, "unreadable", f"{message} Airflow says: {error!r}")
                 await asyncio.sleep(_TRY_AGAIN)
-        self._with_reading.end(self._key)
+        self._with_reading.end(key)
         readable = []
         for each in kept:
             try:
@@ -301,36 +279,30 @@ class Memory:
                 "Going on from what was last kept, %s UTC.", f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
             )
 
-    def keep_in_any_case(self) -> None:
-        """Keep what the watcher knows after the next look, although nothing is new."""
-        self._kept_version = None
+    def _keep_after(self, look: Look) -> None:
+        """Keep what the watcher knows now, if there is anything new, once the events of a look are stored."""
+        if self._key and self._stores and self._known.version != self._kept_version and self._known.is_ready:
+            look.to_keep[self, self._key] = (self._known.version, self._known.to_json(time.time()))
 
-    def keep_after(self, look: Look) -> None:
+    async def keep(self, key: str, version: int, state: dict[str, Any]) -> None:
         """
-        Keep what the watcher knows now, if there is anything new, once the events of a look are stored.
+        Keep what the watcher knew.
 
-        :param look: The look.
-        """
-        if self._stores and self._known.version != self._kept_version and self._known.is_ready:
-            look.to_keep[self] = (self._known.version, self._known.to_json(time.time()))
-
-    async def keep(self, version: int, state: dict[str, Any]) -> None:
-        """
-        Keep what a watcher knew.
-
+        :param key: The key of the account.
         :param version: Which state of its knowledge that is.
         :param state: What is kept.
         """
         try:
             for store in self._stores:
-                others = None if self._campaign_ids is None else await store.aget(self._key)
-                await store.aset(self._key, add_others(state, others, self._campaign_ids or ()))
+                others = None if self._campaign_ids is None else await store.aget(key)
+                await store.aset(key, add_others(state, others, self._campaign_ids or ()))
         except Exception as error:  # noqa: BLE001  it is tried again after the next look
             message = "What was told cannot be kept. If the triggerer restarts now, it is told again."
-            self._with_keeping.begin(self._key, "not kept", f"{message} Airflow says: {error!r}")
+            self._with_keeping.begin(key, "not kept", f"{message} Airflow says: {error!r}")
             return
-        self._kept_version = version
-        self._with_keeping.end(self._key)
+        if key == self._key:
+            self._kept_version = version
+        self._with_keeping.end(key)
 
 
 def _log_trouble(troubles: Troubles, about: str, response: object) -> None:

@@ -10,9 +10,16 @@ from typing import Any
 from airflow_provider_voicegenie.api.endpoints import Request, campaign, quota
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, Quota
-from airflow_provider_voicegenie.feed.feed import OnResponse, Subscription, feed_of, subscribe
+from airflow_provider_voicegenie.feed.feed import OnResponse, Subscription, feed_of
 from airflow_provider_voicegenie.feed.plan import LIST, ListedPage
 from airflow_provider_voicegenie.rules.prerequisites import Source
+
+
+class _SourceSubscription(Subscription):
+    """The part in the feed for what is read besides the campaign."""
+
+    #: The campaign's own is.
+    is_counted = False
 
 
 class CampaignWithSources(Subscription):
@@ -43,7 +50,7 @@ class CampaignWithSources(Subscription):
             Source.QUOTA: (quota(), self._on_quota),
         }
         self._others = [
-            subscribe(voicegenie_conn_id, request, interval, on_response)
+            _SourceSubscription(self._feed, request, interval, on_response)
             for request, on_response in map(sources.__getitem__, needs)
         ]
 

@@ -231,6 +231,23 @@ def test_what_is_read_once_is_read_again_only_for_who_came_later():
     assert plan.due_at() == 6.0
 
 
+@pytest.mark.parametrize("waits", [0, 1, 10])
+def test_a_campaign_that_is_read_once_does_not_wait_for_the_list(waits):
+    plan = plan_for(waits)
+    service = Service(names(10))
+    service.run(plan, 0, 600)
+    once = subscriber(math.inf, joined_at=600.0)
+    plan.add(campaign("c0"), once, 600.0)
+    assert plan.due_at() == 600.0
+    assert plan.take() == campaign("c0")
+    plan.was_read(campaign("c0"), 600.0, 600.0)
+    plan.remove(campaign("c0"), once, 600.0)
+    assert plan.is_idle == (waits == 0)
+    service.sent.clear()
+    service.run(plan, 600, 1200)
+    assert len(service.sent) <= 12
+
+
 def test_anything_may_be_polled_and_what_is_equal_is_sent_once():
     plan = PollingPlan()
     for _ in range(100):

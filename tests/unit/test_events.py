@@ -518,16 +518,16 @@ def test_a_look_of_which_some_events_were_not_stored_keeps_nothing():
     """Airflow ends the watcher then, and starts it again with what was kept."""
     kept = []
 
-    class Memory:
+    class Watcher:
         async def keep(self, *state):
             kept.append(state)
 
-    memory = Memory()
-    batch = [(looks.Look([], {memory: (number, {})}), SimpleNamespace(failed=int(number == 3))) for number in range(4)]
+    key = (Watcher(), "key")
+    batch = [(looks.Look([], {key: (number, {})}), SimpleNamespace(failed=int(number == 3))) for number in range(4)]
     stream = CampaignEndedTrigger.create_shared_stream_producer(CampaignEndedTrigger().serialize()[1])
     run(lambda: stream.advance(batch))
     # Of several, the last is enough.
-    assert kept == [(2, {})]
+    assert kept == [("key", 2, {})]
 
 
 @keeps_state
@@ -1455,14 +1455,13 @@ def test_nothing_is_kept_before_the_first_pass_has_shown_all():
 
 
 async def check_nothing_is_kept_before_all_are_shown():
-    known = KnownCampaigns()
-    memory = looks.Memory(Stores(), "voicegenie_default", ACCOUNT, None, known)
-    first, second = looks.Look([]), looks.Look([])
-    look(known, seen(status="running"), total=2)
-    memory.keep_after(first)
-    look(known, seen("d", status="running"), offset=1, total=2)
-    memory.keep_after(second)
-    assert (list(first.to_keep), list(second.to_keep)) == ([], [memory])
+    watcher = looks.Watcher(Stores(), "voicegenie_default", None)
+    pages = [CampaignPage((each,), 1, 2) for each in (seen(status="completed", ended=NOW + DAY), seen("d"))]
+    shown = [looks.Look([ListedPage(number, page, NOW)], account=ACCOUNT) for number, page in enumerate(pages)]
+    for each in shown:
+        assert [campaign async for campaign in watcher.events(each)] == []
+        watcher._keep_after(each)
+    assert [list(each.to_keep) for each in shown] == [[], [(watcher, STATE_KEY)]]
 
 
 @keeps_state
@@ -1477,11 +1476,13 @@ def test_what_was_kept_last_is_gone_on_from():
         stores = {f"asset {number}": Store() for number in range(3)}
         for store, state in zip(stores.values(), order, strict=True):
             store.kept = {} if state is None else {STATE_KEY: state}
-        known = KnownCampaigns()
 
-        async def recall(stores=stores, known=known):
-            await looks.Memory(Stores(**stores), "voicegenie_default", ACCOUNT, None, known).recall()
+        async def recalled(stores=stores):
+            watcher = looks.Watcher(Stores(**stores), "voicegenie_default", None)
+            async for _ in watcher.events(looks.Look([], account=ACCOUNT)):
+                pass
+            return watcher._known
 
-        run(recall)
+        known = run(recalled)
         assert look(known, seen(ended=NOW + 60)) == []
         assert known.open_count == 0

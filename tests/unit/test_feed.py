@@ -196,6 +196,22 @@ def test_what_the_list_has_of_a_campaign_is_added_to_what_is_read_of_it():
     assert run(work) == ([None, 5, 5, 6], [False, True, False, True])
 
 
+@pytest.mark.usefixtures("clock", "quiet")
+def test_a_wait_is_counted_once_whatever_is_read_for_it(monkeypatch):
+    counts = []
+    monkeypatch.setattr(feeds, "show_waits", lambda _, count: counts.append(count))
+
+    async def work():
+        waits = [wait_for(), CampaignWithSources(CONNECTION, "c", 60, list(Source))]
+        waits.append(subscribe(CONNECTION, LIST, 60, lambda *_: None))
+        feed_of(CONNECTION)._show_waits()
+        for wait in waits:
+            wait.close()
+
+    run(work)
+    assert counts == [3, 0]
+
+
 # What does not pass.
 
 
