@@ -38,6 +38,9 @@ MAX_ID_CHARACTERS = 256
 #: The documented range of the list's ``limit``.
 MAX_PAGE_SIZE = 1000
 
+#: One for all: a feed may hold ten thousand of these requests.
+_READ_CAMPAIGN = Campaign.from_json
+
 #: The documented number of uploads in a minute; the other limits are above what an account may send in all.
 _UPLOADS_PER_MINUTE = 50
 
@@ -140,7 +143,7 @@ def pause(campaign_id: str) -> Request[PausedCampaign]:
 
 def campaign(campaign_id: str) -> Request[Campaign]:
     """Read one campaign. See the Get Campaign page."""
-    return _about("get", "/campaign/", campaign_id, Campaign.from_json, id_field="id")
+    return _about("get", "/campaign/", campaign_id, _READ_CAMPAIGN, id_field="id")
 
 
 def statistics(campaign_id: str) -> Request[CampaignStats]:

@@ -114,7 +114,7 @@ class Feed:
 
     def add(self, subscription: Subscription) -> None:
         """Send a request on behalf of one more subscription."""
-        self._plan.add(subscription.request, subscription, self._loop.time())
+        self._plan.add(subscription.request, subscription, subscription.joined_at)
         self._wake.set()
 
     def remove(self, subscription: Subscription) -> None:
@@ -399,7 +399,7 @@ class Subscription(Interest):
         self._feed = feed
         self._update: object = None
         self._failure: BaseException | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[Any] | None = None
         feed.add(self)
 
     @property
@@ -411,22 +411,29 @@ class Subscription(Interest):
         """Return the service's ``address``, and its ``clock_offset`` in seconds, as plain JSON."""
         return self._feed.service()
 
-    async def update(self) -> Any:
+    def update(self) -> asyncio.Future[Any]:
         """
-        Wait for the next update, and return it.
+        Return the next update, to be awaited. A future, as a coroutine for each of ten thousand waits takes megabytes.
 
-        :raises Exception: What ``on_response`` raised, even when it was shown that nothing can be read.
+        It raises what ``on_response`` raised, even when that was shown that nothing can be read.
         """
-        while self._update is None and self._failure is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+        if self._waiter is not None and self._waiter.done():
+            self._update = None
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        if self._has_update:
+            self._deliver(waiter)
+            self._update = self._waiter = None
+        return waiter
+
+    @property
+    def _has_update(self) -> bool:
+        return self._update is not None or self._failure is not None
+
+    def _deliver(self, waiter: asyncio.Future[Any]) -> None:
         if self._failure is not None:
-            raise self._failure
-        update, self._update = self._update, None
-        return update
+            waiter.set_exception(self._failure)
+        else:
+            waiter.set_result(self._update)
 
     def poll_now(self) -> None:
         """Have the request sent at once, although the list may cover it."""
@@ -480,8 +487,8 @@ class Subscription(Interest):
                 self._update = self._context.run(self._on_response, unreadable, in_full, now)
             except Exception as second:  # noqa: BLE001  one subscriber's error is its own
                 self._failure = second
-        if (self._update is not None or self._failure is not None) and self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._has_update and self._waiter is not None and not self._waiter.done():
+            self._deliver(self._waiter)
 
 
 _feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Feed]] = WeakKeyDictionary()
