@@ -417,7 +417,8 @@ class Subscription(Interest):
 
         It raises what ``on_response`` raised, even when that was shown that nothing can be read.
         """
-        if self._waiter is not None and self._waiter.done():
+        if self._waiter is not None and self._waiter.done() and not self._waiter.cancelled():
+            # It was delivered, and is dealt with.
             self._update = None
         waiter = self._waiter = asyncio.get_running_loop().create_future()
         if self._has_update:
@@ -520,7 +521,7 @@ def subscribe(
 
     :param voicegenie_conn_id: Id of the Airflow connection.
     :param request: Any read. For :data:`~airflow_provider_voicegenie.feed.plan.LIST`, the responses are its pages.
-    :param interval: Seconds between responses, at most.
+    :param interval: Seconds between responses, at most; infinity for one response, at once.
     :param on_response: Called with each response or error, in the caller's context; what it returns, unless it is
         ``None``, is an update.
     :param is_list_enough: Whether the list's entry of a campaign is as good as the response to ``campaign(id)``.

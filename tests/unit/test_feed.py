@@ -107,6 +107,28 @@ def test_what_was_asked_for_before_a_pause_does_not_count_after_it():
 
 
 @pytest.mark.usefixtures("clock", "quiet")
+def test_each_update_is_taken_once_and_none_is_lost_by_who_gives_up():
+    async def work():
+        wait = wait_for()
+        taken = []
+        for number in range(3):
+            waiting = asyncio.ensure_future(wait.update())
+            if number == 1:
+                waiting.cancel()
+                await asyncio.sleep(0)
+            await respond(wait, number, wait.joined_at)
+            # This one is left out: the one before is not dealt with.
+            await respond(wait, 10 + number, wait.joined_at)
+            taken.append(await (wait.update() if number == 1 else waiting))
+        await respond(wait, 3, wait.joined_at)
+        taken.append(wait.update().done())
+        wait.close()
+        return taken
+
+    assert run(work) == [0, 1, 2, False]
+
+
+@pytest.mark.usefixtures("clock", "quiet")
 def test_a_watcher_of_some_campaigns_is_shown_none_twice_in_the_wrong_order():
     async def work():
         stream = Looks(["c"], CONNECTION, 60).open_stream()
