@@ -30,7 +30,7 @@ from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException
 from airflow_provider_voicegenie.start import once
-from airflow_provider_voicegenie.waiting import worker
+from airflow_provider_voicegenie.waiting import wait
 
 MAY_GO_ON = "If it has a daily schedule, it goes on by itself at its next start time"
 TOMORROW = {"outcomes": {"CAMPAIGN_ALREADY_RUNNING": "succeed"}}
@@ -123,7 +123,7 @@ def time_out_at_night(sandbox, make, store):
         raise AirflowTaskTimeout
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.time, "sleep", sleep)
+        patch.setattr(wait.time, "sleep", sleep)
         with pytest.raises(AirflowTaskTimeout):
             make(deferrable=False).execute(context(store))
 

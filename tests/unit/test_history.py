@@ -401,7 +401,7 @@ def test_errors_do_not_name_people(sandbox, tmp_path):
         export(tmp_path / "x.csv")
     assert person_in(str(caught.value)) is None
     sandbox.inject("status", "history", status=200, body=f"{MARKED_PERSON} and so on")
-    with pytest.raises(VoiceGenieRetryException, match="not shown here, as it may name people") as caught:
+    with pytest.raises(VoiceGenieRetryException, match="is not shown, as it may name people") as caught:
         export(tmp_path / "x.csv")
     assert person_in(str(caught.value)) is None
 
