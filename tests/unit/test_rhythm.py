@@ -97,6 +97,15 @@ def test_trouble_that_is_over_does_not_slow_what_keeps_a_campaign_paused(sandbox
     assert max(clock.sleeps) <= 1.0
 
 
+def test_pauses_that_fail_are_sent_ever_more_rarely_although_the_campaign_can_be_read(sandbox, clock):
+    sandbox.inject("delay", "pause", seconds=0)
+    sandbox.inject("status", "pause", status=503, times=8)
+    clock.at_sleep = lambda number: change(sandbox, "followed", status="completed" if number >= 9 else "running")()
+    assert keep_paused().execute(context(Store()))["status"] == "completed"
+    assert clock.sleeps[1:7] == sorted(clock.sleeps[1:7])
+    assert 20 < max(clock.sleeps) <= 30
+
+
 def test_trouble_that_is_over_does_not_slow_the_reading_of_statistics(sandbox, clock, monkeypatch):
     """Between failures, they are read, and look old."""
     complete(sandbox, "followed")()
