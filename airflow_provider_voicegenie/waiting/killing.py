@@ -247,14 +247,7 @@ def pause_campaign_of_killed_task(
         try:
             _send_pause(pause, campaign_id, may_start_late=may_start_late)
         except CampaignNotRunningError:
-            if not may_start_late:
-                return _after_refusal(pause, look, campaign_id)
-            log.warning(
-                "Campaign %r: the task was killed while it started the campaign. The campaign is not running now; if "
-                "the start takes effect late, pause it in the VoiceGenie dashboard.",
-                campaign_id,
-            )
-            return PauseResult.FAILED
+            return _after_refusal(pause, look, campaign_id, may_start_late=may_start_late)
     except VoiceGenieError as error:
         log.error(
             "Campaign %r: the task was killed, and the campaign could not be paused: %s IT MAY GO ON CALLING: pause it "
@@ -295,8 +288,17 @@ def _send_pause(pause: Callable[[str], object], campaign_id: str, *, may_start_l
     retrying(pause, campaign_id)
 
 
-def _after_refusal(pause: Callable[[str], object], look: Callable[[str], Campaign], campaign_id: str) -> PauseResult:
+def _after_refusal(
+    pause: Callable[[str], object], look: Callable[[str], Campaign], campaign_id: str, *, may_start_late: bool
+) -> PauseResult:
     """Find out why the service refused a pause, and pause the campaign if it runs after all."""
+    if may_start_late:
+        log.warning(
+            "Campaign %r: the task was killed while it started the campaign. The campaign is not running now; if the "
+            "start takes effect late, pause it in the VoiceGenie dashboard.",
+            campaign_id,
+        )
+        return PauseResult.FAILED
     campaign = _look(look, campaign_id)
     if campaign is None or campaign.status is CampaignStatus.PAUSED:
         return _paused_already(campaign, campaign_id)
