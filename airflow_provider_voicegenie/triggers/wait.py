@@ -145,7 +145,9 @@ class WaitTrigger(BaseTrigger):
         finally:
             if subscription is not None:
                 subscription.close()
-        event = {**end.to_json(), "service": service, "deferred": self.serialize()[1]}
+        # Airflow prints it into the task's log.
+        deferred = {name: getattr(self, name) for name in ("campaign_id", "voicegenie_conn_id", "deadline", "kept")}
+        event = {**end.to_json(), "service": service, "deferred": deferred}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     def _subscribe(self, watch: Watch) -> Subscription:
