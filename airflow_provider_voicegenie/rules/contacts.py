@@ -156,6 +156,9 @@ def _phone_number(value: object) -> str:
 
 def _may_be_date(number: str) -> bool:
     """Say whether digits may be a date, in whatever order, with or without separators, and with or without a time."""
+    if re.fullmatch("[0-9]{12}|[0-9]{14}", number):
+        # A date and a time without separators.
+        return _may_be_date(number[:8]) and _may_be_time(re.findall("..", number[8:]))
     if re.fullmatch("[0-9]{8}", number):
         return (
             _is_date(number[:4], number[4:6], number[6:])

@@ -213,7 +213,7 @@ class StartOnce:
 
     def recognize_earlier_start(self) -> None:
         """Ask the service whether a killed task's earlier try started the campaign, if Airflow keeps nothing of it."""
-        if self._options.check_only or self.may_be_in_effect or self._records.are_kept or self._records.is_first_try:
+        if self._options.check_only or self.may_be_in_effect or self._records.tell_all or self._records.is_first_try:
             return
         try:
             campaign = self.hook.get_campaign(self.campaign_id)
@@ -639,7 +639,7 @@ class StartOnce:
             self.may_be_in_effect = self._is_confirmed = True
         self._kill.check()
         if record is None:
-            if self._records.are_kept or self._records.is_first_try:
+            if self._records.tell_all or self._records.is_first_try:
                 return None
             return self._take_over_by_evidence()
         if record.phase is StartPhase.TIMED_OUT:

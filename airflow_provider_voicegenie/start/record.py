@@ -173,11 +173,18 @@ class StartRecords:
         self.generation = Generation.of(context)
         #: The start of an earlier end of this task, whose campaign may go on; known after :meth:`recall`.
         self.owed: StartRecord | None = None
+        #: Whether Airflow keeps a record that this version cannot read; known after :meth:`recall`.
+        self.is_unreadable = False
         #: Whether a user has cleared the task, so that the campaign it had started may be paused any moment; known
         #: after :meth:`recall`.
         self.awaits_pause = False
         #: The start of which that is so, if Airflow has kept it.
         self.cleared: StartRecord | None = None
+
+    @property
+    def tell_all(self) -> bool:
+        """Whether a start of which there is no record was surely not made."""
+        return self.are_kept and not self.is_unreadable
 
     @property
     def are_kept(self) -> bool:
@@ -194,7 +201,9 @@ class StartRecords:
         self._record = self.owed = self.cleared = None
         if self._store is None:
             return None
-        record = StartRecord.from_json(self._store.get(_KEY))
+        kept = self._store.get(_KEY)
+        record = StartRecord.from_json(kept)
+        self.is_unreadable = record is None and kept is not None
         if record is None:
             # Airflow 3.4 deletes the record when a user clears the task.
             self.awaits_pause = self.is_first_try and self.generation.try_number > 1

@@ -42,8 +42,8 @@ class CampaignWithSources(Subscription):
         self._needs_quota = Source.QUOTA in needs
         self._quota: Quota | None = None
         self._listed: Campaign | None = None
-        # What was read before the quota was; and that the list is refused, until that was shown.
-        self._held_back: Campaign | None = None
+        # Whether the campaign was read before the quota was; and that the list is refused, until that was shown.
+        self._is_held_back = False
         self._refusal: VoiceGenieError | None = None
         sources: Mapping[Source, tuple[Request[Any], OnResponse]] = {
             Source.LIST: (LIST, self._on_page),
@@ -68,7 +68,7 @@ class CampaignWithSources(Subscription):
         if isinstance(response, VoiceGenieError):
             return response
         if self._needs_quota and self._quota is None:
-            self._held_back = response
+            self._is_held_back = True
             return None
         return replace(response.with_listed(self._listed), quota=self._quota)
 
@@ -92,6 +92,7 @@ class CampaignWithSources(Subscription):
             self.publish(response, in_full, now)
             return
         self._quota = response
-        held_back, self._held_back = self._held_back, None
-        if held_back is not None:
-            self.publish(held_back, in_full, now)
+        if self._is_held_back:
+            # What was read then may be as old as an interval by now.
+            self._is_held_back = False
+            self.poll_now()

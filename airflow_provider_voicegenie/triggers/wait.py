@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import TaskDeferred
@@ -194,6 +195,8 @@ class WaitTrigger(BaseTrigger):
                 await asyncio.sleep(delay)
             subscription.forget()
             self._is_polling = True
+            if is_error:
+                subscription.poll_now()
         return end
 
     async def _send(self, request: Request[Any]) -> Any | VoiceGenieError:
@@ -261,16 +264,25 @@ class WaitTrigger(BaseTrigger):
         # Of many, each takes no more of the service's limit than its pause.
         is_checked = end is DeferralEnd.CLEARED and len(_PAUSING) <= _FEW_PAUSES
 
-        def pause_own(campaign_id: str) -> PausedCampaign:
+        attempts = count(1)
+
+        def pause_own(campaign_id: str) -> PausedCampaign | None:
+            is_repeated = next(attempts) > 1
             if is_checked:
                 reader = client(_PATIENCE_BEFORE_PAUSE)
-                check_own_start(
-                    lambda campaign_id: reader.send(campaign(campaign_id), max_attempts=1),
-                    lambda campaign_id: reader.send(statistics(campaign_id), max_attempts=1),
-                    campaign_id,
-                    read_time(self.started_at),
-                    reader.server_time,
-                )
+                try:
+                    check_own_start(
+                        lambda campaign_id: reader.send(campaign(campaign_id), max_attempts=1),
+                        lambda campaign_id: reader.send(statistics(campaign_id), max_attempts=1),
+                        campaign_id,
+                        read_time(self.started_at),
+                        reader.server_time,
+                    )
+                except NothingToPauseError as reason:
+                    if reason.is_paused and is_repeated:
+                        # The pause whose response was lost took effect.
+                        return None
+                    raise
             return client().send(pause(campaign_id))
 
         try:

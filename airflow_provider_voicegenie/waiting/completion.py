@@ -141,7 +141,14 @@ class CompletionWatch(Watch):
         return None
 
     def resume(self, end: End) -> bool:
-        """Go on where another process has ended the wait: return whether the statistics are left to read."""
+        """
+        Go on where another process has ended the wait.
+
+        :param end: How it ended there.
+        :returns: Whether the statistics are left to read; or the campaign, if that process began after the deadline.
+        """
+        if end.is_over_unseen:
+            return True
         self._end = end
         self.is_urgent = end.is_done and not (end.result or {}).get("statistics")
         return self.is_urgent

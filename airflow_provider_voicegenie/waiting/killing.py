@@ -319,7 +319,16 @@ def _paused(campaign_id: str) -> PauseResult:
 
 
 class NothingToPauseError(Exception):
-    """A campaign does not run any more by the start that is to be stopped."""
+    """
+    A campaign does not run any more by the start that is to be stopped.
+
+    :param message: Why, in a sentence.
+    :param is_paused: Whether that is because it is paused.
+    """
+
+    def __init__(self, message: str, *, is_paused: bool = False) -> None:
+        super().__init__(message)
+        self.is_paused = is_paused
 
 
 def check_own_start(
@@ -346,7 +355,7 @@ def check_own_start(
     try:
         campaign = look(campaign_id)
         if campaign.status is CampaignStatus.PAUSED:
-            raise NothingToPauseError(f"it is paused already. {MAY_GO_ON}")
+            raise NothingToPauseError(f"it is paused already. {MAY_GO_ON}", is_paused=True)
         latest = read_statistics(campaign_id).started_at if started_at is not None else None
     except VoiceGenieError as error:
         log.warning("%s", error)

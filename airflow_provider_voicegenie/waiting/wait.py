@@ -127,7 +127,7 @@ def wait_on(
         return end
     with reading():
         last = wait_here(hook, watch, deadline=time.time(), check=check)
-    return last or watch.time_is_up(time.time(), EndReason.TIMEOUT)
+    return last or watch.time_is_up(time.time(), end.reason if end.is_out_of_time else EndReason.TIMEOUT)
 
 
 def wait_late(

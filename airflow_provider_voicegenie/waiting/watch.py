@@ -63,6 +63,16 @@ class End(NamedTuple):
         """Whether what was waited for is so."""
         return self.reason is EndReason.DONE
 
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether a time limit ended the wait."""
+        return self.reason in (EndReason.TIMEOUT, EndReason.EXECUTION_TIMEOUT)
+
+    @property
+    def is_over_unseen(self) -> bool:
+        """Whether a time limit ended the wait before the campaign was read at all."""
+        return self.is_out_of_time and (self.result or {"status": "unknown"})["status"] == "unknown"
+
     def of_condition(self, finding: Finding) -> End:
         """
         Return the end by a condition instead, with the same result.

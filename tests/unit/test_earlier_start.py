@@ -119,6 +119,16 @@ def test_a_record_of_another_format_breaks_no_try(sandbox, changed):
     assert store["voicegenie_start"]["phase"] == "started"
 
 
+def test_a_start_whose_record_is_not_readable_is_found_by_the_services_evidence(sandbox):
+    store = Store()
+    operator = Starting(wait_for_completion=False)(deferrable=False)
+    operator.execute(context(store))
+    change(sandbox, "long", status="paused")()
+    store["voicegenie_start"]["of_a_later_version"] = 1
+    assert operator.execute(context(store, try_number=2))["started_by_task"]
+    assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")
+
+
 @pytest.mark.parametrize(
     "kept", ["text", [1], 5, {"campaign_id": "another"}, {"generation": 1}, {"generation": [0, 0, 1]}]
 )

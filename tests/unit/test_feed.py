@@ -179,21 +179,29 @@ def test_the_shortest_interval_of_all_who_need_it_counts():
 
 
 @pytest.mark.usefixtures("clock", "quiet")
-def test_a_reading_that_waits_for_the_quota_is_shown_once():
+def test_a_campaign_that_was_read_before_the_quota_is_read_again():
+    """What was read first may be as old as an interval when the quota comes."""
+
     async def work():
         wait = CampaignWithSources(CONNECTION, "c", 60, [Source.QUOTA])
-        (of_quota,) = feed_of(CONNECTION)._plan.poll(quota()).subscribers
+        plan = feed_of(CONNECTION)._plan
+        (of_quota,) = plan.poll(quota()).subscribers
         await respond(wait, campaign(), wait.joined_at)
-        shown = []
+        polls, shown = [], []
+        wait.poll_now = lambda: polls.append(wait.request)
         for response in [Quota(7, None), errors.ServerError("not now")] * 3:
             await respond(of_quota, response, wait.joined_at)
+            if len(shown) == 0:
+                assert wait._update is None
+                await respond(wait, campaign(status="stopped"), wait.joined_at)
             if wait._update is not None:
                 shown.append(await wait.update())
         wait.close()
-        return shown
+        return polls, shown
 
-    first, *others = run(work)
-    assert first.quota.calls_remaining == 7
+    polls, (first, *others) = run(work)
+    assert len(polls) == 1
+    assert (first.status.value, first.quota.calls_remaining) == ("stopped", 7)
     assert [type(each) for each in others] == [errors.ServerError] * 3
 
 

@@ -187,6 +187,30 @@ def test_what_was_seen_paused_long_ago_is_not_known_to_be_so(seconds, reason):
 
 
 @both_ways
+@pytest.mark.parametrize("fault", [{"kind": "status", "status": 503}, {"kind": "close"}], ids=["503", "close"])
+def test_a_pause_that_failed_is_soon_tried_again(sandbox, clock, monkeypatch, way, fault):
+    """However seldom the campaign is read."""
+    clock.limit = 1000.0
+    monkeypatch.setattr("helpers.tasks.PATIENCE", 1000)
+    times = []
+
+    def has_sent(number):
+        return lambda: sandbox.request_count("pause") >= number
+
+    def note():
+        times.append(clock.time())
+
+    sandbox.inject("delay", "pause", seconds=0)
+    sandbox.inject(**fault, operation="pause")
+    steps = [is_paused(sandbox, 1), change(sandbox, "followed", status="running"), has_sent(2), note, has_sent(3), note]
+    with meanwhile(*steps):
+        result = way(keeping(keep_paused_for=180, poll_interval=100), context())
+    assert result["status"] == "paused"
+    # Not at the next ordinary read, a hundred seconds later.
+    assert times[1] - times[0] <= 31
+
+
+@both_ways
 def test_a_word_for_running_that_nobody_knows(sandbox, way, said):
     campaign_id = sandbox.add_campaign(status="calling").id
     original = sandbox.sandbox.store.pause

@@ -15,8 +15,12 @@ from airflow.providers.common.compat.sdk import (
 from helpers.tasks import (
     Following,
     Starting,
+    complete,
     context,
+    event_of,
 )
+
+from airflow_provider_voicegenie.waiting.deferral import keep_for_resuming
 
 
 @pytest.mark.parametrize(
@@ -89,3 +93,26 @@ def test_a_sensor_whose_deferral_no_triggerer_ended_in_time(sandbox, is_over):
     else:
         with pytest.raises(AirflowSensorTimeout):
             Following()(deferrable=True).resume_execution("__fail__", {"error": "Trigger timeout"}, context())
+
+
+@pytest.mark.parametrize("limit", ["deadline", "execution_deadline"])
+def test_a_triggerer_that_comes_after_the_deadline_hides_no_completion(sandbox, clock, limit):
+    """It ends the wait before it has read anything; the task reads once more, as it does without a triggerer."""
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting(completion_timeout=50)(deferrable=True).execute(context())
+    trigger = deferral.value.trigger
+    complete(sandbox, "long")()
+    setattr(trigger, limit, clock.time() - 5)
+    event = event_of(trigger)
+    assert event["reason"] in ("timeout", "execution_timeout")
+    result = Starting(completion_timeout=50)(deferrable=True).execute_complete(context(), event)
+    assert result["status"] == "completed"
+
+
+def test_a_wait_before_the_start_that_takes_too_long_started_nothing(sandbox):
+    run = context()
+    facts = {"campaign_id": "long", "voicegenie_conn_id": "voicegenie_default", "refusals": [0, 0, 0]}
+    keep_for_resuming(run, facts)
+    with pytest.raises(AirflowTaskTimeout, match=r"before the campaign could be started; nothing was started\."):
+        Starting()(deferrable=True).resume_execution("__fail__", {"error": "Trigger/execution timeout"}, run)
+    assert sandbox.request_count("start") == 0

@@ -1159,6 +1159,15 @@ def test_a_pause_that_is_repeated_is_about_its_own_start_too(sandbox, notes):
     assert (sandbox.request_count("pause"), sandbox.status(campaign.id)) == (1, "running")
 
 
+def test_a_pause_that_took_effect_although_its_response_was_lost_is_said_to(sandbox, notes, caplog):
+    campaign = sandbox.add_campaign(status="running", total_count=10_000)
+    sandbox.inject("close", "pause", after_acting=True)
+    run(cleared_trigger(campaign.id, notes).on_kill)
+    assert (sandbox.request_count("pause"), sandbox.status(campaign.id)) == (1, "paused")
+    assert "so the campaign was paused" in caplog.text
+    assert "Nothing is paused" not in caplog.text
+
+
 @TELLS_OF_KILLS
 def test_a_note_that_cannot_be_made_ends_no_wait(sandbox, clock, notes, monkeypatch, caplog):
     monkeypatch.setattr(notes, "set", None, raising=False)
