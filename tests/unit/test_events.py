@@ -952,7 +952,7 @@ def test_the_last_of_several_ends_comes_after_a_while(sandbox, monkeypatch, shar
 
 @keeps_state
 @pytest.mark.parametrize("only_some", [False, True])
-def test_the_state_is_kept_soon_after_the_last_of_several_ends(sandbox, monkeypatch, only_some):
+def test_the_state_is_kept_soon_after_the_last_of_several_ends(sandbox, held, monkeypatch, only_some):
     monkeypatch.setattr(looks, "BETWEEN_EVENTS", 0.5)
     names = [running(sandbox) for _ in range(5)]
     stores = Stores()
