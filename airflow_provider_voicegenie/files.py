@@ -55,6 +55,7 @@ def storage_path(path: str | ObjectStoragePath) -> ObjectStoragePath:
     Return the path of a file, with the user's home folder in place of a ``~`` at its beginning.
 
     :param path: The path.
+    :raises FileUnreadableError: It begins with ``~`` and the name of a user who is not there.
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
@@ -63,7 +64,10 @@ def storage_path(path: str | ObjectStoragePath) -> ObjectStoragePath:
             return path
         path = path.path
     # Only some of the functions for files do that by themselves.
-    return ObjectStoragePath(os.path.expanduser(path))  # noqa: PTH111  an unknown user is a folder
+    expanded = os.path.expanduser(path)  # noqa: PTH111
+    if expanded.startswith("~"):
+        raise FileUnreadableError(f"there is no user {path.partition('/')[0][1:]!r:.80} on the machine of this task")
+    return ObjectStoragePath(expanded)
 
 
 def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:

@@ -162,7 +162,7 @@ def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
     if name.rstrip(".") in ("http", "https"):
         # From https:/host, https//host, or two schemes: the key would go to a host of that name.
         raise _FieldError(f"{_HOST} has a mistyped https:// at its beginning. Enter a host name, or https://host/path.")
-    if not (_HOST_NAME.fullmatch(name) or _is_ipv6(name)) or any(c.isspace() or not c.isprintable() for c in host):
+    if not (_is_host_name(name) or _is_ipv6(name)) or any(c.isspace() or not c.isprintable() for c in host):
         raise _FieldError(_NO_HOST)
     if parts.scheme == "http" and not _is_loopback(name) and not insecure_allowed:
         raise _FieldError(
@@ -173,6 +173,15 @@ def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
     netloc = f"[{name}]" if ":" in name else name
     segments = [part.strip("/") for part in (parts.path, path) if part.strip("/")]
     return "/".join([f"{parts.scheme}://{netloc}{f':{port}' if port else ''}", *segments])
+
+
+def _is_host_name(name: str) -> bool:
+    try:
+        # Each part has 1 to 63 characters, as the name server is asked for it.
+        name.removesuffix(".").encode("idna")
+    except UnicodeError:
+        return False
+    return bool(_HOST_NAME.fullmatch(name)) and name != "."
 
 
 def _split(url: str) -> SplitResult:

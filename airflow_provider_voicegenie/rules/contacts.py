@@ -36,9 +36,11 @@ _SHORTEST, _LONGEST = 7, 15
 
 #: Years of people and of systems; the first and the last that a date can have stand for none.
 _YEAR = re.compile(r"(?:1[6-9]|2[01])[0-9]{2}|0001|9999")
-_TIME_LIMITS = (24, 60, 60)
+#: The largest hour, minute and second that are written.
+_TIME_LIMITS = (24, 59, 60)
 
-_IP_ADDRESS = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})")
+#: Of one machine, or of a network or a range of them.
+_IP_ADDRESS = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})(?:[/-][0-9]{1,3})?")
 
 #: How tables write a value that is not there.
 _MISSING_TEXTS = ("NaN", "NaT", "<NA>")
@@ -147,7 +149,9 @@ def _phone_number(value: object) -> str:
     if not _NUMBER.fullmatch(without_parentheses) or not _SHORTEST <= len(digits) <= _LONGEST or not digits.strip("0"):
         raise NotAContactError("has a phone number that cannot be one")
     if _may_be_date(number):
-        raise NotAContactError("has a phone number that may be a date; with + and its country code it would be none")
+        raise NotAContactError(
+            "has a phone number that may be a date; to say that it is a number, write it with + and its country code"
+        )
     if _may_be_ip_address(number):
         raise NotAContactError("has a phone number that may be an IP address")
     # Which of its separators and zeros count is the service's to say.
@@ -156,17 +160,21 @@ def _phone_number(value: object) -> str:
 
 def _may_be_date(number: str) -> bool:
     """Say whether digits may be a date, in whatever order, with or without separators, and with or without a time."""
-    if re.fullmatch("[0-9]{12}|[0-9]{14}", number):
-        # A date and a time without separators.
-        return _may_be_date(number[:8]) and _may_be_time(re.findall("..", number[8:]))
-    if re.fullmatch("[0-9]{8}", number):
-        return (
-            _is_date(number[:4], number[4:6], number[6:])
-            or _is_date(number[4:], number[2:4], number[:2])
-            or _is_date(number[4:], number[:2], number[2:4])
+    first, *rest = _SEPARATORS.split(number)
+    if re.fullmatch("[0-9]{12}|[0-9]{14}", first):
+        first, rest = first[:8], [first[8:], *rest]
+    if re.fullmatch("[0-9]{8}", first):
+        is_date = (
+            _is_date(first[:4], first[4:6], first[6:])
+            or _is_date(first[4:], first[2:4], first[:2])
+            or _is_date(first[4:], first[:2], first[2:4])
         )
-    first, second, third, *time_of_day = [*_SEPARATORS.split(number), "", ""]
-    return _may_be_time(time_of_day[:-2]) and (
+        return is_date and _may_be_time(rest)
+    if len(rest) == 1:
+        # A year and the number of the day in it.
+        return bool(_YEAR.fullmatch(first)) and len(rest[0]) == 3 and 1 <= int(rest[0]) <= 366
+    second, third, *time_of_day = [*rest, "", ""][: max(2, len(rest))]
+    return _may_be_time(time_of_day) and (
         _is_date(first, second, third) or _is_date(third, second, first) or _is_date(third, first, second)
     )
 
@@ -182,9 +190,9 @@ def _is_date(year: str, month: str, day: str) -> bool:
 
 
 def _may_be_time(parts: Sequence[str]) -> bool:
-    return len(parts) <= len(_TIME_LIMITS) and all(
-        len(part) <= 2 and int(part) < limit for part, limit in zip(parts, _TIME_LIMITS, strict=False)
-    )
+    """Say whether parts may be hours, minutes, seconds and a fraction, some of them without a separator."""
+    pairs = [pair for part in parts for pair in (re.findall("..", part) if len(part) in (4, 6) else [part])]
+    return all(len(pair) <= 2 and int(pair) <= limit for pair, limit in zip(pairs, _TIME_LIMITS, strict=False))
 
 
 def _may_be_ip_address(number: str) -> bool:

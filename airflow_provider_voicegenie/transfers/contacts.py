@@ -399,6 +399,8 @@ def _read_source(contacts: object) -> Sequence[Any] | ObjectStoragePath:
             raise AirflowFailException(f"contacts must be rows, or {wrong_end(contacts).removeprefix('must be ')}")
         try:
             contacts = storage_path(contacts)
+        except FileUnreadableError as error:
+            raise AirflowFailException(f"contacts: {error}.") from None
         except ValueError:
             raise AirflowFailException(f"contacts: Airflow knows no storage for {contacts!r:.300}.") from None
     if isinstance(contacts, ObjectStoragePath):

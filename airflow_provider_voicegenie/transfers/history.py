@@ -165,13 +165,16 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
             raise AirflowFailException(str(error)) from None
 
     def _path(self) -> ObjectStoragePath:
-        from airflow_provider_voicegenie.files import storage_path
+        from airflow_provider_voicegenie.files import FileUnreadableError, storage_path
 
         try:
             file_format(str(self.path))
         except ValueError as error:
             raise AirflowFailException(f"path: {error}") from None
-        return storage_path(self.path)
+        try:
+            return storage_path(self.path)
+        except FileUnreadableError as error:
+            raise AirflowFailException(f"path: {error}.") from None
 
     def _read(
         self,

@@ -133,6 +133,13 @@ DAYS = [
     "2026-12-31 23",
     "20240102123000",
     "202401021230",
+    "2026-12-31 0830",
+    "20261231 0830",
+    "20261231-083000",
+    "2026-12-31-083000",
+    "2026-12-31 24.00",
+    "2026.12.31 08.30.00.5",
+    "2026-365",
     20240102123000,
     "20261231.0",
     "2024-02-29",
@@ -155,7 +162,10 @@ def test_no_day_is_a_phone_number(day):
             number_of(day.strftime(form))
 
 
-@pytest.mark.parametrize("value", ["192.168.100.200", "10.20.30.40", "255.255.255.255", "127.0.0.100"])
+@pytest.mark.parametrize(
+    "value",
+    ["192.168.100.200", "192.168.1.10/24", "192.168.100.200-250", "10.20.30.40", "255.255.255.255", "127.0.0.100"],
+)
 def test_what_may_be_an_ip_address_is_no_phone_number(value):
     with pytest.raises(NotAContactError, match="may be an IP address"):
         number_of(value)

@@ -196,3 +196,8 @@ def test_what_is_not_there_is_no_folder(folder, tmp_path):
     for path in (ObjectStoragePath(f"file://{tmp_path}/x.parquet"), folder() / "x.parquet"):
         with pytest.raises(FileNotFoundError):
             list(read_rows(path))
+
+
+def test_the_home_folder_of_nobody():
+    with pytest.raises(FileUnreadableError, match="there is no user 'nobodyx' on the machine of this task"):
+        storage_path("~nobodyx/calls.csv")
