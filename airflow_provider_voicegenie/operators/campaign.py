@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, XComArg, get_current_context
+from airflow.providers.common.compat.sdk import AirflowFailException, XComArg, get_current_context
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, read_calling_hours
@@ -240,10 +240,9 @@ class StartCampaignOperator(CampaignTask):
     def _start_before_deferral(self, context: Context) -> dict[str, Any]:
         kept = kept_for_resuming(context)
         if kept and "start" not in kept:
-            raise AirflowTaskTimeout(
-                f"Campaign {self.campaign_id!r}: execution_timeout was over before the campaign could be started; "
-                "nothing was started."
-            )
+            from airflow_provider_voicegenie.start.task import out_of_time_before_start
+
+            raise out_of_time_before_start(self.campaign_id)
         if not kept:
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: Airflow has lost what this task knew of its start (XCom). Look at the "

@@ -173,7 +173,9 @@ def _may_be_date(number: str) -> bool:
     if len(rest) == 1:
         # A year and the number of the day in it.
         return bool(_YEAR.fullmatch(first)) and len(rest[0]) == 3 and 1 <= int(rest[0]) <= 366
-    second, third, *time_of_day = [*rest, "", ""][: max(2, len(rest))]
+    if not rest:
+        return False
+    second, third, *time_of_day = rest
     return _may_be_time(time_of_day) and (
         _is_date(first, second, third) or _is_date(third, second, first) or _is_date(third, first, second)
     )

@@ -173,8 +173,8 @@ class StartRecords:
         self.generation = Generation.of(context)
         #: The start of an earlier end of this task, whose campaign may go on; known after :meth:`recall`.
         self.owed: StartRecord | None = None
-        #: Whether Airflow keeps a record that this version cannot read; known after :meth:`recall`.
-        self.is_unreadable = False
+        # Whether Airflow keeps a record that this version cannot read; known after :meth:`recall`.
+        self._is_unreadable = False
         #: Whether a user has cleared the task, so that the campaign it had started may be paused any moment; known
         #: after :meth:`recall`.
         self.awaits_pause = False
@@ -183,13 +183,8 @@ class StartRecords:
 
     @property
     def tell_all(self) -> bool:
-        """Whether a start of which there is no record was surely not made."""
-        return self.are_kept and not self.is_unreadable
-
-    @property
-    def are_kept(self) -> bool:
-        """Whether this Airflow keeps anything across tries."""
-        return self._store is not None
+        """Whether Airflow keeps records, and they can be read: without one, no start was sent."""
+        return self._store is not None and not self._is_unreadable
 
     @property
     def is_first_try(self) -> bool:
@@ -203,7 +198,7 @@ class StartRecords:
             return None
         kept = self._store.get(_KEY)
         record = StartRecord.from_json(kept)
-        self.is_unreadable = record is None and kept is not None
+        self._is_unreadable = record is None and kept is not None
         if record is None:
             # Airflow 3.4 deletes the record when a user clears the task.
             self.awaits_pause = self.is_first_try and self.generation.try_number > 1

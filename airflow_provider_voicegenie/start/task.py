@@ -175,10 +175,7 @@ class StartTask:
         """Airflow 3 does not count the time that a task is deferred."""
         deadline = execution_deadline(self._context, self._options.execution_timeout)
         if deadline is not None and time.time() >= deadline:
-            raise AirflowTaskTimeout(
-                f"Campaign {self._campaign_id!r}: execution_timeout was over before the campaign could be started; "
-                "nothing was started."
-            )
+            raise out_of_time_before_start(self._campaign_id)
 
     # The wait.
 
@@ -303,3 +300,11 @@ class StartTask:
             if not isinstance(error, TaskKilled):
                 raise
         raise VoiceGenieRetryException(f"Campaign {campaign_id!r}: the task was ended from outside{when}.")
+
+
+def out_of_time_before_start(campaign_id: str) -> AirflowTaskTimeout:
+    """Return what a task raises whose time is over before its start."""
+    return AirflowTaskTimeout(
+        f"Campaign {campaign_id!r}: execution_timeout was over before the campaign could be started; nothing was "
+        "started."
+    )

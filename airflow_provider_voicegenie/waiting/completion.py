@@ -147,7 +147,7 @@ class CompletionWatch(Watch):
         :param end: How it ended there.
         :returns: Whether the statistics are left to read; or the campaign, if that process began after the deadline.
         """
-        if end.is_over_unseen:
+        if super().resume(end):
             return True
         self._end = end
         self.is_urgent = end.is_done and not (end.result or {}).get("statistics")
@@ -208,7 +208,7 @@ class CompletionWatch(Watch):
         if not isinstance(response, CampaignStats):
             return self._take_statistics_error(response, completed, now)
         self._failing_since = self._invalid_since = None
-        if not response.is_final and now - (now if completed.at is None else completed.at) < _STATISTICS_AGE:
+        if not response.is_final and now - (completed.at or 0.0) < _STATISTICS_AGE:
             return self._do_without(completed, "are not up to date yet", now) if self._is_late(now) else None
         end = add_statistics(completed, response)
         return self._finish(end, find_low_success_rate(end, self._min_success_rate))

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from airflow_provider_voicegenie.api.models import CampaignStatus
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, OutcomeRules
 
@@ -67,11 +68,6 @@ class End(NamedTuple):
     def is_out_of_time(self) -> bool:
         """Whether a time limit ended the wait."""
         return self.reason in (EndReason.TIMEOUT, EndReason.EXECUTION_TIMEOUT)
-
-    @property
-    def is_over_unseen(self) -> bool:
-        """Whether a time limit ended the wait before the campaign was read at all."""
-        return self.is_out_of_time and (self.result or {"status": "unknown"})["status"] == "unknown"
 
     def of_condition(self, finding: Finding) -> End:
         """
@@ -158,9 +154,9 @@ class Watch:
         Go on where another process of the task has ended the wait.
 
         :param end: How it ended there.
-        :returns: Whether a request is left to send.
+        :returns: Whether a request is left to send: a triggerer that came after the deadline has read nothing.
         """
-        return False
+        return end.is_out_of_time and (end.result or {}).get("status") in (None, CampaignStatus.UNKNOWN.value)
 
     def delay(self, poll_interval: float, failures: int, retry_after: float | None, now: float) -> float:
         """

@@ -20,6 +20,7 @@ from helpers.tasks import (
     event_of,
 )
 
+from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
 from airflow_provider_voicegenie.waiting.deferral import keep_for_resuming
 
 
@@ -107,6 +108,20 @@ def test_a_triggerer_that_comes_after_the_deadline_hides_no_completion(sandbox, 
     assert event["reason"] in ("timeout", "execution_timeout")
     result = Starting(completion_timeout=50)(deferrable=True).execute_complete(context(), event)
     assert result["status"] == "completed"
+
+
+def test_a_triggerer_that_comes_after_the_deadline_hides_no_readiness(sandbox, clock):
+    def sensor():
+        return CampaignReadySensor(task_id="ready", campaign_id="paused", timeout=50, poke_interval=60, deferrable=True)
+
+    sandbox.sandbox.store.change("paused", script_id=None)
+    with pytest.raises(TaskDeferred) as deferral:
+        sensor().execute(context())
+    sandbox.sandbox.store.change("paused", script_id="script-1")
+    deferral.value.trigger.deadline = clock.time() - 5
+    event = event_of(deferral.value.trigger)
+    assert (event["reason"], event["result"]) == ("timeout", None)
+    assert sensor().execute_complete(context(), event)["status"] == "paused"
 
 
 def test_a_wait_before_the_start_that_takes_too_long_started_nothing(sandbox):
