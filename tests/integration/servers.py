@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 import redis
-from services import free_port, wait_for
+from services import PATIENCE, free_port, wait_for
 
 #: PostgreSQL refuses to run as root, so one of these runs it then.
 UNPRIVILEGED = ("postgres", "nobody")
@@ -72,7 +72,7 @@ class Redis:
     def stop(self):
         """End it the way an administrator does."""
         self._process.terminate()
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=PATIENCE)
 
     def _answers(self):
         with contextlib.suppress(redis.exceptions.ConnectionError):
@@ -107,7 +107,7 @@ def postgres():
         finally:
             # Ends connections that are still open.
             server.send_signal(signal.SIGINT)
-            server.wait(timeout=60)
+            server.wait(timeout=PATIENCE)
 
 
 def _account():

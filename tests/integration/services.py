@@ -120,7 +120,7 @@ class Services:
         """End a service the way an administrator does."""
         self._children[name] = descendants(self._processes[name].pid)
         self._processes[name].terminate()
-        self._processes[name].wait(timeout=60)
+        self._processes[name].wait(timeout=PATIENCE)
         self.kill(name)
 
     def _answers(self):
@@ -133,7 +133,7 @@ class Services:
     def request(self, method, path, **body):
         """Ask Airflow's REST API."""
         base = f"http://127.0.0.1:{self._port}"
-        with urllib.request.urlopen(f"{base}/auth/token", timeout=10) as answer:
+        with urllib.request.urlopen(f"{base}/auth/token", timeout=PATIENCE) as answer:
             token = json.load(answer)["access_token"]
         request = urllib.request.Request(
             f"{base}{path}" if path.startswith("/") else f"{base}/api/v2/{path}",
@@ -147,7 +147,7 @@ class Services:
 def answer_to(request):
     for attempts_left in range(9, -1, -1):
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
             # Where processes share a database on SQLite, one may find it locked, even after it has done its work.

@@ -27,7 +27,7 @@ def stop(step):
     if os.environ.get("VOICEGENIE_TASK") != step:
         return
     (FOLDER / step).touch()
-    end = time.monotonic() + 120
+    end = time.monotonic() + 900
     while not (FOLDER / f"{step}.told").exists() and time.monotonic() < end:
         time.sleep(0.05)
     time.sleep(0.5)

@@ -56,8 +56,8 @@ def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path):
     """Every kind of ending, hostile ids included; the fixture then searches everything that Airflow kept."""
     host = voicegenie_sandbox.url.removeprefix("http://")
     forms = {
-        "voicegenie_default": voicegenie_sandbox.connection(timeout=20, max_attempts=1),
-        "as_uri": f"voicegenie://:{quote(MARKED_KEY, safe='')}@{host}/http?timeout=20&max_attempts=1",
+        "voicegenie_default": voicegenie_sandbox.connection(timeout=200, max_attempts=1),
+        "as_uri": f"voicegenie://:{quote(MARKED_KEY, safe='')}@{host}/http?timeout=200&max_attempts=1",
     }
     airflow.environment |= {f"AIRFLOW_CONN_{name.upper()}": connection for name, connection in forms.items()}
     odd_places = {

@@ -66,7 +66,7 @@ class Airflow:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             # On a busy machine, another process may keep the database locked for longer than the usual five seconds.
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout=60",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout={PATIENCE}",
             "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
             # Airflow would mask the key in its logs; here it must not get there at all.
             "AIRFLOW__CORE__HIDE_SENSITIVE_VAR_CONN_FIELDS": "False",
@@ -118,11 +118,11 @@ class Airflow:
         return [json.loads(value) for (value,) in rows]
 
     def query(self, sql: str, *arguments: str) -> list[tuple]:
-        with contextlib.closing(sqlite3.connect(self.database)) as database:
+        with contextlib.closing(sqlite3.connect(self.database, timeout=PATIENCE)) as database:
             return database.execute(sql, arguments).fetchall()
 
     def change(self, sql: str, *arguments: object) -> None:
-        with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as database, database:
+        with contextlib.closing(sqlite3.connect(self.database, timeout=PATIENCE)) as database, database:
             database.execute(sql, arguments)
 
     def everything_kept(self) -> bytes:
