@@ -53,8 +53,8 @@ with DAG("clears", schedule="@once", start_date=datetime(2026, 1, 1, tzinfo=time
 
 
 def latest(airflow, task_id):
-    """Return state, number and process of a task's latest try; Airflow 3.4 has the earlier ones beside it."""
-    query = "SELECT state, try_number, pid FROM task_instance WHERE task_id = ? ORDER BY try_number DESC LIMIT 1"
+    """Return state, number and process of a task's latest try."""
+    query = "SELECT state, try_number, pid FROM task_instance WHERE task_id = ?"
     (row,) = airflow.query(query, task_id)
     return row
 

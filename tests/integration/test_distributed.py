@@ -22,7 +22,7 @@ from typing import NamedTuple
 import pytest
 from helpers.leaks import leak_in
 from services import AIRFLOW_VERSION, PATIENCE, Services, descendants, wait_for
-from throwaway import Airflow
+from throwaway import LAST_TRIES, Airflow
 
 if AIRFLOW_VERSION < (3, 3):
     pytest.skip("only in the environment of the newest Airflow", allow_module_level=True)
@@ -77,6 +77,8 @@ class AirflowOnPostgres(Airflow):
 
     def query(self, sql, *arguments):
         with connect(self.port) as database:
+            for view in LAST_TRIES:
+                database.execute(view.format(schema="public"))
             return database.execute(sql.replace("?", "%s"), arguments).fetchall()
 
     def process_of(self, campaign_id):

@@ -12,12 +12,31 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import airflow as installed_airflow
 from helpers.leaks import leak_in
 
 ROOT = Path(__file__).parents[2]
 
 #: Seconds for which anything is waited for. They bound a hang, on the slowest of machines.
 PATIENCE = 900
+
+AIRFLOW_VERSION = tuple(map(int, installed_airflow.__version__.split(".")[:2]))
+
+#: What makes a connection to the database see the last try of each task only, by the names that tests use. From 3.4 on,
+#: Airflow keeps each try with its own data.
+LAST_TRIES = (
+    (
+        "CREATE TEMPORARY VIEW task_instance AS "
+        "SELECT every_try.*, region_index AS map_index FROM {schema}.task_instance AS every_try WHERE working_set",
+        *(
+            f"CREATE TEMPORARY VIEW {name} AS SELECT dag_id, task_id, run_id, map_index, stored.* "
+            f"FROM {{schema}}.{table} AS stored JOIN task_instance ON task_instance.id = task_instance_id"
+            for name, table in (("xcom", "xcom_v2"), ("rendered_task_instance_fields", "rtif_v2"))
+        ),
+    )
+    if AIRFLOW_VERSION >= (3, 4)
+    else ()
+)
 
 _RUN_ALL = """
 import json, sys
@@ -66,7 +85,7 @@ class Airflow:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             # On a busy machine, another process may keep the database locked for longer than the usual five seconds.
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout={PATIENCE}",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.database}?timeout=60",
             "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
             # Airflow would mask the key in its logs; here it must not get there at all.
             "AIRFLOW__CORE__HIDE_SENSITIVE_VAR_CONN_FIELDS": "False",
@@ -119,6 +138,8 @@ class Airflow:
 
     def query(self, sql: str, *arguments: str) -> list[tuple]:
         with contextlib.closing(sqlite3.connect(self.database, timeout=PATIENCE)) as database:
+            for view in LAST_TRIES:
+                database.execute(view.format(schema="main"))
             return database.execute(sql, arguments).fetchall()
 
     def change(self, sql: str, *arguments: object) -> None:
