@@ -176,7 +176,7 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
         return
     parts: dict[str, tuple[str, ...]] = {
         # Tests of one group share an Airflow.
-        "integration": ("-n", "3", "--dist", "loadgroup", "tests/integration", f"--ignore={DISTRIBUTED}"),
+        "integration": ("-n", "4", "--dist", "loadgroup", "tests/integration", f"--ignore={DISTRIBUTED}"),
         "unit": ("-n", "6", "--dist", "worksteal", "tests/unit"),
     }
     if airflow == NEWEST:

@@ -60,6 +60,8 @@ def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path):
         "as_uri": f"voicegenie://:{quote(MARKED_KEY, safe='')}@{host}/http?timeout=200&max_attempts=1",
     }
     airflow.environment |= {f"AIRFLOW_CONN_{name.upper()}": connection for name, connection in forms.items()}
+    # To find out whether a start without a response took effect takes a minute.
+    kinds = {"voicegenie_default": ("good", "echo", "redirect", "close"), "as_uri": ("good", "echo", "not_json")}
     odd_places = {
         "in_the_host": {"host": MARKED_KEY},
         "in_the_url": {"host": f"http://{MARKED_KEY}"},
@@ -99,8 +101,8 @@ def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path):
             StartCampaignOperator(task_id="number", campaign_id=42)
             for name in {list(odd_places)!r}:
                 StartCampaignOperator(task_id=name, campaign_id="ready", voicegenie_conn_id=name)
-            for form in {list(forms)!r}:
-                for kind in ("good", "echo", "redirect", "close", "not_json"):
+            for form, kinds in {kinds!r}.items():
+                for kind in kinds:
                     name = kind + "_" + form
                     StartCampaignOperator(task_id=name, campaign_id=name, voicegenie_conn_id=form)
             succeed = {{"CAMPAIGN_ALREADY_RUNNING": "succeed"}}
@@ -117,7 +119,8 @@ def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path):
         "not_json": ("not_json", {}),
     }
     for form in forms:
-        for name, fault in faults.items():
+        for name in kinds[form]:
+            fault = faults[name]
             campaign = voicegenie_sandbox.add_campaign(id=f"{name}_{form}")
             if fault is not None:
                 voicegenie_sandbox.inject(fault[0], "start", campaign_id=campaign.id, **fault[1])
