@@ -41,12 +41,18 @@ VERSIONS = {
 OLDEST = next(iter(VERSIONS))
 #: The newest with a final version. What does not depend on Airflow runs beside this one only.
 NEWEST = "3.3"
+#: The next one, of which there is a beta.
+NEXT = "3.4"
 #: The Python that runs this.
 THIS_PYTHON = "{}.{}".format(*sys.version_info)
 
 #: The documentation is built beside the oldest Airflow: newer ones need a docutils that is too new for Sphinx.
 DOCS_VERSION = OLDEST
-EXTRAS = {NEWEST: "sandbox,test,lineage,browser,distributed", DOCS_VERSION: "sandbox,test,docs"}
+EXTRAS = {
+    NEWEST: "sandbox,test,lineage,browser,distributed",
+    NEXT: "sandbox,test,lineage,browser,distributed",
+    DOCS_VERSION: "sandbox,test,docs",
+}
 
 DISTRIBUTED = "tests/integration/test_distributed.py"
 
@@ -181,6 +187,7 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
     }
     if airflow == NEWEST:
         parts["pure"] = ("tests/pure", "tests/contract")
+    if airflow in (NEWEST, NEXT):
         parts["browser"] = ("tests/browser",)
         parts["distributed"] = (DISTRIBUTED,)
     reports = ROOT / "build" / "tests" / f"airflow-{airflow}-python-{python}"
