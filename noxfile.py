@@ -56,6 +56,19 @@ EXTRAS = {
 
 DISTRIBUTED = "tests/integration/test_distributed.py"
 
+#: What the processes of Airflow and of tests import; of each version, some.
+HEAVY = [
+    "airflow.cli.cli_parser",
+    "airflow.jobs.scheduler_job_runner",
+    "airflow.jobs.triggerer_job_runner",
+    "airflow.dag_processing.manager",
+    "airflow.api_fastapi.main",
+    "airflow.www.app",
+    "pytest",
+    "xdist.plugin",
+    "hypothesis",
+]
+
 #: Installs Airflow and all that it needs in seconds, where pip takes minutes.
 UV = (sys.executable, "-m", "uv")
 
@@ -150,6 +163,7 @@ def environment(
     new_environment(session, folder, python)
     extras = EXTRAS.get(airflow, "sandbox,test") if with_tests else "sandbox"
     install(session, folder, "-c", constraints, "-e", f".[{extras}]")
+    compile_imports(session, folder)
     stamp.write_text(wanted)
     return str(folder / "bin" / "python")
 
@@ -169,6 +183,17 @@ def install(session: nox.Session, folder: Path, *arguments: str) -> None:
     session.run_install(*UV, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *arguments)
 
 
+def compile_imports(session: nox.Session, folder: Path) -> None:
+    """Let Python compile what it imports, once. Otherwise, each of the processes that begin at once does so."""
+    imports = f"""
+import contextlib, importlib
+for name in {HEAVY!r}:
+    with contextlib.suppress(Exception):
+        importlib.import_module(name)
+"""
+    session.run_install(str(folder / "bin" / "python"), "-W", "ignore", "-c", imports, silent=True)
+
+
 def run_tests(session: nox.Session, airflow: str, python: str) -> None:
     """
     Run all tests, or what the arguments after ``--`` say.
@@ -180,16 +205,17 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
     if session.posargs:
         session.run(interpreter, "-m", "pytest", *session.posargs)
         return
+    # Those that wait most of the time come first.
     parts: dict[str, tuple[str, ...]] = {
         # Tests of one group share an Airflow.
         "integration": ("-n", "4", "--dist", "loadgroup", "tests/integration", f"--ignore={DISTRIBUTED}"),
-        "unit": ("-n", "6", "--dist", "worksteal", "tests/unit"),
     }
+    if airflow in (NEWEST, NEXT):
+        parts["distributed"] = (DISTRIBUTED,)
+        parts["browser"] = ("tests/browser",)
+    parts["unit"] = ("-n", "4", "--dist", "worksteal", "tests/unit")
     if airflow == NEWEST:
         parts["pure"] = ("tests/pure", "tests/contract")
-    if airflow in (NEWEST, NEXT):
-        parts["browser"] = ("tests/browser",)
-        parts["distributed"] = (DISTRIBUTED,)
     reports = ROOT / "build" / "tests" / f"airflow-{airflow}-python-{python}"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir(parents=True)
@@ -200,9 +226,9 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
             command = (interpreter, "-m", "pytest", f"--junitxml={report}", *parts[name])
             session.run(*command, stdout=output, stderr=subprocess.STDOUT)
 
-    # Most tests wait most of the time, so two parts run at once.
+    # One processor is left idle by less.
     session.log(f"What the tests print goes to {reports.relative_to(ROOT)}.")
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with ThreadPoolExecutor(max_workers=3) as pool:
         list(pool.map(run_part, parts))
     if "--install-only" in sys.argv:
         return
