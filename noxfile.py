@@ -191,7 +191,7 @@ for name in {HEAVY!r}:
     with contextlib.suppress(Exception):
         importlib.import_module(name)
 """
-    session.run_install(str(folder / "bin" / "python"), "-W", "ignore", "-c", imports, silent=True)
+    session.run_install(str(folder / "bin" / "python"), "-W", "ignore", "-c", imports, log=False)
 
 
 def run_tests(session: nox.Session, airflow: str, python: str) -> None:
@@ -205,7 +205,7 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
     if session.posargs:
         session.run(interpreter, "-m", "pytest", *session.posargs)
         return
-    # Those that wait most of the time come first.
+    # Those that wait most of the time come first, and before those that only compute.
     parts: dict[str, tuple[str, ...]] = {
         # Tests of one group share an Airflow.
         "integration": ("-n", "4", "--dist", "loadgroup", "tests/integration", f"--ignore={DISTRIBUTED}"),
@@ -224,9 +224,10 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
         report, log = reports / f"{name}.xml", reports / f"{name}.log"
         with log.open("wb") as output, contextlib.suppress(CommandFailed):
             command = (interpreter, "-m", "pytest", f"--junitxml={report}", *parts[name])
-            session.run(*command, stdout=output, stderr=subprocess.STDOUT)
+            priority = ("nice",) if name in ("unit", "pure") else ()
+            session.run(*priority, *command, external=True, stdout=output, stderr=subprocess.STDOUT)
 
-    # One processor is left idle by less.
+    # Fewer leave a processor idle.
     session.log(f"What the tests print goes to {reports.relative_to(ROOT)}.")
     with ThreadPoolExecutor(max_workers=3) as pool:
         list(pool.map(run_part, parts))
