@@ -62,7 +62,9 @@ HEAVY = [
     "airflow.jobs.scheduler_job_runner",
     "airflow.jobs.triggerer_job_runner",
     "airflow.dag_processing.manager",
-    "airflow.api_fastapi.main",
+    "airflow.api_fastapi.app",
+    "airflow.api_fastapi.core_api.routes.public",
+    "airflow.api_fastapi.execution_api.app",
     "airflow.www.app",
     "pytest",
     "xdist.plugin",
@@ -191,7 +193,7 @@ for name in {HEAVY!r}:
     with contextlib.suppress(Exception):
         importlib.import_module(name)
 """
-    session.run_install(str(folder / "bin" / "python"), "-W", "ignore", "-c", imports, log=False)
+    session.run_install(str(folder / "bin" / "python"), "-W", "ignore", "-c", imports, silent=True, log=False)
 
 
 def run_tests(session: nox.Session, airflow: str, python: str) -> None:
@@ -224,7 +226,7 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
         report, log = reports / f"{name}.xml", reports / f"{name}.log"
         with log.open("wb") as output, contextlib.suppress(CommandFailed):
             command = (interpreter, "-m", "pytest", f"--junitxml={report}", *parts[name])
-            priority = ("nice",) if name in ("unit", "pure") else ()
+            priority = ("nice", "-n", "3") if name in ("unit", "pure") else ()
             session.run(*priority, *command, external=True, stdout=output, stderr=subprocess.STDOUT)
 
     # Fewer leave a processor idle.
