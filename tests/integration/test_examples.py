@@ -27,11 +27,11 @@ RUNS = [
     ("smallest", {"campaign_id": "ready"}, {"ready": "success", "start": "success"}),
     ("smallest", {"campaign_id": "lost"}, {"ready": "success", "start": "success"}),
     ("failure_rules", {"campaign_id": "rules"}, {"start": "success"}),
-    ("failure_rules", {"campaign_id": "running"}, {"start": "success"}),
+    ("failure_rules", {"campaign_id": "always-running"}, {"start": "success"}),
     ("failure_rules", {"campaign_id": "nobody"}, {"start": "skipped"}),
     (
         "mapped_start",
-        {"campaign_ids": ["mapped", "running", "completed", "paused"]},
+        {"campaign_ids": ["mapped", "always-running", "completed", "paused"]},
         {
             "campaign_ids": "success",
             "start[0]": "success",

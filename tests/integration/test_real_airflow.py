@@ -81,7 +81,7 @@ def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path):
         airflow.environment[f"AIRFLOW_CONN_{name.upper()}"] = json.dumps(complete)
     campaigns = {
         "good": "ready",
-        "running": "running",
+        "running": "always-running",
         "path": "../pauseTheCampaign/running",
         "query": "x?y=z",
         "fragment": "x#y",
@@ -130,7 +130,7 @@ def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path):
     assert states.pop("running") == "skipped"
     assert set(states.values()) == {"failed"}, states
     assert voicegenie_sandbox.start_count("ready") == 1
-    assert voicegenie_sandbox.status("running") == "running"
+    assert voicegenie_sandbox.status("always-running") == "running"
     kept = airflow.everything_kept()
     assert b"INVALID_CAMPAIGN_ID" in kept
     assert b"INVALID_CONNECTION" in kept
