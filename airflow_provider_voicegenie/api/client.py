@@ -8,38 +8,27 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
 
 import requests
 from requests import exceptions
-from tenacity import RetryCallState, Retrying
 
 from airflow_provider_voicegenie.api.endpoints import Request
 from airflow_provider_voicegenie.api.errors import (
-    NOT_THE_SERVICE,
-    NOT_THIS_ENDPOINT,
     ConnectionFailedError,
     InvalidConnectionError,
     InvalidResponseError,
-    NotFoundError,
     RateLimitError,
     RequestTimeoutError,
     TlsFailedError,
     VoiceGenieError,
+    unchained,
 )
-from airflow_provider_voicegenie.api.rate_limit import FairShare, RateLimiter
-from airflow_provider_voicegenie.api.responses import MAX_RESPONSE_BYTES, Redactor, Response
-from airflow_provider_voicegenie.api.retries import (
-    MAX_CLOCK_DIFFERENCE,
-    MAX_WAIT,
-    clock_offset,
-    rate_limit_reset,
-    retry_arguments,
-    used_part,
-)
-from airflow_provider_voicegenie.api.session import BoundSession, Caller, ResponseTooLargeError, causes_of
+from airflow_provider_voicegenie.api.rate_limit import MAX_CLOCK_DIFFERENCE, RateLimiter, clock_offset
+from airflow_provider_voicegenie.api.responses import MAX_RESPONSE_BYTES, Redactor, Response, decode
+from airflow_provider_voicegenie.api.retries import retry_delay
+from airflow_provider_voicegenie.api.session import BoundSession, Exchange, ResponseTooLargeError, causes_of
 from airflow_provider_voicegenie.api.settings import ClientSettings
 
 log = logging.getLogger(__name__)
@@ -55,8 +44,8 @@ class VoiceGenieClient:
 
     :param settings: Where the service is, and how to speak to it.
     :param sleep: Waits so many seconds; for tests.
-    :param on_result: Called after each request with its name, and with ``ok``, the ``kind`` of its error, or
-        ``interrupted``.
+    :param on_result: Called after each exchange with the name of its request, and with ``ok``, the ``kind`` of its
+        error, or ``interrupted``.
     """
 
     def __init__(
@@ -64,16 +53,15 @@ class VoiceGenieClient:
         settings: ClientSettings,
         *,
         sleep: Callable[[float], None] = time.sleep,
-        on_result: Callable[[str, str], None] | None = None,
+        on_result: Callable[[str, str], None] = lambda name, result: None,
     ) -> None:
         self.settings = settings
-        self._on_result = on_result
         self.session = BoundSession(settings)
-        self._sleep = sleep
-        #: How fast a feed may use this client; a single task has the whole limit.
-        self.share = FairShare(settings.requests_per_minute)
-        self._limiter = RateLimiter(settings.requests_per_minute)
+        #: What remains of the limit for all requests.
+        self.limiter = RateLimiter(settings.requests_per_minute)
         self._limiters: dict[str, RateLimiter] = {}
+        self._sleep = sleep
+        self._on_result = on_result
         self._redactor = Redactor(settings.api_key)
         #: How many seconds the service's clock is ahead; ``None`` if its last response had a `Date` beyond belief.
         self._clock_offset: float | None = 0.0
@@ -97,11 +85,10 @@ class VoiceGenieClient:
         One that may be repeated waits for the rate limit, and is repeated while trouble looks temporary. Any other is
         sent once, and at once: a start must not slip past its calling hours, nor a pause come late.
 
-        :param request: The request.
         :param max_attempts: Attempts in all; the settings' number by default.
         :param raise_on_rate_limit: Whether a 429 is not repeated.
-        :param before_attempt: Called before each attempt of one that may be repeated, when it no longer has to wait,
-            with the error of the attempt before.
+        :param before_attempt: Called before each attempt of a repeatable request, after any wait for the rate limit,
+            with the previous error.
         :param on_sending: Called once the connection is made, right before any of the request is sent: from then on,
             the service may act on it. If it raises, nothing is sent, and that is raised here.
         :param while_waiting: Called several times a second while the connection is made or the response awaited. If it
@@ -110,30 +97,53 @@ class VoiceGenieClient:
         :raises ValueError: The body of the request cannot be written as JSON.
         """
         if not request.is_repeatable:
-            self._limiter.reserve(time.monotonic(), may_wait=False)
-            return self._send_once(request, Caller(on_sending, while_waiting))
-        attempts = max_attempts or self.settings.max_attempts
-        except_for = RateLimitError if raise_on_rate_limit else None
-        arguments = retry_arguments(attempts, partial(_announce, attempts), except_for=except_for)
-        retrying = Retrying(sleep=self._sleep, **arguments)
-        error_before: VoiceGenieError | None = None
-
-        def attempt(request: Request[Result]) -> Result:
-            nonlocal error_before
-            self._wait_for_turn(request)
+            self.limiter.reserve(time.monotonic(), may_wait=False)
+            return self.perform(request, Exchange(on_sending, while_waiting))
+        maximum = max_attempts or self.settings.max_attempts
+        previous: VoiceGenieError | None = None
+        attempt = 0
+        while True:
+            attempt += 1
+            self._wait_for_limit(request)
             if before_attempt is not None:
-                before_attempt(error_before)
+                before_attempt(previous)
             try:
-                return self._send_once(request, Caller(on_sending, while_waiting))
+                return self.perform(request, Exchange(on_sending, while_waiting))
             except VoiceGenieError as error:
-                error_before = error
-                raise
+                is_given_up = raise_on_rate_limit and isinstance(error, RateLimitError)
+                if attempt >= maximum or not error.temporary or is_given_up:
+                    raise
+                previous = error
+            delay = retry_delay(attempt, previous.retry_after)
+            log.warning("%s Trying again in %.1f s (attempt %d of %d failed).", previous, delay, attempt, maximum)
+            self._sleep(delay)
 
-        return retrying(attempt, request)
+    def perform(self, request: Request[Result], exchange: Exchange) -> Result:
+        """
+        Send a request once and at once, read its response, and report how it went.
+
+        :raises VoiceGenieError: There is no good response.
+        :raises ValueError: The body of the request cannot be written as JSON.
+        """
+        kind = "interrupted"
+        try:
+            response = self._exchange(request, exchange)
+            now = time.time()
+            self._heed(response, now)
+            result = decode(request, response, redactor=self._redactor, now=now)
+            kind = "ok"
+            return result
+        except VoiceGenieError as error:
+            kind = error.kind
+            if error.status is not None:
+                error.add_remedy(self.settings.connection, self.settings.address)
+            raise
+        finally:
+            self._on_result(request.name, kind)
 
     def seconds_blocked(self) -> float:
         """Return for how many seconds from now the service takes no requests, by what its last response said."""
-        return self._limiter.seconds_blocked(time.monotonic())
+        return self.limiter.seconds_blocked(time.monotonic())
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last response showed it; ours if none did."""
@@ -149,8 +159,8 @@ class VoiceGenieClient:
         template = self.settings.campaign_url
         return template and template.replace("{campaign_id}", quote(campaign_id, safe=""))
 
-    def _wait_for_turn(self, request: Request[Any]) -> None:
-        delay = self._limiter.reserve(time.monotonic())
+    def _wait_for_limit(self, request: Request[Any]) -> None:
+        delay = self.limiter.reserve(time.monotonic())
         if request.per_minute is not None:
             own = self._limiters.setdefault(request.name, RateLimiter(request.per_minute))
             delay = max(delay, own.reserve(time.monotonic()))
@@ -158,46 +168,12 @@ class VoiceGenieClient:
             log.info("%s: waiting %.1f s to stay within the rate limit.", request, delay)
             self._sleep(delay)
 
-    def _send_once(self, request: Request[Result], caller: Caller) -> Result:
-        kind = "interrupted"
-        try:
-            result = self._send_and_read(request, caller)
-            kind = "ok"
-            return result
-        except VoiceGenieError as error:
-            kind = error.kind
-            raise
-        finally:
-            if self._on_result is not None:
-                self._on_result(request.name, kind)
-
-    def _send_and_read(self, request: Request[Result], caller: Caller) -> Result:
-        sent_at = time.monotonic()
-        received = self._exchange(request, caller)
-        # Not raised in an `except`: the exception of the library, which may hold the key, would be chained to it.
-        if isinstance(received, VoiceGenieError):
-            raise received
-        now = time.time()
-        self._set_clock(clock_offset(received.headers, now))
-        if (reset := rate_limit_reset(received.headers, now)) is not None:
-            self._limiter.block(min(reset, MAX_WAIT), time.monotonic())
-        try:
-            result = request.read(received, redactor=self._redactor, now=now)
-        except VoiceGenieError as error:
-            self._adapt_share(received, error, sent_at)
-            if isinstance(error, NotFoundError) and request.campaign_id is None:
-                error.remedy = NOT_THE_SERVICE
-            if error.remedy == NOT_THE_SERVICE and request.decode is None:
-                error.remedy = NOT_THIS_ENDPOINT
-            error.add_remedy(self.settings.connection, self.settings.address)
-            raise
-        self._adapt_share(received, None, sent_at)
-        return result
-
-    def _set_clock(self, offset: float) -> None:
-        was_known = self.is_clock_known
+    def _heed(self, response: Response, now: float) -> None:
+        """Take note of the service's clock, and of its limit."""
+        self.limiter.heed(response.headers, time.monotonic(), now)
+        offset, previous = clock_offset(response.headers, now), self._clock_offset
         self._clock_offset = offset if abs(offset) <= MAX_CLOCK_DIFFERENCE else None
-        if was_known and not self.is_clock_known:
+        if previous is not None and self._clock_offset is None:
             log.warning(
                 "The clock of the service is %.0f s %s that of this machine, which is too much to be believed: its "
                 "times prove less. Check the clock of this machine.",
@@ -205,37 +181,20 @@ class VoiceGenieClient:
                 "ahead of" if offset > 0 else "behind",
             )
 
-    def _adapt_share(self, received: Response, error: VoiceGenieError | None, sent_at: float) -> None:
-        if isinstance(error, RateLimitError):
-            self.share.was_refused(error.retry_after, time.monotonic(), sent_at)
-        else:
-            used = used_part(received.headers, time.time(), self.settings.requests_per_minute)
-            self.share.succeeded(used, time.monotonic(), sent_at)
-
-    def _exchange(self, request: Request[Result], caller: Caller) -> Response | VoiceGenieError:
+    @unchained()
+    def _exchange(self, request: Request[Result], exchange: Exchange) -> Response:
         try:
-            with self.session.used_by(caller):
+            with exchange.current():
                 response = self.session.request(request.method, request.path, params=request.params, json=request.json)
-            if not caller.is_sent:
-                # Somebody stands in for the session, and sent nothing.
-                caller.before_sending()
         except exceptions.InvalidJSONError as error:
             raise ValueError(f"{request}: json cannot be written as JSON: {error}") from None
         except (OSError, ValueError) as error:
-            if caller.is_in_own_code:
+            if exchange.failed_in_callback:
                 raise
-            failure = _failure(error, is_sent=caller.is_sent)
-        else:
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            return Response(response.status_code, headers, response.content)
-        words = failure.words.format(connection=self.settings.connection, address=self.settings.address)
-        return failure.error_class(f"{request}: {words}.", may_have_taken_effect=caller.is_sent and request.has_effect)
-
-
-def _announce(attempts: int, state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    wait = state.next_action.sleep if state.next_action else 0.0
-    log.warning("%s Trying again in %.1f s (attempt %d of %d failed).", error, wait, state.attempt_number, attempts)
+            raise _failure(request, error, self.settings, is_sent=exchange.is_sent) from None
+        return Response(
+            response.status_code, {name.lower(): value for name, value in response.headers.items()}, response.content
+        )
 
 
 class _Failure(NamedTuple):
@@ -243,11 +202,11 @@ class _Failure(NamedTuple):
     Why there is no response.
 
     :param error_class: What is raised.
-    :param words: What the user reads; ``{connection}`` and ``{address}`` are the connection and its host and port.
+    :param message: What the user reads; ``{connection}`` and ``{address}`` are the connection and its host and port.
     """
 
     error_class: type[VoiceGenieError]
-    words: str
+    message: str
 
 
 _TOO_LARGE = _Failure(
@@ -317,7 +276,14 @@ _NOT_TLS_REASONS = frozenset(
 )
 
 
-def _failure(error: Exception, *, is_sent: bool) -> _Failure:
+def _failure(request: Request[Any], error: Exception, settings: ClientSettings, *, is_sent: bool) -> VoiceGenieError:
+    """Return the error for a request that has no response, from the exception that was raised."""
+    failure = _reason(error, is_sent=is_sent)
+    message = failure.message.format(connection=settings.connection, address=settings.address)
+    return failure.error_class(f"{request}: {message}.", may_have_taken_effect=is_sent and request.has_effect)
+
+
+def _reason(error: Exception, *, is_sent: bool) -> _Failure:
     """
     Say why there is no response.
 

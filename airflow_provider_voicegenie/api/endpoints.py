@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The requests that the service understands: where each goes, whether it may be repeated, how its response is read.
+The requests that the service understands: where each goes, whether it may be repeated, what reads its response.
 
 The facts are those of the service's campaign pages (Start, Pause, Get, List and Stats Campaign, Upload Campaign Data,
 Get History). The first five are ``GET``, and two of those change something; the history is a read by ``POST``. A
@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, unquote
 
-from airflow_provider_voicegenie.api.errors import InvalidCampaignIdError, InvalidResponseError, VoiceGenieError
+from airflow_provider_voicegenie.api.errors import InvalidCampaignIdError
 from airflow_provider_voicegenie.api.models import (
     CallPage,
     Campaign,
@@ -23,12 +23,10 @@ from airflow_provider_voicegenie.api.models import (
     CampaignStats,
     PausedCampaign,
     Quota,
-    ShapeError,
     StartedCampaign,
     UploadedContacts,
     write_time,
 )
-from airflow_provider_voicegenie.api.responses import Redactor, Response, read_data
 
 Result = TypeVar("Result")
 
@@ -81,54 +79,6 @@ class Request(Generic[Result]):
         if self.campaign_id is None:
             return f"VoiceGenie {self.name}"
         return f"VoiceGenie {self.name} of campaign {self.campaign_id!r}"
-
-    def read(self, response: Response, *, redactor: Redactor, now: float) -> Result:
-        """
-        Read the response to this request.
-
-        :param response: What came.
-        :param redactor: Keeps the key out of messages.
-        :param now: Unix seconds.
-        :raises VoiceGenieError: The response is a refusal, or not one this service documents.
-        """
-        try:
-            return self._read(response, redactor, now)
-        except VoiceGenieError:
-            raise
-        except Exception as error:  # noqa: BLE001  whatever it is made of, it is one bad response
-            problem = type(error).__name__
-        raise InvalidResponseError(
-            f"{self}: the response ({response.status}) cannot be read ({problem}).",
-            status=response.status,
-            may_have_taken_effect=self.has_effect,
-        )
-
-    def _read(self, response: Response, redactor: Redactor, now: float) -> Result:
-        has_effect = self.has_effect
-        redactor = redactor.for_people() if self.is_about_people else redactor
-        data = read_data(response, request=str(self), has_effect=has_effect, redactor=redactor, now=now)
-        if self.decode is None:
-            return data  # type: ignore[no-any-return]
-        problem = None
-        if not isinstance(data, Mapping):
-            problem = "`data` is not an object"
-        elif self._names_another(data):
-            problem = "it is about another campaign"
-        else:
-            try:
-                return self.decode(data)
-            except ShapeError as error:
-                problem = str(error)
-        raise InvalidResponseError(
-            f"{self}: the response ({response.status}) is not the documented one: {problem}.",
-            status=response.status,
-            may_have_taken_effect=has_effect,
-        )
-
-    def _names_another(self, data: Mapping[str, Any]) -> bool:
-        if self.id_field is None or self.campaign_id is None:
-            return False
-        return str(data.get(self.id_field)).strip().casefold() != self.campaign_id.casefold()
 
 
 def start(campaign_id: str) -> Request[StartedCampaign]:
@@ -287,26 +237,6 @@ def leads_out(path: str) -> bool:
     return any(part in (".", "..") for part in plain.split("/"))
 
 
-def check_campaign_id(campaign_id: object) -> None:
-    """
-    Refuse what cannot be a campaign id.
-
-    An id may come from a DAG run's ``conf``. Escaping keeps it out of other paths, queries and hosts; what is
-    refused here could still become another path if a proxy unescapes and tidies it.
-
-    :raises InvalidCampaignIdError: It is no string, empty, what a template makes of a missing value, too long,
-        surrounded by white space, has control or invisible characters, or a ``.`` or ``..`` segment.
-    """
-    if isinstance(campaign_id, str):
-        problem = _problem_with(campaign_id)
-    elif campaign_id is None:
-        problem = _MISSING
-    else:
-        problem = f"must be a string; got {campaign_id!r:.80} ({type(campaign_id).__name__}). {_NO_STRING}"
-    if problem is not None:
-        raise InvalidCampaignIdError(f"campaign_id {problem}")
-
-
 #: What a template makes of a value that is not there.
 _MISSING_WORDS = frozenset({"none", "null", "undefined", "nil", "nan", "nat", "<na>"})
 
@@ -320,10 +250,21 @@ _NO_STRING = (
 )
 
 
-def _problem_with(campaign_id: str) -> str | None:
+def check_campaign_id(campaign_id: object) -> None:
+    """
+    Refuse what cannot be a campaign id.
+
+    An id may come from a DAG run's ``conf``. Escaping keeps it out of other paths, queries and hosts; what is
+    refused here could still become another path if a proxy unescapes and tidies it.
+
+    :raises InvalidCampaignIdError: It is no string, empty, what a template makes of a missing value, too long,
+        surrounded by white space, has control or invisible characters, or a ``.`` or ``..`` segment.
+    """
+    if not isinstance(campaign_id, str):
+        problem = f"must be a string; got {campaign_id!r:.80} ({type(campaign_id).__name__}). {_NO_STRING}"
+        raise InvalidCampaignIdError(f"campaign_id {_MISSING if campaign_id is None else problem}")
     if campaign_id.strip().casefold() in _MISSING_WORDS:
-        return f"{campaign_id[:80]!r} {_MISSING}"
-    problem = None
+        raise InvalidCampaignIdError(f"campaign_id {campaign_id[:80]!r} {_MISSING}")
     if not campaign_id.strip():
         problem = "is empty"
     elif len(campaign_id) > MAX_ID_CHARACTERS:
@@ -334,4 +275,8 @@ def _problem_with(campaign_id: str) -> str | None:
         problem = "has control or invisible characters"
     elif leads_out(campaign_id):
         problem = "would lead to another path"
-    return problem and f"{campaign_id[:80]!r} {problem}. Pass the id as the VoiceGenie dashboard shows it."
+    else:
+        return
+    raise InvalidCampaignIdError(
+        f"campaign_id {campaign_id[:80]!r} {problem}. Pass the id as the VoiceGenie dashboard shows it."
+    )

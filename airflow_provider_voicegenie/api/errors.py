@@ -10,8 +10,24 @@ No error holds a request, a header or the exception of an HTTP library: those ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
+
+
+@contextmanager
+def unchained() -> Iterator[None]:
+    """
+    Let ``raise ... from None`` in this block, or in the function that it decorates, drop the exception that it hides.
+
+    Python itself keeps that in ``__context__``, and that of a library may hold the API key, or what is in a file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if error.__suppress_context__ and error.__cause__ is None:
+            error.__context__ = None
+        raise
 
 
 class VoiceGenieError(Exception):

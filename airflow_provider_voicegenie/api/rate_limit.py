@@ -1,12 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many requests a client sends in a minute. The caller brings the time and does the waiting."""
+"""
+When a request may be sent: so many in a minute, and what the headers of responses say.
+
+The caller brings the time and does the waiting. A moment in a header is read against the response's own ``Date``, so
+that a clock that is off, theirs or ours, does no harm.
+"""
 
 from __future__ import annotations
 
 import math
-import random
 import threading
 from collections import deque
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+#: The longest we wait between two attempts, whatever the server asks for: seconds.
+MAX_WAIT = 60.0
+
+#: How far the service's clock may be from ours. A `Date` that is further away is nobody's time. Seconds.
+MAX_CLOCK_DIFFERENCE = 300.0
 
 _WINDOW = 60.0
 
@@ -22,6 +35,8 @@ class RateLimiter:
         self._lock = threading.Lock()
         self._sent: deque[float] = deque(maxlen=requests_per_minute)
         self._blocked_until = 0.0
+        #: What part of the limit all clients use together, as the last response said; ``None`` if it did not say so.
+        self.used: float | None = None
 
     def reserve(self, now: float, *, may_wait: bool = True) -> float:
         """
@@ -39,6 +54,21 @@ class RateLimiter:
             self._sent.append(at)
             return at - now
 
+    def heed(self, headers: Mapping[str, str], now: float, unix_now: float) -> None:
+        """
+        Take note of what a response says of the limit.
+
+        :param headers: Header fields, names in lower case.
+        :param now: Seconds of a monotonic clock.
+        :param unix_now: The same moment in Unix seconds.
+        """
+        if "x-ratelimit-remaining" not in headers:
+            self.used = None
+            return
+        self.used = used_part(headers, unix_now, self._sent.maxlen or 0)
+        if (reset := rate_limit_reset(headers, unix_now)) is not None:
+            self.block(min(reset, MAX_WAIT), now)
+
     def block(self, seconds: float, now: float) -> None:
         """Block requests for ``seconds``: the service's rate-limit window is used up."""
         with self._lock:
@@ -50,156 +80,110 @@ class RateLimiter:
             return max(0.0, self._blocked_until - now)
 
 
-# What follows was chosen by simulation, see tests/unit/test_fair_share.py: 1 to 50 feeds, 60 to 3,000 requests a
-# minute, a window that slides or begins anew each minute, with and without the headers.
-
-#: Parts of the limit: the share to begin with, the smallest and the largest one (the rest is for tasks in workers), and
-#: what may be sent at once after a pause.
-_FIRST_SHARE, _SMALLEST_SHARE, _LARGEST_SHARE, _BURST = 1 / 20, 1 / 100, 0.8, 1 / 30
-
-#: Requests a minute below which a share neither begins nor falls, however small the limit is.
-_LEAST_FIRST_SHARE, _LEAST_SHARE = 3.0, 0.5
-
-#: Parts of the limit that all use together: above the one, shares become smaller; below the other, they double in a
-#: minute.
-_CROWDED, _ROOMY = 0.8, 0.5
-
-#: Seconds after which what was known of the use of all counts no more: each response came when a window had just begun.
-#: If windows slide, that means that nobody else sent anything in the last one.
-_STALE = 150.0
-
-#: What is left of a share if all use too much together, and if the service has refused a request. Once a minute: it
-#: takes that long until the service's window shows what came of it.
-_LESS, _HALF = 0.7, 0.5
-
-#: By what part of the limit a share becomes larger in a minute, at first: with the headers, and without, if only
-#: refused requests show what is too much. The increase doubles with every two minutes without a decrease; without the
-#: headers it is the same for `_CALM` divided by the limit, in minutes, and doubles with each half of that.
-_STEP, _SMALL_STEP, _CALM = 1 / 2000, 1 / 16000, 3000.0
-
-#: The longest time between two responses that counts for an increase: minutes.
-_LONGEST_GAP = 2.0
-
-#: The longest pause after refused requests: if the service does not say how long it wants, and if it does. Seconds.
-_LONGEST_PAUSE, _LONGEST_ASKED = 30.0, 60.0
-
-
-class FairShare:
+def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
     """
-    This client's share of a limit that others use too, unseen (additive increase, multiplicative decrease).
+    Return how many seconds the server asks to wait; ``None`` if it does not say so in a readable way.
 
-    All see how much of the limit is used: by ``X-RateLimit-Remaining``, or else by a 429. All become slower by the same
-    part then, and faster by the same amount otherwise, so that their shares become even. One that needs no more than it
-    has does not ask for more. Safe among threads.
+    ``Retry-After`` counts before ``X-RateLimit-Reset``, and that one only if nothing remains. Dates are read against
+    the response's own ``Date``, so that a clock that is off, theirs or ours, does no harm; beyond
+    :data:`MAX_CLOCK_DIFFERENCE`, for no longer than :data:`MAX_WAIT` or than our own clock says.
 
-    Each client has one, which learns from all of its responses. Only feeds obey it: a task in a worker sends few
-    requests.
-
-    :param requests_per_minute: The limit for all together.
+    :param headers: Header fields, names in lower case.
+    :param now: The time in Unix seconds, used if the response has no ``Date``.
     """
+    asked = headers.get("retry-after", "").strip()
+    if asked:
+        seconds = _number(asked)
+        if seconds is None and (moment := _read_date(asked)) is not None:
+            seconds = _seconds_until(moment, headers, now)
+        if seconds is not None and seconds >= 0:
+            return seconds
+    return rate_limit_reset(headers, now)
 
-    def __init__(self, requests_per_minute: float) -> None:
-        self._lock = threading.Lock()
-        self._limit = requests_per_minute
-        #: Requests a minute.
-        self.per_minute = self._part(_FIRST_SHARE, _LEAST_FIRST_SHARE)
-        #: When the next request may be sent.
-        self.next_at = -math.inf
-        self._is_short = False
-        self._minutes_since_decrease = 0.0
-        self._decreased_at = -math.inf
-        self._responded_at: float | None = None
-        self._used: float | None = None
-        self._told_at = -math.inf
-        self._was_refused = False
-        self._refusals_in_a_row = 0
 
-    def take(self, now: float, due: float) -> None:
-        """
-        Count a request that is sent now.
+def rate_limit_reset(headers: Mapping[str, str], now: float) -> float | None:
+    """
+    Return the seconds until the rate limit's window ends, if the headers say that nothing of it remains.
 
-        :param now: Seconds of a monotonic clock.
-        :param due: When it would have been sent if there was no limit.
-        """
-        with self._lock:
-            self._is_short = due <= self.next_at
-            self.next_at = self.turn(1, now)
+    :param headers: Header fields, names in lower case.
+    :param now: The time in Unix seconds, used if the response has no ``Date``.
+    """
+    remaining = _number(headers.get("x-ratelimit-remaining", ""))
+    if remaining is None or remaining > 0:
+        return None
+    return _reset(headers, now)
 
-    def turn(self, number: int, now: float) -> float:
-        """
-        Return when a request may be sent that has so many others before it.
 
-        :param number: How many are to be sent before it.
-        :param now: The time.
-        """
-        spacing = 60.0 / self.per_minute
-        burst = max(1.0, self._limit * _BURST) - 1.0
-        return max(self.next_at, now - burst * spacing) + number * spacing
+def used_part(headers: Mapping[str, str], now: float, requests_per_minute: float) -> float | None:
+    """
+    Return what part of the rate limit is used by all together; ``None`` if the headers do not show it.
 
-    def succeeded(self, used: float | None, now: float, sent_at: float) -> None:
-        """
-        Take note of a response that is no 429.
+    It is more than 1 if the limit would be used up before its window ends. The window may slide or begin anew, and last
+    a minute, an hour or a day. What is seen in its first seconds says nothing.
 
-        :param used: What part of the limit all use together, as the service says; ``None`` if it does not.
-        :param now: The time.
-        :param sent_at: When the request was sent.
-        """
-        with self._lock:
-            self._refusals_in_a_row = 0
-            minutes = self._minutes_since_answer(now)
-            if used is None:
-                is_stale = self._used is not None and now - self._told_at > _STALE
-                used = 0.0 if is_stale else self._used
-            else:
-                self._told_at = now
-                if used > _CROWDED:
-                    self._decrease(_LESS, now, sent_at)
-            if self._is_short and (used is None or used <= _CROWDED):
-                is_first = used is None and not self._was_refused
-                is_roomy = used is not None and max(used, self._used or 0.0) < _ROOMY
-                self._increase(minutes, doubles=is_first or is_roomy, is_told=used is not None)
-            self._used = used
+    :param headers: Header fields, names in lower case.
+    :param now: The time in Unix seconds, used if the response has no ``Date``.
+    :param requests_per_minute: The limit, if ``X-RateLimit-Limit`` is not there.
+    """
+    remaining = _number(headers.get("x-ratelimit-remaining", ""))
+    limit = _number(headers.get("x-ratelimit-limit", "")) or requests_per_minute
+    if remaining is None or limit <= 0:
+        return None
+    used = max(0.0, 1.0 - remaining / limit)
+    reset = _reset(headers, now)
+    window = next((window for window in _WINDOWS if reset is not None and reset <= window), None)
+    if reset is None or window is None:
+        return used
+    passed = window - reset
+    return used * window / passed if passed >= _TELLING else None
 
-    def was_refused(self, asked: float | None, now: float, sent_at: float) -> None:
-        """
-        Take note of a 429.
 
-        :param asked: Seconds the service asked to wait.
-        :param now: The time.
-        :param sent_at: When the request was sent.
-        """
-        with self._lock:
-            self._was_refused = True
-            self._minutes_since_answer(now)
-            self._refusals_in_a_row += 1
-            self._decrease(_HALF, now, sent_at)
-            backoff = min(2.0 ** min(self._refusals_in_a_row - 1, 10), _LONGEST_PAUSE) * random.uniform(0.8, 1.0)  # noqa: S311
-            # Not all at the same moment.
-            apart = random.uniform(0.0, min(5.0, 30.0 / self.per_minute))  # noqa: S311
-            self.next_at = max(self.next_at, now + max(backoff, min(asked or 0.0, _LONGEST_ASKED)) + apart)
+#: How long a rate limit's window may be, and how much of it has to be over before it shows anything: seconds.
+_WINDOWS = (60.0, 3600.0, 86400.0)
+_TELLING = 15.0
 
-    def _minutes_since_answer(self, now: float) -> float:
-        before, self._responded_at = self._responded_at, now
-        return 0.0 if before is None else min((now - before) / 60.0, _LONGEST_GAP)
 
-    def _decrease(self, part: float, now: float, sent_at: float) -> None:
-        self._minutes_since_decrease = 0.0
-        if sent_at - self._decreased_at >= _WINDOW:
-            self._decreased_at = now
-            self.per_minute = max(self.per_minute * part, self._part(_SMALLEST_SHARE, _LEAST_SHARE))
+def _reset(headers: Mapping[str, str], now: float) -> float | None:
+    """Return the seconds until the rate limit's window ends; ``None`` if the headers do not say so."""
+    reset = _number(headers.get("x-ratelimit-reset", ""))
+    if reset is None or reset < 0:
+        return None
+    if reset < 1e9:  # seconds to go, not a moment
+        return reset
+    moment = reset / 1000 if reset > 1e11 else reset
+    return _seconds_until(moment, headers, now)
 
-    def _part(self, part: float, minimum: float) -> float:
-        return max(self._limit * part, min(self._limit * _LARGEST_SHARE / 2, minimum))
 
-    def _increase(self, minutes: float, *, doubles: bool, is_told: bool) -> None:
-        if doubles:
-            self.per_minute *= 2.0**minutes
-        else:
-            self._minutes_since_decrease += minutes
-            if is_told:
-                step, doublings = _STEP, self._minutes_since_decrease / 2.0
-            else:
-                step = _SMALL_STEP
-                doublings = max(0.0, 2.0 * (self._minutes_since_decrease * self._limit / _CALM - 1.0))
-            self.per_minute += self._limit * step * 2.0 ** min(doublings, 30.0) * minutes
-        self.per_minute = min(self.per_minute, self._limit * _LARGEST_SHARE)
+def _seconds_until(moment: float, headers: Mapping[str, str], now: float) -> float:
+    offset = clock_offset(headers, now)
+    seconds = max(0.0, moment - (now + offset))
+    return seconds if abs(offset) <= MAX_CLOCK_DIFFERENCE else min(seconds, max(MAX_WAIT, moment - now))
+
+
+def clock_offset(headers: Mapping[str, str], now: float) -> float:
+    """
+    Return by how many seconds the server's clock is ahead; 0 if the response has no ``Date``.
+
+    :param headers: Header fields, names in lower case.
+    :param now: The time in Unix seconds.
+    """
+    moment = _read_date(headers.get("date", ""))
+    return 0.0 if moment is None else moment - now
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _read_date(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        moment = parsedate_to_datetime(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None

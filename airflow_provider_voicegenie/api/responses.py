@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Reads a response: bytes in, the service's ``data`` out, or one typed error.
+Reads a response: bytes in, one of the :mod:`~airflow_provider_voicegenie.api.models` out, or one typed error.
 
 Whatever text of a response can reach an error message goes through :class:`Redactor` first: a server, or a proxy before
 it, may echo the request's headers.
@@ -12,19 +12,26 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
+from airflow_provider_voicegenie.api.endpoints import Request
 from airflow_provider_voicegenie.api.errors import (
     KNOWN_CODES,
     NOT_THE_SERVICE,
+    NOT_THIS_ENDPOINT,
     InvalidResponseError,
+    NotFoundError,
     RedirectedError,
     VoiceGenieError,
     error_class,
     refusal_class,
+    unchained,
 )
-from airflow_provider_voicegenie.api.retries import seconds_to_wait
+from airflow_provider_voicegenie.api.models import ShapeError
+from airflow_provider_voicegenie.api.rate_limit import seconds_to_wait
+
+Result = TypeVar("Result")
 
 #: No response of this service is expected to come near this; what is larger is not read to its end.
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
@@ -86,10 +93,6 @@ class Redactor:
             return {self.redact(key): self.redact_json(item) for key, item in value.items()}
         return value
 
-    def may_be_in(self, text: str) -> bool:
-        """Whether a JSON text could hold the key, in plain or behind escapes."""
-        return "\\" in text or any(form in text for form in self._forms)
-
 
 @dataclass(frozen=True)
 class Response:
@@ -106,52 +109,65 @@ class Response:
     body: bytes = field(repr=False)
 
 
-def read_data(response: Response, *, request: str, has_effect: bool, redactor: Redactor, now: float) -> Any:
+@unchained()
+def decode(request: Request[Result], response: Response, *, redactor: Redactor, now: float) -> Result:
     """
-    Return the ``data`` of a good response.
+    Read the response to a request.
 
-    :param response: What came.
-    :param request: The request in words, for messages.
-    :param has_effect: Whether the request changes something, so that a bad response leaves open whether it did.
     :param redactor: Keeps the key out of messages.
     :param now: The time, in Unix seconds, to read ``Retry-After`` dates against.
     :raises VoiceGenieError: The response is a refusal, a redirect, or nothing this service documents.
     """
+    try:
+        return _decode(request, response, redactor.for_people() if request.is_about_people else redactor, now)
+    except VoiceGenieError as error:
+        if isinstance(error, NotFoundError) and request.campaign_id is None:
+            error.remedy = NOT_THE_SERVICE
+        if error.remedy == NOT_THE_SERVICE and request.decode is None:
+            error.remedy = NOT_THIS_ENDPOINT
+        raise
+    except Exception as error:  # noqa: BLE001  whatever it is made of, it is one bad response
+        raise _invalid(request, response, f"cannot be read ({type(error).__name__})") from None
+
+
+def _decode(request: Request[Result], response: Response, redactor: Redactor, now: float) -> Result:
     if 300 <= response.status < 400:
         raise RedirectedError(
             f"{request}: the response was a redirect ({response.status}). It was not followed, because the API key "
             "would have gone along.",
             status=response.status,
-            may_have_taken_effect=has_effect,
+            may_have_taken_effect=request.has_effect,
         )
     text, document = _read_document(response, redactor)
     if not 200 <= response.status < 300:
-        raise _refusal(response, document, text, redactor, request=request, has_effect=has_effect, now=now)
+        raise _refusal(request, response, document or {}, text, redactor, now)
     if document is None:
-        problem = f"is not a JSON object ({redactor.excerpt(text)})"
-    elif document.get("success") is not True:
-        code, said = _error_code(document), _message(document, redactor)
-        if chosen := refusal_class(document.get("success"), code, said):
-            raise chosen(
-                f"{request}: {(said or redactor.quote(str(code))).rstrip('.')} "
-                f"({_numbers(response.status, redactor.code(code))}).",
-                status=response.status,
-                code=redactor.code(code),
-                details=redactor.details(_details(document)),
-                # Only a code that the service documents for a refusal says that nothing was done.
-                may_have_taken_effect=has_effect and (chosen.temporary or code not in KNOWN_CODES),
-                retry_after=seconds_to_wait(response.headers, now),
-            )
-        problem = f"does not say success ({redactor.excerpt(text)})"
-    elif "data" not in document:
-        problem = "has no `data`"
+        raise _invalid(request, response, f"is not a JSON object ({redactor.excerpt(text)})")
+    if document.get("success") is not True:
+        raise _refusal_with_success(request, response, document, text, redactor, now)
+    if "data" not in document:
+        raise _invalid(request, response, "has no `data`", redactor.code(_error_code(document)))
+    data = document["data"]
+    if request.decode is None:
+        return data  # type: ignore[no-any-return]
+    if not isinstance(data, Mapping):
+        problem = "`data` is not an object"
+    elif request.id_field and str(data.get(request.id_field)).strip().casefold() != str(request.campaign_id).casefold():
+        problem = "it is about another campaign"
     else:
-        return document["data"]
-    raise InvalidResponseError(
+        try:
+            return request.decode(data)
+        except ShapeError as error:
+            problem = str(error)
+    raise _invalid(request, response, f"is not the documented one: {problem}")
+
+
+def _invalid(request: Request[Any], response: Response, problem: str, code: str | None = None) -> InvalidResponseError:
+    return InvalidResponseError(
         f"{request}: the response ({response.status}) {problem}.",
         status=response.status,
-        code=redactor.code(_error_code(document or {})),
-        may_have_taken_effect=has_effect,
+        code=code,
+        may_have_taken_effect=request.has_effect,
     )
 
 
@@ -170,44 +186,66 @@ def _read_document(response: Response, redactor: Redactor) -> tuple[str, dict[st
         document = json.loads(text)
         if not isinstance(document, dict):
             return shown, None
-        return shown, redactor.redact_json(document) if redactor.may_be_in(text) else document
+        # The key may be in it in plain, or behind escapes.
+        return shown, redactor.redact_json(document) if shown != text or "\\" in text else document
     except (ValueError, RecursionError):
         return shown, None
 
 
 def _refusal(
+    request: Request[Any],
     response: Response,
-    document: dict[str, Any] | None,
+    document: Mapping[str, Any],
     text: str,
     redactor: Redactor,
-    *,
-    request: str,
-    has_effect: bool,
     now: float,
 ) -> VoiceGenieError:
-    code = _error_code(document or {})
-    said = _message(document or {}, redactor)
-    in_envelope = document is not None and bool(code or said)
+    code, message, details = _error_code(document), _message(document, redactor), _details(document)
+    in_envelope = bool(code or message)
     chosen = error_class(response.status, code, in_envelope=in_envelope)
-    details = _details(document or {})
-    words = said or (redactor.quote(code) if code else redactor.excerpt(text))
+    words = message or (redactor.quote(code) if code else redactor.excerpt(text))
     if missing := details.get("missing"):
         missing = ", ".join(map(str, missing)) if isinstance(missing, list) else str(missing)
         words = f"{words} Missing: {redactor.quote(missing)}"
     # A refusal that says success contradicts itself; a failing server may have acted before it failed.
-    contradictory = (document or {}).get("success") is True
+    contradictory = document.get("success") is True
     error = chosen(
         f"{request}: {_shorten(words).rstrip('.')} ({_numbers(response.status, redactor.code(code))}).",
         status=response.status,
         code=redactor.code(code),
         details=redactor.details(details),
-        may_have_taken_effect=has_effect
+        may_have_taken_effect=request.has_effect
         and (contradictory or not 400 <= response.status < 500 or response.status == 408),
         retry_after=seconds_to_wait(response.headers, now),
     )
     if not error.remedy and (not in_envelope or response.status == 404):
         error.remedy = NOT_THE_SERVICE
     return error
+
+
+def _refusal_with_success(
+    request: Request[Any],
+    response: Response,
+    document: Mapping[str, Any],
+    text: str,
+    redactor: Redactor,
+    now: float,
+) -> VoiceGenieError:
+    """Return the error for a document without ``"success": true`` that came with a status of success."""
+    code, message = _error_code(document), _message(document, redactor)
+    chosen = refusal_class(document.get("success"), code, message)
+    if chosen is None:
+        return _invalid(request, response, f"does not say success ({redactor.excerpt(text)})", redactor.code(code))
+    return chosen(
+        f"{request}: {(message or redactor.quote(str(code))).rstrip('.')} "
+        f"({_numbers(response.status, redactor.code(code))}).",
+        status=response.status,
+        code=redactor.code(code),
+        details=redactor.details(_details(document)),
+        # Only a code that the service documents for a refusal says that nothing was done.
+        may_have_taken_effect=request.has_effect and (chosen.temporary or code not in KNOWN_CODES),
+        retry_after=seconds_to_wait(response.headers, now),
+    )
 
 
 def _numbers(status: int, code: str | None) -> str:

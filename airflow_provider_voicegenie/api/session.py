@@ -16,11 +16,11 @@ import contextvars
 import copy
 import email.errors
 import http.client
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from http.cookiejar import DefaultCookiePolicy
 from io import BytesIO
 from queue import Empty, SimpleQueue
@@ -28,8 +28,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import BaseAdapter, HTTPAdapter
-from requests.auth import AuthBase
+from requests.adapters import HTTPAdapter
 from requests.hooks import default_hooks, dispatch_hook
 from requests.utils import select_proxy
 
@@ -55,10 +54,10 @@ _PART_BYTES = 64 * 1024
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-#: The exchange that a thread is about.
+#: The exchange that is under way: in its own thread, and in that of its caller.
 _current: contextvars.ContextVar[Exchange] = contextvars.ContextVar("voicegenie_exchange")
 
-#: What the thread of an exchange says to its caller.
+#: Messages from the thread of an exchange to its caller.
 _ASKS_FOR_LEAVE, _IS_OVER = object(), object()
 
 #: Seconds between two calls of ``while_waiting``.
@@ -69,48 +68,6 @@ class ResponseTooLargeError(requests.RequestException):
     """The response is larger than :data:`MAX_RESPONSE_BYTES`."""
 
 
-@dataclass
-class Caller:
-    """
-    What the caller of a request does while it is on its way, in its own thread, and learns of it.
-
-    :param on_sending: Called once the connection is made, right before the first byte is sent. If it raises, nothing is
-        sent.
-    :param while_waiting: Called several times a second while the connection is made or the response awaited. If it
-        raises, that ends, and a request that was not sent by then is never sent.
-    """
-
-    on_sending: Callable[[], None] | None = None
-    while_waiting: Callable[[], None] | None = None
-    #: Whether any of the request may have reached the service.
-    is_sent: bool = False
-    #: Whether what is raised comes from the caller's own code, and so is no trouble with the service.
-    is_in_own_code: bool = False
-
-    @contextlib.contextmanager
-    def own_code(self) -> Iterator[None]:
-        """Run code of the caller's."""
-        self.is_in_own_code = True
-        yield
-        self.is_in_own_code = False
-
-    def before_sending(self) -> None:
-        """Call :attr:`on_sending`."""
-        if self.on_sending is not None:
-            with self.own_code():
-                self.on_sending()
-
-    def wait(self) -> None:
-        """Call :attr:`while_waiting`."""
-        if self.while_waiting is not None:
-            with self.own_code():
-                self.while_waiting()
-
-
-#: Who waits for the request that this thread is about to make.
-_caller: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("voicegenie_caller", default=None)
-
-
 class Exchange:
     """
     One request and its response, in a thread of its own.
@@ -118,44 +75,73 @@ class Exchange:
     The thread sends nothing without leave, and only a caller that still waits gives leave. So whatever interrupts the
     caller, and wherever, an interrupted request that was not sent by then is never sent.
 
-    :param send: Sends the request and returns the response, within the thread.
-    :param timeout: Seconds that it may take.
-    :param caller: Who waits for it.
+    The session uses the exchange that is current where :meth:`BoundSession.send` is called, and otherwise a new one.
+
+    :param on_sending: Called in the caller's thread once the connection is made, right before the first byte is sent.
+        If it raises, nothing is sent.
+    :param while_waiting: Called in the caller's thread several times a second while the connection is made or the
+        response awaited. If it raises, that ends, and a request that was not sent by then is never sent.
     """
 
-    def __init__(self, send: Callable[[], requests.Response], timeout: float, caller: Caller | None = None) -> None:
-        self._send = send
-        self._timeout = timeout
-        self._caller = caller or Caller()
+    def __init__(
+        self, on_sending: Callable[[], None] | None = None, while_waiting: Callable[[], None] | None = None
+    ) -> None:
+        self._on_sending = on_sending
+        self._while_waiting = while_waiting
+        #: Whether the session has taken it.
+        self.has_begun = False
+        #: Whether any of the request may have reached the service.
+        self.is_sent = False
+        #: Whether the exception that ended it comes from a callback or a response hook, and not from the request.
+        self.failed_in_callback = False
         self._deadline = 0.0
-        self._said: SimpleQueue[object] = SimpleQueue()
+        self._messages: SimpleQueue[object] = SimpleQueue()
         self._leave: SimpleQueue[bool] = SimpleQueue()
         self._connection: Any = None
         self._response: requests.Response | None = None
         self._error: Exception | None = None
-        self._has_asked = False
 
-    @property
-    def is_sent(self) -> bool:
-        """Whether any of the request may have reached the service."""
-        return self._caller.is_sent
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Let the session use this exchange for the next request."""
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+        if not self.is_sent:
+            # A test double has taken the place of the session, and sent nothing.
+            self.call(self._on_sending)
 
-    def run(self) -> requests.Response:
+    def run(self, send: Callable[[], requests.Response], timeout: float) -> requests.Response:
         """
         Send the request and return the response.
 
+        :param send: Sends the request and returns the response, within the thread.
+        :param timeout: Seconds that it may take.
         :raises requests.RequestException: There is no response.
         :raises OSError: The CA bundle cannot be read.
         """
-        self._deadline = time.monotonic() + self._timeout
+        self.has_begun = True
+        self._deadline = time.monotonic() + timeout
+        interval = math.inf if self._while_waiting is None else _CHECK_INTERVAL
         try:
-            start_thread(self._work, "voicegenie-request")
-            while self._hear() is _ASKS_FOR_LEAVE:
-                self._caller.before_sending()
+            start_thread(partial(self._work, send), "voicegenie-request")
+            while (left := self._seconds_left()) > 0:
+                try:
+                    message = self._messages.get(timeout=min(left, interval))
+                except Empty:
+                    self.call(self._while_waiting)
+                    continue
+                if message is _IS_OVER:
+                    break
+                self.call(self._on_sending)
                 if self._seconds_left() == 0:
                     raise requests.Timeout("its time was over before it was sent")
-                self._caller.is_sent = True
+                self.is_sent = True
                 self._leave.put(True)
+            else:
+                raise requests.Timeout(f"no whole response within {timeout:g} s")
         except NoMoreThreadsError as error:
             raise requests.ConnectionError(f"no thread for the request: {error}") from None
         finally:
@@ -166,50 +152,46 @@ class Exchange:
         assert self._response is not None  # noqa: S101
         return self._response
 
-    def ask_for_leave(self, connection: Any) -> None:
+    def call(self, function: Callable[..., Any] | None, *arguments: Any, **options: Any) -> Any:
+        """Call a callback or a response hook, if there is one."""
+        if function is None:
+            return None
+        self.failed_in_callback = True
+        result = function(*arguments, **options)
+        self.failed_in_callback = False
+        return result
+
+    def ask_for_leave(self, connection: Any = None) -> None:
         """
         Ask, in the thread, whether the request may be sent.
 
-        :param connection: The connection, which is made; ``None`` if it is not known.
+        :param connection: The connection, which is made; ``None`` if a test double has none.
         :raises requests.Timeout: Nobody waits for the request any more.
         """
-        self._has_asked = True
         self._connection = connection
-        self._said.put(_ASKS_FOR_LEAVE)
+        self._messages.put(_ASKS_FOR_LEAVE)
         may_send = False
         with contextlib.suppress(Empty):
             may_send = self._leave.get(timeout=self._seconds_left())
         if not may_send:
             raise requests.Timeout("nobody waits for it any more, and it was not sent")
 
-    def _hear(self) -> object:
-        """
-        Return what the thread says next.
-
-        :raises requests.Timeout: It says nothing in time.
-        """
-        while (left := self._seconds_left()) > 0:
-            with contextlib.suppress(Empty):
-                return self._said.get(timeout=left if self._caller.while_waiting is None else _CHECK_INTERVAL)
-            self._caller.wait()
-        raise requests.Timeout(f"no whole response within {self._timeout:g} s")
-
     def _seconds_left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
 
-    def _work(self) -> None:
+    def _work(self, send: Callable[[], requests.Response]) -> None:
         _current.set(self)
         try:
-            self._response = self._send()
-            if not self._has_asked:
-                # Whoever stands in for the transport has responded, and sent nothing.
-                self.ask_for_leave(None)
+            self._response = send()
+            if not self.is_sent:
+                # A test double has responded in place of the transport, and sent nothing.
+                self.ask_for_leave()
         except Exception as error:  # noqa: BLE001  it is raised again, where it is waited for
             for each in causes_of(error):
                 each.__traceback__ = None  # its frames hold the key
             self._error = error
         self._connection = None
-        self._said.put(_IS_OVER)
+        self._messages.put(_IS_OVER)
 
     def _wake_thread(self) -> None:
         """End a thread that is left behind in a read, as well as that can be done."""
@@ -248,15 +230,11 @@ class _StrictResponse(http.client.HTTPResponse):
 
 
 class _Gate:
-    """What a pool class of the library becomes with it: it asks whether it may still send."""
-
-    def _new_conn(self) -> Any:
-        # Whichever class connections have by now: some test doubles replace it.
-        connection = super()._new_conn()  # type: ignore[misc]
-        connection.response_class = _StrictResponse
-        return connection
+    """Makes a pool class of the library ask before it sends."""
 
     def _validate_conn(self, connection: Any) -> None:
+        # Whichever class connections have by now: some test doubles replace it.
+        connection.response_class = _StrictResponse
         super()._validate_conn(connection)  # type: ignore[misc]
         if connection.sock is None:
             connection.connect()
@@ -264,39 +242,30 @@ class _Gate:
 
 
 @lru_cache
-def _gated(pool_class: type[Any]) -> type[Any]:
-    """Return a pool class of the library that asks before it sends."""
-    return type("GatedPool", (_Gate, pool_class), {})
+def _gated(**pool_classes: type[Any]) -> dict[str, type[Any]]:
+    """Return pool classes of the library, by scheme, as classes that ask before they send."""
+    return {
+        scheme: each if issubclass(each, _Gate) else type("GatedPool", (_Gate, each), {})
+        for scheme, each in pool_classes.items()
+    }
 
 
-class _GatedAdapter(HTTPAdapter):
-    """Asks before it sends; for one request."""
+class _Adapter(HTTPAdapter):
+    """Asks before it sends, and reads the whole response. It is for one request: none goes over a used connection."""
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
-        _gate(self.poolmanager)
+        self.poolmanager.pool_classes_by_scheme = _gated(**self.poolmanager.pool_classes_by_scheme)
 
     def proxy_manager_for(self, proxy: Any, **options: Any) -> Any:
-        is_new = proxy not in self.proxy_manager
         manager = super().proxy_manager_for(proxy, **options)
-        if is_new:
-            _gate(manager)
+        manager.pool_classes_by_scheme = _gated(**manager.pool_classes_by_scheme)
         return manager
-
-
-def _gate(manager: Any) -> None:
-    classes = manager.pool_classes_by_scheme
-    manager.pool_classes_by_scheme = {scheme: _gated(pool_class) for scheme, pool_class in classes.items()}
-
-
-class _OnceAdapter(BaseAdapter):
-    """Sends each request over a connection of its own, and reads the whole response."""
 
     def send(self, request: requests.PreparedRequest, *_: Any, **options: Any) -> requests.Response:
         """
         Send a request.
 
-        :param request: The request.
         :param options: As :meth:`requests.adapters.HTTPAdapter.send` takes them.
         :raises requests.RequestException: There is no response.
         :raises OSError: The CA bundle cannot be read.
@@ -305,42 +274,38 @@ class _OnceAdapter(BaseAdapter):
         if proxy and not is_proxy_url(proxy):
             raise requests.exceptions.InvalidProxyURL("not the URL of a proxy")
         try:
-            response = _GatedAdapter().send(request, **options)
+            response = super().send(request, **options)
         except (requests.RequestException, OSError) as error:
             if (proxy or "").startswith("socks") and not _current.get().is_sent:
                 # For other proxies, the library says so by itself.
                 raise requests.exceptions.ProxyError("the proxy failed", request=request) from error
             raise
         except Exception as error:
-            # What the library below raises, and `requests` does not translate.
+            # An exception of the library below that `requests` does not translate.
             raise requests.ConnectionError("the request failed") from error
         response.raw = BytesIO(_read_body(response))
         return response
 
-    def close(self) -> None:
-        """Nothing is open between requests."""
 
+def _read_body(response: requests.Response) -> bytes:
+    """
+    Return a response's body as it came over the wire.
 
-class _NoAuth(AuthBase):
-    """Adds nothing, and keeps ``requests`` from looking for a password in the user's files."""
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
-class _KeyAuth(AuthBase):
-    """Puts the API key on requests to one scheme, host and port, and takes it off all others."""
-
-    def __init__(self, settings: ClientSettings) -> None:
-        self._api_key = settings.api_key
-        # As the library writes it: another case, or a name in another alphabet.
-        self._origin = _origin(requests.Request("GET", settings.base_url).prepare().url)
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.pop(API_KEY_HEADER, None)
-        if _origin(request.url) == self._origin:
-            request.headers[API_KEY_HEADER] = self._api_key
-        return request
+    :raises requests.RequestException: It is too large, or broke off.
+    """
+    body = bytearray()
+    try:
+        with response:
+            for part in response.raw.stream(_PART_BYTES, decode_content=False):
+                body += part
+                if len(body) > MAX_RESPONSE_BYTES:
+                    raise ResponseTooLargeError("the response is too large", response=response)
+    except requests.RequestException:
+        raise
+    except Exception as error:
+        # An exception of the library below that `requests` itself would translate.
+        raise requests.ConnectionError("the response broke off", response=response) from error
+    return bytes(body)
 
 
 def _origin(url: str | None) -> tuple[str, str | None, int | None]:
@@ -362,13 +327,15 @@ class BoundSession(requests.Session):
     def __init__(self, settings: ClientSettings) -> None:
         super().__init__()
         self._settings = settings
-        self._key_auth = _KeyAuth(settings)
-        self.auth = _NoAuth()
+        # As the library writes it: another case, or a name in another alphabet.
+        self._origin = _origin(requests.Request("GET", settings.base_url).prepare().url)
+        # It adds nothing, and keeps `requests` from looking for a password in the user's files.
+        self.auth = lambda request: request
         self.headers.clear()
         self.headers.update(_HEADERS)
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for scheme in _DEFAULT_PORTS:
-            self.mount(f"{scheme}://", _OnceAdapter())
+            self.mount(f"{scheme}://", _Adapter())
         self.proxies = dict(settings.proxies)
         self.verify = settings.verify
         # A proxy of the environment sees only ciphertext of https; of http it would see the key.
@@ -408,65 +375,44 @@ class BoundSession(requests.Session):
     def get_redirect_target(self, response: requests.Response) -> None:
         """Follow no redirect."""
 
-    @contextlib.contextmanager
-    def used_by(self, caller: Caller) -> Iterator[None]:
-        """
-        Let a caller hear of the request that it makes.
-
-        :param caller: The caller.
-        """
-        token = _caller.set(caller)
-        try:
-            yield
-        finally:
-            _caller.reset(token)
+    def get_adapter(self, url: Any) -> Any:
+        """Return the adapter for a URL: a new one, unless somebody's own is mounted."""
+        adapter = super().get_adapter(url)
+        return _Adapter() if isinstance(adapter, _Adapter) else adapter
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Send a prepared request once, follow no redirect, read the response, and call the response hooks."""
-        caller = _caller.get() or Caller()
+        exchange = _current.get(None)
+        if exchange is None or exchange.has_begun:
+            # It is a request of a user of the session, perhaps in a response hook or an adapter.
+            exchange = Exchange()
         merged = self.merge_environment_settings(request.url, None, None, None, None) | options
         merged |= {"stream": True, "timeout": self._settings.timeout}
         merged.pop("allow_redirects", None)
         request = request.copy()
         hooks, request.hooks = request.hooks, default_hooks()
-        response = Exchange(lambda: self._send(request, merged), self._settings.timeout, caller).run()
+        response = exchange.run(partial(self._send, request, merged), self._settings.timeout)
         request.hooks = hooks
-        # A hook may make a request of its own.
-        with caller.own_code(), self.used_by(Caller()):
-            handled: requests.Response = dispatch_hook("response", hooks, response, **merged)  # type: ignore[no-untyped-call]
+        handled: requests.Response = exchange.call(dispatch_hook, "response", hooks, response, **merged)
         return handled
 
     def _send(self, request: requests.PreparedRequest, options: Mapping[str, Any]) -> requests.Response:
         if urlsplit(str(request.url)).scheme not in _DEFAULT_PORTS:
             raise requests.exceptions.InvalidSchema("only http:// and https:// are spoken")
-        if not isinstance(self.get_adapter(str(request.url)), _OnceAdapter):
+        if not isinstance(self.get_adapter(str(request.url)), _Adapter):
             # It asks nobody before it sends.
-            _current.get().ask_for_leave(None)
+            _current.get().ask_for_leave()
         try:
-            response = super().send(self._key_auth(request), allow_redirects=False, **options)
+            response = super().send(self._with_key(request), allow_redirects=False, **options)
         finally:
             # Whoever prints a response's request does not print the key.
             request.headers.pop(API_KEY_HEADER, None)
         response.content  # noqa: B018  another adapter may not have read it
         return response
 
-
-def _read_body(response: requests.Response) -> bytes:
-    """
-    Return a response's body as it came over the wire.
-
-    :raises requests.RequestException: It is too large, or broke off.
-    """
-    body = bytearray()
-    try:
-        with response:
-            for part in response.raw.stream(_PART_BYTES, decode_content=False):
-                body += part
-                if len(body) > MAX_RESPONSE_BYTES:
-                    raise ResponseTooLargeError("the response is too large", response=response)
-    except requests.RequestException:
-        raise
-    except Exception as error:
-        # What the library below raises, and `requests` itself would translate.
-        raise requests.ConnectionError("the response broke off", response=response) from error
-    return bytes(body)
+    def _with_key(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Put the API key on a request to the service's scheme, host and port, and take it off any other."""
+        request.headers.pop(API_KEY_HEADER, None)
+        if _origin(request.url) == self._origin:
+            request.headers[API_KEY_HEADER] = self._settings.api_key
+        return request

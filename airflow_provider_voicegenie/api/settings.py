@@ -82,9 +82,13 @@ class ClientSettings:
     @property
     def account(self) -> Account:
         """Whose campaigns these settings lead to, as far as they tell."""
-        # As with contacts that were uploaded: nobody without the key can tell what a digest is of.
-        digest = hmac.new(self.api_key.encode(), self.base_url.encode(), hashlib.sha256).hexdigest()
-        return Account(self.base_url, digest[:_DIGEST_CHARACTERS])
+        digest = self.digest()
+        digest.update(self.base_url.encode())
+        return Account(self.base_url, digest.hexdigest()[:_DIGEST_CHARACTERS])
+
+    def digest(self) -> hmac.HMAC:
+        """Return an HMAC-SHA256 keyed with the API key: nobody without the key can tell what a digest is of."""
+        return hmac.new(self.api_key.encode(), digestmod=hashlib.sha256)
 
     @property
     def is_encrypted(self) -> bool:

@@ -25,6 +25,7 @@ from airflow_provider_voicegenie.api.errors import (
     ForbiddenError,
     InvalidConnectionError,
     InvalidResponseError,
+    RateLimitError,
     RedirectedError,
     TlsFailedError,
     UnauthorizedError,
@@ -32,6 +33,7 @@ from airflow_provider_voicegenie.api.errors import (
 )
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.feed.plan import Interest, ListedPage, PollingPlan, is_of_campaign, is_page, offset_of
+from airflow_provider_voicegenie.feed.share import FairShare
 from airflow_provider_voicegenie.feed.threads import in_thread, open_client, read_settings
 from airflow_provider_voicegenie.metrics import show_waits
 
@@ -91,6 +93,8 @@ class Feed:
     def __init__(self, voicegenie_conn_id: str) -> None:
         self._voicegenie_conn_id = voicegenie_conn_id
         self._client: VoiceGenieClient | None = None
+        #: This feed's part of the client's rate limit.
+        self._share: FairShare | None = None
         self._loop = asyncio.get_running_loop()
         self._plan = PollingPlan()
         self._wake = asyncio.Event()
@@ -136,9 +140,9 @@ class Feed:
     def is_free(self) -> bool:
         """Whether something that is read once would be read at once."""
         now, plan = self._loop.time(), self._plan
-        if self._client is None or self._pause_until > now or not plan.has_room:
+        if self._share is None or self._pause_until > now or not plan.has_room:
             return False
-        return self._client.share.turn(plan.waiting_once, now) <= now
+        return self._share.turn(plan.waiting_once, now) <= now
 
     def service(self) -> dict[str, Any] | None:
         """Return the service's ``address``, and its ``clock_offset`` in seconds, as plain JSON."""
@@ -173,7 +177,7 @@ class Feed:
         """Send requests as they fall due, within the fair share. Each has its own task: a slow one delays no other."""
         while True:
             now, due = self._loop.time(), self._plan.due_at()
-            share = None if self._client is None else self._client.share
+            share = self._share
             at = max(self._pause_until, due, -math.inf if share is None else share.next_at)
             if at > now or len(self._tasks) >= self._allowed():
                 self._wake.clear()
@@ -230,13 +234,13 @@ class Feed:
 
     async def _poll(self, request: Request[Any]) -> None:
         sent_at = self._loop.time()
-        client: VoiceGenieClient | None = None
+        client = self._client
         try:
-            if self._client is None:
-                self._client = await open_client(await read_settings(self._voicegenie_conn_id))
+            if client is None:
+                client = await open_client(await read_settings(self._voicegenie_conn_id))
+                self._use(client)
                 self._wake.set()
-            client = self._client
-            response = await in_thread(client.send, request, max_attempts=1)
+            response = await self._send(client, request, sent_at)
             self._failures = 0
             await self._succeeded(request, response, sent_at)
             self._restarts = 0
@@ -246,6 +250,22 @@ class Feed:
             self._log_unexpected(error)
             unreadable = InvalidResponseError(f"What was read cannot be used ({place_of(error)}).")
             await self._failed(request, unreadable, sent_at, client)
+
+    async def _send(self, client: VoiceGenieClient, request: Request[Result], sent_at: float) -> Result:
+        """Send a request once, and adapt the share to its response."""
+        share = self._share
+        assert share is not None  # noqa: S101  there is one if there is a client
+        try:
+            response = await in_thread(client.send, request, max_attempts=1)
+        except RateLimitError as error:
+            share.was_refused(error.retry_after, self._loop.time(), sent_at)
+            raise
+        except VoiceGenieError as error:
+            if error.status is not None:
+                share.succeeded(client.limiter.used, self._loop.time(), sent_at)
+            raise
+        share.succeeded(client.limiter.used, self._loop.time(), sent_at)
+        return response
 
     async def _succeeded(self, request: Request[Any], response: Any, sent_at: float) -> None:
         now = self._loop.time()
@@ -335,8 +355,13 @@ class Feed:
         if after is not before and self._client is before:
             self._go_on_with(after)
 
+    def _use(self, client: VoiceGenieClient | None) -> None:
+        self._client = client
+        self._share = None if client is None else FairShare(client.settings.requests_per_minute)
+
     def _go_on_with(self, client: VoiceGenieClient | None) -> None:
-        account, self._client = self.account, client
+        account = self.account
+        self._use(client)
         self._not_found = 0
         if client is not None:
             log.info("Connection %r has changed; the polls go on with what is in it now.", self._voicegenie_conn_id)

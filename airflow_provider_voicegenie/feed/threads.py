@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
-from airflow_provider_voicegenie.api.errors import ConnectionFailedError, VoiceGenieError
+from airflow_provider_voicegenie.api.errors import ConnectionFailedError, VoiceGenieError, unchained
 from airflow_provider_voicegenie.api.threads import NoMoreThreadsError, start_thread
 from airflow_provider_voicegenie.hooks.connection import (
     client_settings,
@@ -98,23 +98,21 @@ async def read_settings(voicegenie_conn_id: str) -> ClientSettings:
     """
     Read an Airflow connection.
 
-    :param voicegenie_conn_id: Id of the Airflow connection.
     :raises InvalidConnectionError: It has a missing or wrong value, or is not there.
     :raises ConnectionFailedError: Airflow could not be asked for it.
     """
     # From here, as its own import loads what a worker does not need.
     from airflow.providers.common.compat.connection import get_async_connection
 
-    problem: VoiceGenieError
-    try:
-        return client_settings(await get_async_connection(voicegenie_conn_id))
-    except AirflowNotFoundException:
-        problem = no_such_connection(voicegenie_conn_id)
-    except VoiceGenieError as error:
-        problem = error
-    except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
-        problem = unreadable_connection(voicegenie_conn_id, error)
-    raise problem
+    with unchained():
+        try:
+            return client_settings(await get_async_connection(voicegenie_conn_id))
+        except AirflowNotFoundException:
+            raise no_such_connection(voicegenie_conn_id) from None
+        except VoiceGenieError:
+            raise
+        except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
+            raise unreadable_connection(voicegenie_conn_id, error) from None
 
 
 async def open_client(settings: ClientSettings) -> VoiceGenieClient:

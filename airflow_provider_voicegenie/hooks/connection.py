@@ -18,7 +18,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError
+from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError, unchained
 from airflow_provider_voicegenie.api.settings import (
     DEFAULT_MAX_ATTEMPTS,
     DEFAULT_REQUESTS_PER_MINUTE,
@@ -68,12 +68,14 @@ def client_settings(connection: ConnectionFields) -> ClientSettings:
     :raises InvalidConnectionError: A field is missing or wrong.
     """
     conn_id = connection.conn_id
-    checked = _check(connection)
-    # A traceback may show local variables, and the connection's own `repr` has the password.
-    del connection
-    if isinstance(checked, _FieldError):
-        raise InvalidConnectionError(f"Connection {conn_id!r}: {checked}")
-    return checked
+    with unchained():
+        try:
+            return _check(connection)
+        except _FieldError as error:
+            raise InvalidConnectionError(f"Connection {conn_id!r}: {error}") from None
+        finally:
+            # A traceback may show local variables, and the connection's own `repr` has the password.
+            del connection
 
 
 def make_client(settings: ClientSettings) -> VoiceGenieClient:
@@ -101,16 +103,13 @@ def unreadable_connection(conn_id: str, error: Exception) -> ConnectionFailedErr
     return ConnectionFailedError(f"Connection {conn_id!r} could not be read from Airflow ({type(error).__name__}).")
 
 
-def _check(connection: ConnectionFields) -> ClientSettings | _FieldError:
-    try:
-        extra = _read_extra(connection.conn_id, connection.extra)
-        base_url = _base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False))
-        api_key = _api_key(connection.password)
-        _refuse_key_in(_HOST, base_url, api_key)
-        _refuse_key_in("Extra field `campaign_url`", extra.get("campaign_url") or "", api_key)
-        return ClientSettings(base_url, api_key, conn_id=connection.conn_id, **extra)
-    except _FieldError as error:
-        return error
+def _check(connection: ConnectionFields) -> ClientSettings:
+    extra = _read_extra(connection.conn_id, connection.extra)
+    base_url = _base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False))
+    api_key = _api_key(connection.password)
+    _refuse_key_in(_HOST, base_url, api_key)
+    _refuse_key_in("Extra field `campaign_url`", extra.get("campaign_url") or "", api_key)
+    return ClientSettings(base_url, api_key, conn_id=connection.conn_id, **extra)
 
 
 def _api_key(password: object) -> str:
@@ -247,10 +246,8 @@ def _read_extra(conn_id: object, text: object) -> dict[str, Any]:
             continue
         try:
             values[name] = read(value)
-            continue
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-            pass
-        raise _FieldError(f"Extra field `{name}` must be {wanted}.")
+            raise _FieldError(f"Extra field `{name}` must be {wanted}.") from None
     return values
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_provider_voicegenie.api.errors import UnauthorizedError, VoiceGenieError
+from airflow_provider_voicegenie.api.errors import UnauthorizedError, VoiceGenieError, unchained
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_voicegenie.hooks.connection import (
     client_settings,
@@ -27,8 +27,6 @@ from airflow_provider_voicegenie.hooks.connection import (
 from airflow_provider_voicegenie.rules.parameters import read_bounds, read_call_statuses
 
 if TYPE_CHECKING:
-    import hmac
-
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
     from airflow_provider_voicegenie.api.endpoints import Request
     from airflow_provider_voicegenie.api.models import (
@@ -94,7 +92,7 @@ class VoiceGenieHook(BaseHook):
 
         :raises InvalidConnectionError: The connection has a missing or wrong value; nothing is sent.
         """
-        return self._client.session
+        return self.client.session
 
     def request(
         self,
@@ -139,7 +137,7 @@ class VoiceGenieHook(BaseHook):
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(endpoints.start(campaign_id), on_sending=on_sending, while_waiting=while_waiting)
+        return self.client.send(endpoints.start(campaign_id), on_sending=on_sending, while_waiting=while_waiting)
 
     def pause_campaign(self, campaign_id: str, *, on_sending: Callable[[], None] | None = None) -> PausedCampaign:
         """
@@ -151,7 +149,7 @@ class VoiceGenieHook(BaseHook):
         """
         from airflow_provider_voicegenie.api import endpoints
 
-        return self._client.send(endpoints.pause(campaign_id), on_sending=on_sending)
+        return self.client.send(endpoints.pause(campaign_id), on_sending=on_sending)
 
     def get_campaign(
         self, campaign_id: str, *, max_attempts: int | None = None, raise_on_rate_limit: bool = False
@@ -250,12 +248,6 @@ class VoiceGenieHook(BaseHook):
         request = endpoints.upload(campaign_id, contacts)
         return self.send(request, before_attempt=before_attempt, on_sending=on_sending)
 
-    def digest(self) -> hmac.HMAC:
-        """Return an HMAC-SHA256 keyed with the API key."""
-        import hmac
-
-        return hmac.new(self._client.settings.api_key.encode(), digestmod="sha256")
-
     def iter_call_history(
         self,
         campaign_id: str,
@@ -337,26 +329,26 @@ class VoiceGenieHook(BaseHook):
     @property
     def max_attempts(self) -> int:
         """The connection's ``max_attempts``."""
-        return self._client.settings.max_attempts
+        return self.client.settings.max_attempts
 
     @property
     def requests_per_minute(self) -> int:
         """The connection's ``requests_per_minute``."""
-        return self._client.settings.requests_per_minute
+        return self.client.settings.requests_per_minute
 
     def seconds_blocked(self) -> float:
         """Return for how many seconds the service takes no more requests, as its last response said; 60 at most."""
-        return self._client.seconds_blocked()
+        return self.client.seconds_blocked()
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last response showed it."""
-        client = self.__dict__.get("_client")
-        return time.time() + self._told["clock_offset"] if client is None and self._told else self._client.server_time()
+        client = self.__dict__.get("client")
+        return time.time() + self._told["clock_offset"] if client is None and self._told else self.client.server_time()
 
     @property
     def is_clock_known(self) -> bool:
         """Whether :meth:`server_time` is the service's clock: its last response had no unbelievable ``Date``."""
-        client = self.__dict__.get("_client")
+        client = self.__dict__.get("client")
         return client is None or client.is_clock_known
 
     def campaign_url(self, campaign_id: str) -> str | None:
@@ -365,12 +357,12 @@ class VoiceGenieHook(BaseHook):
 
         :param campaign_id: Id of the campaign.
         """
-        return self._client.campaign_url(campaign_id)
+        return self.client.campaign_url(campaign_id)
 
     @property
     def known_address(self) -> str | None:
         """Host and port of the service, in words; ``None`` while the connection has not been read."""
-        client = self.__dict__.get("_client")
+        client = self.__dict__.get("client")
         return self._told.get("address") if client is None else client.settings.address
 
     def take_up(self, service: Mapping[str, Any] | None) -> None:
@@ -409,13 +401,13 @@ class VoiceGenieHook(BaseHook):
         :param options: Of :meth:`~airflow_provider_voicegenie.api.client.VoiceGenieClient.send`.
         :raises VoiceGenieError: There is no response, or one that does not say success.
         """
-        client = self._client
+        client = self.client
         try:
             return client.send(request, **options)
         except UnauthorizedError:
             if not (request.is_repeatable and self._take_new_key(client)):
                 raise
-        return self._client.send(request, **options)
+        return self.client.send(request, **options)
 
     def _take_new_key(self, client: VoiceGenieClient) -> bool:
         """Make a client with the connection's API key of now; return whether that is another key."""
@@ -427,25 +419,25 @@ class VoiceGenieHook(BaseHook):
         if settings.api_key == client.settings.api_key or settings.base_url != client.settings.base_url:
             return False
         log.info("Connection %r: its API key was replaced; going on with the new one.", self.voicegenie_conn_id)
-        self._client = make_client(settings)
+        self.client = make_client(settings)
         return True
 
+    @unchained()
     def _airflow_connection(self) -> Any:
-        problem: VoiceGenieError
         try:
             return self.get_connection(self.voicegenie_conn_id)
         except AirflowNotFoundException:
-            problem = no_such_connection(self.voicegenie_conn_id)
+            raise no_such_connection(self.voicegenie_conn_id) from None
         except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
-            problem = unreadable_connection(self.voicegenie_conn_id, error)
-        raise problem
+            raise unreadable_connection(self.voicegenie_conn_id, error) from None
 
     @cached_property
-    def _client(self) -> VoiceGenieClient:
+    def client(self) -> VoiceGenieClient:
+        """What sends the requests of this hook, for modules of this package."""
         return make_client(client_settings(self._airflow_connection()))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_client"}
+        return {name: value for name, value in self.__dict__.items() if name != "client"}
 
     @staticmethod
     def get_ui_field_behaviour() -> dict[str, Any]:

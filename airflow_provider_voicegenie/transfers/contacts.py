@@ -232,7 +232,7 @@ class ContactUpload:
         rejected = 0
         problems: list[str] = []
         # Kept by Airflow, so that a later try knows whether it has the same rows.
-        fingerprint = self._hook.digest()
+        fingerprint = self._hook.client.settings.digest()
         contacts = self._contacts()
         while part := list(islice(contacts, _COMPARED_ROWS)):
             self._rows = part[-1][0]

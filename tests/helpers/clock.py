@@ -97,7 +97,7 @@ class Clock:
         clock, ended_by_now = self, 0
         self.hold_requests(patch)
 
-        class Said(queue.SimpleQueue):
+        class Messages(queue.SimpleQueue):
             def __init__(self, exchange):
                 self._exchange = exchange
 
@@ -117,7 +117,7 @@ class Clock:
 
         def init(self, *arguments, **options):
             original(self, *arguments, **options)
-            self._said = Said(self)
+            self._messages = Messages(self)
 
         patch.setattr(exchange, "__init__", init)
 

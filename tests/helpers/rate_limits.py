@@ -8,8 +8,8 @@ import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from airflow_provider_voicegenie.api.rate_limit import FairShare
-from airflow_provider_voicegenie.api.retries import used_part
+from airflow_provider_voicegenie.api.rate_limit import used_part
+from airflow_provider_voicegenie.feed.share import FairShare
 
 HOUR = 3600.0
 LATENCY = 0.1

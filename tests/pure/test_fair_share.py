@@ -11,8 +11,8 @@ from __future__ import annotations
 import pytest
 from helpers.rate_limits import Feed, LimitedService, evenness, simulate
 
-from airflow_provider_voicegenie.api.rate_limit import FairShare
-from airflow_provider_voicegenie.api.retries import used_part
+from airflow_provider_voicegenie.api.rate_limit import used_part
+from airflow_provider_voicegenie.feed.share import FairShare
 
 #: Limit -> hours that are simulated: the smaller it is, the longer it takes until the shares are settled.
 HOURS = {60: 6, 300: 2, 3000: 1}

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_voicegenie.api.rate_limit import RateLimiter
-from airflow_provider_voicegenie.api.retries import seconds_to_wait
+from airflow_provider_voicegenie.api.rate_limit import RateLimiter, seconds_to_wait
 
 DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 DATE_SECONDS = 1767225600

@@ -351,8 +351,8 @@ def test_uploads_count_in_the_connections_limit_and_heed_its_blocks(voicegenie_s
     assert not waits
     upload(4)
     assert waits == [60]
-    client._limiter = RateLimiter(1000)
-    client._limiter.block(30, clock.monotonic())
+    client.limiter = RateLimiter(1000)
+    client.limiter.block(30, clock.monotonic())
     upload(5)
     assert waits == [60, 30]
 

@@ -256,7 +256,7 @@ def test_responses(real):
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mocker:
         with pytest.raises(errors.ConnectionFailedError):
             hook.start_campaign("c")
-        mocker.get(f"{hook._client.settings.base_url}/startCampaign/c", json=STARTED)
+        mocker.get(f"{hook.client.settings.base_url}/startCampaign/c", json=STARTED)
         assert hook.start_campaign("c").status.value == "running"
     assert real == []
 

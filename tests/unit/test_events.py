@@ -24,13 +24,13 @@ from helpers.leaks import leak_in
 from helpers.sandboxes import second_sandbox
 from helpers.tasks import stored, wait_trigger
 
-from airflow_provider_voicegenie.api import rate_limit
 from airflow_provider_voicegenie.api.endpoints import campaign as read_campaign
 from airflow_provider_voicegenie.api.models import Campaign, CampaignPage, CampaignStatus
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.api.settings import ClientSettings
 from airflow_provider_voicegenie.feed import feed as feeds
 from airflow_provider_voicegenie.feed import plan as plans
+from airflow_provider_voicegenie.feed import share
 from airflow_provider_voicegenie.feed.plan import LIST, Interest, ListedPage, PollingPlan, is_page, offset_of
 from airflow_provider_voicegenie.sandbox.store import seed_campaigns
 from airflow_provider_voicegenie.triggers import endings, looks
@@ -654,7 +654,7 @@ TROUBLE = [
 def test_trouble_is_waited_out_and_said_once(sandbox, said, monkeypatch, kind, fields, condition, only_some):
     for module in (feeds, plans):
         monkeypatch.setattr(module, "poll_delay", lambda *arguments: min(poll_delay(*arguments), 0.5))
-    monkeypatch.setattr(rate_limit, "_LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(share, "_LONGEST_PAUSE", 0.5)
     campaign, other = running(sandbox), running(sandbox)
     watched = [campaign, other, "running"] if only_some else None
 

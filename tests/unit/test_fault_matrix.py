@@ -17,8 +17,9 @@ from helpers.leaks import MARKED_PERSON, check_exception, check_for_people
 from helpers.raw_server import raw_server
 from helpers.tasks import WAYS, context, shorten_times, wait_trigger
 
-from airflow_provider_voicegenie.api import rate_limit, retries
+from airflow_provider_voicegenie.api import retries
 from airflow_provider_voicegenie.feed import feed as feeds
+from airflow_provider_voicegenie.feed import share
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, TaskKind, VoiceGenieRetryException
@@ -178,7 +179,7 @@ def sandbox(clock, voicegenie_sandbox, monkeypatch):
     shorten_times(monkeypatch)
     monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
     monkeypatch.setattr(retries, "MAX_WAIT", 1.5)
-    monkeypatch.setattr(rate_limit, "_LONGEST_ASKED", 1.5)
+    monkeypatch.setattr(share, "_LONGEST_ASKED", 1.5)
     for waits in (watch, completion):
         monkeypatch.setattr(waits, "poll_delay", lambda *arguments: min(retries.poll_delay(*arguments), 0.1))
     return voicegenie_sandbox

@@ -300,9 +300,9 @@ def test_so_many_requests_are_under_way(sandbox, monkeypatch, failures, at_a_tim
         feed = waits[0]._feed
         # Until the connection is known, it is one.
         assert feed._allowed() == 1
-        feed._client = await feeds.open_client(await feeds.read_settings(CONNECTION))
+        feed._use(await feeds.open_client(await feeds.read_settings(CONNECTION)))
         # There is room in the share.
-        feed._client.share.per_minute = 10.0**9
+        feed._share.per_minute = 10.0**9
         monkeypatch.setattr(feeds, "in_thread", held)
         feed._failures = failures
         feed._wake.set()
@@ -433,7 +433,7 @@ def test_nothing_is_read_for_who_has_no_patience(sandbox):
         shown = []
         wait = wait_for("long", 0.1, lambda response, *_: shown.append(response))
         await eventually(lambda: shown)
-        wait._feed._client.share.next_at = float("-inf")
+        wait._feed._share.next_at = float("-inf")
         waiting = []
         for patience in (0.0, -1.0, 5.0):
             reading = asyncio.create_task(wait.read_once(statistics("long"), patience))

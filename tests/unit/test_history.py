@@ -229,7 +229,7 @@ class Pages:
 
 def calls_of(answer, **arguments):
     hook = VoiceGenieHook()
-    hook._client = service = Pages(answer)
+    hook.client = service = Pages(answer)
     return [each.call_id for each in hook.iter_call_history("c", **arguments)], service.offsets
 
 

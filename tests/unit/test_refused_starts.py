@@ -293,7 +293,7 @@ def test_what_was_read_before_such_a_wait_is_read_again_if_it_is_old(sandbox, cl
     headers = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(seconds), "X-RateLimit-Limit": "60"}
     monkeypatch.setattr(sandbox.sandbox, "rate_limit", lambda *arguments: (headers, False))
     # The client's own wait before a read, which is as long.
-    monkeypatch.setattr("airflow_provider_voicegenie.api.client.VoiceGenieClient._wait_for_turn", lambda *_: None)
+    monkeypatch.setattr("airflow_provider_voicegenie.api.client.VoiceGenieClient._wait_for_limit", lambda *_: None)
 
     # It grows while the task waits.
     clock.add_action(change(sandbox, "long", total_count=10_000_000))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.endpoints import campaign, history, other, start, upload
-from airflow_provider_voicegenie.api.responses import Redactor, Response
+from airflow_provider_voicegenie.api.responses import Redactor, Response, decode
 from airflow_provider_voicegenie.rules.outcomes import Condition
 
 KEY = "k3y/with+odd=chars"
@@ -34,12 +34,12 @@ GOOD_START = {"success": True, "data": {"campaign_id": "c1", "status": "running"
 
 
 def read_start(given):
-    return start("c1").read(given, redactor=REDACTOR, now=0)
+    return decode(start("c1"), given, redactor=REDACTOR, now=0)
 
 
 def error_of(given, request=start):
     with pytest.raises(errors.VoiceGenieError) as caught:
-        request("c1").read(given, redactor=REDACTOR, now=0)
+        decode(request("c1"), given, redactor=REDACTOR, now=0)
     return caught.value
 
 
@@ -148,9 +148,9 @@ def test_what_is_compressed_is_not_unpacked():
 def test_a_request_that_is_not_named_here_gives_data_as_it_came(data):
     request = other("get", "/quota")
     assert str(request) == "VoiceGenie GET /quota"
-    assert request.read(response(200, {"success": True, "data": data}), redactor=REDACTOR, now=0) == data
+    assert decode(request, response(200, {"success": True, "data": data}), redactor=REDACTOR, now=0) == data
     with pytest.raises(errors.InvalidResponseError, match="has no `data`"):
-        request.read(response(200, {"success": True}), redactor=REDACTOR, now=0)
+        decode(request, response(200, {"success": True}), redactor=REDACTOR, now=0)
 
 
 def test_an_invalid_state_says_what_is_missing():
@@ -223,7 +223,7 @@ PERSON = {"phone_number": "+49 1519 0817263", "name": "Xaverine O'Hara-Quast", "
 @pytest.mark.parametrize("status", [200, 400, 500])
 def test_no_error_about_people_names_one(request_, body, status):
     with pytest.raises(errors.VoiceGenieError) as caught:
-        request_.read(Response(status, {}, body.encode()), redactor=Redactor("key"), now=0.0)
+        decode(request_, Response(status, {}, body.encode()), redactor=Redactor("key"), now=0.0)
     shown = f"{caught.value!r} {caught.value.details}"
     assert "1519" not in shown
     assert "averine" not in shown.casefold()
@@ -272,7 +272,7 @@ def test_a_response_of_any_depth_is_read_or_an_error_of_the_family(status, body,
 
 
 def test_a_response_whose_reading_fails_in_any_way_may_have_taken_effect(monkeypatch):
-    monkeypatch.setattr("airflow_provider_voicegenie.api.endpoints.read_data", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("airflow_provider_voicegenie.api.responses._read_document", lambda *_, **__: 1 / 0)
     error = error_of(response(200, GOOD_START))
     assert (error.kind, error.may_have_taken_effect) == ("INVALID_RESPONSE", True)
     assert "ZeroDivisionError" in str(error)

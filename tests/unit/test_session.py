@@ -98,10 +98,10 @@ def test_the_key_goes_to_no_other_address():
                 continue  # it is the service's
             with contextlib.suppress(requests.RequestException):
                 assert session.get(url).status_code == 200
-            assert leak_in(str(session._key_auth(prepared).headers)) is None
+            assert leak_in(str(session._with_key(prepared).headers)) is None
         # Of two schemes, the key is for one.
         prepared = session.prepare_request(requests.Request("GET", f"https://127.0.0.1:{port}/"))
-        assert leak_in(str(session._key_auth(prepared).headers)) is None
+        assert leak_in(str(session._with_key(prepared).headers)) is None
     assert len(seen) >= 3
     assert all(leak_in(request) is None for request in seen)
 
@@ -118,7 +118,7 @@ def test_the_key_goes_to_no_other_address():
 def test_an_address_may_be_written_in_several_ways(base, url):
     session = BoundSession(ClientSettings(base, MARKED_KEY))
     prepared = session.prepare_request(requests.Request("GET", url))
-    assert session._key_auth(prepared).headers["x-api-key"] == MARKED_KEY
+    assert session._with_key(prepared).headers["x-api-key"] == MARKED_KEY
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -305,7 +305,7 @@ def test_an_interruption_ends_a_request(monkeypatch, moment):
 
             original = Exchange.ask_for_leave
 
-            def ask_for_leave(exchange, connection):
+            def ask_for_leave(exchange, connection=None):
                 if moment == "before it is sent":
                     # In vain, and not for as long as the request might take.
                     exchange._deadline = time.monotonic() + 0.2
@@ -394,7 +394,7 @@ def test_two_interruptions_at_once_do_not_let_it_go():
                 _current.get().ask_for_leave(SimpleNamespace(sock=None))
                 raise AssertionError("sent")
 
-            exchange = Exchange(send, LONG)
+            exchange = Exchange()
             # A plain lock: an interrupted wait for the thread's begin would break that of a Condition.
             gate = threading.Lock()
             gate.acquire()
@@ -411,7 +411,7 @@ def test_two_interruptions_at_once_do_not_let_it_go():
             # An interruption while the thread begins may look like a thread that cannot.
             with contextlib.suppress(Interruption, requests.ConnectionError):
                 gate.release()
-                exchange.run()
+                exchange.run(send, LONG)
             # The second one comes when it likes.
             while len(raised) < 2:
                 with contextlib.suppress(Interruption):

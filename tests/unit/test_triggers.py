@@ -762,7 +762,7 @@ def test_a_wait_has_its_share_although_many_others_end(sandbox, monkeypatch):
         waits.append(asyncio.create_task(first_event(trigger(last))))
         await asyncio.gather(*(first_event(trigger(each)) for each in others))
         (feed,) = feeds._feeds[asyncio.get_running_loop()].values()
-        found = feed._client.share.next_at - asyncio.get_running_loop().time()
+        found = feed._share.next_at - asyncio.get_running_loop().time()
         waits[0].cancel()
         return found
 
