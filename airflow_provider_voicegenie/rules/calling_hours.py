@@ -7,6 +7,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -28,6 +29,7 @@ _MIDNIGHT_AT_THE_END = re.compile(r"\s*24(?![0-9])|\s*24(00){1,2}\s*$")
 DAYS_AHEAD = 14
 
 
+@dataclass(frozen=True, init=False)
 class CallingHours(Prerequisite):
     """
     A window, on some days of the week, in which a campaign may be started.
@@ -54,8 +56,16 @@ class CallingHours(Prerequisite):
         function that is given a date and returns whether it is one, defined at the top level of a module (or the
         function's path, such as ``"company.calendar.is_holiday"``). A window over midnight does not open on such a
         date, and closes when one begins.
+    :param alternatives: More windows, in which a campaign may be started, too. A list of calling hours comes to this.
     :raises ValueError: One of them is something else.
     """
+
+    start: time
+    end: time
+    timezone: str
+    days: tuple[str, ...]
+    except_dates: tuple[date, ...] | Callable[[date], object]
+    alternatives: tuple[CallingHours, ...]
 
     def __init__(
         self,
@@ -64,18 +74,30 @@ class CallingHours(Prerequisite):
         timezone: str,
         days: Iterable[str] = _DAYS,
         except_dates: Iterable[date | str] | Callable[[date], object] | str | None = None,
+        alternatives: Iterable[CallingHours | Mapping[str, Any]] = (),
     ) -> None:
-        self.start = _read_clock("start", start)
-        self.end = _read_clock("end", end)
+        values = {
+            "start": _read_clock("start", start),
+            "end": _read_clock("end", end),
+            "timezone": _read_zone(timezone),
+            "days": _read_days(days),
+            "except_dates": _read_dates(except_dates),
+            "alternatives": tuple(
+                each if isinstance(each, CallingHours) else CallingHours(**each) for each in alternatives
+            ),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
         if self.start == self.end:
             raise ValueError(
                 f"CallingHours: start and end are both {self.start.isoformat()}, which could mean always or never. "
                 'For a whole day, use "00:00" and "23:59:59.999999".'
             )
-        self._zone = _read_zone(timezone)
-        self.timezone = timezone
-        self.days = _read_days(days)
-        self.except_dates = _read_dates(except_dates)
+
+    @property
+    def windows(self) -> tuple[CallingHours, ...]:
+        """Each window by itself; a campaign may be started while one of them is open."""
+        return (self, *(window for each in self.alternatives for window in each.windows))
 
     def contains(self, moment: datetime) -> bool:
         """
@@ -85,6 +107,9 @@ class CallingHours(Prerequisite):
         """
         if moment.tzinfo is None:
             raise ValueError(f"CallingHours: {moment!r} has no time zone.")
+        return any(window._is_open(moment) for window in self.windows)
+
+    def _is_open(self, moment: datetime) -> bool:
         local = moment.astimezone(self._zone)
         clock, today = local.time(), local.date()
         if self.start < self.end:
@@ -95,7 +120,7 @@ class CallingHours(Prerequisite):
 
     def moments(self, since: datetime, days: int) -> Iterator[datetime]:
         """
-        Give the moments at which the window begins.
+        Give the moments at which the first window begins.
 
         :param since: A time with time zone.
         :param days: For how many days from then on.
@@ -124,17 +149,23 @@ class CallingHours(Prerequisite):
             "timezone": self.timezone,
             "days": list(self.days),
             "except_dates": [day.isoformat() for day in dates] if isinstance(dates, tuple) else _path_of(dates),
+            "alternatives": [each.keyword_arguments() for each in self.alternatives],
         }
 
     def modules(self) -> list[str]:
         """Return the modules that have to be imported to make it again."""
-        dates = self.except_dates
-        return [*super().modules(), *([] if isinstance(dates, tuple) else [dates.__module__])]
+        functions = [each.except_dates for each in self.windows if not isinstance(each.except_dates, tuple)]
+        return [*super().modules(), *(function.__module__ for function in functions)]
 
     def __str__(self) -> str:
         days = "daily" if self.days == _DAYS else ", ".join(self.days)
         exceptions = ", except on some dates" if self.except_dates else ""
-        return f"{self.start.isoformat()} to {self.end.isoformat()} {self.timezone}, {days}{exceptions}"
+        window = f"{self.start.isoformat()} to {self.end.isoformat()} {self.timezone}, {days}{exceptions}"
+        return " or ".join([window, *map(str, self.alternatives)])
+
+    @property
+    def _zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
 
     def _on(self, day: date) -> bool:
         return _DAYS[day.weekday()] in self.days and not self._is_excepted(day)
@@ -152,34 +183,9 @@ class CallingHours(Prerequisite):
             ) from error
 
 
-class AnyCallingHours(Prerequisite):
-    """
-    Several calling hours, of which one has to be open. A sensor makes it of those among its prerequisites.
-
-    :param hours: The calling hours, or the keyword arguments of each.
-    """
-
-    def __init__(self, hours: Iterable[CallingHours | Mapping[str, Any]]) -> None:
-        self.hours = tuple(each if isinstance(each, CallingHours) else CallingHours(**each) for each in hours)
-
-    def check(self, campaign: Campaign, now: datetime) -> Check:
-        """Compare the time."""
-        if is_open(self.hours, now):
-            return Check.met()
-        return Check.waiting(f"outside the calling hours {describe(self.hours)}")
-
-    def keyword_arguments(self) -> dict[str, Any]:
-        """Return the arguments as plain JSON."""
-        return {"hours": [each.keyword_arguments() for each in self.hours]}
-
-    def modules(self) -> list[str]:
-        """Return the modules that have to be imported to make it again."""
-        return [module for each in self.hours for module in each.modules()]
-
-
 def read_calling_hours(hours: object) -> tuple[CallingHours, ...]:
     """
-    Return calling hours as a DAG author writes them; empty if there are none, which means at any time.
+    Return calling hours as a DAG author writes them, as one object; empty if there are none, which means at any time.
 
     :param hours: One object or a list of them, or ``None``.
     :raises ValueError: It is something else.
@@ -193,7 +199,12 @@ def read_calling_hours(hours: object) -> tuple[CallingHours, ...]:
         raise ValueError(
             f"calling_hours must be CallingHours(start, end, timezone, days), or a list of them; got {wrong!r:.80}."
         )
-    return found
+    return (_as_one(found),)
+
+
+def _as_one(hours: Sequence[CallingHours]) -> CallingHours:
+    first, *others = hours
+    return replace(first, alternatives=(*first.alternatives, *others)) if others else first
 
 
 def with_one_open(prerequisites: Iterable[Prerequisite]) -> list[Prerequisite]:
@@ -206,7 +217,7 @@ def with_one_open(prerequisites: Iterable[Prerequisite]) -> list[Prerequisite]:
     hours = [each for each in wanted if isinstance(each, CallingHours)]
     if len(hours) < 2:
         return wanted
-    return [*(each for each in wanted if not isinstance(each, CallingHours)), AnyCallingHours(hours)]
+    return [*(each for each in wanted if not isinstance(each, CallingHours)), _as_one(hours)]
 
 
 def is_open(hours: Sequence[CallingHours], moment: datetime) -> bool:
@@ -231,7 +242,8 @@ def next_opening(hours: Sequence[CallingHours], since: datetime) -> datetime | N
     quarter = since.replace(minute=since.minute // 15 * 15, second=0, microsecond=0)
     moments = {since, *(quarter + number * _QUARTER for number in range(1, DAYS_AHEAD * 96 + 1))}
     for each in hours:
-        moments.update(each.moments(since, DAYS_AHEAD))
+        for window in each.windows:
+            moments.update(window.moments(since, DAYS_AHEAD))
     last = since + DAYS_AHEAD * _DAY
     return next((moment for moment in sorted(moments) if since <= moment <= last and is_open(hours, moment)), None)
 
@@ -269,18 +281,14 @@ def _read_clock(name: str, value: object) -> time:
     return clock
 
 
-def _read_zone(name: object) -> ZoneInfo:
-    zone = None
+def _read_zone(name: object) -> str:
     if isinstance(name, str) and name:
-        try:
-            zone = ZoneInfo(name)
-        except (OSError, ValueError, KeyError):  # what zoneinfo raises for names it cannot look up
-            zone = None
-    if zone is None:
-        raise ValueError(
-            f'CallingHours: timezone must be the IANA name of a time zone, such as "Europe/Berlin"; got {name!r}.'
-        )
-    return zone
+        with suppress(OSError, ValueError, KeyError):  # what zoneinfo raises for names it cannot look up
+            ZoneInfo(name)
+            return name
+    raise ValueError(
+        f'CallingHours: timezone must be the IANA name of a time zone, such as "Europe/Berlin"; got {name!r}.'
+    )
 
 
 def _read_days(days: object) -> tuple[str, ...]:

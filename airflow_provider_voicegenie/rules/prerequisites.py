@@ -5,9 +5,9 @@ What must hold before a campaign is started.
 Each prerequisite looks at one snapshot of the campaign and says: met, waiting (why), or impossible (why). To write
 one, subclass :class:`Prerequisite` in a module that workers can import::
 
+    @dataclass(frozen=True)
     class HasNoFailures(Prerequisite):
-        def __init__(self, at_most: int = 0) -> None:
-            self.at_most = at_most
+        at_most: int = 0
 
         def check(self, campaign, now):
             if (campaign.failed_count or 0) <= self.at_most:
@@ -25,6 +25,7 @@ import pkgutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -74,14 +75,14 @@ class Check(NamedTuple):
         return cls(finding=Finding(condition, why))
 
 
+@dataclass(frozen=True)
 class Prerequisite(ABC):
     """
-    Something that must hold before a start.
+    Something that must hold before a start. Subclasses with arguments are frozen dataclasses, too.
 
-    Objects must be able to be made again from their class path and keyword arguments. That works by itself if
-    ``__init__`` keeps each of its arguments in an attribute of the same name and they are plain JSON; otherwise
-    override :meth:`keyword_arguments`. Two objects of one class with equal arguments are equal, and are written alike
-    in every process: Airflow makes a new DAG version whenever what it reads of a DAG changes.
+    Objects must be able to be made again from their class path and their fields, which are plain JSON; otherwise
+    override :meth:`keyword_arguments`. Two objects of one class with equal fields are equal, and are written alike in
+    every process: Airflow makes a new DAG version whenever what it reads of a DAG changes.
     """
 
     #: What has to be read for :meth:`check` besides the campaign itself.
@@ -98,14 +99,13 @@ class Prerequisite(ABC):
 
     def keyword_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments, plain JSON, from which an equal object can be made."""
-        names = list(inspect.signature(type(self)).parameters)
-        return {name: getattr(self, name) for name in names}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.init}
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """
         Return class path and keyword arguments.
 
-        :raises ValueError: The class cannot be imported by its path, or the arguments are not plain JSON.
+        :raises ValueError: The class cannot be imported by its path, is no dataclass, or its fields are not plain JSON.
         """
         cls = type(self)
         path = f"{cls.__module__}.{cls.__qualname__}"
@@ -114,46 +114,37 @@ class Prerequisite(ABC):
                 f"prerequisites: {path} is defined inside a function or a class. Define it at the top level of a "
                 "module."
             )
-        problem = None
-        arguments: dict[str, Any] = {}
-        try:
-            arguments = self.keyword_arguments()
-            if json.loads(json.dumps(arguments)) != arguments:
-                problem = "they come back from JSON as something else"
-        except (AttributeError, TypeError, ValueError) as error:
-            problem = str(error)
-        if problem is not None:
+        arguments = self.keyword_arguments()
+        if set(arguments) != set(inspect.signature(cls).parameters):
             raise ValueError(
-                f"prerequisites: the keyword arguments of {path} cannot be kept as JSON ({problem}). Keep each "
-                "argument in an attribute of the same name, or override keyword_arguments()."
+                f"prerequisites: {path} has other arguments than fields. Write @dataclass(frozen=True) before the "
+                "class, and its arguments as its fields."
             )
-        return path, arguments
+        problem = "they come back from JSON as something else"
+        try:
+            if json.loads(json.dumps(arguments)) == arguments:
+                return path, arguments
+        except (TypeError, ValueError) as error:
+            problem = str(error)
+        raise ValueError(f"prerequisites: the arguments of {path} cannot be kept as JSON ({problem}).")
 
     def modules(self) -> list[str]:
         """Return the modules that have to be imported to make it again."""
         return [type(self).__module__]
 
+    def __init_subclass__(cls) -> None:
+        # A dataclass leaves a method alone that its class has already. Its own would show a set in another order in
+        # each process, and Airflow would make a new DAG version each time.
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
     def __repr__(self) -> str:
-        arguments = self._plain_arguments()
-        if arguments is None:
-            return f"{type(self).__name__}(...)"
-        given = {name: value for name, value in arguments.items() if value is not None}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._plain_arguments() == other._plain_arguments()
-
-    def __hash__(self) -> int:
-        return hash((type(self), json.dumps(self._plain_arguments(), sort_keys=True)))
-
-    def _plain_arguments(self) -> dict[str, Any] | None:
-        """Return the keyword arguments; ``None`` if they are not plain JSON, which is said when the DAG is parsed."""
         try:
             arguments = self.keyword_arguments()
             json.dumps(arguments)
-        except Exception:  # noqa: BLE001  whatever an author's class does
-            return None
-        return arguments
+        except Exception:  # noqa: BLE001  whatever an author's class does; it is refused when the DAG is parsed
+            return f"{type(self).__name__}(...)"
+        given = (f"{name}={value!r}" for name, value in arguments.items() if value is not None)
+        return f"{type(self).__name__}({', '.join(given)})"
 
 
 class Readiness(NamedTuple):
@@ -209,6 +200,7 @@ class HasScript(Prerequisite):
         return Check.met() if campaign.script_id else Check.waiting("no script")
 
 
+@dataclass(frozen=True)
 class HasContacts(Prerequisite):
     """
     The campaign has contacts.
@@ -218,11 +210,15 @@ class HasContacts(Prerequisite):
         taken out in the VoiceGenie dashboard.
     """
 
-    def __init__(self, minimum: int = 1, maximum: int | None = None) -> None:
-        self.minimum = read_whole_number("HasContacts: minimum", minimum, minimum=1)
-        self.maximum = maximum
-        if maximum is not None and read_whole_number("HasContacts: maximum", maximum, minimum=1) < minimum:
-            raise ValueError(f"HasContacts: maximum must not be below minimum ({minimum}); got {maximum}.")
+    minimum: int = 1
+    maximum: int | None = None
+
+    def __post_init__(self) -> None:
+        read_whole_number("HasContacts: minimum", self.minimum, minimum=1)
+        if self.maximum is None:
+            return
+        if read_whole_number("HasContacts: maximum", self.maximum, minimum=1) < self.minimum:
+            raise ValueError(f"HasContacts: maximum must not be below minimum ({self.minimum}); got {self.maximum}.")
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Compare the number of contacts."""
@@ -234,6 +230,7 @@ class HasContacts(Prerequisite):
         return Check.met()
 
 
+@dataclass(frozen=True)
 class HasQuota(Prerequisite):
     """
     The account has enough quota left, by the service's Fetch Quota page.
@@ -247,11 +244,12 @@ class HasQuota(Prerequisite):
 
     needs = (Source.QUOTA,)
 
-    def __init__(self, calls: float | None = None, minutes: float | None = None) -> None:
-        self.calls = calls
-        self.minutes = minutes
-        wanted = {"calls": calls, "minutes": minutes}
-        if calls is None and minutes is None:
+    calls: float | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        wanted = {"calls": self.calls, "minutes": self.minutes}
+        if self.calls is None and self.minutes is None:
             raise ValueError(
                 "HasQuota: say how much must be left, such as HasQuota(calls=1000) or HasQuota(minutes=500)."
             )

@@ -77,12 +77,14 @@ def runs_again(airflow, task_id, least_try):
 
 
 OWN_CHECKS = """
+from dataclasses import dataclass
+
 from airflow_provider_voicegenie.sensors.campaign import Check, Prerequisite
 
 
+@dataclass(frozen=True)
 class Named(Prerequisite):
-    def __init__(self, name):
-        self.name = name
+    name: str
 
     def check(self, campaign, now):
         return Check.met() if campaign.name == self.name else Check.waiting("another name")

@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "example_dags"
 
 #: Every operator and sensor, mapped and not, with whatever a DAG author may hand to them.
 DAGS = """
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from airflow.providers.common.compat.sdk import DAG
 from airflow_provider_voicegenie.operators.campaign import (
@@ -26,10 +27,10 @@ from airflow_provider_voicegenie.sensors.campaign import (
 )
 
 
+@dataclass(frozen=True)
 class Own(Prerequisite):
-    def __init__(self, words, limits=None):
-        self.words = words
-        self.limits = limits or {"b": 1, "a": 2}
+    words: list
+    limits: dict = field(default_factory=lambda: {"b": 1, "a": 2})
 
     def check(self, campaign, now):
         return Check.met()

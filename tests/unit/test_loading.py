@@ -21,12 +21,13 @@ IS_AIRFLOW_2 = airflow.__version__.startswith("2.")
 
 MODULE = """
 import builtins
+from dataclasses import dataclass
 builtins.voicegenie_loaded = getattr(builtins, "voicegenie_loaded", []) + [__name__]
 from airflow_provider_voicegenie.sensors.campaign import Check, Prerequisite
 
+@dataclass(frozen=True)
 class Named(Prerequisite):
-    def __init__(self, name="x"):
-        self.name = name
+    name: str = "x"
 
     def check(self, campaign, now):
         return Check.met()
