@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a task tells OpenLineage: the campaign and the file that it reads or writes, and what it found of the campaign.
+A task's lineage for OpenLineage: the campaign and the file that it reads or writes, and the campaign's state.
 
 Airflow's OpenLineage provider asks for it, so this module is loaded only where that is installed. It asks in a fork of
 the task's process, so nothing may be asked of Airflow or of the service here: only what the task knows by then counts.
@@ -31,7 +31,7 @@ from airflow_provider_voicegenie.rules.file_formats import file_format
 from airflow_provider_voicegenie.rules.outcomes import TaskKind
 
 if TYPE_CHECKING:
-    from airflow_provider_voicegenie.campaign_task import CampaignTask
+    pass
 
 _PRODUCER = f"pkg:pypi/airflow-provider-voicegenie@{__version__}"
 
@@ -76,11 +76,11 @@ class VoicegenieCampaignDatasetFacet(DatasetFacet):
     statistics: Mapping[str, Any] | None = None
 
 
-def lineage_of(task: CampaignTask) -> OperatorLineage[Any, Any]:
+def lineage_of(task: Any) -> OperatorLineage[Any, Any]:
     """
-    Return what is known of a task by now.
+    Return the lineage of a task, as far as its attributes show it by now.
 
-    :param task: The task, before or after its work.
+    :param task: A :class:`~airflow_provider_voicegenie.campaign_task.CampaignTask`, before or after its work.
     """
     kind = task.outcome_rules.kind
     returned = task.returned or {}
@@ -108,16 +108,17 @@ def lineage_of(task: CampaignTask) -> OperatorLineage[Any, Any]:
     return lineage
 
 
-def _campaign_id(task: CampaignTask) -> str | None:
+def _campaign_id(task: Any) -> str | None:
+    campaign_id = task.campaign_id
     try:
-        check_campaign_id(task.campaign_id)
+        check_campaign_id(campaign_id)
     except VoiceGenieError:
-        # Whatever a template gave instead need not be fit to be shown.
+        # A template may have given something else that is not fit to be shown.
         return None
-    return task.campaign_id
+    return str(campaign_id)
 
 
-def _namespace(task: CampaignTask) -> str | None:
+def _namespace(task: Any) -> str | None:
     """Return the namespace of the service's campaigns; ``None`` while the task has not read its connection."""
     hook = vars(task).get("_hook")
     address = None if hook is None else hook.known_address

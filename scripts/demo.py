@@ -68,7 +68,7 @@ def main() -> int:
 
 def airflow_environment(home: Path, url: str, api_key: str) -> dict[str, str]:
     """Return the environment variables of a temporary Airflow with a connection to the sandbox."""
-    from airflow_provider_voicegenie.sandbox.connection import airflow_connection
+    from airflow_provider_voicegenie.sandbox.server import airflow_connection
 
     return {
         **os.environ,

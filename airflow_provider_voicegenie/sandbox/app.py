@@ -24,11 +24,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from airflow_provider_voicegenie.api.models import write_time
+from airflow_provider_voicegenie.sandbox.campaign import SandboxCampaign
 from airflow_provider_voicegenie.sandbox.faults import Fault, FaultKind
-from airflow_provider_voicegenie.sandbox.origin import comes_from_elsewhere
-from airflow_provider_voicegenie.sandbox.page import page_routes
+from airflow_provider_voicegenie.sandbox.page import comes_from_elsewhere, page_routes
 from airflow_provider_voicegenie.sandbox.service import LoggedRequest, Sandbox, ServiceRequest
-from airflow_provider_voicegenie.sandbox.store import RequestRefusedError, SandboxCampaign
+from airflow_provider_voicegenie.sandbox.store import RequestRefusedError
 
 #: The open connections by the client's address; the protocol in ``server`` keeps this up to date.
 open_connections: dict[tuple[str, int], asyncio.Transport] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
@@ -17,7 +17,6 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from airflow_provider_voicegenie.sandbox.faults import OPERATIONS, Fault, FaultKind
-from airflow_provider_voicegenie.sandbox.origin import comes_from_elsewhere
 from airflow_provider_voicegenie.sandbox.service import Sandbox
 
 _STATIC = Path(__file__).parent / "static"
@@ -128,3 +127,14 @@ def _render(sandbox: Sandbox, did: str | None) -> str:
         faults=sandbox.faults.waiting(),
         requests=list(sandbox.requests)[: -_REQUESTS_SHOWN - 1 : -1],
     )
+
+
+def comes_from_elsewhere(request: Request) -> bool:
+    """Whether a browser sends this request for a page of another origin."""
+    origin = request.headers.get("origin")
+    host = request.headers.get("host", "")
+    if origin is not None and urlsplit(origin).netloc != host:
+        return True
+    # DNS rebinding: a foreign name that points here. The sandbox's own names are addresses and localhost.
+    name = urlsplit(f"//{host}").hostname or ""
+    return not (name == "localhost" or name.replace(".", "").isdigit() or ":" in name)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from airflow_provider_voicegenie.sandbox.campaign import SandboxCampaign
     from airflow_provider_voicegenie.sandbox.service import Sandbox
-    from airflow_provider_voicegenie.sandbox.store import SandboxCampaign
 
 
 class SandboxForTests:
@@ -47,7 +47,7 @@ class SandboxForTests:
 
         :param extra: Fields of the connection's extra.
         """
-        from airflow_provider_voicegenie.sandbox.connection import airflow_connection
+        from airflow_provider_voicegenie.sandbox.server import airflow_connection
 
         return airflow_connection(self.url, self.api_key, **extra)
 
@@ -64,9 +64,9 @@ class SandboxForTests:
         """
         Add a campaign. It can be started, unless the fields say otherwise.
 
-        :param fields: Fields of :class:`~airflow_provider_voicegenie.sandbox.store.SandboxCampaign`.
+        :param fields: Fields of :class:`~airflow_provider_voicegenie.sandbox.campaign.SandboxCampaign`.
         """
-        from airflow_provider_voicegenie.sandbox.store import SandboxCampaign
+        from airflow_provider_voicegenie.sandbox.campaign import SandboxCampaign
 
         return self.sandbox.store.put(SandboxCampaign(**fields))
 

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a sandbox, in the foreground or in a thread of its own."""
+"""Runs a sandbox, in the foreground or in a thread of its own, and makes the Airflow connection to it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -108,3 +110,15 @@ async def _break_off(server: uvicorn.Server) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_default_executor()
+
+
+def airflow_connection(url: str, api_key: str, **extra: Any) -> str:
+    """
+    Return an Airflow connection to a sandbox, as JSON for an environment variable.
+
+    :param url: The sandbox's base URL.
+    :param api_key: The key it accepts.
+    :param extra: Fields of the connection's extra; ``campaign_url`` is the sandbox's page by default.
+    """
+    extra = {"campaign_url": f"{url}/#campaign-{{campaign_id}}", **extra}
+    return json.dumps({"conn_type": "voicegenie", "host": url, "password": api_key, "extra": json.dumps(extra)})

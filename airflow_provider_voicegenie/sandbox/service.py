@@ -13,9 +13,10 @@ from datetime import datetime
 from typing import Any
 
 from airflow_provider_voicegenie.api.models import read_time, write_time
+from airflow_provider_voicegenie.sandbox.campaign import SandboxCampaign
 from airflow_provider_voicegenie.sandbox.faults import FaultList
 from airflow_provider_voicegenie.sandbox.quota import SandboxQuota
-from airflow_provider_voicegenie.sandbox.store import RequestRefusedError, SandboxCampaign, SandboxStore
+from airflow_provider_voicegenie.sandbox.store import RequestRefusedError, SandboxStore
 
 #: The API key that the sandbox accepts by default.
 DEFAULT_API_KEY = "sandbox-key"

@@ -12,20 +12,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 from airflow_provider_voicegenie.api.models import CampaignStatus
-from airflow_provider_voicegenie.sandbox.calls import (
+from airflow_provider_voicegenie.sandbox.campaign import (
     CALL_SECONDS,
     CALLS_PER_SECOND,
     EndedCalls,
+    SandboxCampaign,
     good_ones,
     results_of,
 )
-from airflow_provider_voicegenie.sandbox.contacts import UploadedContacts
 
 
 class RequestRefusedError(Exception):
@@ -37,49 +36,6 @@ class RequestRefusedError(Exception):
         self.code = code
         self.message = message
         self.details = details
-
-
-@dataclass
-class SandboxCampaign:
-    """
-    One campaign.
-
-    :param id: Its id.
-    :param name: Its name.
-    :param status: Its status, as the service writes it; a running campaign becomes ``completed`` by itself.
-    :param script_id: Its script, or ``None``.
-    :param total_count: Its contacts.
-    :param registered_count: Contacts that the list says are registered; ``None`` for all.
-    :param completed_count: Calls that were completed before the sandbox got the campaign.
-    :param failed_count: Calls that had failed before the sandbox got the campaign.
-    :param start_count: How often it was started.
-    :param resumes_after: Simulated seconds after which it goes on by itself when it was paused, as a campaign with a
-        daily schedule does; ``None`` for never.
-    """
-
-    id: str = field(default_factory=lambda: str(uuid4()))
-    name: str = "campaign"
-    status: str = "scheduled"
-    script_id: str | None = "script-1"
-    total_count: int = 10
-    registered_count: int | None = None
-    completed_count: int = 0
-    failed_count: int = 0
-    start_count: int = 0
-    resumes_after: float | None = None
-    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    #: When it was running: begin and end, in seconds of the store's clock; the last end may be open.
-    running: list[tuple[float, float | None]] = field(default_factory=list)
-    #: Contacts that were uploaded: the last ones of ``total_count``. The others are made up.
-    contacts: UploadedContacts = field(default_factory=UploadedContacts)
-
-    @property
-    def contacts_to_call(self) -> int:
-        """Contacts that had no call before the sandbox got the campaign."""
-        return max(0, self.total_count - self.completed_count - self.failed_count)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from services import AIRFLOW_VERSION, IS_AIRFLOW_2, wait_for
 
-from airflow_provider_voicegenie.sandbox.connection import airflow_connection
+from airflow_provider_voicegenie.sandbox.server import airflow_connection
 
 pytestmark = pytest.mark.airflow
 

@@ -1,24 +1,136 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The calls of a campaign. None is stored: each is computed when somebody asks for it.
+One campaign: the contacts that are uploaded to it, and its calls.
 
-The first calls are those from before the sandbox got the campaign; their results are counters of the campaign. The
-others begin at an even rate while the campaign runs, and end one way after the other.
+No call is stored: each is computed when somebody asks for it. The first calls are those from before the sandbox got the
+campaign; their results are counters of the campaign. The others begin at an even rate while the campaign runs, and end
+one way after the other.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 from airflow_provider_voicegenie.api.models import write_time
 
-if TYPE_CHECKING:
-    from airflow_provider_voicegenie.sandbox.store import SandboxCampaign
+_PUNCTUATION = re.compile(r"[ ()-]+")
+_PHONE_NUMBER = re.compile(r"\+?[0-9]{7,15}")
+
+#: The documented fields of a contact that need not be there.
+_OPTIONAL: Mapping[str, type] = {"name": str, "email": str, "custom_fields": dict}
+
+
+class UploadedContacts:
+    """
+    The contacts that were uploaded to one campaign, each number once.
+
+    Of a contact only its number and name stay, so that a million of them fit into the memory.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: list[str] = []
+        self._names: list[str | None] = []
+        self._known: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> tuple[str, str | None]:
+        return self.numbers[index], self._names[index]
+
+    def upload(self, contacts: Iterable[object]) -> tuple[int, list[dict[str, Any]]]:
+        """Add contacts, but no number twice; return how many were added, and an error for each that is wrong."""
+        before, errors = len(self), []
+        for contact in contacts:
+            try:
+                number, name = _read(contact)
+            except ValueError as problem:
+                written = contact.get("phone_number") if isinstance(contact, Mapping) else None
+                errors.append({"phone_number": written, "message": str(problem)})
+                continue
+            identity = _identity(number)
+            if identity not in self._known:
+                self._known.add(identity)
+                self.numbers.append(number)
+                self._names.append(name)
+        return len(self) - before, errors
+
+
+def _read(contact: object) -> tuple[str, str | None]:
+    """
+    Return a contact's number and name.
+
+    :raises ValueError: It is wrong. The message quotes the number: a client must be able to keep that out of its logs.
+    """
+    if not isinstance(contact, Mapping):
+        raise ValueError("A contact must be an object")
+    if "phone_number" not in contact:
+        raise ValueError("Missing phone number")
+    number = contact["phone_number"]
+    if not (isinstance(number, str) and _PHONE_NUMBER.fullmatch(_PUNCTUATION.sub("", number))):
+        raise ValueError(f"Invalid phone number: {number}")
+    for name, kind in _OPTIONAL.items():
+        if name in contact and not isinstance(contact[name], kind):
+            raise ValueError(f"Invalid {name} of {number}")
+    return number, contact.get("name")
+
+
+def _identity(number: str) -> int:
+    """Return what two spellings of a number have in common; an ``int``, as that takes the least memory."""
+    # The 1 in front keeps zeros at the beginning.
+    return int("1" + _PUNCTUATION.sub("", number).removeprefix("+"))
+
+
+@dataclass
+class SandboxCampaign:
+    """
+    One campaign.
+
+    :param id: Its id.
+    :param name: Its name.
+    :param status: Its status, as the service writes it; a running campaign becomes ``completed`` by itself.
+    :param script_id: Its script, or ``None``.
+    :param total_count: Its contacts.
+    :param registered_count: Contacts that the list says are registered; ``None`` for all.
+    :param completed_count: Calls that were completed before the sandbox got the campaign.
+    :param failed_count: Calls that had failed before the sandbox got the campaign.
+    :param start_count: How often it was started.
+    :param resumes_after: Simulated seconds after which it goes on by itself when it was paused, as a campaign with a
+        daily schedule does; ``None`` for never.
+    """
+
+    id: str = field(default_factory=lambda: str(uuid4()))
+    name: str = "campaign"
+    status: str = "scheduled"
+    script_id: str | None = "script-1"
+    total_count: int = 10
+    registered_count: int | None = None
+    completed_count: int = 0
+    failed_count: int = 0
+    start_count: int = 0
+    resumes_after: float | None = None
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    #: When it was running: begin and end, in seconds of the store's clock; the last end may be open.
+    running: list[tuple[float, float | None]] = field(default_factory=list)
+    #: Contacts that were uploaded: the last ones of ``total_count``. The others are made up.
+    contacts: UploadedContacts = field(default_factory=UploadedContacts)
+
+    @property
+    def contacts_to_call(self) -> int:
+        """Contacts that had no call before the sandbox got the campaign."""
+        return max(0, self.total_count - self.completed_count - self.failed_count)
+
 
 #: Seconds that one call takes, and calls that begin in a second; both in simulated time.
 CALL_SECONDS = 30.0
