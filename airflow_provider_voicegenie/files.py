@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from airflow_provider_voicegenie.api.errors import unchained
 from airflow_provider_voicegenie.rules.file_formats import FileFormat, file_format
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def storage_path(path: str | ObjectStoragePath) -> ObjectStoragePath:
     :param path: The path.
     :raises FileUnreadableError: It begins with ``~`` and the name of a user who is not there.
     """
+    # From here, as it loads fsspec.
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     if isinstance(path, ObjectStoragePath):
@@ -84,8 +86,12 @@ def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
     found, is_compressed = file_format(str(path))
     reader = {FileFormat.CSV: _read_csv, FileFormat.JSON_LINES: _read_json_lines, FileFormat.PARQUET: _read_parquet}
     number = 0
-    problem = None
-    with ExitStack() as stack:
+
+    def unreadable(problem: str) -> FileUnreadableError:
+        where = f"beyond row {number}" if number else "from its beginning"
+        return FileUnreadableError(f"{str(path)!r:.200} cannot be read {where}: {problem}.")
+
+    with unchained(), ExitStack() as stack:
         file: Any = stack.enter_context(_open_to_read(path))
         if is_compressed:
             file = stack.enter_context(gzip.GzipFile(fileobj=file))
@@ -93,45 +99,41 @@ def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
             for number, row in enumerate(reader[found](file), start=1):  # noqa: B007  it is in the message
                 yield row
         except FileUnreadableError as error:
-            problem = str(error)
+            raise unreadable(str(error)) from None
         except UnicodeDecodeError:
-            problem = "it is not UTF-8; save it as UTF-8"
+            raise unreadable("it is not UTF-8; save it as UTF-8") from None
         except (EOFError, gzip.BadGzipFile, zlib.error):
-            problem = "it is not whole, or not compressed with gzip"
+            raise unreadable("it is not whole, or not compressed with gzip") from None
         except csv.Error as error:
-            problem = _TOO_LONG_A_FIELD if "field limit" in str(error) else _BREAKS_THE_RULES
+            raise unreadable(_TOO_LONG_A_FIELD if "field limit" in str(error) else _BREAKS_THE_RULES) from None
         except (json.JSONDecodeError, RecursionError):
-            problem = _BREAKS_THE_RULES
+            raise unreadable(_BREAKS_THE_RULES) from None
         except (ValueError, TypeError, ArithmeticError) as error:
             # A number with thousands of digits, or a time that Python cannot hold.
-            problem = f"there is a value that Python cannot hold ({type(error).__name__})"
-    if problem is not None:
-        # Not raised in an `except`: the exception of the library holds what is in the file.
-        where = f"beyond row {number}" if number else "from its beginning"
-        raise FileUnreadableError(f"{str(path)!r:.200} cannot be read {where}: {problem}.")
+            raise unreadable(f"there is a value that Python cannot hold ({type(error).__name__})") from None
 
 
 def _open(path: ObjectStoragePath, mode: str) -> Any:
     return path.open(mode)  # type: ignore[no-untyped-call]
 
 
+@unchained()
 def _open_to_read(path: ObjectStoragePath) -> Any:
     try:
         return _open(path, "rb")
     except OSError:
         if not _is_folder(path):
             raise
-        problem = (
-            "is a folder, not a file. Give the path of a file; to read a folder of Parquet parts, map the task over "
-            "its files"
-        )
+        raise FileUnreadableError(
+            f"{str(path)!r:.200} is a folder, not a file. Give the path of a file; to read a folder of Parquet parts, "
+            "map the task over its files."
+        ) from None
     except (ValueError, ImportError) as error:
         storage = path.protocol or "file"
-        problem = (
-            f"cannot be opened ({type(error).__name__}). Perhaps Airflow's provider of its storage ({storage}) is not "
-            "installed where this task runs"
-        )
-    raise FileUnreadableError(f"{str(path)!r:.200} {problem}.")
+        raise FileUnreadableError(
+            f"{str(path)!r:.200} cannot be opened ({type(error).__name__}). Perhaps Airflow's provider of its storage "
+            f"({storage}) is not installed where this task runs."
+        ) from None
 
 
 def _read_csv(file: Any) -> Iterator[Mapping[Any, Any]]:
@@ -185,17 +187,15 @@ def _read_parquet(file: Any) -> Iterator[Mapping[Any, Any]]:
 
 def _rows_of(batch: Any, pyarrow: Any) -> list[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
+        return batch.to_pylist()  # type: ignore[no-any-return]
     except pyarrow.ArrowException as error:
         # The file is whole; two fields of one name inside a value, or a value beyond Python's types.
-        problem = f"there is a value that Python cannot hold ({type(error).__name__})"
-    else:
-        return rows
-    raise FileUnreadableError(problem)
+        raise FileUnreadableError(f"there is a value that Python cannot hold ({type(error).__name__})") from None
 
 
 def _pyarrow() -> tuple[Any, Any]:
     try:
+        # From here, as it may not be installed.
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
@@ -308,6 +308,7 @@ def _is_folder(path: ObjectStoragePath) -> bool:
 
 def _move(source: ObjectStoragePath, target: ObjectStoragePath) -> None:
     """Move a file, in place of the one before. A name is no pattern, whatever characters are in it."""
+    # From here, as no local file needs it.
     from fsspec import AbstractFileSystem
 
     storage = source.fs

@@ -33,6 +33,7 @@ class CampaignLink(BaseOperatorLink):
         # Airflow 3 asks for it at the end of a task that has not stored it.
         if (url := getattr(operator, "campaign_url", None)) is not None:
             return str(url)
+        # From here, as DAG files import this module.
         from airflow.providers.common.compat.sdk import XCom
 
         return str(XCom.get_value(key=LINK_KEY, ti_key=ti_key) or "")

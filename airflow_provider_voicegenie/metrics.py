@@ -9,8 +9,10 @@ failure to report a metric disturbs a task.
 from __future__ import annotations
 
 import re
+import socket
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 _PREFIX = "voicegenie"
 
@@ -21,9 +23,9 @@ def count_start(*, was_ambiguous: bool) -> None:
 
     :param was_ambiguous: Whether its response was lost, so that the task had to find out.
     """
-    _count("starts")
+    _report("incr", "starts")
     if was_ambiguous:
-        _count("starts_without_response")
+        _report("incr", "starts_without_response")
 
 
 def count_request(name: str, result: str) -> None:
@@ -33,7 +35,7 @@ def count_request(name: str, result: str) -> None:
     :param name: Its name, such as ``start``.
     :param result: ``ok``, or the condition that its error is.
     """
-    _count(f"requests.{name if name.isidentifier() else 'other'}.{result.lower()}")
+    _report("incr", f"requests.{name if name.isidentifier() else 'other'}.{result.lower()}")
 
 
 def show_waits(voicegenie_conn_id: str, waits: int) -> None:
@@ -43,12 +45,7 @@ def show_waits(voicegenie_conn_id: str, waits: int) -> None:
     :param voicegenie_conn_id: The connection.
     :param waits: How many.
     """
-    import socket
-
-    from airflow.providers.common.compat.sdk import Stats
-
-    with suppress(Exception):
-        Stats.gauge(f"{_PREFIX}.waits.{_part(socket.gethostname())}.{_part(voicegenie_conn_id)}", waits)
+    _report("gauge", f"waits.{_part(socket.gethostname())}.{_part(voicegenie_conn_id)}", waits)
 
 
 def time_end(seconds: float) -> None:
@@ -57,17 +54,15 @@ def time_end(seconds: float) -> None:
 
     :param seconds: From the campaign's end, by the service's clock, to now.
     """
+    _report("timing", "end_delay", timedelta(seconds=max(0.0, seconds)))
+
+
+def _report(method: str, name: str, *values: Any) -> None:
+    # From here, as it loads much of Airflow, and a DAG file with a watcher imports this module.
     from airflow.providers.common.compat.sdk import Stats
 
     with suppress(Exception):
-        Stats.timing(f"{_PREFIX}.end_delay", timedelta(seconds=max(0.0, seconds)))
-
-
-def _count(name: str) -> None:
-    from airflow.providers.common.compat.sdk import Stats
-
-    with suppress(Exception):
-        Stats.incr(f"{_PREFIX}.{name}")
+        getattr(Stats, method)(f"{_PREFIX}.{name}", *values)
 
 
 def _part(text: str) -> str:

@@ -28,6 +28,7 @@ from airflow_provider_voicegenie.api.settings import (
     is_proxy_url,
 )
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS
+from airflow_provider_voicegenie.metrics import count_request
 from airflow_provider_voicegenie.rules.parameters import did_you_mean
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def make_client(settings: ClientSettings) -> VoiceGenieClient:
 
     :param settings: Where the service is, and how to speak to it.
     """
+    # From here, as it loads the HTTP library.
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
-    from airflow_provider_voicegenie.metrics import count_request
 
     return VoiceGenieClient(settings, on_result=count_request)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
+from airflow_provider_voicegenie.api import endpoints
 from airflow_provider_voicegenie.api.errors import UnauthorizedError, VoiceGenieError, unchained
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_voicegenie.hooks.connection import (
@@ -47,10 +48,8 @@ Result = TypeVar("Result")
 
 
 def _check_page_size(page_size: object) -> None:
-    from airflow_provider_voicegenie.api.endpoints import MAX_PAGE_SIZE
-
-    if isinstance(page_size, bool) or not isinstance(page_size, int) or not 1 <= page_size <= MAX_PAGE_SIZE:
-        raise ValueError(f"page_size must be a whole number from 1 to {MAX_PAGE_SIZE}, not {page_size!r}.")
+    if isinstance(page_size, bool) or not isinstance(page_size, int) or not 1 <= page_size <= endpoints.MAX_PAGE_SIZE:
+        raise ValueError(f"page_size must be a whole number from 1 to {endpoints.MAX_PAGE_SIZE}, not {page_size!r}.")
 
 
 class VoiceGenieHook(BaseHook):
@@ -115,8 +114,6 @@ class VoiceGenieHook(BaseHook):
         :raises VoiceGenieError: There is no response, or one that does not say success.
         :raises ValueError: An argument is wrong.
         """
-        from airflow_provider_voicegenie.api import endpoints
-
         return self.send(endpoints.other(method, path, params=params, json=json, repeatable=repeatable))
 
     def start_campaign(
@@ -135,8 +132,6 @@ class VoiceGenieHook(BaseHook):
         :param while_waiting: Called several times a second while the connection is made or the response awaited. If it
             raises, that ends, and this method raises the same; a request that was not sent by then is never sent.
         """
-        from airflow_provider_voicegenie.api import endpoints
-
         return self.client.send(endpoints.start(campaign_id), on_sending=on_sending, while_waiting=while_waiting)
 
     def pause_campaign(self, campaign_id: str, *, on_sending: Callable[[], None] | None = None) -> PausedCampaign:
@@ -147,8 +142,6 @@ class VoiceGenieHook(BaseHook):
         :param on_sending: Called once the connection is made, right before the request is sent. If it raises, nothing
             is sent, and this method raises the same.
         """
-        from airflow_provider_voicegenie.api import endpoints
-
         return self.client.send(endpoints.pause(campaign_id), on_sending=on_sending)
 
     def get_campaign(
@@ -161,8 +154,6 @@ class VoiceGenieHook(BaseHook):
         :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
         :param raise_on_rate_limit: Whether a 429 is raised at once, rather than waited out.
         """
-        from airflow_provider_voicegenie.api import endpoints
-
         return self.send(
             endpoints.campaign(campaign_id), max_attempts=max_attempts, raise_on_rate_limit=raise_on_rate_limit
         )
@@ -174,8 +165,6 @@ class VoiceGenieHook(BaseHook):
         :param campaign_id: Id of the campaign.
         :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
         """
-        from airflow_provider_voicegenie.api import endpoints
-
         return self.send(endpoints.statistics(campaign_id), max_attempts=max_attempts)
 
     def list_campaigns(self, page_size: int = 1000, *, max_attempts: int | None = None) -> Iterator[Campaign]:
@@ -189,8 +178,6 @@ class VoiceGenieHook(BaseHook):
         :param max_attempts: Attempts for each page while trouble looks temporary; the connection's number by default.
         :raises ValueError: ``page_size`` is something else.
         """
-        from airflow_provider_voicegenie.api import endpoints
-
         _check_page_size(page_size)
 
         def campaigns() -> Iterator[Campaign]:
@@ -214,8 +201,6 @@ class VoiceGenieHook(BaseHook):
 
         :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
         """
-        from airflow_provider_voicegenie.api import endpoints
-
         return self.send(endpoints.quota(), max_attempts=max_attempts)
 
     def upload_contacts(
@@ -240,8 +225,6 @@ class VoiceGenieHook(BaseHook):
             raises, nothing more is sent, and this method raises the same.
         :raises ValueError: A contact has no ``phone_number``.
         """
-        from airflow_provider_voicegenie.api import endpoints
-
         for number, contact in enumerate(contacts, start=1):
             if not contact.get("phone_number"):
                 raise ValueError(f"contacts: number {number:,} has no phone_number; nothing was sent.")
@@ -312,8 +295,6 @@ class VoiceGenieHook(BaseHook):
         :param until: Only calls until then.
         :param page_size: Calls asked for at a time.
         """
-        from airflow_provider_voicegenie.api import endpoints
-
         offset = 0
         while True:
             request = endpoints.history(
@@ -375,8 +356,6 @@ class VoiceGenieHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service once for one campaign of the list, which changes nothing, and say in words how it went."""
-        from airflow_provider_voicegenie.api import endpoints
-
         try:
             connection = self._airflow_connection()
             # Airflow tests what is in a form under a name that it makes up.
@@ -447,6 +426,7 @@ class VoiceGenieHook(BaseHook):
     @staticmethod
     def get_connection_form_widgets() -> dict[str, Any]:
         """Describe the extra fields of the connection form to Airflow before 3.2."""
+        # From here, as only the web server of Airflow before 3.2 has them.
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from wtforms import BooleanField, IntegerField, StringField
         from wtforms.validators import Optional

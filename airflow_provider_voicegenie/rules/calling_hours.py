@@ -254,6 +254,7 @@ def describe(hours: Sequence[CallingHours]) -> str:
 
 
 def _read_clock(name: str, value: object) -> time:
+    # From here, as DAG files import this module, and few have calling hours.
     from airflow_provider_voicegenie.api.times import read_time_of_day, suggest_time_of_day
 
     clock = value

@@ -16,6 +16,7 @@ from fractions import Fraction
 from numbers import Integral
 from typing import Any
 
+from airflow_provider_voicegenie.api.errors import unchained
 from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_percent
 
 #: What the service itself knows of a contact.
@@ -100,12 +101,12 @@ class ContactColumns:
             return self._contact(row)
         except NotAContactError:
             raise
-        except RecursionError:
-            problem = "has a value that is nested too deep"
-        except (TypeError, ValueError, ArithmeticError) as error:
-            problem = f"has a value that cannot be read ({type(error).__name__})"
-        # Not raised in an `except`: another exception may hold what is in the row.
-        raise NotAContactError(problem)
+        except (RecursionError, TypeError, ValueError, ArithmeticError) as error:
+            problem = f"that cannot be read ({type(error).__name__})"
+            with unchained():
+                raise NotAContactError(
+                    f"has a value {'that is nested too deep' if isinstance(error, RecursionError) else problem}"
+                ) from None
 
     def _contact(self, row: Mapping[Any, Any]) -> dict[str, Any]:
         self.width = self.width or len(row)

@@ -120,6 +120,7 @@ def _read_moment(name: str, value: object, time_of_date: time) -> datetime | Non
     :param value: The bound.
     :param time_of_date: Which time of the day is meant by a date alone.
     """
+    # From here, as DAG files import this module, and few have times in them.
     from airflow_provider_voicegenie.api.times import read_moment, suggest_moment
 
     moment, hint = value, ""
@@ -153,6 +154,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     :param word: The word as it was given.
     :param known: The words that mean something.
     """
+    # From here, as only a mistake needs it.
     from difflib import get_close_matches
 
     def plain(text: str) -> str:

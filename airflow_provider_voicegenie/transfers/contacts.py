@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 
-from airflow_provider_voicegenie.api.errors import PayloadTooLargeError, VoiceGenieError
+from airflow_provider_voicegenie.api.errors import PayloadTooLargeError, VoiceGenieError, unchained
 from airflow_provider_voicegenie.api.models import CampaignStatus
 from airflow_provider_voicegenie.files import FileUnreadableError, read_rows, storage_path
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, NotAContactError, RejectedLimit
@@ -130,11 +130,11 @@ class ContactUpload:
             checked.
         :raises VoiceGenieRetryException: The file cannot be read now.
         """
-        try:
-            return self._run(kept or {})
-        except FileUnreadableError as error:
-            problem = str(error)
-        raise AirflowFailException(f"contacts: {problem} {self._sent()}")
+        with unchained():
+            try:
+                return self._run(kept or {})
+            except FileUnreadableError as error:
+                raise AirflowFailException(f"contacts: {error} {self._sent()}") from None
 
     def _run(self, kept: Mapping[str, Any]) -> dict[str, Any]:
         rejected = self._check_rows()
@@ -185,21 +185,17 @@ class ContactUpload:
         if not isinstance(source, ObjectStoragePath):
             yield from source
             return
-        try:
-            yield from read_rows(source)
-        except FileNotFoundError:
-            problem = (
-                f"there is no file {str(source)!r:.300}"
-                if source.protocol not in ("", "file", "local")
-                else f"there is no file {str(source)!r:.300} on the machine that runs this task. With several workers, "
-                "use object storage"
-            )
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else type(error).__name__
-            problem = f"{str(source)!r:.300} cannot be read ({reason})"
-        else:
-            return
-        raise VoiceGenieRetryException(f"contacts: {problem}. {self._sent()}")
+        with unchained():
+            try:
+                yield from read_rows(source)
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else type(error).__name__
+                problem = f"{str(source)!r:.300} cannot be read ({reason})"
+                if isinstance(error, FileNotFoundError):
+                    problem = f"there is no file {str(source)!r:.300}"
+                    if source.protocol in ("", "file", "local"):
+                        problem += " on the machine that runs this task. With several workers, use object storage"
+                raise VoiceGenieRetryException(f"contacts: {problem}. {self._sent()}") from None
 
     def _sent(self) -> str:
         rows = self._progress.rows

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
@@ -137,6 +138,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Write the file, and return the XCom value described in the class docstring."""
+        # From here, and so below, as DAG files import this module.
         from airflow_provider_voicegenie.api.endpoints import check_campaign_id
         from airflow_provider_voicegenie.api.errors import VoiceGenieError
         from airflow_provider_voicegenie.transfers.calls import CallStore
@@ -270,8 +272,6 @@ def _read_columns(columns: Sequence[str] | None) -> list[str]:
 
 def _partials(path: ObjectStoragePath, context: Mapping[str, Any]) -> list[ObjectStoragePath]:
     """Return where each try of this task, up to this one, writes the file until it is whole."""
-    import hashlib
-
     task = context.get("ti")
     facts = [getattr(task, name, None) for name in ("dag_id", "task_id", "run_id", "map_index")]
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

