@@ -55,7 +55,6 @@ def storage_path(path: str | ObjectStoragePath) -> ObjectStoragePath:
     """
     Return the path of a file, with the user's home folder in place of a ``~`` at its beginning.
 
-    :param path: The path.
     :raises FileUnreadableError: It begins with ``~`` and the name of a user who is not there.
     """
     # From here, as it loads fsspec.
@@ -79,7 +78,6 @@ def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
     Those of a CSV file, whose first line names the columns, are texts. A row of a CSV file that has more fields than
     the first line has them under the key ``None``.
 
-    :param path: The file.
     :raises FileUnreadableError: The file is not of the format that its name says.
     :raises OSError: The file cannot be opened or read.
     """
@@ -246,7 +244,6 @@ def replacing(path: ObjectStoragePath, partial: ObjectStoragePath) -> Iterator[W
 
     At the end, the file is read again, and compared with what was written.
 
-    :param path: The file.
     :param partial: Where it is until then, on the same storage. It is gone at the end in any case.
     :raises FileNotWrittenError: Something else lies at the path.
     :raises OSError: The file cannot be written.
@@ -274,8 +271,6 @@ def remove(path: ObjectStoragePath) -> None:
     Remove a file that names people, if there is one.
 
     If that is not permitted, empty it. A failure is logged, never raised.
-
-    :param path: The file.
     """
     storage = path.fs
     try:
@@ -350,7 +345,6 @@ def write_rows(
     :param rows: The values of each row, in the order of the columns.
     :param columns: Names and types of the columns.
     :param file: Where they go.
-    :param path: The path.
     """
     found, is_compressed = file_format(path)
     if found is FileFormat.PARQUET:

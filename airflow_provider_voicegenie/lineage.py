@@ -48,7 +48,6 @@ class VoicegenieTaskRunFacet(RunFacet):
     What a run of a task is about.
 
     :param campaign_id: Id of the campaign; ``None`` if the task was given what cannot be one.
-    :param voicegenie_conn_id: Id of the Airflow connection.
     :param condition: The condition that came up last, by which a task that failed or was skipped has ended.
     """
 
@@ -62,7 +61,6 @@ class VoicegenieCampaignDatasetFacet(DatasetFacet):
     """
     The campaign as a start left it, by the names that the task's XCom has.
 
-    :param status: Its status.
     :param started_at: When it was started.
     :param started_by_task: Whether the task started it.
     :param completed_at: When it was completed.

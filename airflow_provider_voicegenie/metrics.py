@@ -42,7 +42,6 @@ def show_waits(voicegenie_conn_id: str, waits: int) -> None:
     """
     Show how many deferred tasks of this triggerer wait for campaigns of one connection.
 
-    :param voicegenie_conn_id: The connection.
     :param waits: How many.
     """
     _report("gauge", f"waits.{_part(socket.gethostname())}.{_part(voicegenie_conn_id)}", waits)

@@ -154,7 +154,6 @@ def history(
     """
     Read one page of a campaign's calls. See the Get History page.
 
-    :param campaign_id: The campaign.
     :param limit: Calls on the page; the service states no most.
     :param offset: Calls to skip.
     :param status: Only calls with this outcome: ``answered``, ``busy``, ``no_answer`` or ``failed``.

@@ -43,11 +43,7 @@ _NOT_SHOWN = "what the service says is not shown, as it may name people"
 
 
 class Redactor:
-    """
-    Replaces the API key, as it is and percent-encoded, and makes quotations of what the service says.
-
-    :param api_key: The API key.
-    """
+    """Replaces the API key, as it is and percent-encoded, and makes quotations of what the service says."""
 
     def __init__(self, api_key: str) -> None:
         forms = {api_key, quote(api_key, safe="")} - {""}

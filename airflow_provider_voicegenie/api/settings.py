@@ -44,7 +44,6 @@ class ClientSettings:
     Nothing that could hold a secret is shown by ``repr``, and pickling is refused.
 
     :param base_url: Scheme, host, port and path, without a trailing slash.
-    :param api_key: The API key.
     :param timeout: Seconds that one whole request may take, from resolving the host to the last byte.
     :param max_attempts: Attempts that a read may take in all, and a start that is refused with a 429.
     :param requests_per_minute: The limit for all that use the key together; one client sends no more in 60 seconds.

@@ -19,7 +19,6 @@ def start_thread(work: Callable[[], None], name: str) -> None:
     Start a thread that holds up nobody's exit.
 
     :param work: What it does.
-    :param name: Its name.
     :raises NoMoreThreadsError: The process can have no more threads.
     """
     try:

@@ -27,7 +27,6 @@ def read_time_of_day(text: str) -> time | None:
     """
     Read ``HH``, ``HH:MM``, ``HH:MM:SS``, ``HH:MM:SS.ffffff``, ``HHMM`` or ``HHMMSS``, each also with a time zone.
 
-    :param text: The text.
     :returns: The time; ``None`` if the text is something else.
     """
     try:
@@ -40,7 +39,6 @@ def read_moment(text: str) -> datetime | None:
     """
     Read a date with a time of day behind ``T`` or a space; it has a time zone only if the text names one.
 
-    :param text: The text.
     :returns: The moment; ``None`` if the text is something else, a date alone too.
     """
     try:
@@ -53,7 +51,6 @@ def suggest_time_of_day(text: str) -> str | None:
     """
     Return what a text that is no time of day was meant to be: ``08:30`` for ``08.30``.
 
-    :param text: The text.
     :returns: The time of day; ``None`` if nobody can say.
     """
     match = _RESEMBLES_CLOCK.fullmatch(text.strip())
@@ -67,7 +64,6 @@ def suggest_moment(text: str) -> str | None:
     """
     Return what a text that is no moment was meant to be: ``2026-05-31T08:30`` for ``2026-05-31T08.30``.
 
-    :param text: The text.
     :returns: The moment; ``None`` if nobody can say.
     """
     match = _RESEMBLES_MOMENT.fullmatch(text.strip())

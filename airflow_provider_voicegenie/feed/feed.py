@@ -84,11 +84,7 @@ OnResponse = Callable[[Any, bool, float], object]
 
 
 class Feed:
-    """
-    Polls for all subscribers of one connection in one event loop. Get it with :func:`feed_of`.
-
-    :param voicegenie_conn_id: Id of the Airflow connection.
-    """
+    """Polls for all subscribers of one connection in one event loop. Get it with :func:`feed_of`."""
 
     def __init__(self, voicegenie_conn_id: str) -> None:
         self._voicegenie_conn_id = voicegenie_conn_id
@@ -394,7 +390,6 @@ class Subscription(Interest):
     """
     One part in a feed; make it with :func:`subscribe`.
 
-    :param feed: The feed.
     :param request: What is sent.
     :param interval: Seconds between responses, at most; infinity for one response.
     :param on_response: Called with each response.
@@ -521,11 +516,7 @@ _feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Feed]] = WeakKeyD
 
 
 def feed_of(voicegenie_conn_id: str) -> Feed:
-    """
-    Return the feed of a connection in the running event loop; a new one if there is none.
-
-    :param voicegenie_conn_id: Id of the Airflow connection.
-    """
+    """Return the feed of a connection in the running event loop; a new one if there is none."""
     feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
     feed = feeds.get(voicegenie_conn_id)
     if feed is None:
@@ -544,7 +535,6 @@ def subscribe(
     """
     Have a request sent again and again, with those of all others in the running event loop.
 
-    :param voicegenie_conn_id: Id of the Airflow connection.
     :param request: Any read. For :data:`~airflow_provider_voicegenie.feed.plan.LIST`, the responses are its pages.
     :param interval: Seconds between responses, at most; infinity for one response, at once.
     :param on_response: Called with each response or error, in the caller's context; what it returns, unless it is

@@ -110,7 +110,6 @@ class Poll:
     """
     One request that is sent for its subscribers.
 
-    :param request: The request.
     :param now: Seconds of a monotonic clock.
     """
 
@@ -217,7 +216,6 @@ class PollingPlan:
         """
         Send a request on behalf of one more subscriber.
 
-        :param request: The request.
         :param subscriber: What takes its responses.
         :param now: Seconds of a monotonic clock.
         """
@@ -327,7 +325,6 @@ class PollingPlan:
         :param campaign_ids: The campaigns on it.
         :param size: How many items it had, unreadable ones included.
         :param total: The campaigns in the account.
-        :param now: The time.
         :param sent_at: When it was asked for.
         """
         self._page_reading = False
@@ -362,7 +359,6 @@ class PollingPlan:
         """
         Take note of a page that could not be read, in a way that may pass.
 
-        :param now: The time.
         :param retry_after: Seconds the service asked to wait.
         """
         self._page_reading = False
@@ -390,8 +386,6 @@ class PollingPlan:
         """
         Take note of a response to any other request.
 
-        :param request: The request.
-        :param now: The time.
         :param sent_at: When it was sent.
         """
         self._once_under_way.discard(request)
@@ -412,8 +406,6 @@ class PollingPlan:
         """
         Take note that any other request has failed.
 
-        :param request: The request.
-        :param now: The time.
         :param sent_at: When it was sent.
         :param retry_after: Seconds the service asked to wait.
         """

@@ -83,7 +83,6 @@ class FairShare:
         Return when a request may be sent that has so many others before it.
 
         :param number: How many are to be sent before it.
-        :param now: The time.
         """
         spacing = 60.0 / self.per_minute
         burst = max(1.0, self._limit * _BURST) - 1.0
@@ -94,7 +93,6 @@ class FairShare:
         Take note of a response that is no 429.
 
         :param used: What part of the limit all use together, as the service says; ``None`` if it does not.
-        :param now: The time.
         :param sent_at: When the request was sent.
         """
         self._refusals_in_a_row = 0
@@ -117,7 +115,6 @@ class FairShare:
         Take note of a 429.
 
         :param asked: Seconds the service asked to wait.
-        :param now: The time.
         :param sent_at: When the request was sent.
         """
         self._was_refused = True

@@ -78,7 +78,6 @@ async def send_unless_cancelled(client: VoiceGenieClient, request: Request[Resul
     Send a request that changes something, unless the caller is cancelled before its first byte is sent.
 
     :param client: What sends it.
-    :param request: The request.
     :raises VoiceGenieError: There is no good response.
     """
     is_cancelled = threading.Event()

@@ -64,8 +64,6 @@ class VoiceGenieHook(BaseHook):
     The connection is read when the first request needs it, and again if the service no longer accepts its API key:
     reads and uploads go on if it has another key by then. The hook can be pickled; its client, which holds the key,
     stays behind.
-
-    :param voicegenie_conn_id: Id of the Airflow connection.
     """
 
     conn_name_attr = "voicegenie_conn_id"
@@ -126,7 +124,6 @@ class VoiceGenieHook(BaseHook):
         """
         Start a campaign (``GET /startCampaign/{id}``): people are phoned at once. Sent once, whatever comes back.
 
-        :param campaign_id: Id of the campaign.
         :param on_sending: Called once the connection is made, right before the request is sent: from then on, the
             campaign may have been started. If it raises, nothing is sent, and this method raises the same.
         :param while_waiting: Called several times a second while the connection is made or the response awaited. If it
@@ -138,7 +135,6 @@ class VoiceGenieHook(BaseHook):
         """
         Pause a campaign (``GET /pauseTheCampaign/{id}``): no call begins, those in progress run to their end.
 
-        :param campaign_id: Id of the campaign.
         :param on_sending: Called once the connection is made, right before the request is sent. If it raises, nothing
             is sent, and this method raises the same.
         """
@@ -150,7 +146,6 @@ class VoiceGenieHook(BaseHook):
         """
         Read a campaign (``GET /campaign/{id}``).
 
-        :param campaign_id: Id of the campaign.
         :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
         :param raise_on_rate_limit: Whether a 429 is raised at once, rather than waited out.
         """
@@ -162,7 +157,6 @@ class VoiceGenieHook(BaseHook):
         """
         Read a campaign's counters (``GET /getCampaignStats/{id}``); they may be 30 seconds old.
 
-        :param campaign_id: Id of the campaign.
         :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
         """
         return self.send(endpoints.statistics(campaign_id), max_attempts=max_attempts)
@@ -217,7 +211,6 @@ class VoiceGenieHook(BaseHook):
         The request is repeated while trouble looks temporary, also if its response was lost: the service skips a
         number that the campaign has already. Contacts that it rejects are in the result.
 
-        :param campaign_id: Id of the campaign.
         :param contacts: ``phone_number``, and as you have them ``name``, ``email`` and ``custom_fields``, of each; a
             thousand at a time, as the service advises.
         :param before_attempt: Called before each attempt, with the error of the attempt before.
@@ -248,7 +241,6 @@ class VoiceGenieHook(BaseHook):
         :class:`~airflow_provider_voicegenie.transfers.history.CallHistoryToObjectStorageOperator` misses none and
         needs no memory.
 
-        :param campaign_id: Id of the campaign.
         :param statuses: Only calls with these outcomes: ``answered``, ``busy``, ``no_answer``, ``failed``.
         :param since: Only calls from then on, as a ``datetime`` or in ISO 8601; in UTC if it names no zone. A plain
             date begins with that day, in UTC.
@@ -288,7 +280,6 @@ class VoiceGenieHook(BaseHook):
 
         So a total that is too low hides no call, and a service that does not know of offsets is not read for ever.
 
-        :param campaign_id: Id of the campaign.
         :param count_known: Returns how many different calls have been seen.
         :param status: Only calls with this outcome.
         :param since: Only calls from then on.
@@ -333,11 +324,7 @@ class VoiceGenieHook(BaseHook):
         return client is None or client.is_clock_known
 
     def campaign_url(self, campaign_id: str) -> str | None:
-        """
-        Return the address at which people see a campaign; ``None`` if the connection's extra has no ``campaign_url``.
-
-        :param campaign_id: Id of the campaign.
-        """
+        """Return the address at which people see a campaign; ``None`` if Extra has no ``campaign_url``."""
         return self.client.campaign_url(campaign_id)
 
     @property
@@ -376,7 +363,6 @@ class VoiceGenieHook(BaseHook):
         If the API key is no longer accepted, and the connection has another one, use that: a task may read, or upload,
         for longer than its first key lives. A request that must not be repeated is not.
 
-        :param request: The request.
         :param options: Of :meth:`~airflow_provider_voicegenie.api.client.VoiceGenieClient.send`.
         :raises VoiceGenieError: There is no response, or one that does not say success.
         """

@@ -92,7 +92,6 @@ class ContactColumns:
         """
         Make a contact of a row.
 
-        :param row: The row.
         :raises NotAContactError: It has no phone number, or one that cannot be one; or it is no row at all.
         """
         if not isinstance(row, Mapping):

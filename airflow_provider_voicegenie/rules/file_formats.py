@@ -26,7 +26,6 @@ def file_format(path: str) -> tuple[FileFormat, bool]:
     """
     Return a file's format, and whether it is compressed with gzip.
 
-    :param path: Its path.
     :raises ValueError: The name ends in none that is known, or Parquet, which compresses by itself, in ``.gz``.
     """
     name = path.casefold()

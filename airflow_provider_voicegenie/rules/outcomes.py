@@ -84,7 +84,6 @@ class Finding(NamedTuple):
     """
     A condition, and what was seen.
 
-    :param condition: The condition.
     :param message: What was seen, in a sentence without its full stop.
     :param retry_after: Seconds the service asked to wait; ``None`` if it did not.
     """

@@ -94,8 +94,6 @@ class SandboxCampaign:
     """
     One campaign.
 
-    :param id: Its id.
-    :param name: Its name.
     :param status: Its status, as the service writes it; a running campaign becomes ``completed`` by itself.
     :param script_id: Its script, or ``None``.
     :param total_count: Its contacts.
@@ -159,7 +157,6 @@ class EndedCalls:
     """
     The calls of a campaign that ended, the oldest first.
 
-    :param campaign: The campaign.
     :param ended: How many of the sandbox's own calls ended.
     :param pace: Calls that begin in a second of the store's clock.
     :param clock_zero: The time at which that clock showed 0.

@@ -39,7 +39,6 @@ class SandboxQuota:
     The account's quota; it starts with that of the service's own example, unused.
 
     :param plan: The plan's name.
-    :param calls: Calls.
     :param minutes: Minutes of calls.
     :param sms: Text messages.
     """

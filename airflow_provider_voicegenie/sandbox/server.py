@@ -74,7 +74,6 @@ def running(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) -> Iterato
 
     It ends at once: requests that are under way then are broken off.
 
-    :param sandbox: The sandbox.
     :param host: Address to listen on.
     :param port: Port; 0 for any free one.
     """

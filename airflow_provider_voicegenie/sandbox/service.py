@@ -39,7 +39,6 @@ class ServiceRequest:
     What a request asks for.
 
     :param campaign_id: The campaign it is about: from the path, or from the body.
-    :param query: The query.
     :param body: The JSON of the body; ``None`` if it is none, or too large to be read.
     :param size: Bytes of the body.
     """

@@ -100,7 +100,6 @@ class CallStore:
         """
         Add the calls of a page that are not there yet.
 
-        :param page: The page.
         :raises ScratchSpaceError: There is no space for them.
         """
         try:
