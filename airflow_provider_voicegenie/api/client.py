@@ -201,8 +201,8 @@ class _Failure(NamedTuple):
     """
     Why there is no response.
 
-    :param error_class: What is raised.
-    :param message: What the user reads; ``{connection}`` and ``{address}`` are the connection and its host and port.
+    :param error_class: The class of the error.
+    :param message: The error's message; ``{connection}`` and ``{address}`` are the connection and its host and port.
     """
 
     error_class: type[VoiceGenieError]
@@ -287,7 +287,7 @@ def _reason(error: Exception, *, is_sent: bool) -> _Failure:
     """
     Say why there is no response.
 
-    :param error: What was raised.
+    :param error: The exception that the session raised.
     :param is_sent: Whether any of the request had been sent.
     """
     if not isinstance(error, requests.RequestException):

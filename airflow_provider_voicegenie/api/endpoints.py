@@ -58,7 +58,7 @@ class Request(Generic[Result]):
     :param params: The query.
     :param json: The body, which counts for equality, but not for the hash.
     :param per_minute: How many of its name the service allows in a minute, besides the connection's limit.
-    :param is_about_people: Whether the response may name people, who must not get into a message.
+    :param is_about_people: Whether the response may name people: no error message quotes such a response.
     :param has_effect: Whether it changes something.
     """
 
@@ -181,7 +181,7 @@ def other(
     Make a request that this module does not name; its result is ``data`` as it came.
 
     :param method: HTTP method.
-    :param path: Path below the base URL. Escape what is data in it.
+    :param path: Path below the base URL. Escape data in it.
     :param params: The query.
     :param json: The body.
     :param repeatable: Whether sending it again is harmless.
@@ -195,7 +195,7 @@ def other(
         raise ValueError(f'params must be a mapping, such as {{"page": 2}}; got {params!r:.80}.')
     method = method.upper()
     name = f"{method} {path}"
-    # It may be about people: nobody knows.
+    # The response may name people.
     return Request(
         name,
         path,

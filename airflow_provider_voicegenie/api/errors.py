@@ -70,7 +70,7 @@ class VoiceGenieError(Exception):
 
     def add_remedy(self, connection: str, address: str) -> None:
         """
-        Say in the message what to look at.
+        Add the remedy to the message.
 
         :param connection: The Airflow connection, in words.
         :param address: The host and the port that the request was for, in words.
@@ -83,7 +83,7 @@ class VoiceGenieError(Exception):
 #: For a response that another server than the service may have given.
 NOT_THE_SERVICE = "Check that {address}, the host of {connection}, is a VoiceGenie API."
 
-#: Likewise, for a request that this package does not name.
+#: The same, for a request that this package does not name.
 NOT_THIS_ENDPOINT = (
     "Check the path of the request, and that {address}, the host of {connection}, is a VoiceGenie API. If the response "
     "has another form, use get_conn() of the hook."
@@ -258,7 +258,7 @@ def error_class(status: int, code: str | None, *, in_envelope: bool) -> type[Voi
 
 def refusal_class(success: object, code: str | None, message: str | None) -> type[VoiceGenieError] | None:
     """
-    Choose the error for a refusal that came with a success status; ``None`` for what is no refusal.
+    Choose the error for a refusal that came with a success status; ``None`` if the response is no refusal.
 
     :param success: The field ``success``; the service writes ``false``.
     :param code: The service's error code, if there is one.

@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 #: The longest we wait between two attempts, whatever the server asks for: seconds.
 MAX_WAIT = 60.0
 
-#: How far the service's clock may be from ours. A `Date` that is further away is nobody's time. Seconds.
+#: How far the service's clock may be from ours. A `Date` further away is no clock's time. Seconds.
 MAX_CLOCK_DIFFERENCE = 300.0
 
 _WINDOW = 60.0
@@ -118,8 +118,8 @@ def used_part(headers: Mapping[str, str], now: float, requests_per_minute: float
     """
     Return what part of the rate limit is used by all together; ``None`` if the headers do not show it.
 
-    It is more than 1 if the limit would be used up before its window ends. The window may slide or begin anew, and last
-    a minute, an hour or a day. What is seen in its first seconds says nothing.
+    It is more than 1 if the limit would be used up before its window ends. The window may slide or start over, and last
+    a minute, an hour or a day. Its first seconds show nothing.
 
     :param headers: Header fields, names in lower case.
     :param now: The time in Unix seconds, used if the response has no ``Date``.

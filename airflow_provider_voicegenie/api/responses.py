@@ -33,7 +33,7 @@ from airflow_provider_voicegenie.api.rate_limit import seconds_to_wait
 
 Result = TypeVar("Result")
 
-#: No response of this service is expected to come near this; what is larger is not read to its end.
+#: The service's responses stay far below this. The session reads no larger one to its end.
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 
 _EXCERPT_CHARACTERS = 160
@@ -43,7 +43,7 @@ _NOT_SHOWN = "what the service says is not shown, as it may name people"
 
 
 class Redactor:
-    """Replaces the API key, as it is and percent-encoded, and makes quotations of what the service says."""
+    """Replaces the API key, as it is and percent-encoded, and quotes the service's texts in error messages."""
 
     def __init__(self, api_key: str) -> None:
         forms = {api_key, quote(api_key, safe="")} - {""}

@@ -166,7 +166,7 @@ class Exchange:
         Ask, in the thread, whether the request may be sent.
 
         :param connection: The connection, which is made; ``None`` if a test double has none.
-        :raises requests.Timeout: Nobody waits for the request any more.
+        :raises requests.Timeout: The caller has stopped waiting for the request.
         """
         self._connection = connection
         self._messages.put(_ASKS_FOR_LEAVE)
@@ -215,7 +215,7 @@ def causes_of(error: BaseException) -> Iterator[BaseException]:
             pending += [candidate.__cause__, candidate.__context__, getattr(candidate, "reason", None), *candidate.args]
 
 
-#: Those of a response in parts, whose parts are not read as headers.
+#: Defects of a multipart response, whose parts the library does not read as headers.
 _HARMLESS_DEFECTS = (email.errors.StartBoundaryNotFoundDefect, email.errors.MultipartInvariantViolationDefect)
 
 
@@ -365,7 +365,7 @@ class BoundSession(requests.Session):
             raise requests.exceptions.InvalidJSONError(error) from None
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Add what the environment says, after what the connection says."""
+        """Add the settings of the environment, behind those of the connection."""
         verify = self.verify if verify is None else verify
         merged = super().merge_environment_settings(url, proxies or {}, stream, verify, cert)
         if select_proxy(url, self.proxies):
@@ -376,7 +376,7 @@ class BoundSession(requests.Session):
         """Follow no redirect."""
 
     def get_adapter(self, url: Any) -> Any:
-        """Return the adapter for a URL: a new one, unless somebody's own is mounted."""
+        """Return the adapter for a URL: a new one, unless the user has mounted another."""
         adapter = super().get_adapter(url)
         return _Adapter() if isinstance(adapter, _Adapter) else adapter
 
@@ -400,12 +400,12 @@ class BoundSession(requests.Session):
         if urlsplit(str(request.url)).scheme not in _DEFAULT_PORTS:
             raise requests.exceptions.InvalidSchema("only http:// and https:// are spoken")
         if not isinstance(self.get_adapter(str(request.url)), _Adapter):
-            # It asks nobody before it sends.
+            # The user's own adapter does not ask for leave before it sends.
             _current.get().ask_for_leave()
         try:
             response = super().send(self._with_key(request), allow_redirects=False, **options)
         finally:
-            # Whoever prints a response's request does not print the key.
+            # A response's request may be printed.
             request.headers.pop(API_KEY_HEADER, None)
         response.content  # noqa: B018  another adapter may not have read it
         return response

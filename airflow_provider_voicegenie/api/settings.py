@@ -26,7 +26,7 @@ DEFAULT_REQUESTS_PER_MINUTE = 60
 
 class Account(NamedTuple):
     """
-    Whose campaigns a client is shown.
+    The account that the service shows a client the campaigns of.
 
     :param base_url: Where the service is.
     :param digest: A digest of that, keyed with the API key: another key, another digest. It can be stored.
@@ -80,7 +80,7 @@ class ClientSettings:
 
     @property
     def account(self) -> Account:
-        """Whose campaigns these settings lead to, as far as they tell."""
+        """The account behind these settings: equal for equal address and API key."""
         digest = self.digest()
         digest.update(self.base_url.encode())
         return Account(self.base_url, digest.hexdigest()[:_DIGEST_CHARACTERS])

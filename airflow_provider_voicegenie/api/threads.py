@@ -16,9 +16,9 @@ class NoMoreThreadsError(Exception):
 
 def start_thread(work: Callable[[], None], name: str) -> None:
     """
-    Start a thread that holds up nobody's exit.
+    Start a daemon thread, which does not delay the exit of the process.
 
-    :param work: What it does.
+    :param work: The function that it runs.
     :raises NoMoreThreadsError: The process can have no more threads.
     """
     try:

@@ -51,7 +51,7 @@ def suggest_time_of_day(text: str) -> str | None:
     """
     Return what a text that is no time of day was meant to be: ``08:30`` for ``08.30``.
 
-    :returns: The time of day; ``None`` if nobody can say.
+    :returns: The time of day; ``None`` if the text resembles none.
     """
     match = _RESEMBLES_CLOCK.fullmatch(text.strip())
     if match is None:
@@ -64,7 +64,7 @@ def suggest_moment(text: str) -> str | None:
     """
     Return what a text that is no moment was meant to be: ``2026-05-31T08:30`` for ``2026-05-31T08.30``.
 
-    :returns: The moment; ``None`` if nobody can say.
+    :returns: The moment; ``None`` if the text resembles none.
     """
     match = _RESEMBLES_MOMENT.fullmatch(text.strip())
     clock = None if match is None else suggest_time_of_day(match[2])

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One poll for all who wait in an event loop."""
+"""One poll for all waits of an event loop."""

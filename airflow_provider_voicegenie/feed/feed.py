@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-One poll for all who wait in an event loop and for one connection.
+One poll for all waits of an event loop and a connection.
 
 Triggers of one triggerer share its event loop. Each subscribes to requests of its connection with :func:`subscribe`;
 the feed of the connection lives while it has subscribers. Its own tasks run in an empty context, and call each
@@ -107,7 +107,7 @@ class Feed:
 
     @property
     def account(self) -> Account | None:
-        """Whose campaigns are read; ``None`` before the connection could be read."""
+        """The account whose campaigns are read; ``None`` until the connection has been read."""
         return None if self._client is None else self._client.settings.account
 
     # For subscriptions.
@@ -157,7 +157,7 @@ class Feed:
         return poller
 
     def _begin_anew(self, pause: float = 0.0) -> None:
-        """Leave what was read and what is under way, and read all that is waited for again."""
+        """Drop all responses and requests under way, and send every subscribed request again."""
         if self._plan.is_idle:
             return
         for task in (self._poller, *self._tasks):
@@ -210,7 +210,7 @@ class Feed:
             self._restart(error)
 
     def _restart(self, error: Exception) -> None:
-        """Begin anew after an error that nobody expected: those who wait have done nothing wrong."""
+        """Start over after an unexpected error, which is no fault of the subscribers."""
         self._log_unexpected(error)
         self._restarts += 1
         pause = poll_delay(1.0, self._restarts)
@@ -244,7 +244,7 @@ class Feed:
             await self._failed(request, error, sent_at, client)
         except Exception as error:  # noqa: BLE001  whatever it is made of, it is one bad response
             self._log_unexpected(error)
-            unreadable = InvalidResponseError(f"What was read cannot be used ({place_of(error)}).")
+            unreadable = InvalidResponseError(f"The response cannot be used ({place_of(error)}).")
             await self._failed(request, unreadable, sent_at, client)
 
     async def _send(self, client: VoiceGenieClient, request: Request[Result], sent_at: float) -> Result:
@@ -280,7 +280,7 @@ class Feed:
     ) -> None:
         plan = self._plan
         poll = plan.poll(request)
-        # What is read once slows no poll.
+        # A failed single read slows no poll.
         if is_page(request) or (poll is not None and not poll.is_once):
             self._count_failure(error)
         mended = isinstance(error, _MENDED_BY_CONNECTION) and await self._connection_has_changed(client)
@@ -329,7 +329,7 @@ class Feed:
         return client is not None and self._client is not client
 
     async def _look_at_connection(self) -> None:
-        """Go on with what is in the Airflow connection now, if it has changed, or without it, if it is gone."""
+        """Use the new settings if the Airflow connection has changed, and none if it is gone."""
         self._looked_at = self._loop.time()
         before = self._client
         if before is None:
@@ -362,7 +362,7 @@ class Feed:
         if client is not None:
             log.info("Connection %r has changed; the polls go on with what is in it now.", self._voicegenie_conn_id)
         if self.account != account:
-            # What was read before, or is still on its way, is of another account.
+            # All responses so far, and those still to come, are of another account.
             self._begin_anew()
         self._wake.set()
 
@@ -390,7 +390,7 @@ class Subscription(Interest):
     """
     One part in a feed; make it with :func:`subscribe`.
 
-    :param request: What is sent.
+    :param request: The request to send.
     :param interval: Seconds between responses, at most; infinity for one response.
     :param on_response: Called with each response.
     :param is_list_enough: Whether the list's entry of a campaign is as good as the response to ``campaign(id)``.
@@ -424,7 +424,7 @@ class Subscription(Interest):
 
     @property
     def account(self) -> Account | None:
-        """Whose campaigns are read; ``None`` before the connection could be read."""
+        """The account whose campaigns are read; ``None`` until the connection has been read."""
         return self._feed.account
 
     def service(self) -> dict[str, Any] | None:
@@ -483,7 +483,7 @@ class Subscription(Interest):
         return response  # type: ignore[no-any-return]
 
     def forget(self) -> None:
-        """Leave out what was asked for until now: it is older than what was done since."""
+        """Ignore responses to requests sent before now; they predate the pause."""
         self._update = None
         self.joined_at = asyncio.get_running_loop().time()
 
@@ -502,8 +502,8 @@ class Subscription(Interest):
             return
         try:
             self._update = self._context.run(self._on_response, response, in_full, now)
-        except Exception as error:  # noqa: BLE001  nobody knows what comes
-            unreadable = InvalidResponseError(f"What was read of it cannot be used ({place_of(error)}).")
+        except Exception as error:  # noqa: BLE001  a subscriber may raise anything
+            unreadable = InvalidResponseError(f"The response cannot be used ({place_of(error)}).")
             try:
                 self._update = self._context.run(self._on_response, unreadable, in_full, now)
             except Exception as second:  # noqa: BLE001  one subscriber's error is its own

@@ -92,7 +92,7 @@ class ListedPage:
     A page of the list.
 
     :param offset: How many campaigns come before it.
-    :param page: What was read.
+    :param page: The page.
     :param asked_at: When it was asked for, Unix seconds.
     """
 
@@ -102,7 +102,7 @@ class ListedPage:
 
     @cached_property
     def by_id(self) -> Mapping[str, Campaign]:
-        """The campaigns by their ids; all who look for one share it."""
+        """The campaigns by their ids; all subscribers share it."""
         return {campaign.campaign_id: campaign for campaign in self.page.campaigns}
 
 
@@ -162,7 +162,7 @@ class PollingPlan:
         self._polls: dict[str | Request[Any], Poll] = {}
         self._singles: list[tuple[float, int, Poll]] = []
         self._sequence = 0
-        # What is read once, and since when; and which of that is under way.
+        # Single reads, and since when each waits; and which of them are under way.
         self._once: deque[tuple[float, Poll]] = deque()
         self._once_under_way: set[Request[Any]] = set()
         # How many campaigns the list may cover, and how many subscribers it has itself, by interval.
@@ -183,7 +183,7 @@ class PollingPlan:
         self._pass_began = -math.inf
         self._offset = 0
 
-    # What is asked for.
+    # Subscriptions.
 
     def polls(self) -> Iterable[Poll]:
         """Return all that is polled for."""
@@ -283,7 +283,7 @@ class PollingPlan:
         if poll._due is None or poll._due > now + (0.0 if is_once else interval):
             self._schedule(poll, now if is_once else now + interval * random.uniform(0.0, _LONGEST_ROUND))  # noqa: S311
 
-    # What is sent.
+    # Requests and responses.
 
     def due_at(self) -> float:
         """Return when the next request is due; infinity if none is."""
@@ -416,7 +416,7 @@ class PollingPlan:
             poll.failures += 1
             self._schedule_next(poll, now, sent_at, retry_after)
 
-    # What is chosen.
+    # The choice.
 
     def _schedule_next(self, poll: Poll, now: float, sent_at: float, retry_after: float | None = None) -> None:
         if poll.is_once:
@@ -477,7 +477,7 @@ class PollingPlan:
             self._offset = 0
             self._page_due = now + min(_GATHERING, self._pass_time() / 10)
         elif self._page_due is not None and not self._list_failures and now >= self._list_blocked_until:
-            # Who has joined meanwhile may ask for a shorter interval.
+            # A subscriber that joined meanwhile may ask for a shorter interval.
             self._page_due = min(self._page_due, now + self._slot())
         if before < self._listed_from:
             for poll in self._polls.values():

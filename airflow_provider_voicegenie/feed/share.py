@@ -9,7 +9,7 @@ import random
 _WINDOW = 60.0
 
 # What follows was chosen by simulation, see tests/pure/test_fair_share.py: 1 to 50 feeds, 60 to 3,000 requests a
-# minute, a window that slides or begins anew each minute, with and without the headers.
+# minute, a window that slides or starts over each minute, with and without the headers.
 
 #: Parts of the limit: the share to begin with, the smallest and the largest one (the rest is for tasks in workers), and
 #: what may be sent at once after a pause.
@@ -22,8 +22,8 @@ _LEAST_FIRST_SHARE, _LEAST_SHARE = 3.0, 0.5
 #: minute.
 _CROWDED, _ROOMY = 0.8, 0.5
 
-#: Seconds after which what was known of the use of all counts no more: each response came when a window had just begun.
-#: If windows slide, that means that nobody else sent anything in the last one.
+#: Seconds after which the last known use of the limit is ignored: since then, each response came when a window had
+#: just begun. If windows slide, no other client sent anything in the last one.
 _STALE = 150.0
 
 #: What is left of a share if all use too much together, and if the service has refused a request. Once a minute: it

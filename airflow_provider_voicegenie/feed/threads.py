@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the triggerer does in threads, as its event loop must not wait for the network, or for modules to load."""
+"""Threads of the triggerer: its event loop must not wait for the network, or for modules to load."""
 
 from __future__ import annotations
 

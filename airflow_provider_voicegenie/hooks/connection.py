@@ -128,7 +128,7 @@ def _api_key(password: object) -> str:
 
 
 def _refuse_key_in(field: str, url: str, api_key: str) -> None:
-    # What is shorter is no key of a service, and may well be part of a name.
+    # A shorter text is no key of a service, and may be part of a name.
     if len(api_key) >= _SHORTEST_KEY and api_key in (url + unquote(url)):
         raise _FieldError(
             f"{field} contains the API key, which would end up in the logs of every server on the way. Remove it; the "
@@ -272,7 +272,7 @@ def unknown_fields(extra: object) -> tuple[list[str], list[str]]:
     :param extra: The extra, as an object or as JSON.
     """
     extra = _parse_extra(extra) or {}
-    # Airflow 2 tests what is in the form under two names.
+    # Airflow 2 gives each field of the form under two names.
     names = [str(name).removeprefix(_FORM_PREFIX) for name in extra]
     unknown = [name for name in names if name not in _EXTRA_FIELDS]
     hints = {name: did_you_mean(name, _EXTRA_FIELDS) for name in unknown}

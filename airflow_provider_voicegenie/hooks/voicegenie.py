@@ -71,7 +71,7 @@ class VoiceGenieHook(BaseHook):
     conn_type = "voicegenie"
     hook_name = "VoiceGenie"
 
-    #: What the triggerer knew of the service.
+    #: The service's address and clock, as the triggerer found them.
     _told: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, voicegenie_conn_id: str = default_conn_name, **kwargs: Any) -> None:
@@ -104,7 +104,7 @@ class VoiceGenieHook(BaseHook):
         Send a request that this hook has no method for, and return the ``data`` of the response.
 
         :param method: HTTP method, such as ``"POST"``.
-        :param path: Path below the connection's base URL, such as ``"/getHistory"``. Escape what is data in it.
+        :param path: Path below the connection's base URL, such as ``"/getHistory"``. Escape data in it.
         :param params: The query.
         :param json: The body.
         :param repeatable: Whether sending it again is harmless. It is repeated then while trouble looks temporary, and
@@ -244,7 +244,7 @@ class VoiceGenieHook(BaseHook):
         :param statuses: Only calls with these outcomes: ``answered``, ``busy``, ``no_answer``, ``failed``.
         :param since: Only calls from then on, as a ``datetime`` or in ISO 8601; in UTC if it names no zone. A plain
             date begins with that day, in UTC.
-        :param until: Only calls until then, likewise; a plain date includes that day.
+        :param until: Only calls until then, in the same forms; a plain date includes that day.
         :param page_size: Calls asked for at a time.
         :raises ValueError: ``page_size``, a status or a time is wrong.
         """
@@ -335,7 +335,7 @@ class VoiceGenieHook(BaseHook):
 
     def take_up(self, service: Mapping[str, Any] | None) -> None:
         """
-        Take what the triggerer knew of the service, until this hook reads its connection itself.
+        Use the service's address and clock from a trigger's event, until this hook reads its connection itself.
 
         :param service: From the trigger's event: ``address``, and ``clock_offset`` in seconds.
         """
@@ -345,7 +345,7 @@ class VoiceGenieHook(BaseHook):
         """Ask the service once for one campaign of the list, which changes nothing, and say in words how it went."""
         try:
             connection = self._airflow_connection()
-            # Airflow tests what is in a form under a name that it makes up.
+            # Airflow tests a form under a connection id that it makes up.
             client = make_client(replace(client_settings(connection), conn_id=None))
             client.send(endpoints.campaign_page(limit=1, offset=0), max_attempts=1)
         except VoiceGenieError as error:

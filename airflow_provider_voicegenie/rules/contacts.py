@@ -2,7 +2,7 @@
 """
 What a contact is: how one is made of a row, and why a row is none.
 
-Nothing here says in words what is in a row: names, numbers and addresses belong in no log.
+No message here quotes a row: names, numbers and addresses belong in no log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from airflow_provider_voicegenie.api.errors import unchained
 from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_percent
 
-#: What the service itself knows of a contact.
+#: The service's own fields of a contact.
 CONTACT_FIELDS = ("phone_number", "name", "email")
 
 #: Digits, with an optional plus in front, and what people put between digits. No line's end: another number may follow.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators that move what the service knows elsewhere."""
+"""Operators that move data from the service to files."""

@@ -37,9 +37,9 @@ def _no_space(error: Exception) -> ScratchSpaceError:
 
 class CallStore:
     """
-    Holds calls in a scratch database that nobody else can read, and that is gone with this object.
+    Holds calls in a scratch database. No other user can read it, and it is deleted with this object.
 
-    :param columns: What is kept of a call.
+    :param columns: The fields of a call to store.
     :raises ScratchSpaceError: There is no space for the database.
     """
 

@@ -45,7 +45,7 @@ _COMPARED_ROWS = 1000
 #: How many rejected contacts, and reasons of the service, the log names.
 _NAMED = 5
 
-#: What a campaign may be while contacts are uploaded to it: whatever is known to phone nobody.
+#: The statuses in which a campaign places no calls, so that contacts can be uploaded to it.
 _PHONES_NOBODY = (
     CampaignStatus.DRAFT,
     CampaignStatus.NOT_YET_STARTED,
@@ -118,7 +118,7 @@ class ContactUpload:
         self._looked_at = 0.0
         # Whether the batch that is sent next may have been sent before.
         self._is_repeated = False
-        # What the service said of rejected contacts.
+        # Contacts that the service rejected as too large.
         self._too_large = 0
 
     def run(self, kept: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class ContactUpload:
             self._apply(Condition.NO_CONTACTS, "there are no rows, so there is nothing to upload")
         self._check_rejected(rejected, "nothing was sent")
         if kept.get("fingerprint") == self._fingerprint:
-            # What another version of this provider wrote is left aside: the service skips the numbers that it has.
+            # Ignore the progress of another version of this provider: the service skips the numbers that it has.
             with suppress(KeyError, TypeError):
                 self._progress = Progress(**kept["progress"])
         self._look()
@@ -203,7 +203,7 @@ class ContactUpload:
 
     def _checked_contacts(self) -> Iterator[NumberedContact]:
         """
-        Yield what :meth:`_contacts` does, once more, and nothing else than what was checked.
+        Yield the contacts of :meth:`_contacts` again, and refuse any that was not checked.
 
         :raises AirflowFailException: The rows have changed.
         """

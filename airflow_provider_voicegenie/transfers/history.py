@@ -34,7 +34,7 @@ __all__ = ["CallHistoryToObjectStorageOperator"]
 
 log = logging.getLogger(__name__)
 
-#: What is known of a call, and its type in the file.
+#: The columns, and their types in the file.
 COLUMNS: Mapping[str, type[str] | type[float]] = {
     "call_id": str,
     "contact_name": str,
@@ -45,7 +45,7 @@ COLUMNS: Mapping[str, type[str] | type[float]] = {
     "recording_url": str,
 }
 
-#: Those that say who was called.
+#: The columns that identify a person.
 _PERSONAL = ("contact_name", "phone_number", "recording_url")
 
 #: Bytes of the file's name that a partial file's name begins with.
@@ -93,7 +93,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
     :param statuses: Only calls that ended so: ``answered``, ``busy``, ``no_answer``, ``failed``. All by default.
     :param since: Only calls from then on: a ``datetime`` or a text in ISO 8601, such as ``2026-05-01T08:00+02:00``, in
         UTC if it names no zone. A plain date, such as ``2026-05-01``, means the begin of that day in UTC. (templated)
-    :param until: Only calls until then, likewise; but a plain date means the end of that day in UTC, so the day is
+    :param until: Only calls until then, in the same forms. A plain date means the end of that day in UTC, which is
         included. For one day, give the same date twice. (templated)
     :param columns: What is written of a call, in this order: ``call_id``, ``contact_name``, ``phone_number``,
         ``status``, ``duration`` (seconds), ``call_time`` (ISO 8601, as the service writes it), ``recording_url``. All
