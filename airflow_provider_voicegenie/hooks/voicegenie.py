@@ -64,6 +64,8 @@ class VoiceGenieHook(BaseHook):
     The connection is read when the first request needs it, and again if the service no longer accepts its API key:
     reads and uploads go on if it has another key by then. The hook can be pickled; its client, which holds the key,
     stays behind.
+
+    :param voicegenie_conn_id: Id of the Airflow connection.
     """
 
     conn_name_attr = "voicegenie_conn_id"
