@@ -17,6 +17,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -56,7 +57,7 @@ _FAILING = 3
 #: Campaigns published before other tasks of the event loop get a turn.
 _AT_A_TIME = 50
 
-#: Errors that a change of the Airflow connection could mend, and seconds between two looks at it.
+#: Errors that a change of the Airflow connection could mend.
 _MENDED_BY_CONNECTION = (
     ConnectionFailedError,
     ForbiddenError,
@@ -65,18 +66,26 @@ _MENDED_BY_CONNECTION = (
     TlsFailedError,
     UnauthorizedError,
 )
-_LOOK_AGAIN = 5.0
 
-#: Seconds between two looks at the Airflow connection while requests succeed. If two in a row do not find it, it is
-#: gone: a user who replaces a connection may delete it first.
-_LOOK_REGULARLY = 30.0
+#: If two reads of the Airflow connection in a row do not find it, it is gone: a user may delete it to replace it.
 _GONE = 2
 
-#: Seconds for which no more unexpected errors are logged after one.
-_LOG_AGAIN = 600.0
 
-#: Seconds between two reports of how many wait.
-_SHOW_AGAIN = 10.0
+@dataclass
+class Intervals:
+    """Intervals of a feed's own work, in seconds; tests set them."""
+
+    #: Between two reads of the Airflow connection after errors that a change of it could mend.
+    connection_after_error: float = 5.0
+    #: Between two reads of the Airflow connection while requests succeed.
+    connection: float = 30.0
+    #: Between two log lines about unexpected errors.
+    unexpected_errors: float = 600.0
+    #: Between two reports of the number of waits.
+    number_of_waits: float = 10.0
+
+
+INTERVALS = Intervals()
 
 #: Called with the response or the error, whether that came of the request itself (and not of the list), and Unix
 #: seconds. What it returns, unless it is ``None``, is an update.
@@ -192,7 +201,7 @@ class Feed:
     def _show_waits(self) -> None:
         """Show in Airflow's metrics how many take part, from time to time."""
         now = self._loop.time()
-        if now - self._shown_at >= _SHOW_AGAIN:
+        if now - self._shown_at >= INTERVALS.number_of_waits:
             self._shown_at = now
             counts = (each.is_counted for poll in self._plan.polls() for each in poll.subscribers)
             show_waits(self._voicegenie_conn_id, sum(counts))
@@ -220,7 +229,7 @@ class Feed:
             self._loop.call_later(pause, self._restart, again)
 
     def _log_unexpected(self, error: Exception) -> None:
-        if self._loop.time() - self._logged_at >= _LOG_AGAIN:
+        if self._loop.time() - self._logged_at >= INTERVALS.unexpected_errors:
             self._logged_at = self._loop.time()
             log.error(
                 "Connection %r: an error that the provider did not expect (%s). The polls go on; please report it.",
@@ -316,7 +325,7 @@ class Feed:
     async def _keep_looking_at_connection(self) -> None:
         """Look now and then, as a connection that works may be changed or deleted all the same."""
         while True:
-            await asyncio.sleep(_LOOK_REGULARLY)
+            await asyncio.sleep(INTERVALS.connection)
             try:
                 await self._look_at_connection()
             except Exception as error:  # noqa: BLE001  it is looked at again
@@ -324,7 +333,7 @@ class Feed:
 
     async def _connection_has_changed(self, client: VoiceGenieClient | None) -> bool:
         """Look whether someone has mended the Airflow connection since a client was made."""
-        if self._loop.time() - self._looked_at >= _LOOK_AGAIN:
+        if self._loop.time() - self._looked_at >= INTERVALS.connection_after_error:
             await self._look_at_connection()
         return client is not None and self._client is not client
 

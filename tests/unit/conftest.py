@@ -69,7 +69,7 @@ def held(clock, monkeypatch):
 def sandbox(clock, voicegenie_sandbox, monkeypatch):
     """A sandbox with a campaign to start and one to follow, neither of which ends by itself in time."""
     shorten_times(monkeypatch)
-    monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(feeds.INTERVALS, "connection_after_error", 0.0)
     connection = voicegenie_sandbox.connection(max_attempts=1, timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     voicegenie_sandbox.add_campaign(id="long", total_count=10_000)

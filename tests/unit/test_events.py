@@ -51,7 +51,7 @@ SEEDED = len(seed_campaigns())
 def sandbox(clock, voicegenie_sandbox, monkeypatch):
     connection = voicegenie_sandbox.connection(timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
-    monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(feeds.INTERVALS, "connection_after_error", 0.0)
     monkeypatch.setattr(looks, "_TRY_AGAIN", 0.05)
     monkeypatch.setattr(looks, "BETWEEN_EVENTS", 0.05)
     return voicegenie_sandbox
@@ -833,7 +833,7 @@ def connect(sandbox, monkeypatch):
 @pytest.mark.parametrize("while_it_runs", [False, True])
 def test_of_another_account_only_what_ends_there_is_told(sandbox, monkeypatch, only_some, while_it_runs):
     """And when the connection leads back, what ended in the first one meanwhile."""
-    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.2)
+    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.2)
     stores = Stores()
     with second_sandbox() as other:
         names = [running(sandbox) for _ in range(3)]
@@ -879,7 +879,7 @@ def test_of_another_account_only_what_ends_there_is_told(sandbox, monkeypatch, o
 @keeps_state
 def test_a_new_key_of_the_same_account_loses_no_end(sandbox, monkeypatch):
     """Its campaigns are known. A service gives an id once."""
-    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.2)
+    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.2)
     campaign = running(sandbox)
     stores = Stores()
 

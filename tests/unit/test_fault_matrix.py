@@ -177,7 +177,7 @@ TASKS = {
 def sandbox(clock, voicegenie_sandbox, monkeypatch):
     clock.end_requests_that_are_held(monkeypatch)
     shorten_times(monkeypatch)
-    monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(feeds.INTERVALS, "connection_after_error", 0.0)
     monkeypatch.setattr(retries, "MAX_WAIT", 1.5)
     monkeypatch.setattr(share, "_LONGEST_ASKED", 1.5)
     for waits in (watch, completion):

@@ -40,7 +40,7 @@ LOGGER = "airflow_provider_voicegenie.triggers.wait"
 def sandbox(clock, voicegenie_sandbox, monkeypatch):
     connection = voicegenie_sandbox.connection(timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
-    monkeypatch.setattr(feeds, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(feeds.INTERVALS, "connection_after_error", 0.0)
     # Airflow 3 gives triggers a logger that no handler of the standard library sees.
     monkeypatch.setattr(WaitTrigger, "log", logging.getLogger(LOGGER))
     return voicegenie_sandbox
@@ -316,7 +316,7 @@ def connect(sandbox, monkeypatch, **more):
 
 @pytest.mark.parametrize("waits", [1, 3])
 def test_a_connection_that_is_changed_while_requests_succeed_is_noticed(sandbox, monkeypatch, waits):
-    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.3)
+    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.3)
     names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
     with second_sandbox() as other:
         for name in names:
@@ -340,7 +340,7 @@ def test_a_connection_that_is_changed_while_requests_succeed_is_noticed(sandbox,
 
 
 def test_what_is_on_its_way_from_the_account_of_before_is_left_out(sandbox, held, monkeypatch):
-    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.3)
+    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.3)
     name = sandbox.add_campaign(status="running", total_count=10_000).id
     with second_sandbox() as other:
         other.add_campaign(id=name, status="running", total_count=10_000)
@@ -361,7 +361,7 @@ def test_what_is_on_its_way_from_the_account_of_before_is_left_out(sandbox, held
 
 
 def test_a_connection_that_is_deleted_while_requests_succeed_is_used_no_more(sandbox, monkeypatch):
-    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.3)
+    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.3)
     name = sandbox.add_campaign(status="running", total_count=10_000).id
 
     async def meanwhile():
@@ -375,7 +375,7 @@ def test_a_connection_that_is_deleted_while_requests_succeed_is_used_no_more(san
 @pytest.mark.parametrize("trouble", ["gone for one look", "Airflow cannot be asked", "only the timeout"])
 def test_a_connection_that_is_gone_for_a_moment_ends_no_wait(sandbox, monkeypatch, trouble):
     """Who replaces one may delete it first."""
-    monkeypatch.setattr(feeds, "_LOOK_REGULARLY", 0.3)
+    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.3)
     name = sandbox.add_campaign(status="running", total_count=10_000).id
     original, looks = feeds.read_settings, []
 
