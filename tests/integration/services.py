@@ -42,6 +42,8 @@ class Services:
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self._port}/execution/",
             # Airflow forks all its workers before it does anything, 32 of them if it is not told otherwise.
             "AIRFLOW__CORE__PARALLELISM": airflow.environment.get("AIRFLOW__CORE__PARALLELISM", "4"),
+            # A task that gets no response from the API server ends, and Airflow does not always try it again.
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "300",
             # Processes that begin at the same time would each make one up.
             "AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode(),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
