@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_voicegenie.links import LINK_KEY, CampaignLink
-from airflow_provider_voicegenie.waiting.deferral import note_end_by_user, was_ended_by_user_before
-from airflow_provider_voicegenie.waiting.generation import Generation, is_first_try, was_cleared
+from airflow_provider_voicegenie.memory import Memory, note_end_by_user
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperatorLink, Context
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The key of what a task is about in Airflow's task state store.
-_STATE_KEY = "voicegenie_task"
-
 _FACTS = ("campaign_id", "voicegenie_conn_id")
 
 
@@ -36,9 +31,8 @@ class CampaignTask(BaseOperator):
 
     Airflow renders a task's templates anew in each process that runs it: at a retry, when it is resumed after a
     deferral, at each poke of a rescheduled sensor. What they give may be another campaign by then. So once a task has
-    looked at a campaign, that campaign and the connection are facts, which are kept and taken back: in the trigger and
-    in XCom for a deferral, and on Airflow 3.3 and later in the task state store for later tries, unless the task only
-    reads. Clearing a task makes it forget them.
+    looked at a campaign, that campaign and the connection are facts, which it remembers, see
+    :class:`~airflow_provider_voicegenie.memory.Memory`. Clearing a task makes it forget them.
 
     :param campaign_id: Id of the campaign.
     :param voicegenie_conn_id: Id of the Airflow connection.
@@ -160,26 +154,22 @@ class CampaignTask(BaseOperator):
             # So that Airflow's UI shows what the task is about.
             self.overwrite_rtif_after_execution = True
 
-    def go_on_after(self, event: Mapping[str, Any]) -> None:
-        """
-        Go on after a wait in the triggerer, with the campaign and the connection of before.
+    def go_on_after_deferral(self, context: Context) -> Memory:
+        """Go on with the campaign and the connection of before the deferral; return what the task remembers."""
+        memory = Memory(context)
+        if (copy := memory.read_copy()) is not None:
+            self.go_on_with(copy)
+        return memory
 
-        :param event: The trigger's.
+    def remember(self, memory: Memory, **more: Any) -> None:
         """
-        self.go_on_with(event["deferred"])
-        self._hook.take_up(event.get("service"))
+        Remember the facts across pokes and tries, until a user clears the task; on Airflow 3.3 and later.
 
-    def keep_for_later(self, context: Context, **more: Any) -> None:
+        :param memory: What the task remembers.
+        :param more: What else is worth that, plain JSON.
         """
-        Keep the facts across pokes and tries, until a user clears the task; on Airflow 3.3 and later.
-
-        :param context: The task's context.
-        :param more: What else is worth keeping, plain JSON.
-        """
-        if (store := context.get("task_state_store")) is None:
-            return
         try:
-            store.set(_STATE_KEY, {**self.facts(), "generation": list(Generation.of(context)), **more})
+            memory.write(**self.facts(), **more)
         except Exception:
             log.warning(
                 "Campaign %r: Airflow could not record that this task is about it; a later try may follow another.",
@@ -188,33 +178,8 @@ class CampaignTask(BaseOperator):
             )
 
     def note_end_by_user(self, context: Context) -> None:
-        """Note, if a user ended this process, that the next try is to forget what :meth:`keep_for_later` kept."""
+        """Note, if a user ended this process, that the next try is to forget what this one remembers."""
         from airflow_provider_voicegenie.waiting.killing import was_ended_by_user
 
         if self.is_killed and was_ended_by_user(context):
             note_end_by_user(context)
-
-    def kept_for_later(self, context: Context) -> dict[str, Any] | None:
-        """Return what :meth:`keep_for_later` kept since the task was created or cleared; ``None`` for nothing."""
-        store = context.get("task_state_store")
-        kept: Any = None if store is None else store.get(_STATE_KEY)
-        try:
-            then = Generation(*kept["generation"])
-            if not all(isinstance(kept[name], str) for name in _FACTS):
-                return None
-        except (KeyError, TypeError):
-            # Of another version of this provider.
-            return None
-        is_cleared = was_cleared(
-            then,
-            Generation.of(context),
-            is_first_try=is_first_try(context.get("ti")),
-            was_ended_by_user=was_ended_by_user_before(context),
-        )
-        return None if is_cleared else dict(kept)
-
-    def forget_for_later(self, context: Context) -> None:
-        """Drop what :meth:`keep_for_later` kept: the task has looked at nothing."""
-        if (store := context.get("task_state_store")) is not None:
-            with suppress(Exception):
-                store.delete(_STATE_KEY)

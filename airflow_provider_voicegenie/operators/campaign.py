@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import AirflowFailException, XComArg, get_current_context
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
+from airflow_provider_voicegenie.memory import Memory
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, read_calling_hours
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
@@ -30,11 +31,7 @@ from airflow_provider_voicegenie.rules.parameters import (
     read_percent,
     read_whole_number,
 )
-from airflow_provider_voicegenie.waiting.deferral import (
-    default_deferrable,
-    kept_for_resuming,
-    was_ended_by_airflow,
-)
+from airflow_provider_voicegenie.waiting.deferral import default_deferrable, was_ended_by_airflow
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -190,28 +187,28 @@ class StartCampaignOperator(CampaignTask):
         hook = self._hook
         if not self.is_killed:
             self.keep_link(context, hook)
-        return self.add_to_asset_events(context, self._begin(context, hook).execute())
+        return self.add_to_asset_events(context, self._begin(context, hook, Memory(context)).execute())
 
     def execute_again(self, context: Context, event: object = None) -> dict[str, Any]:
         """Begin anew, after a wait in the triggerer: for the calling hours, or for the service to take requests."""
-        if not (kept := kept_for_resuming(context)):
+        memory = self.go_on_after_deferral(context)
+        if memory.document is None:
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: Airflow has lost which campaign this task waited with (XCom), so it "
                 "starts nothing. To begin anew, clear the task."
             )
-        self.go_on_with(kept)
-        return self.add_to_asset_events(context, self._begin(context, self._hook, kept).execute_again())
+        return self.add_to_asset_events(context, self._begin(context, self._hook, memory).execute_again())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
-        self.go_on_after(event)
-        return self.add_to_asset_events(context, self._begin(context, self._hook).resume(event))
+        started = self._begin_after_deferral(context)
+        self._hook.take_up(event.get("service"))
+        return self.add_to_asset_events(context, started.resume(event))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
         if was_ended_by_airflow(next_method, next_kwargs):
-            start = self._start_before_deferral(context)
-            return self.add_to_asset_events(context, self._begin(context, self._hook).resume_late(start))
+            return self.add_to_asset_events(context, self._begin_after_deferral(context).resume_late())
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
@@ -220,37 +217,29 @@ class StartCampaignOperator(CampaignTask):
         if self._running is not None:
             self._running.kill()
         elif (context := _context_of_resumed_task_on_airflow_2()) is not None:
-            kept = kept_for_resuming(context)
-            # Without a start, it was deferred before it started anything.
-            if "start" in kept:
-                self.go_on_with(kept)
-                self._begin(context, self._hook).end_before_resuming(kept["start"])
+            memory = self.go_on_after_deferral(context)
+            if memory.document is not None:
+                self._begin(context, self._hook, memory).end_before_resuming()
 
-    def _begin(self, context: Context, hook: VoiceGenieHook, kept: Mapping[str, Any] | None = None) -> StartTask:
+    def _begin(self, context: Context, hook: VoiceGenieHook, memory: Memory) -> StartTask:
         from airflow_provider_voicegenie.start.options import StartOptions
         from airflow_provider_voicegenie.start.task import StartTask
 
         self.check_only = read_flag("check_only", self.check_only)
         options = StartOptions(**{name: getattr(self, name) for name in StartOptions._fields})
-        self._running = StartTask(hook, self.campaign_id, context, options, kept or {})
+        self._running = StartTask(hook, self.campaign_id, context, options, memory)
         if self.is_killed:
             self._running.kill()
         return self._running
 
-    def _start_before_deferral(self, context: Context) -> dict[str, Any]:
-        kept = kept_for_resuming(context)
-        if kept and "start" not in kept:
-            from airflow_provider_voicegenie.start.task import out_of_time_before_start
-
-            raise out_of_time_before_start(self.campaign_id)
-        if not kept:
+    def _begin_after_deferral(self, context: Context) -> StartTask:
+        memory = self.go_on_after_deferral(context)
+        if memory.document is None:
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: Airflow has lost what this task knew of its start (XCom). Look at the "
                 "campaign in the VoiceGenie dashboard, and pause it if it must not go on."
             )
-        self.go_on_with(kept)
-        start: dict[str, Any] = kept["start"]
-        return start
+        return self._begin(context, self._hook, memory)
 
 
 def _refuse_limits_of_a_wait(**limits: object) -> None:
@@ -347,26 +336,27 @@ class PauseCampaignOperator(CampaignTask):
         """Pause the campaign, keep it so if asked to, and return the XCom value described in the class docstring."""
         from airflow_provider_voicegenie.api.models import CampaignStatus
 
-        if (kept := self.kept_for_later(context)) is not None:
-            self.go_on_with(kept)
-        until: float | None = (kept or {}).get("until") if self.keep_paused_for else None
+        memory = Memory(context)
+        if (remembered := memory.read()) is not None:
+            self.go_on_with(remembered)
+        until: float | None = (remembered or {}).get("until") if self.keep_paused_for else None
         if until is not None and until <= time.time():
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: the time for which an earlier try kept it paused is over, so this try "
                 "sends nothing. Look at it in the VoiceGenie dashboard; to pause it again, clear this task."
             )
-        result = self._pause(context, is_kept=kept is not None)
+        result = self._pause(context, memory)
         if self.keep_paused_for is None:
             return self.add_to_asset_events(context, result)
         result["paused_again"] = 0
         if CampaignStatus(result["status"]).has_ended:
             return self.add_to_asset_events(context, result)
         until = until or time.time() + self.keep_paused_for
-        self.keep_for_later(context, until=until)
+        self.remember(memory, until=until)
         end = datetime.fromtimestamp(until, UTC)
         log.info("Campaign %r is kept paused until %s.", self.campaign_id, f"{end:%Y-%m-%d %H:%M:%S} UTC")
         if self.deferrable:
-            self._defer(context, result, until)
+            self._defer(context, memory, result, until)
         return self.add_to_asset_events(context, self._end(result, self._keep_paused(until)))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -374,9 +364,15 @@ class PauseCampaignOperator(CampaignTask):
         from airflow_provider_voicegenie.waiting.wait import wait_on
         from airflow_provider_voicegenie.waiting.watch import End
 
-        self.go_on_after(event)
+        memory = self.go_on_after_deferral(context)
+        if memory.document is None:
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r}: Airflow has lost which campaign this task kept paused (XCom). Look at "
+                "it in the VoiceGenie dashboard."
+            )
+        self._hook.take_up(event.get("service"))
         end = wait_on(self._hook, self._watch(), End.from_json(event), check=self._check_killed)
-        return self.add_to_asset_events(context, self._end(event["deferred"]["kept"]["paused"], end))
+        return self.add_to_asset_events(context, self._end(memory.document["wait"], end))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral, or say that no triggerer has kept the campaign paused."""
@@ -387,27 +383,27 @@ class PauseCampaignOperator(CampaignTask):
             )
         return super().resume_execution(next_method, next_kwargs, context)
 
-    def _pause(self, context: Context, *, is_kept: bool) -> dict[str, Any]:
+    def _pause(self, context: Context, memory: Memory) -> dict[str, Any]:
         from airflow_provider_voicegenie.api.endpoints import check_campaign_id
         from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
 
-        hook = self._hook
+        hook, is_later_try = self._hook, memory.document is not None
         try:
             check_campaign_id(self.campaign_id)
             hook.get_conn()
-            if not is_kept:
-                self.keep_for_later(context)
+            if not is_later_try:
+                self.remember(memory)
             try:
                 self._check_killed()
                 paused = hook.pause_campaign(self.campaign_id, on_sending=self._check_killed)
             except VoiceGenieRetryException:
-                if not is_kept:
-                    self.forget_for_later(context)
+                if not is_later_try:
+                    memory.clear()
                 raise
             except VoiceGenieError as error:
                 if not (error.may_have_taken_effect or isinstance(error, CampaignNotRunningError)):
-                    if not is_kept:
-                        self.forget_for_later(context)
+                    if not is_later_try:
+                        memory.clear()
                     raise
                 log.info("%s Looking at the campaign.", error)
                 return self._find_out(hook.get_campaign(self.campaign_id), error)
@@ -465,16 +461,17 @@ class PauseCampaignOperator(CampaignTask):
         end = wait_here(self._hook, watch, poll_interval=self.poll_interval, deadline=until, check=self._check_killed)
         return end or watch.time_is_up(time.time(), EndReason.TIMEOUT)
 
-    def _defer(self, context: Context, result: dict[str, Any], until: float) -> NoReturn:
+    def _defer(self, context: Context, memory: Memory, result: dict[str, Any], until: float) -> NoReturn:
         from airflow_provider_voicegenie.triggers.wait import defer
         from airflow_provider_voicegenie.waiting.pausing import PauseWatch
 
         defer(
             context,
+            memory,
             PauseWatch,
             rules=self.outcome_rules,
             execution_timeout=self.execution_timeout,
-            kept={"paused": result},
+            copied={"wait": result},
             **self.facts(),
             arguments={},
             poll_interval=self.poll_interval,

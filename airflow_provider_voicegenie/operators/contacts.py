@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
+from airflow_provider_voicegenie.memory import Memory
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
 from airflow_provider_voicegenie.rules.file_formats import check_literal_path, is_path, is_path_template
 from airflow_provider_voicegenie.rules.outcomes import (
@@ -225,8 +226,9 @@ class UploadContactsOperator(CampaignTask):
         from airflow_provider_voicegenie.start.guards import RunFacts, check_backfill
         from airflow_provider_voicegenie.transfers.contacts import ContactUpload
 
-        if (kept := self.kept_for_later(context)) is not None:
-            self._check_same_campaign(kept)
+        memory = Memory(context)
+        if (remembered := memory.read()) is not None:
+            self._check_same_campaign(remembered)
         if not self.upload_in_backfill:
             finding = check_backfill(RunFacts.of(context), "upload nothing", "upload_in_backfill")
             if finding is not None:
@@ -237,7 +239,7 @@ class UploadContactsOperator(CampaignTask):
             hook.get_conn()
             if not self.is_killed:
                 self.keep_link(context, hook)
-            result = ContactUpload(self, context, hook).run(kept)
+            result = ContactUpload(self, context, hook, memory).run()
         except VoiceGenieError as error:
             apply_outcome(self.outcome_rules, Finding.of(error), self.campaign_id)
             raise
@@ -245,12 +247,12 @@ class UploadContactsOperator(CampaignTask):
             self.note_end_by_user(context)
         return self.add_to_asset_events(context, result)
 
-    def _check_same_campaign(self, kept: Mapping[str, Any]) -> None:
+    def _check_same_campaign(self, before: Mapping[str, Any]) -> None:
         """Refuse to go on with another campaign: the contacts that are rendered now may be meant for that one."""
         for name, now in self.facts().items():
-            if kept[name] != now:
+            if before[name] != now:
                 raise AirflowFailException(
-                    f"An earlier try of this task uploaded to campaign {kept['campaign_id']!r:.80}, and the template "
-                    f"of {name} now gives {now!r:.80} instead of {kept[name]!r:.80}. Nothing was sent. To upload to "
+                    f"An earlier try of this task uploaded to campaign {before['campaign_id']!r:.80}, and the template "
+                    f"of {name} now gives {now!r:.80} instead of {before[name]!r:.80}. Nothing was sent. To upload to "
                     "another campaign, clear the task."
                 )

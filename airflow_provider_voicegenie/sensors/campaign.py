@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
     AirflowSkipException,
     AirflowTaskTimeout,
     BaseSensorOperator,
@@ -19,6 +20,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
+from airflow_provider_voicegenie.memory import Memory
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, with_one_open
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
@@ -43,7 +45,6 @@ from airflow_provider_voicegenie.rules.prerequisites import (
 from airflow_provider_voicegenie.waiting.deferral import (
     default_deferrable,
     execution_deadline,
-    kept_for_resuming,
     was_ended_by_airflow,
 )
 
@@ -91,9 +92,8 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
     _watch: Watch | None = None
     #: What an earlier process of this task knew of the counters.
     _seen: Mapping[str, Any] | None = None
-    #: Whether this process has taken up what earlier ones kept, and whether it has kept its own.
-    _has_begun = False
-    _is_kept = False
+    #: What the task remembers, once this process has read it.
+    _memory: Memory | None = None
 
     def __init__(
         self,
@@ -117,48 +117,56 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
         from airflow_provider_voicegenie.waiting.killing import was_ended_by_user
         from airflow_provider_voicegenie.waiting.wait import wait_here
 
-        if not self._has_begun:
-            self._has_begun = True
-            if (kept := self.kept_for_later(context)) is not None:
-                self.go_on_with(kept)
-                # A retry counts from its own begin.
-                self._seen = kept.get("seen") if kept.get("try_number") == _try_number(context) else None
-                self._is_kept = True
+        memory = self._remembered(context)
         if self.is_killed and was_ended_by_user(context):
             raise VoiceGenieRetryException(f"Campaign {self.campaign_id!r}: the task was ended from outside.")
         watch = self._watch_of(context)
         # One poll, as the deadline has passed, and what the watch wants at once after it.
         end = wait_here(
-            self._hook, watch, deadline=0.0, max_attempts=None, after_read=lambda: self._keep(context, watch)
+            self._hook, watch, deadline=0.0, max_attempts=None, after_read=lambda: self._keep(context, memory, watch)
         )
         if not self._has_link:
             self._has_link = True
             self.keep_link(context, self._hook)
         outcome = PokeReturnValue(False) if end is None else self._apply(end)
         if self.deferrable and not outcome.is_done:
-            self._defer(context, time.time() + self.timeout)
+            self._defer(context, memory, time.time() + self.timeout)
         return outcome
+
+    def _remembered(self, context: Context) -> Memory:
+        if self._memory is None:
+            self._memory = Memory(context)
+            if (document := self._memory.read()) is not None:
+                self.go_on_with(document)
+                # A retry counts from its own begin.
+                self._seen = document.get("seen") if document.get("try_number") == _try_number(context) else None
+        return self._memory
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after the wait in the triggerer."""
         from airflow_provider_voicegenie.waiting.wait import wait_on
         from airflow_provider_voicegenie.waiting.watch import End
 
-        deferred = event["deferred"]
-        self.go_on_after(event)
-        self._seen = deferred["kept"].get("seen")
+        memory = self.go_on_after_deferral(context)
+        if memory.document is None:
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r}: Airflow has lost which campaign this task waited for (XCom). To wait "
+                "again, clear the task."
+            )
+        wait = memory.document["wait"]
+        self._seen = wait["seen"]
+        self._hook.take_up(event.get("service"))
         outcome = self._apply(wait_on(self._hook, self._watch_of(context), End.from_json(event)))
         if not outcome.is_done:
-            self._defer(context, deferred["deadline"])
+            self._defer(context, memory, wait["deadline"])
         return outcome.xcom_value
 
     def execute_late(self, context: Context) -> Any:
         """Poll once more, after Airflow ended the deferral as no triggerer did in time."""
         from airflow_provider_voicegenie.waiting.wait import wait_late
 
-        if kept := kept_for_resuming(context):
-            self.go_on_with(kept)
-            self._seen = kept.get("seen")
+        if (document := self.go_on_after_deferral(context).document) is not None:
+            self._seen = document["wait"]["seen"]
         watch = self._watch_of(context)
         end = wait_late(self._hook, watch, context, self.execution_timeout, max_attempts=None)
         return self._apply(end).xcom_value
@@ -187,29 +195,29 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
             raise
         return PokeReturnValue(False) if outcome is Outcome.WAIT else PokeReturnValue(True, self._xcom(end))
 
-    def _defer(self, context: Context, deadline: float) -> NoReturn:
+    def _defer(self, context: Context, memory: Memory, deadline: float) -> NoReturn:
         from airflow_provider_voicegenie.triggers.wait import defer
 
         seen = self._watch_of(context).seen()
         defer(
             context,
+            memory,
             self._watch_class(),
             rules=self.outcome_rules,
             execution_timeout=self.execution_timeout,
-            kept={"seen": seen},
+            copied={"wait": {"seen": seen, "deadline": deadline}},
             **self.facts(),
             arguments=self._watch_arguments(context, seen, are_stored=True),
             poll_interval=max(self.poke_interval, _SHORTEST_INTERVAL),
             deadline=deadline,
         )
 
-    def _keep(self, context: Context, watch: Watch) -> None:
-        """Keep, once the campaign was read, that it is what the task is about; and what was seen of it."""
+    def _keep(self, context: Context, memory: Memory, watch: Watch) -> None:
+        """Remember, once the campaign was read, that it is what the task is about; and what was seen of it."""
         # A rescheduled sensor forgets what it has seen.
         seen = watch.seen() if self.reschedule and self.stall_timeout is not None else None
-        if watch.has_read and (seen is not None or not self._is_kept):
-            self._is_kept = True
-            self.keep_for_later(context, seen=seen, try_number=_try_number(context))
+        if watch.has_read and (seen is not None or memory.document is None):
+            self.remember(memory, seen=seen, try_number=_try_number(context))
 
     def _watch_of(self, context: Context) -> Watch:
         if self._watch is None:

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_voicegenie.api.errors import NotFoundError, RateLimitError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, read_time, write_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.memory import Memory
 from airflow_provider_voicegenie.metrics import count_start
 from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, next_opening
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, apply_outcome
@@ -35,9 +36,8 @@ from airflow_provider_voicegenie.start.guards import (
     describe_start,
 )
 from airflow_provider_voicegenie.start.options import StartOptions
-from airflow_provider_voicegenie.start.record import Start, StartPhase, StartRecord, StartRecords
+from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase, StartRecord
 from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
-from airflow_provider_voicegenie.waiting.generation import Generation
 from airflow_provider_voicegenie.waiting.killing import (
     KillSwitch,
     PauseResult,
@@ -113,6 +113,7 @@ class StartOnce:
     :param campaign_id: The campaign.
     :param context: The task's context.
     :param options: What the author wants.
+    :param memory: What the task remembers.
     :param kill: Whether Airflow has ended the task.
     :param refusals: The requests of this try that the service has refused so far.
     """
@@ -123,6 +124,7 @@ class StartOnce:
         campaign_id: str,
         context: Mapping[str, Any],
         options: StartOptions,
+        memory: Memory,
         kill: KillSwitch,
         refusals: Refusals,
     ) -> None:
@@ -132,7 +134,7 @@ class StartOnce:
         self._options = options
         self._kill = kill
         self._refusals = refusals
-        self._records = StartRecords(context, campaign_id, hook.voicegenie_conn_id)
+        self._own = OwnStart(memory, campaign_id, hook.voicegenie_conn_id)
         #: Whether a start of this task is in effect, or may be.
         self.may_be_in_effect = False
         #: Whether it is surely in effect.
@@ -156,30 +158,26 @@ class StartOnce:
 
     def resume(self, start: Start) -> None:
         """
-        Go on with a start that was made before a deferral.
+        Go on with a start that was made before a deferral, of which the memory has the record.
 
         :param start: The start.
         """
         self.may_be_in_effect = self._is_confirmed = start.is_paused_on_kill
-        self._records.take_up(start.record)
+        self._own.record = StartRecord.of_document(self._own.memory.document)
         if start.started_by_task and self._is_heard_by_triggerer:
-            self._records.set_phase(StartPhase.STARTED, must_pause_on_kill=False)
+            self._own.set_phase(StartPhase.STARTED, must_pause_on_kill=False)
 
-    def before_deferral(self, start: Start) -> Start:
+    def before_deferral(self, start: Start) -> dict[str, Any]:
         """
         Record, if that is not done yet, that whoever ends the deferred task wants the campaign paused.
 
         :param start: The start.
-        :returns: The start, with what Airflow keeps of it.
+        :returns: What the resumed task has to know.
         """
-        if start.started_by_task and self._is_heard_by_triggerer and self._records.owed is None:
-            self._records.set_phase(StartPhase.STARTED, must_pause_on_kill=True)
-        return start._replace(record=self._records.known())
-
-    @property
-    def generation(self) -> Generation:
-        """The generation of the task instance that this try belongs to."""
-        return self._records.generation
+        if start.started_by_task and self._is_heard_by_triggerer and self._own.owed is None:
+            self._own.set_phase(StartPhase.STARTED, must_pause_on_kill=True)
+        record = self._own.record
+        return {"start": None if record is None else record.to_document()["start"], "wait": start._asdict()}
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -209,11 +207,11 @@ class StartOnce:
         )
         # A start that may still take effect stays on record as sent: the next try looks for it.
         if stop is not PauseResult.FAILED or self._is_confirmed:
-            self._records.set_phase(phase, must_pause_on_kill=stop is not PauseResult.STOPPED)
+            self._own.set_phase(phase, must_pause_on_kill=stop is not PauseResult.STOPPED)
 
     def recognize_earlier_start(self) -> None:
         """Ask the service whether a killed task's earlier try started the campaign, if Airflow keeps nothing of it."""
-        if self._options.check_only or self.may_be_in_effect or self._records.tell_all or self._records.is_first_try:
+        if self._options.check_only or self.may_be_in_effect or self._own.tell_all or self._own.memory.is_first_try:
             return
         try:
             campaign = self.hook.get_campaign(self.campaign_id)
@@ -361,7 +359,7 @@ class StartOnce:
         """Record a start that is about to be sent; and that it has no effect, if it is known to have none."""
         self._is_sent = False
         try:
-            self._records.add(before, sent_at)
+            self._own.add(before, sent_at)
             if (task_instance := self._context.get("ti")) is not None:
                 # Before the start: a task that pauses the campaign after a failure needs it.
                 task_instance.xcom_push(key="campaign_id", value=self.campaign_id)
@@ -373,7 +371,7 @@ class StartOnce:
             is_refused = isinstance(error, VoiceGenieError) and not error.may_have_taken_effect
             if is_refused or not self._is_sent:
                 self.may_be_in_effect = self._owes_pause
-                self._records.set_phase(StartPhase.CLOSED)
+                self._own.set_phase(StartPhase.CLOSED)
             raise
 
     def _send(self, before: Campaign, sent_at: datetime) -> Start:
@@ -388,9 +386,7 @@ class StartOnce:
             ambiguous = error
         else:
             self._is_confirmed = True
-            self._records.set_phase(
-                StartPhase.STARTED, started.started_at, must_pause_on_kill=self._is_heard_by_triggerer
-            )
+            self._own.set_phase(StartPhase.STARTED, started.started_at, must_pause_on_kill=self._is_heard_by_triggerer)
             count_start(was_ambiguous=False)
             if not started.status.is_running:
                 log.warning(
@@ -454,7 +450,7 @@ class StartOnce:
     @property
     def _owes_pause(self) -> bool:
         """Whether an earlier end of this task left the campaign so that it may go on."""
-        owed = self._records.owed
+        owed = self._own.owed
         return owed is not None and owed.is_about(self.campaign_id, self.hook.voicegenie_conn_id)
 
     def _campaign_before(self) -> Campaign:
@@ -467,7 +463,7 @@ class StartOnce:
     @property
     def _may_be_paused_late(self) -> bool:
         options = self._options
-        return options.wait_for_completion and options.pause_on_kill and self._records.awaits_pause
+        return options.wait_for_completion and options.pause_on_kill and self._own.awaits_pause
 
     def _await_pause(self, hook: VoiceGenieHook, campaign: Campaign) -> Campaign:
         """Wait until a campaign that runs is paused, for as long as that may take; return it as it is then."""
@@ -480,13 +476,13 @@ class StartOnce:
 
     def _await_pause_of_another(self) -> None:
         """Wait for the pause of the campaign that this task started before a user cleared it, if it was another."""
-        cleared = self._records.cleared
+        cleared = self._own.cleared
         if cleared is None or not self._may_be_paused_late:
             return
         if cleared.is_about(self.campaign_id, self.hook.voicegenie_conn_id):
             return
         # Nobody pauses the campaign that comes now.
-        self._records.cleared, self._records.awaits_pause = None, False
+        self._own.cleared, self._own.awaits_pause = None, False
         hook = VoiceGenieHook(cleared.voicegenie_conn_id)
         try:
             hook.get_conn()
@@ -539,7 +535,7 @@ class StartOnce:
         log.info("Campaign %r: %s (%s).", self.campaign_id, took_effect.value, seen)
         if took_effect is TookEffect.YES:
             self._is_confirmed = True
-            self._records.set_phase(StartPhase.STARTED, started_at, must_pause_on_kill=self._is_heard_by_triggerer)
+            self._own.set_phase(StartPhase.STARTED, started_at, must_pause_on_kill=self._is_heard_by_triggerer)
             count_start(was_ambiguous=True)
             self._log_start(before, looks[-1].status)
             return Start.by_task(looks[-1].status, started_at, self._doubt_pauses(before))
@@ -626,8 +622,8 @@ class StartOnce:
 
     def _take_over(self) -> Start | None:
         """Return the start that an earlier try of this task made, if one did."""
-        record = self._records.recall()
-        owed = self._records.owed
+        record = self._own.recall()
+        owed = self._own.owed
         if (known := record or owed) is not None and self._kill.pulled:
             # The end of a task is about the campaign that it started, even if its templates give another one by now.
             self.campaign_id, self.hook = known.campaign_id, VoiceGenieHook(known.voicegenie_conn_id)
@@ -639,7 +635,7 @@ class StartOnce:
             self.may_be_in_effect = self._is_confirmed = True
         self._kill.check()
         if record is None:
-            if self._records.tell_all or self._records.is_first_try:
+            if self._own.tell_all or self._own.memory.is_first_try:
                 return None
             return self._take_over_by_evidence()
         if record.phase is StartPhase.TIMED_OUT:

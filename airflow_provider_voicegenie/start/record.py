@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The start that a task instance made, kept across its tries: Airflow's task state store, on Airflow 3.3 and later.
+The start that a task instance made, as its memory has it.
 
-A try records its start before it sends it. A *generation* begins when a task instance is created or cleared; a campaign
-is started at most once in each.
+A try records its start before it sends it. A campaign is started at most once in each generation.
 """
 
 from __future__ import annotations
@@ -15,12 +14,9 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time, write_time
-from airflow_provider_voicegenie.waiting.deferral import was_ended_by_user_before
-from airflow_provider_voicegenie.waiting.generation import Generation, is_first_try, was_cleared
+from airflow_provider_voicegenie.memory import Generation, Memory
 
 log = logging.getLogger(__name__)
-
-_KEY = "voicegenie_start"
 
 
 class StartPhase(StrEnum):
@@ -47,7 +43,6 @@ class Start(NamedTuple):
         ``failed``), and from when on it is not shown as it was before the start (``pauses_count_from``).
     :param must_pause_on_kill: Whether the campaign is to be paused if the task is ended: an earlier try was told to
         pause the campaign, and may have failed.
-    :param record: What Airflow keeps of it across tries, so that a resumed task need not ask.
     """
 
     status: str
@@ -55,7 +50,6 @@ class Start(NamedTuple):
     started_by_task: bool = False
     seen: Mapping[str, Any] | None = None
     must_pause_on_kill: bool = False
-    record: Mapping[str, Any] | None = None
 
     @property
     def is_paused_on_kill(self) -> bool:
@@ -68,10 +62,6 @@ class Start(NamedTuple):
     ) -> Start:
         """Return a start that this task made."""
         return cls(status.value, write_time(started_at), True, seen or None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON."""
-        return self._asdict()
 
 
 class StartRecord(NamedTuple):
@@ -137,40 +127,45 @@ class StartRecord(NamedTuple):
             updated_at=read_time(self.before["updated_at"]),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON."""
-        return {**self._asdict(), "phase": self.phase.value, "generation": list(self.generation)}
+    def to_document(self) -> dict[str, Any]:
+        """Return what a memory's document has of it, as plain JSON."""
+        start = {"phase": self.phase.value, **{name: getattr(self, name) for name in _OF_THE_START}}
+        about = {"campaign_id": self.campaign_id, "voicegenie_conn_id": self.voicegenie_conn_id}
+        return {**about, "generation": list(self.generation), "start": start}
 
     @classmethod
-    def from_json(cls, data: object) -> StartRecord | None:
-        """Read what :meth:`to_json` wrote; ``None`` for anything else."""
+    def of_document(cls, document: Mapping[str, Any] | None) -> StartRecord | None:
+        """Read what :meth:`to_document` wrote; ``None`` for anything else."""
         try:
-            record = cls(**data)  # type: ignore[arg-type]
-            record = record._replace(phase=StartPhase(record.phase), generation=Generation(*record.generation))
+            start = dict(document["start"])  # type: ignore[index]
+            phase, generation = StartPhase(start.pop("phase")), Generation(*document["generation"])  # type: ignore[index]
+            about = document["campaign_id"], document["voicegenie_conn_id"]  # type: ignore[index]
+            record = cls(*about, phase, generation, **start)
             record.campaign_before()
         except (TypeError, ValueError, KeyError, AttributeError):
             return None
         return record
 
 
-class StartRecords:
+#: What of a record a memory's document has as ``start``, besides the phase.
+_OF_THE_START = ("sent_at", "started_at", "before", "must_pause_on_kill")
+
+
+class OwnStart:
     """
     The start that one task instance made.
 
-    :param context: The task's context.
+    :param memory: What the task remembers.
     :param campaign_id: The campaign that this try is about.
     :param voicegenie_conn_id: Its connection.
     """
 
-    def __init__(self, context: Mapping[str, Any], campaign_id: str, voicegenie_conn_id: str) -> None:
-        self._store = context.get("task_state_store")
+    def __init__(self, memory: Memory, campaign_id: str, voicegenie_conn_id: str) -> None:
+        self.memory = memory
         self._campaign_id = campaign_id
         self._voicegenie_conn_id = voicegenie_conn_id
-        self._task_instance = context.get("ti")
-        self._was_ended_by_user = was_ended_by_user_before(context)
-        self._record: StartRecord | None = None
-        #: The generation of this try.
-        self.generation = Generation.of(context)
+        #: The start of this generation, as far as this process knows it.
+        self.record: StartRecord | None = None
         #: The start of an earlier end of this task, whose campaign may go on; known after :meth:`recall`.
         self.owed: StartRecord | None = None
         # Whether Airflow keeps a record that this version cannot read; known after :meth:`recall`.
@@ -184,64 +179,37 @@ class StartRecords:
     @property
     def tell_all(self) -> bool:
         """Whether Airflow keeps records, and they can be read: without one, no start was sent."""
-        return self._store is not None and not self._is_unreadable
-
-    @property
-    def is_first_try(self) -> bool:
-        """Whether no try came before this one since the task was created, or last cleared by a user."""
-        return is_first_try(self._task_instance) or self._was_ended_by_user
+        return self.memory.is_kept and not self._is_unreadable
 
     def recall(self) -> StartRecord | None:
         """Return the start that an earlier try of this generation made, if there is one; of whichever campaign."""
-        self._record = self.owed = self.cleared = None
-        if self._store is None:
-            return None
-        kept = self._store.get(_KEY)
-        record = StartRecord.from_json(kept)
-        self._is_unreadable = record is None and kept is not None
+        self.record = self.owed = self.cleared = None
+        memory = self.memory
+        document = memory.read() or memory.cleared
+        record = StartRecord.of_document(document)
+        self._is_unreadable = record is None and (memory.is_unreadable or document is not None)
         if record is None:
             # Airflow 3.4 deletes the record when a user clears the task.
-            self.awaits_pause = self.is_first_try and self.generation.try_number > 1
+            self.awaits_pause = memory.is_kept and memory.is_first_try and memory.generation.try_number > 1
             return None
         self.owed = record if record.must_pause_on_kill else None
-        is_cleared = was_cleared(
-            record.generation,
-            self.generation,
-            is_first_try=is_first_try(self._task_instance),
-            was_ended_by_user=self._was_ended_by_user,
-        )
-        if not is_cleared:
-            self.generation = record.generation
-            self._record = None if record.phase is StartPhase.CLOSED else record
+        if memory.cleared is None:
+            self.record = None if record.phase is StartPhase.CLOSED else record
         elif record.phase in (StartPhase.SENT, StartPhase.STARTED):
             self.awaits_pause, self.cleared = True, record
             self._close(record)
-        return self._record
+        return self.record
 
     def _close(self, record: StartRecord) -> None:
         """Close the start of an earlier generation: a later process of this try may not see the signs of the clear."""
         try:
-            self._keep(record.in_phase(StartPhase.CLOSED)._replace(generation=self.generation))
+            self._keep(record.in_phase(StartPhase.CLOSED)._replace(generation=self.memory.generation))
         except Exception:
             log.warning(
                 "Campaign %r: Airflow could not record that a user has cleared this task.",
                 record.campaign_id,
                 exc_info=True,
             )
-
-    def known(self) -> dict[str, Any] | None:
-        """Return what Airflow keeps of the start, as plain JSON, as far as this process knows it."""
-        return None if self._store is None or self._record is None else self._record.to_json()
-
-    def take_up(self, known: Mapping[str, Any] | None) -> None:
-        """
-        Go on with what another process of this try knew.
-
-        :param known: What :meth:`known` returned there.
-        """
-        self._record = StartRecord.from_json(known)
-        if self._record is not None:
-            self.generation = self._record.generation
 
     def add(self, before: Campaign, sent_at: datetime) -> None:
         """
@@ -251,10 +219,10 @@ class StartRecords:
         :param sent_at: The time by the service's clock.
         :raises Exception: It could not be recorded; the start must not be sent then.
         """
-        record = StartRecord.of(before, self._campaign_id, self._voicegenie_conn_id, self.generation, sent_at)
-        still_owed = self.owed is not None and self.owed.is_about(self._campaign_id, self._voicegenie_conn_id)
-        self._record = record._replace(must_pause_on_kill=still_owed)
-        self._keep(self._record)
+        about = self._campaign_id, self._voicegenie_conn_id
+        record = StartRecord.of(before, *about, self.memory.generation, sent_at)
+        self.record = record._replace(must_pause_on_kill=self.owed is not None and self.owed.is_about(*about))
+        self._keep(self.record)
 
     def set_phase(
         self, phase: StartPhase, started_at: datetime | None = None, *, must_pause_on_kill: bool | None = None
@@ -268,11 +236,11 @@ class StartRecords:
             changed.
         """
         try:
-            record = self._record or self.recall() or self.owed
+            record = self.record or self.recall() or self.owed
             if record is not None:
-                self._record = record.in_phase(phase, started_at, must_pause_on_kill)
-                self.owed = self._record if self._record.must_pause_on_kill else None
-                self._keep(self._record)
+                self.record = record.in_phase(phase, started_at, must_pause_on_kill)
+                self.owed = self.record if self.record.must_pause_on_kill else None
+                self._keep(self.record)
         except Exception:
             # The task instance that a user has cleared is gone, and with it what its start would mean to the next try.
             expected = phase is StartPhase.CLOSED
@@ -285,5 +253,4 @@ class StartRecords:
             )
 
     def _keep(self, record: StartRecord) -> None:
-        if self._store is not None:
-            self._store.set(_KEY, record.to_json())
+        self.memory.write(**record.to_document())

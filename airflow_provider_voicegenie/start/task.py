@@ -24,6 +24,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import CampaignStatus, read_time
+from airflow_provider_voicegenie.memory import Memory, note_end_by_user
 from airflow_provider_voicegenie.metrics import time_end
 from airflow_provider_voicegenie.rules.outcomes import (
     Finding,
@@ -34,7 +35,7 @@ from airflow_provider_voicegenie.start.once import NotYet, StartOnce
 from airflow_provider_voicegenie.start.record import Start, StartPhase
 from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-from airflow_provider_voicegenie.waiting.deferral import execution_deadline, keep_for_resuming, note_end_by_user
+from airflow_provider_voicegenie.waiting.deferral import execution_deadline
 from airflow_provider_voicegenie.waiting.final_statistics import describe_result
 from airflow_provider_voicegenie.waiting.killing import KillSwitch, TaskKilled, was_ended_by_user
 from airflow_provider_voicegenie.waiting.wait import apply_end, wait_here, wait_late, wait_on
@@ -60,7 +61,7 @@ class StartTask:
     :param campaign_id: The campaign.
     :param context: The task's context.
     :param options: What the author wants.
-    :param kept: What the task kept before a deferral.
+    :param memory: What the task remembers.
     """
 
     def __init__(
@@ -69,14 +70,15 @@ class StartTask:
         campaign_id: str,
         context: Context,
         options: StartOptions,
-        kept: Mapping[str, Any],
+        memory: Memory,
     ) -> None:
         self._campaign_id = campaign_id
         self._context = context
         self._options = options
+        self._memory = memory
         self._kill = KillSwitch()
-        refusals = Refusals(*kept.get("refusals", ()))
-        self._once = StartOnce(hook, campaign_id, context, options, self._kill, refusals)
+        refusals = Refusals(*self._wait_before.get("refusals", ()))
+        self._once = StartOnce(hook, campaign_id, context, options, memory, self._kill, refusals)
 
     def execute(self) -> dict[str, Any]:
         """Start the campaign, and wait for it if asked to."""
@@ -96,20 +98,28 @@ class StartTask:
         """Go on after the wait in the triggerer."""
         return self._guarded(lambda: self._resume(event))
 
-    def resume_late(self, start: Mapping[str, Any]) -> dict[str, Any]:
+    def resume_late(self) -> dict[str, Any]:
         """Go on after Airflow ended the deferral, as no triggerer did in time."""
-        return self._guarded(lambda: self._resume_late(Start(**start)))
+        return self._guarded(self._resume_late)
 
     def kill(self) -> None:
         """Take note, in a signal handler too, that Airflow ends the task."""
         self._kill.pull()
 
-    def end_before_resuming(self, start: Mapping[str, Any]) -> None:
+    def end_before_resuming(self) -> None:
         """Pause the campaign if Airflow 2 times out or kills a deferred task before it resumes it."""
+        if "status" not in self._wait_before:
+            # It was deferred before it started anything.
+            return
         is_out_of_time = isinstance(sys.exception(), AirflowTaskTimeout)
         if is_out_of_time or was_ended_by_user(self._context):
-            self._once.resume(Start(**start))
+            self._once.resume(self._start_before_deferral())
             self._once.stop_calls(StartPhase.TIMED_OUT if is_out_of_time else StartPhase.CLOSED)
+
+    @property
+    def _wait_before(self) -> Mapping[str, Any]:
+        """What the process before a deferral wrote down for this one."""
+        return (self._memory.document or {}).get("wait") or {}
 
     @property
     def _about(self) -> dict[str, str]:
@@ -149,7 +159,6 @@ class StartTask:
         self._check_execution_time()
 
     def _defer_before_start(self, not_yet: NotYet, ends: float) -> NoReturn:
-        kept = {**self._about, "generation": list(self._once.generation), "refusals": list(not_yet.refusals)}
         if not not_yet.is_refused:
             from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
 
@@ -167,7 +176,7 @@ class StartTask:
                 deadline=min(ends, not_yet.refusals.since + PATIENCE.total_seconds()),
             )
         # Not as arguments of the method, which `dag.test()` drops.
-        keep_for_resuming(self._context, kept)
+        self._memory.write_copy(**self._about, start=None, wait={"refusals": list(not_yet.refusals)})
         self._kill.check_with_airflow(self._context)
         raise TaskDeferred(trigger=trigger, method_name="execute_again")
 
@@ -175,7 +184,13 @@ class StartTask:
         """Airflow 3 does not count the time that a task is deferred."""
         deadline = execution_deadline(self._context, self._options.execution_timeout)
         if deadline is not None and time.time() >= deadline:
-            raise out_of_time_before_start(self._campaign_id)
+            raise self._out_of_time_before_start()
+
+    def _out_of_time_before_start(self) -> AirflowTaskTimeout:
+        return AirflowTaskTimeout(
+            f"Campaign {self._campaign_id!r}: execution_timeout was over before the campaign could be started; nothing "
+            "was started."
+        )
 
     # The wait.
 
@@ -205,13 +220,13 @@ class StartTask:
         from airflow_provider_voicegenie.triggers.wait import defer
 
         options = self._options
-        start = self._once.before_deferral(start)
         defer(
             self._context,
+            self._memory,
             CompletionWatch,
             rules=options.outcome_rules,
             execution_timeout=options.execution_timeout,
-            kept={"start": start.to_json()},
+            copied=self._once.before_deferral(start),
             # Airflow silently refuses to defer a task that a user has just marked.
             check=lambda: self._kill.check_with_airflow(self._context),
             **self._about,
@@ -219,12 +234,11 @@ class StartTask:
             poll_interval=options.poll_interval,
             deadline=deadline,
             pause_on_kill=options.pause_on_kill and start.is_paused_on_kill,
-            generation=list(self._once.generation),
             started_at=start.started_at,
         )
 
     def _resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        start, end = Start(**event["deferred"]["kept"]["start"]), End.from_json(event)
+        start, end = self._start_before_deferral(), End.from_json(event)
         self._once.resume(start)
         self._kill.check()
         watch = self._watch(start)
@@ -235,7 +249,10 @@ class StartTask:
             end = wait_on(self._once.hook, watch, end)
         return self._end(start, end)
 
-    def _resume_late(self, start: Start) -> dict[str, Any]:
+    def _resume_late(self) -> dict[str, Any]:
+        if "status" not in self._wait_before:
+            raise self._out_of_time_before_start()
+        start = self._start_before_deferral()
         self._once.resume(start)
         watch, timeout = self._watch(start), self._options.execution_timeout
         try:
@@ -246,6 +263,9 @@ class StartTask:
             apply_outcome(self._options.outcome_rules, Finding.of(error), self._campaign_id)
             raise
         return self._end(start, end)
+
+    def _start_before_deferral(self) -> Start:
+        return Start(**self._wait_before)
 
     def _end(self, start: Start, end: End) -> dict[str, Any]:
         result = end.result or {}
@@ -300,11 +320,3 @@ class StartTask:
             if not isinstance(error, TaskKilled):
                 raise
         raise VoiceGenieRetryException(f"Campaign {campaign_id!r}: the task was ended from outside{when}.")
-
-
-def out_of_time_before_start(campaign_id: str) -> AirflowTaskTimeout:
-    """Return what a task raises whose time is over before its start."""
-    return AirflowTaskTimeout(
-        f"Campaign {campaign_id!r}: execution_timeout was over before the campaign could be started; nothing was "
-        "started."
-    )

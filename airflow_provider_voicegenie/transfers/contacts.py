@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+    from airflow_provider_voicegenie.memory import Memory
     from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ class UploadTask(Protocol):
     def rows_or_path(self) -> Any:
         """What the task was given."""
 
-    def keep_for_later(self, context: Context, **more: Any) -> None:
-        """Keep something for later tries."""
+    def remember(self, memory: Memory, **more: Any) -> None:
+        """Remember something for later tries."""
 
 
 @dataclass
@@ -100,10 +101,12 @@ class ContactUpload:
     :param task: The operator.
     :param context: The task's context.
     :param hook: The task's hook.
+    :param memory: What an earlier try remembered, and this one will.
     """
 
-    def __init__(self, task: UploadTask, context: Context, hook: VoiceGenieHook) -> None:
+    def __init__(self, task: UploadTask, context: Context, hook: VoiceGenieHook, memory: Memory) -> None:
         self._task = task
+        self._memory = memory
         self._context = context
         self._hook = hook
         self._campaign_id = task.campaign_id
@@ -121,30 +124,30 @@ class ContactUpload:
         # Contacts that the service rejected as too large.
         self._too_large = 0
 
-    def run(self, kept: Mapping[str, Any] | None) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """
         Upload the contacts, and return what goes to XCom.
 
-        :param kept: What an earlier try has kept.
         :raises AirflowFailException: A condition fails the task, the rows cannot be read, or they are others than were
             checked.
         :raises VoiceGenieRetryException: The file cannot be read now.
         """
         with unchained():
             try:
-                return self._run(kept or {})
+                return self._run()
             except FileUnreadableError as error:
                 raise AirflowFailException(f"contacts: {error} {self._sent()}") from None
 
-    def _run(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+    def _run(self) -> dict[str, Any]:
         rejected = self._check_rows()
         if not self._rows:
             self._apply(Condition.NO_CONTACTS, "there are no rows, so there is nothing to upload")
         self._check_rejected(rejected, "nothing was sent")
-        if kept.get("fingerprint") == self._fingerprint:
+        before = self._memory.document or {}
+        if before.get("fingerprint") == self._fingerprint:
             # Ignore the progress of another version of this provider: the service skips the numbers that it has.
             with suppress(KeyError, TypeError):
-                self._progress = Progress(**kept["progress"])
+                self._progress = Progress(**before["progress"])
         self._look()
         progress = self._progress
         if progress.rows:
@@ -354,8 +357,7 @@ class ContactUpload:
             )
 
     def _keep(self) -> None:
-        kept = {"fingerprint": self._fingerprint, "progress": asdict(self._progress)}
-        self._task.keep_for_later(self._context, **kept)
+        self._task.remember(self._memory, fingerprint=self._fingerprint, progress=asdict(self._progress))
 
     def _check_rejected(self, rejected: int, done: str) -> None:
         if not self._limit.is_exceeded(rejected, self._rows):

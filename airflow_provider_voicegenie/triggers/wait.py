@@ -34,7 +34,6 @@ from airflow_provider_voicegenie.waiting.completion import STATISTICS_DELAY
 from airflow_provider_voicegenie.waiting.deferral import (
     deferral_timeout,
     execution_deadline,
-    keep_for_resuming,
     note_end_of_wait,
 )
 from airflow_provider_voicegenie.waiting.killing import (
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.endpoints import Request
     from airflow_provider_voicegenie.api.models import Campaign, PausedCampaign
     from airflow_provider_voicegenie.feed.feed import Subscription
+    from airflow_provider_voicegenie.memory import Memory
 
 #: Seconds in which a request that is read once must be answered here; otherwise, the task reads it.
 _PATIENCE = 5.0
@@ -86,7 +86,6 @@ class WaitTrigger(BaseTrigger):
     :param pause_on_kill: Whether to pause the campaign when a user ends the task.
     :param generation: The generation of the task that deferred: cleared, the task begins another one.
     :param started_at: When the service says that the task started the campaign, if it did, ISO 8601.
-    :param kept: What the task gets back with the event.
     """
 
     campaign_id: str
@@ -101,7 +100,6 @@ class WaitTrigger(BaseTrigger):
     pause_on_kill: bool = False
     generation: list[int] | None = None
     started_at: str | None = None
-    kept: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -146,10 +144,8 @@ class WaitTrigger(BaseTrigger):
         finally:
             if subscription is not None:
                 subscription.close()
-        # Airflow prints it into the task's log.
-        deferred = {name: getattr(self, name) for name in ("campaign_id", "voicegenie_conn_id", "deadline", "kept")}
-        event = {**end.to_json(), "service": service, "deferred": deferred}
-        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+        # Airflow prints it into the task's log. What the task has to know besides, its memory has.
+        yield TriggerEvent({**end.to_json(), "service": service})  # type: ignore[no-untyped-call]
 
     def _subscribe(self, watch: Watch) -> Subscription:
         """Join the feed of the connection; :meth:`run` leaves it."""
@@ -293,22 +289,24 @@ class WaitTrigger(BaseTrigger):
 
 def defer(
     context: Mapping[str, Any],
+    memory: Memory,
     watch: type[Watch],
     *,
     rules: OutcomeRules,
     execution_timeout: timedelta | None,
-    kept: Mapping[str, Any],
+    copied: Mapping[str, Any],
     check: Callable[[], None] | None = None,
     **arguments: Any,
 ) -> NoReturn:
     """
-    Defer a task until its wait is over. What it needs if Airflow itself ends the deferral is in XCom by then.
+    Defer a task until its wait is over. What it needs to go on is in XCom by then.
 
     :param context: The task's context.
+    :param memory: What the task remembers.
     :param watch: The class of its watch.
     :param rules: Its outcome rules.
     :param execution_timeout: Its ``execution_timeout``.
-    :param kept: What it gets back with the event, plain JSON.
+    :param copied: What the copy of the memory's document has besides, plain JSON.
     :param check: Called at last; raises what ends the task.
     :param arguments: Of the :class:`WaitTrigger`.
     """
@@ -317,11 +315,11 @@ def defer(
         kind=rules.kind.value,
         outcomes=rules.changes,
         execution_deadline=execution_deadline(context, execution_timeout),
-        kept=dict(kept),
+        generation=list(memory.generation),
         **arguments,
     )
-    facts = {name: getattr(trigger, name) for name in ("campaign_id", "voicegenie_conn_id", "generation")}
-    keep_for_resuming(context, {**facts, **kept})
+    about = {"campaign_id": trigger.campaign_id, "voicegenie_conn_id": trigger.voicegenie_conn_id}
+    memory.write_copy(**about, **copied)
     if check is not None:
         check()
     timeout = deferral_timeout(trigger.deadline, trigger.execution_deadline)

@@ -21,7 +21,8 @@ from enum import Enum
 from typing import Any
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus
-from airflow_provider_voicegenie.waiting.deferral import generation_of_deferral, is_wait_over
+from airflow_provider_voicegenie.memory import generation_of_deferral
+from airflow_provider_voicegenie.waiting.deferral import is_wait_over
 
 #: Airflow's own word for a task instance that is no longer part of a run; here also for one that was deleted.
 _REMOVED = "removed"

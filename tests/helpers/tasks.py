@@ -302,14 +302,14 @@ def kill_at(patch, step, operator, run, state="failed", *, tells=True):
     """Let Airflow end the task at one step; it may tell the task at once, or not before the task asks."""
     act, at = {
         "link": (TaskInstance, "xcom_push"),
-        "recall": (once.StartRecords, "recall"),
+        "recall": (once.OwnStart, "recall"),
         "run facts": (once.RunFacts, "of"),
         "get_conn": (VoiceGenieHook, "get_conn"),
         "get_campaign": (VoiceGenieHook, "get_campaign"),
-        "record": (once.StartRecords, "add"),
+        "record": (once.OwnStart, "add"),
         "campaign_id": (TaskInstance, "xcom_push"),
         "start": (VoiceGenieHook, "start_campaign"),
-        "phase": (once.StartRecords, "set_phase"),
+        "phase": (once.OwnStart, "set_phase"),
         "look": (once.StartOnce, "_look_for_start"),
         "deferral": (TaskInstance, "xcom_push"),
     }.get(step, (None, None))

@@ -36,9 +36,9 @@ def stop(step, campaign_id):
 
 class Stopping(StartCampaignOperator):
     def execute(self, context):
-        from airflow_provider_voicegenie.start.record import StartRecords
+        from airflow_provider_voicegenie.start.record import OwnStart
 
-        add, set_phase, campaign_id = StartRecords.add, StartRecords.set_phase, self.campaign_id
+        add, set_phase, campaign_id = OwnStart.add, OwnStart.set_phase, self.campaign_id
 
         def slow_add(records, *arguments):
             stop("before_record", campaign_id)
@@ -50,7 +50,7 @@ class Stopping(StartCampaignOperator):
             set_phase(records, *arguments, **more)
             stop("after_phase", campaign_id)
 
-        StartRecords.add, StartRecords.set_phase = slow_add, slow_set_phase
+        OwnStart.add, OwnStart.set_phase = slow_add, slow_set_phase
         result = super().execute(context)
         stop("before_xcom", campaign_id)
         return result
@@ -122,7 +122,7 @@ def test_a_task_that_is_killed_at_any_step_starts_its_campaign_once(airflow, voi
         endings = {step: wait_for(f"the end of {step}", lambda step=step: ended(step)) for step in STEPS}
     starts = {step: voicegenie_sandbox.start_count(step) for step in STEPS}
     assert voicegenie_sandbox.request_count("pause") == 0
-    assert (b"voicegenie_start" in airflow.everything_kept()) == HAS_TASK_STATE_STORE
+    assert (b"voicegenie_task" in airflow.everything_kept()) == HAS_TASK_STATE_STORE
     if not RETRIES_KILLED_TASKS:
         assert {state for state, _ in endings.values()} == {"failed"}
         assert starts == {step: int(step not in ("before_record", "after_record", "sent")) for step in STEPS}

@@ -65,13 +65,16 @@ def test_a_kill_at_night_warns_and_the_next_one_does_not_forget(sandbox, caplog)
     operator = Starting()(deferrable=False)
     end_in_wait(sandbox, operator, context(store), change(sandbox, "long", status="paused"))
     assert MAY_GO_ON in caplog.text
-    assert (store["voicegenie_start"]["phase"], store["voicegenie_start"]["must_pause_on_kill"]) == ("closed", True)
+    assert (store["voicegenie_task"]["start"]["phase"], store["voicegenie_task"]["start"]["must_pause_on_kill"]) == (
+        "closed",
+        True,
+    )
     # The next day it goes on by itself; the task, which was cleared, does not start it, and is ended again.
     sandbox.sandbox.store.change("long", status="running")
     again = Starting(**TOMORROW)(deferrable=False)
     end_in_wait(sandbox, again, context(store, try_number=2, max_tries=3), lambda: None)
     assert (sandbox.start_count("long"), sandbox.status("long")) == (1, "paused")
-    assert not store["voicegenie_start"]["must_pause_on_kill"]
+    assert not store["voicegenie_task"]["start"]["must_pause_on_kill"]
     # It is paused now, and somebody else's from now on.
     sandbox.sandbox.store.change("long", status="running")
     end_in_wait(
@@ -106,7 +109,10 @@ def test_an_execution_timeout_at_night_is_remembered(sandbox, caplog):
     make = Starting(execution_timeout=timedelta(seconds=1))
     time_out_at_night(sandbox, make, store)
     assert MAY_GO_ON in caplog.text
-    assert (store["voicegenie_start"]["phase"], store["voicegenie_start"]["must_pause_on_kill"]) == ("timed_out", True)
+    assert (store["voicegenie_task"]["start"]["phase"], store["voicegenie_task"]["start"]["must_pause_on_kill"]) == (
+        "timed_out",
+        True,
+    )
     sandbox.sandbox.store.change("long", status="running")
     operator = make(deferrable=False)
     operator.on_kill()
@@ -154,14 +160,14 @@ def test_that_costs_no_further_request_to_airflow(sandbox):
     store = Counting()
     with pytest.raises(TaskDeferred):
         Starting()(deferrable=True).execute(context(store))
-    assert (store.sets, store["voicegenie_start"]["phase"]) == (2, "started")
+    assert (store.sets, store["voicegenie_task"]["start"]["phase"]) == (2, "started")
 
 
 def test_a_task_that_went_on_after_its_deferral_owes_nothing(sandbox):
     store = Store()
     sandbox.speed = 10_000
     assert deferred(Starting(), context(store))["status"] == "completed"
-    assert not store["voicegenie_start"]["must_pause_on_kill"]
+    assert not store["voicegenie_task"]["start"]["must_pause_on_kill"]
 
 
 @both_ways
@@ -229,7 +235,7 @@ def test_a_kill_while_an_accepted_start_is_pending_is_not_forgotten(sandbox, cap
     monkeypatch.setattr("airflow_provider_voicegenie.waiting.killing._PAUSE_DELAYS", (0.0,))
     end_in_wait(sandbox, Starting()(deferrable=False), context(store), change(sandbox, "long", status="pending"))
     assert "if the start takes effect late, pause it" in caplog.text
-    assert store["voicegenie_start"]["must_pause_on_kill"]
+    assert store["voicegenie_task"]["start"]["must_pause_on_kill"]
 
 
 def test_a_start_that_was_taken_over_and_deferred_again_is_paused_before_it_is_started_anew(sandbox):
@@ -237,10 +243,10 @@ def test_a_start_that_was_taken_over_and_deferred_again_is_paused_before_it_is_s
     first = Starting(completion_timeout=0.3, outcomes={"COMPLETION_TIMEOUT": "retry"})
     with pytest.raises(VoiceGenieRetryException):
         deferred(first, context(store))
-    assert not store["voicegenie_start"]["must_pause_on_kill"]
+    assert not store["voicegenie_task"]["start"]["must_pause_on_kill"]
     with pytest.raises(TaskDeferred):
         Starting()(deferrable=True).execute(context(store, try_number=2))
-    assert store["voicegenie_start"]["must_pause_on_kill"]
+    assert store["voicegenie_task"]["start"]["must_pause_on_kill"]
     # Cleared while it was deferred; the triggerer takes a moment to pause it.
     with (
         meanwhile(lambda: sandbox.request_count("get", "long") > 5, change(sandbox, "long", status="paused")),
@@ -257,7 +263,7 @@ def test_what_is_owed_to_one_campaign_is_not_taken_from_another(sandbox):
     sandbox.inject("status", "start", status=503, campaign_id=other, body="{}")
     with pytest.raises(VoiceGenieRetryException):
         Starting(campaign_id=other)(deferrable=False).execute(context(store, try_number=2, max_tries=3))
-    assert not store["voicegenie_start"]["must_pause_on_kill"]
+    assert not store["voicegenie_task"]["start"]["must_pause_on_kill"]
 
 
 def test_a_check_that_is_ended_pauses_nothing(sandbox):
@@ -314,7 +320,7 @@ def owing(sandbox):
     """Return what Airflow keeps of a task that was ended at night; the campaign is paused, and may go on by itself."""
     store = Store()
     end_in_wait(sandbox, Starting()(deferrable=False), context(store), change(sandbox, "long", status="paused"))
-    assert store["voicegenie_start"]["must_pause_on_kill"]
+    assert store["voicegenie_task"]["start"]["must_pause_on_kill"]
     return store
 
 
@@ -337,7 +343,7 @@ def test_what_is_owed_is_still_owed_after_a_new_start_in_vain(sandbox, trouble, 
             patch.setattr(once, "check_calling_hours", lambda *_: answers.pop(0))
         with pytest.raises((AirflowFailException, AirflowTaskTimeout)):
             Starting(pause_on_kill=trouble != "cut off")(deferrable=False).execute(run)
-    assert store["voicegenie_start"]["must_pause_on_kill"]
+    assert store["voicegenie_task"]["start"]["must_pause_on_kill"]
     # It goes on by itself, and a user ends the next try before that has started anything.
     sandbox.sandbox.store.change("long", status="running")
     operator = Starting()(deferrable=False)
@@ -382,7 +388,7 @@ def test_an_execution_timeout_of_a_resumed_task_at_night_is_remembered(sandbox):
     event = event_of(deferral.value.trigger)
     with pytest.raises(AirflowTaskTimeout):
         make(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
-    record = store["voicegenie_start"]
+    record = store["voicegenie_task"]["start"]
     assert (record["phase"], record["must_pause_on_kill"], sandbox.request_count("pause")) == ("timed_out", True, 1)
     with pytest.raises(AirflowFailException, match="could not pause it"):
         make(deferrable=True).execute(context(store, try_number=2))

@@ -85,7 +85,7 @@ def test_the_execution_timeout_during_the_start(sandbox, monkeypatch, is_sent, t
     # What was not sent is nobody's to pause; what may take effect late is tried for some seconds, and looked for later.
     assert sandbox.request_count("pause") == (0 if not is_sent else 1 if takes_effect else 3)
     phase = "timed_out" if takes_effect else "sent" if is_sent else "closed"
-    assert store["voicegenie_start"]["phase"] == phase
+    assert store["voicegenie_task"]["start"]["phase"] == phase
     again = Starting(wait_for_completion=False)(deferrable=False)
     if takes_effect:
         with pytest.raises(AirflowFailException, match="paused it when its execution_timeout was over"):
@@ -404,7 +404,7 @@ def test_a_user_who_ends_a_later_try_pauses_what_an_earlier_one_started(sandbox,
 def test_after_a_user_ended_a_running_task_the_next_try_may_start(sandbox, state):
     """A task that is cleared while it runs becomes another try of the same task, with the same number of tries."""
     store = kill_in_wait(sandbox, state)
-    assert store["voicegenie_start"]["phase"] == "closed"
+    assert store["voicegenie_task"]["start"]["phase"] == "closed"
     assert Starting(wait_for_completion=False)(deferrable=False).execute(context(store, try_number=2))[
         "started_by_task"
     ]
@@ -470,7 +470,7 @@ def test_a_kill_while_a_start_that_was_cut_off_is_looked_into_pauses_it(sandbox,
         sandbox.inject("close", "start", after_acting=True)
         with pytest.raises(ZeroDivisionError):
             Starting()(deferrable=False).execute(context(store))
-    assert store["voicegenie_start"]["phase"] == "sent"
+    assert store["voicegenie_task"]["start"]["phase"] == "sent"
     run = context(store, try_number=2)
     operator = Starting(pause_on_kill=is_pausing)(deferrable=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -504,7 +504,7 @@ def test_a_deferred_task_owes_a_pause_only_if_its_author_wants_one(sandbox, paus
     store = Store()
     with pytest.raises(TaskDeferred) as deferral:
         Starting(pause_on_kill=pause_on_kill)(deferrable=True).execute(context(store))
-    assert store["voicegenie_start"]["must_pause_on_kill"] is pause_on_kill
+    assert store["voicegenie_task"]["start"]["must_pause_on_kill"] is pause_on_kill
     assert deferral.value.trigger.pause_on_kill is pause_on_kill
 
 
@@ -521,7 +521,7 @@ def test_a_start_that_may_take_effect_late_stays_on_record_though_a_later_try_is
     operator.on_kill()
     with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
         operator.execute(context(store, try_number=2, state="failed"))
-    assert store["voicegenie_start"]["phase"] == "sent"
+    assert store["voicegenie_task"]["start"]["phase"] == "sent"
     # It takes effect, and the try after that finds it.
     sandbox.sandbox.store.start("long")
     again = Starting(wait_for_completion=False)(deferrable=False)

@@ -224,7 +224,7 @@ def test_a_later_try_knows_how_old_its_start_is(sandbox, monkeypatch, seconds_ag
     store = Store()
     sandbox.add_campaign(id="held", status="paused", total_count=10**6)
     Starting(campaign_id="held", wait_for_completion=False)(deferrable=False).execute(context(store))
-    record = store["voicegenie_start"]
+    record = store["voicegenie_task"]["start"]
     record["sent_at"] = (datetime.fromisoformat(record["sent_at"]) - timedelta(seconds=seconds_ago)).isoformat()
     with pytest.raises(TaskDeferred) as deferral:
         Starting(campaign_id="held")(deferrable=True).execute(context(store, try_number=2))
@@ -253,7 +253,7 @@ def test_each_poll_in_a_worker_is_one_attempt(sandbox, monkeypatch):
         sandbox.inject("status", "get", status=503, times=None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(once.StartRecords, "set_phase", fail_from_now_on)
+        patch.setattr(once.OwnStart, "set_phase", fail_from_now_on)
         in_wait(patch, lambda: True, ZeroDivisionError())
         with pytest.raises(ZeroDivisionError):
             Starting(poll_interval=0.1)(deferrable=False).execute(run)
@@ -360,9 +360,10 @@ from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor
 from helpers.tasks import context
 results = []
-for name, arguments, event in json.loads(sys.stdin.read()):
+for name, arguments, event, xcom in json.loads(sys.stdin.read()):
     task = {"Starting": StartCampaignOperator, "Following": CampaignCompletedSensor}[name]
-    results.append(task(task_id="t", **arguments).resume_execution("execute_complete", {"event": event}, context()))
+    run = context(xcom=xcom)
+    results.append(task(task_id="t", **arguments).resume_execution("execute_complete", {"event": event}, run))
 print(json.dumps([results, sorted(sys.modules)]))
 """
 
@@ -371,13 +372,14 @@ print(json.dumps([results, sorted(sys.modules)]))
 def test_a_resumed_task_that_has_the_statistics_needs_no_connection_and_no_http_library(sandbox):
     resumed = []
     for task in (Starting, Following):
+        run = context()
         with pytest.raises(TaskDeferred) as deferral:
-            task()(deferrable=True).execute(context())
+            task()(deferrable=True).execute(run)
         complete(sandbox, task.campaign_id)()
         arguments = {"campaign_id": task.campaign_id}
         if task is Starting:
             arguments["wait_for_completion"] = True
-        resumed.append([task.__name__, arguments, event_of(deferral.value.trigger)])
+        resumed.append([task.__name__, arguments, event_of(deferral.value.trigger), run["ti"].xcom])
     process = subprocess.run(
         [sys.executable, "-c", _RESUME],
         input=json.dumps(resumed),
@@ -395,25 +397,25 @@ def test_a_resumed_task_that_has_the_statistics_needs_no_connection_and_no_http_
     assert sandbox.request_count("stats") == 2
 
 
-@pytest.mark.parametrize("is_older", [False, True])
-def test_a_resumed_start_is_handed_its_record(sandbox, monkeypatch, is_older):
-    """A trigger of the version before has none for it, and says nothing of the service."""
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_resumed_start_is_handed_its_record(sandbox, monkeypatch, is_lost):
+    """Without it, it asks Airflow."""
     store = Store()
     run = context(store)
     with pytest.raises(TaskDeferred) as deferral:
         Starting()(deferrable=True).execute(run)
-    assert store["voicegenie_start"]["must_pause_on_kill"]
+    assert store["voicegenie_task"]["start"]["must_pause_on_kill"]
     complete(sandbox, "long")()
     event = event_of(deferral.value.trigger)
-    if is_older:
-        del event["service"], event["deferred"]["kept"]["start"]["record"]
+    if is_lost:
+        run["ti"].xcom["voicegenie_task"]["start"] = None
     asked = []
     monkeypatch.setattr(Store, "get", lambda store, key: asked.append(key) or dict.get(store, key))
     result = Starting()(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
     assert (result["status"], result["started_by_task"]) == ("completed", True)
-    assert asked == (["voicegenie_start"] if is_older else [])
-    assert store["voicegenie_start"]["phase"] == "started"
-    assert not store["voicegenie_start"]["must_pause_on_kill"]
+    assert asked == (["voicegenie_task"] if is_lost else [])
+    assert store["voicegenie_task"]["start"]["phase"] == "started"
+    assert not store["voicegenie_task"]["start"]["must_pause_on_kill"]
 
 
 @both_tasks

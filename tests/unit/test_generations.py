@@ -7,7 +7,7 @@ import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 from helpers.tasks import Starting, Store, TaskInstance, change, context, in_worker, meanwhile
 
-from airflow_provider_voicegenie.waiting.generation import Generation, is_first_try, was_cleared
+from airflow_provider_voicegenie.memory import Generation, is_first_try, was_cleared
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from helpers.tasks import (
     event_of,
 )
 
+from airflow_provider_voicegenie.memory import Memory
 from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
-from airflow_provider_voicegenie.waiting.deferral import keep_for_resuming
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,15 @@ def test_a_sensor_whose_deferral_no_triggerer_ended_in_time(sandbox, is_over):
 @pytest.mark.parametrize("limit", ["deadline", "execution_deadline"])
 def test_a_triggerer_that_comes_after_the_deadline_hides_no_completion(sandbox, clock, limit):
     """It ends the wait before it has read anything; the task reads once more, as it does without a triggerer."""
+    run = context()
     with pytest.raises(TaskDeferred) as deferral:
-        Starting(completion_timeout=50)(deferrable=True).execute(context())
+        Starting(completion_timeout=50)(deferrable=True).execute(run)
     trigger = deferral.value.trigger
     complete(sandbox, "long")()
     setattr(trigger, limit, clock.time() - 5)
     event = event_of(trigger)
     assert event["reason"] in ("timeout", "execution_timeout")
-    result = Starting(completion_timeout=50)(deferrable=True).execute_complete(context(), event)
+    result = Starting(completion_timeout=50)(deferrable=True).execute_complete(run, event)
     assert result["status"] == "completed"
 
 
@@ -115,19 +116,20 @@ def test_a_triggerer_that_comes_after_the_deadline_hides_no_readiness(sandbox, c
         return CampaignReadySensor(task_id="ready", campaign_id="paused", timeout=50, poke_interval=60, deferrable=True)
 
     sandbox.sandbox.store.change("paused", script_id=None)
+    run = context()
     with pytest.raises(TaskDeferred) as deferral:
-        sensor().execute(context())
+        sensor().execute(run)
     sandbox.sandbox.store.change("paused", script_id="script-1")
     deferral.value.trigger.deadline = clock.time() - 5
     event = event_of(deferral.value.trigger)
     assert (event["reason"], event["result"]) == ("timeout", None)
-    assert sensor().execute_complete(context(), event)["status"] == "paused"
+    assert sensor().execute_complete(run, event)["status"] == "paused"
 
 
 def test_a_wait_before_the_start_that_takes_too_long_started_nothing(sandbox):
     run = context()
-    facts = {"campaign_id": "long", "voicegenie_conn_id": "voicegenie_default", "refusals": [0, 0, 0]}
-    keep_for_resuming(run, facts)
+    facts = {"campaign_id": "long", "voicegenie_conn_id": "voicegenie_default"}
+    Memory(run).write_copy(**facts, wait={"refusals": [0, 0, 0]})
     with pytest.raises(AirflowTaskTimeout, match=r"before the campaign could be started; nothing was started\."):
         Starting()(deferrable=True).resume_execution("__fail__", {"error": "Trigger/execution timeout"}, run)
     assert sandbox.request_count("start") == 0

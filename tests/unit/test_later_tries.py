@@ -29,12 +29,12 @@ from helpers.tasks import (
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.memory import Generation
 from airflow_provider_voicegenie.operators.campaign import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import once
 from airflow_provider_voicegenie.start.evidence import has_started_itself
-from airflow_provider_voicegenie.start.record import StartPhase, StartRecord, StartRecords
-from airflow_provider_voicegenie.waiting.generation import Generation
+from airflow_provider_voicegenie.start.record import OwnStart, StartPhase, StartRecord
 
 
 @both_ways
@@ -63,7 +63,7 @@ def test_a_later_try_finds_out_what_became_of_a_start_that_was_cut_off(sandbox, 
         patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             Starting(wait_for_completion=False)(deferrable=False).execute(context(store))
-    assert store["voicegenie_start"]["phase"] == "sent"
+    assert store["voicegenie_task"]["start"]["phase"] == "sent"
     result = Starting(wait_for_completion=False)(deferrable=False).execute(context(store, try_number=2))
     assert result["started_by_task"] is True
     assert sandbox.start_count("long") == 1
@@ -314,7 +314,7 @@ def test_an_owed_pause_is_not_forgotten_by_a_start_that_did_nothing(sandbox, mom
     before = Campaign("long", CampaignStatus.SCHEDULED, "scheduled")
     record = StartRecord.of(before, "long", "voicegenie_default", Generation(1, 0, 1), now())
     owed = record.in_phase(StartPhase.CLOSED, must_pause_on_kill=True)
-    run = context(Store(voicegenie_start=owed.to_json()), try_number=2)
+    run = context(Store(voicegenie_task=owed.to_document()), try_number=2)
     operator = Starting(outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})(deferrable=False)
     with pytest.MonkeyPatch.context() as patch:
         if moment == "before the start":
@@ -327,14 +327,14 @@ def test_an_owed_pause_is_not_forgotten_by_a_start_that_did_nothing(sandbox, mom
         else:
             refused = {"success": False, "message": "No", "error": "CAMPAIGN_ALREADY_RUNNING"}
             sandbox.inject("status", "start", status=400, body=json.dumps(refused))
-            original = StartRecords.set_phase
+            original = OwnStart.set_phase
 
             def set_phase(records, *arguments, **more):
-                patch.setattr(StartRecords, "set_phase", original)
+                patch.setattr(OwnStart, "set_phase", original)
                 change(sandbox, "long", status="running")()
                 original(records, *arguments, **more)
 
-            patch.setattr(StartRecords, "set_phase", set_phase)
+            patch.setattr(OwnStart, "set_phase", set_phase)
             in_wait(patch, lambda: True, AirflowTaskTimeout("Timeout"))
         with pytest.raises(AirflowTaskTimeout):
             operator.execute(run)
@@ -348,7 +348,7 @@ def test_a_task_that_was_cleared_while_it_sent_waits_for_the_pause_that_follows(
         sandbox.inject("close", "start", after_acting=True)
         with pytest.raises(ZeroDivisionError):
             Starting()(deferrable=True).execute(context(store))
-    assert (store["voicegenie_start"]["phase"], sandbox.status("long")) == ("sent", "running")
+    assert (store["voicegenie_task"]["start"]["phase"], sandbox.status("long")) == ("sent", "running")
     reads = sandbox.request_count("get")
     with (
         meanwhile(lambda: sandbox.request_count("get") >= reads + 2, change(sandbox, "long", status="paused")),

@@ -176,7 +176,7 @@ def test_a_later_try_judges_by_when_the_start_was_sent_and_not_by_now(sandbox, c
         patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             start("paused", context(store))
-    record = store["voicegenie_start"]
+    record = store["voicegenie_task"]["start"]
     sent_at = read_time(record["sent_at"]) - timedelta(hours=3)
     record["sent_at"] = write_time(sent_at)
     sandbox.sandbox.store.change("paused", status="paused", started_at=sent_at)
@@ -210,7 +210,7 @@ def test_someone_elses_start_in_between_is_not_reported_as_ours(sandbox, clock, 
         result = start("scheduled", run, outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})
     assert (result["status"], result["started_at"], result["started_by_task"]) == ("running", None, False)
     # Nor is it kept as one: the next try may start.
-    assert run["task_state_store"]["voicegenie_start"]["phase"] == "closed"
+    assert run["task_state_store"]["voicegenie_task"]["start"]["phase"] == "closed"
 
 
 # A later try.

@@ -16,6 +16,7 @@ from helpers.clock import now
 from helpers.tasks import Store, shorten_times
 
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.memory import Memory
 from airflow_provider_voicegenie.operators.campaign import (
     CallingHours,
     PauseCampaignOperator,
@@ -177,13 +178,13 @@ def test_someone_else_starting_it_in_between_is_not_our_start(sandbox):
 def test_of_tasks_that_race_for_a_campaign_one_starts_it(sandbox, monkeypatch):
     racers = 4
     all_have_looked = threading.Barrier(racers, timeout=100)
-    monkeypatch.setattr(once.StartRecords, "add", lambda *_: all_have_looked.wait())
+    monkeypatch.setattr(once.OwnStart, "add", lambda *_: all_have_looked.wait())
 
     def run(_):
         operator = StartCampaignOperator(task_id="start", campaign_id="ready")
         try:
             # Not by way of the operator, which Airflow 2 lets run in a thread of its own only.
-            return operator._begin(context(), VoiceGenieHook()).execute()["started_by_task"]
+            return operator._begin(about := context(), VoiceGenieHook(), Memory(about)).execute()["started_by_task"]
         except AirflowSkipException as error:
             return "CAMPAIGN_ALREADY_RUNNING" in str(error) and "skipped"
 
@@ -223,7 +224,7 @@ def test_calling_hours_that_end_while_airflow_takes_its_time_are_kept(sandbox, m
         start(run=run, calling_hours=CallingHours("00:00", "23:59:59.999999", "UTC"))
     assert (checks, sandbox.request_count("start")) == ([1, 1], 0)
     # The next try may start.
-    assert run["task_state_store"]["voicegenie_start"]["phase"] == "closed"
+    assert run["task_state_store"]["voicegenie_task"]["start"]["phase"] == "closed"
 
 
 def test_within_the_calling_hours_it_starts(sandbox):

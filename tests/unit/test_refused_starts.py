@@ -66,7 +66,7 @@ def test_it_waits_as_asked_and_starts_once(sandbox, clock, way, operation, secon
     assert sandbox.start_count("long") == 1
     assert sandbox.request_count(operation, "long") == 2
     assert sandbox.request_count("pause") == 0
-    assert store["voicegenie_start"]["phase"] == "started"
+    assert store["voicegenie_task"]["start"]["phase"] == "started"
     (line,) = [line for line in said() if "was not started yet: the service takes no requests for now (429)" in line]
     counted = "1 start(s) and 0 read(s)" if operation == "start" else "0 start(s) and 1 read(s)"
     assert f"({counted} were refused, max_attempts is 4)" in line
@@ -253,7 +253,7 @@ def test_what_counts_is_kept_through_deferrals_and_not_through_tries(sandbox):
     operator = starting()(deferrable=True)
     with pytest.raises(TaskDeferred) as caught:
         operator.execute(run)
-    kept = run["ti"].xcom["voicegenie_task"]["refusals"]
+    kept = run["ti"].xcom["voicegenie_task"]["wait"]["refusals"]
     assert kept[1:] == [1, 1]
     assert isinstance(stored(caught.value.trigger), StartTurnTrigger)
     for number in (2, 3):
@@ -261,14 +261,14 @@ def test_what_counts_is_kept_through_deferrals_and_not_through_tries(sandbox):
         event = event_of(caught.value.trigger)
         with pytest.raises(TaskDeferred):
             starting()(deferrable=True).resume_execution("execute_again", {"event": event}, run)
-        assert run["ti"].xcom["voicegenie_task"]["refusals"] == [kept[0], number, number]
+        assert run["ti"].xcom["voicegenie_task"]["wait"]["refusals"] == [kept[0], number, number]
     with pytest.raises(VoiceGenieRetryException):
         starting()(deferrable=True).resume_execution("execute_again", {"event": None}, run)
     # The next try.
     run["ti"].xcom.clear()
     with pytest.raises(TaskDeferred):
         starting()(deferrable=True).execute(run)
-    assert run["ti"].xcom["voicegenie_task"]["refusals"][1:] == [1, 1]
+    assert run["ti"].xcom["voicegenie_task"]["wait"]["refusals"][1:] == [1, 1]
 
 
 def test_what_airflow_lost_starts_nothing(sandbox):

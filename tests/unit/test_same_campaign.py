@@ -284,7 +284,7 @@ def test_an_execution_timeout_after_the_wait_pauses_the_right_campaign(sandbox, 
 def test_a_retry_about_another_campaign_starts_nothing_and_names_both(sandbox, later, phase):
     store = Store()
     starting(wait_for_completion=False).execute(context(store))
-    store["voicegenie_start"]["phase"] = phase
+    store["voicegenie_task"]["start"]["phase"] = phase
     sent = len(sandbox.sandbox.requests)
     with pytest.raises(AirflowFailException, match="'ours'") as caught:
         starting(later).execute(context(store, try_number=2))

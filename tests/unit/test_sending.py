@@ -99,7 +99,7 @@ def test_a_start_whose_task_is_killed_during_the_handshake_is_not_sent(service, 
     service.go_on.set()
     service.is_over.wait()
     assert service.requests == []
-    assert store["voicegenie_start"]["phase"] == "closed"
+    assert store["voicegenie_task"]["start"]["phase"] == "closed"
     # What is known to have had no effect does not keep a later try from starting.
     assert starting().execute(context(store, try_number=2))["started_by_task"]
     assert service.requests == ["start"]
@@ -139,7 +139,7 @@ def test_a_start_whose_response_is_slow_is_followed_by_a_pause_in_time(service, 
     assert caught.match(f"{ENDED}[.]$")
     assert service.requests == (["start", "pause"] if state == "failed" else ["start"])
     # If no user ended it, the next try finds out.
-    assert store["voicegenie_start"]["phase"] == ("closed" if state == "failed" else "sent")
+    assert store["voicegenie_task"]["start"]["phase"] == ("closed" if state == "failed" else "sent")
 
 
 def test_the_response_to_a_start_is_awaited_for_a_moment_after_a_kill(service, monkeypatch):
@@ -156,7 +156,7 @@ def test_the_response_to_a_start_is_awaited_for_a_moment_after_a_kill(service, m
 
         with once_it(service.is_started, act), pytest.raises(VoiceGenieRetryException, match=ENDED):
             operator.execute(run)
-    assert store["voicegenie_start"]["phase"] == "started"
+    assert store["voicegenie_task"]["start"]["phase"] == "started"
 
 
 def test_an_execution_timeout_during_the_handshake_leaves_no_start(service):
@@ -170,7 +170,7 @@ def test_an_execution_timeout_during_the_handshake_leaves_no_start(service):
     service.go_on.set()
     service.is_over.wait()
     assert service.requests == []
-    assert store["voicegenie_start"]["phase"] == "closed"
+    assert store["voicegenie_task"]["start"]["phase"] == "closed"
 
 
 _closed = threading.Event()
@@ -204,7 +204,7 @@ def test_a_start_whose_hours_close_during_the_handshake_is_not_sent(service):
         operator.execute(context(store))
     service.is_over.wait()
     assert service.requests == []
-    assert store["voicegenie_start"]["phase"] == "closed"
+    assert store["voicegenie_task"]["start"]["phase"] == "closed"
 
 
 def test_a_start_whose_hours_close_during_the_handshake_may_wait_for_the_next_ones(service, monkeypatch):
@@ -237,7 +237,7 @@ def test_hours_that_cannot_be_read_any_more_are_no_trouble_with_the_service(serv
         starting(calling_hours=hours(is_broken)).execute(context(store))
     service.is_over.wait()
     assert service.requests == []
-    assert store["voicegenie_start"]["phase"] == "closed"
+    assert store["voicegenie_task"]["start"]["phase"] == "closed"
 
 
 def test_a_start_that_becomes_too_late_during_the_handshake_is_not_sent(service):
@@ -338,7 +338,7 @@ def test_a_kill_between_its_record_and_its_start_leaves_a_record_that_nothing_wa
     monkeypatch.setattr(once.KillSwitch, "check_with_airflow", lambda kill, run: (operator.on_kill(), kill.check()))
     with pytest.raises(VoiceGenieRetryException, match="before it started anything"):
         operator.execute(context(store))
-    assert store["voicegenie_start"]["phase"] == "closed"
+    assert store["voicegenie_task"]["start"]["phase"] == "closed"
     assert service.requests == []
 
 
@@ -348,11 +348,11 @@ def test_a_record_that_may_have_been_stored_is_closed(service, monkeypatch):
 
     def lose(store, key, value):
         original(store, key, value)
-        if value.get("phase") == "sent":
+        if value["start"]["phase"] == "sent":
             raise OSError("no response from Airflow")
 
     monkeypatch.setattr(Store, "set", lose)
     store = Store()
     with pytest.raises(OSError, match="no response from Airflow"):
         starting().execute(context(store))
-    assert store["voicegenie_start"]["phase"] == "closed"
+    assert store["voicegenie_task"]["start"]["phase"] == "closed"

@@ -21,7 +21,7 @@ from airflow_provider_voicegenie.sandbox.faults import Fault
 from airflow_provider_voicegenie.sandbox.server import running
 from airflow_provider_voicegenie.sandbox.service import Sandbox
 from airflow_provider_voicegenie.sandbox.store import SandboxCampaign, SandboxStore
-from airflow_provider_voicegenie.start.record import StartRecords
+from airflow_provider_voicegenie.start.record import OwnStart
 
 CRASHES = ["before_add", "after_add", "before_set_phase", "after_set_phase"]
 
@@ -38,7 +38,7 @@ def crashing(patch, at):
         if step == at:
             raise CrashError
 
-    originals = StartRecords.add, StartRecords.set_phase
+    originals = OwnStart.add, OwnStart.set_phase
 
     def add(records, *arguments):
         crash("before_add")
@@ -51,8 +51,8 @@ def crashing(patch, at):
         crash("after_set_phase")
 
     with patch.context() as inner:
-        inner.setattr(StartRecords, "add", add)
-        inner.setattr(StartRecords, "set_phase", set_phase)
+        inner.setattr(OwnStart, "add", add)
+        inner.setattr(OwnStart, "set_phase", set_phase)
         yield
 
 

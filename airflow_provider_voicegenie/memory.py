@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a task instance remembers, in one document, and whether a user has cleared the task since.
+
+A *generation* begins when a task instance is made, or when a user clears it. A retry belongs to the generation of the
+try before it. Airflow has no number for it, so it is told from the signs that a clear leaves, and no sign is sure:
+
+- A clear raises ``max_tries``. Airflow 3.3 and earlier lose that for all but one of the running tasks that are cleared
+  together; and it comes to the same number if the author has lowered ``retries`` by as many as there were tries.
+- It raises the ``clear_number`` of the DAG run. So does the clear of any other task of the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+log = logging.getLogger(__name__)
+
+#: The key of the document, in Airflow's task state store and in XCom.
+_KEY = "voicegenie_task"
+
+#: The XCom by which a process tells the next try that a user has ended it.
+_ENDED_BY_USER = "voicegenie_ended_by_user"
+
+
+class Generation(NamedTuple):
+    """
+    The numbers that a clear changes, as one of the generation's tries saw them.
+
+    :param max_tries: The task instance's.
+    :param clear_number: The DAG run's.
+    :param try_number: The try's.
+    """
+
+    max_tries: int
+    clear_number: int
+    try_number: int
+
+    @classmethod
+    def of(cls, context: Mapping[str, Any]) -> Generation:
+        """Return the numbers as this try sees them."""
+        task_instance, dag_run = context.get("ti"), context.get("dag_run")
+        return cls(
+            int(getattr(task_instance, "max_tries", 0) or 0),
+            int(getattr(dag_run, "clear_number", 0) or 0),
+            int(getattr(task_instance, "try_number", 0) or 0),
+        )
+
+
+def is_first_try(task_instance: Any) -> bool:
+    """
+    Say whether, by its number, no try came before this one in its generation.
+
+    :param task_instance: The task instance; ``None`` has no tries.
+    """
+    if task_instance is None:
+        return True
+    retries = getattr(getattr(task_instance, "task", None), "retries", 0) or 0
+    return bool(task_instance.try_number <= (task_instance.max_tries or 0) - retries + 1)
+
+
+def was_cleared(then: Generation, now: Generation, *, is_first_try: bool, was_ended_by_user: bool) -> bool:
+    """
+    Say whether a user has cleared a task instance since an earlier try.
+
+    :param then: What the earlier try saw.
+    :param now: What this try sees.
+    :param is_first_try: Whether, by its number, this is the first try of a generation.
+    :param was_ended_by_user: Whether the process of the try before this one noted that a user ended it.
+    """
+    if then.max_tries != now.max_tries:
+        return True
+    if then.clear_number == now.clear_number or then.try_number == now.try_number:
+        return False
+    # Something in the run was cleared, this task or another.
+    return is_first_try or was_ended_by_user
+
+
+class Memory:
+    """
+    What one task instance remembers.
+
+    *How it works.* The document has ``campaign_id`` and ``voicegenie_conn_id``, which the task is about, its
+    ``generation``, and what the task adds: its ``start``, its ``wait``, the progress of an upload. Airflow's task state
+    store keeps it across tries. At each deferral a copy goes to XCom; the resumed task reads that, and the triggerer
+    finds the generation in it.
+
+    *What it does not do.* It does not carry over what the task knew before a user cleared it: a document of an earlier
+    generation counts as none, and is only shown as :attr:`cleared`.
+
+    *Known limitation.* Airflow before 3.3 keeps nothing across tries: all there is are the copies for the resumes. From
+    3.4 on, a clear by a user deletes the document.
+
+    :param context: The task's context.
+    """
+
+    def __init__(self, context: Mapping[str, Any]) -> None:
+        self._store = context.get("task_state_store")
+        self._task_instance: Any = context.get("ti")
+        self._was_ended_by_user = _was_ended_by_user_before(self._task_instance)
+        #: The generation of this try, by the numbers that its first process with a document saw.
+        self.generation = Generation.of(context)
+        #: The document as this process last read or wrote it; ``None`` if there is none.
+        self.document: dict[str, Any] | None = None
+        #: The document of an earlier generation, which a user has ended by a clear; known after :meth:`read`.
+        self.cleared: dict[str, Any] | None = None
+        #: Whether Airflow keeps something, and it is no document; known after :meth:`read`.
+        self.is_unreadable = False
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether Airflow keeps the document across tries."""
+        return self._store is not None
+
+    @property
+    def is_first_try(self) -> bool:
+        """Whether no try came before this one since the task was created, or last cleared by a user."""
+        return is_first_try(self._task_instance) or self._was_ended_by_user
+
+    def read(self) -> dict[str, Any] | None:
+        """Read the document that the tries of this generation have written; ``None`` if there is none."""
+        stored: Any = None if self._store is None else self._store.get(_KEY)
+        self.document = self.cleared = None
+        then = _generation_of(stored)
+        self.is_unreadable = stored is not None and then is None
+        if then is None:
+            return None
+        is_cleared = was_cleared(
+            then,
+            self.generation,
+            is_first_try=is_first_try(self._task_instance),
+            was_ended_by_user=self._was_ended_by_user,
+        )
+        if is_cleared:
+            self.cleared = dict(stored)
+        else:
+            self.document, self.generation = dict(stored), then
+        return self.document
+
+    def write(self, **changes: Any) -> None:
+        """
+        Change the document, and let Airflow keep it. Without one, a document of this generation begins.
+
+        :param changes: What it has from now on, plain JSON.
+        :raises Exception: Airflow could not keep it.
+        """
+        self.document = {"generation": list(self.generation), **(self.document or {}), **changes}
+        if self._store is not None:
+            self._store.set(_KEY, self.document)
+
+    def clear(self) -> None:
+        """Remember nothing any more. A failure leaves what Airflow keeps as it is."""
+        self.document = None
+        if self._store is not None:
+            with suppress(Exception):
+                self._store.delete(_KEY)
+
+    def write_copy(self, **changes: Any) -> None:
+        """
+        Copy the document to XCom, for the process that resumes this one.
+
+        :param changes: What the copy has besides, or instead, plain JSON.
+        """
+        if self._task_instance is not None:
+            copy = {**(self.document or {}), "generation": list(self.generation), **changes}
+            self._task_instance.xcom_push(key=_KEY, value=copy)
+
+    def read_copy(self) -> dict[str, Any] | None:
+        """Go on with the copy that the process before the deferral has written; return ``None`` if it is lost."""
+        task_instance = self._task_instance
+        copy = task_instance.xcom_pull(task_ids=task_instance.task_id, key=_KEY, map_indexes=task_instance.map_index)
+        then = _generation_of(copy)
+        if then is None:
+            return None
+        self.document, self.generation = dict(copy), then
+        return self.document
+
+
+def _generation_of(document: object) -> Generation | None:
+    """Return the generation of a document; ``None`` for anything else, such as one of another version."""
+    try:
+        about = document["campaign_id"], document["voicegenie_conn_id"]  # type: ignore[index]
+        generation = Generation(*document["generation"])  # type: ignore[index]
+    except (KeyError, TypeError):
+        return None
+    return generation if all(isinstance(name, str) for name in about) else None
+
+
+def generation_of_deferral(task_instance: Any) -> list[int] | None:
+    """
+    Return the generation that the task instance was in when it was last deferred, by whichever try.
+
+    :param task_instance: The trigger's.
+    """
+    from airflow.providers.common.compat.sdk import XCom
+
+    place = {name: getattr(task_instance, name) for name in ("dag_id", "task_id", "run_id", "map_index")}
+    copy = XCom.get_one(key=_KEY, **place)
+    return copy.get("generation") if isinstance(copy, dict) else None
+
+
+def note_end_by_user(context: Mapping[str, Any]) -> None:
+    """
+    Note in XCom, from a running task, that a user has marked or cleared it. A failure is logged, never raised.
+
+    The task state store takes nothing of a task instance that was cleared.
+
+    :param context: The task's context.
+    """
+    try:
+        context["ti"].xcom_push(key=_ENDED_BY_USER, value=True)
+    except Exception:
+        log.debug("Airflow did not take the note that a user has ended this task.", exc_info=True)
+
+
+def _was_ended_by_user_before(task_instance: Any) -> bool:
+    """
+    Say whether the process of the try before this one called :func:`note_end_by_user`.
+
+    Airflow deletes the XComs of a task instance when a new try begins, and tells the try their keys. Airflow 2 does not
+    tell them; from 3.4 on, a try has XComs of its own. There, ``max_tries`` is as it should be.
+    """
+    begun = getattr(task_instance, "_ti_context_from_server", None)
+    return _ENDED_BY_USER in (getattr(begun, "xcom_keys_to_clear", None) or ())
