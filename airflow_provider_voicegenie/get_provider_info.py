@@ -89,7 +89,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-module": f"{_PACKAGE}.transfers.history",
             }
         ],
-        "triggers": [_modules("triggers.events", "triggers.turns", "triggers.wait")],
+        "triggers": [_modules("triggers.events", "triggers.wait")],
         "hooks": [_modules("hooks.voicegenie")],
         "extra-links": [f"{_PACKAGE}.links.CampaignLink"],
         "connection-types": [

@@ -13,13 +13,13 @@ from urllib.parse import quote
 
 import requests
 from requests import exceptions
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from airflow_provider_voicegenie.api.endpoints import Request
 from airflow_provider_voicegenie.api.errors import (
     ConnectionFailedError,
     InvalidConnectionError,
     InvalidResponseError,
-    RateLimitError,
     RequestTimeoutError,
     TlsFailedError,
     VoiceGenieError,
@@ -74,7 +74,6 @@ class VoiceGenieClient:
         request: Request[Result],
         *,
         max_attempts: int | None = None,
-        raise_on_rate_limit: bool = False,
         before_attempt: Callable[[VoiceGenieError | None], None] | None = None,
         on_sending: Callable[[], None] | None = None,
         while_waiting: Callable[[], None] | None = None,
@@ -86,7 +85,6 @@ class VoiceGenieClient:
         sent once, and at once: a start must not slip past its calling hours, nor a pause come late.
 
         :param max_attempts: Attempts in all; the settings' number by default.
-        :param raise_on_rate_limit: Whether a 429 is not repeated.
         :param before_attempt: Called before each attempt of a repeatable request, after any wait for the rate limit,
             with the previous error.
         :param on_sending: Called once the connection is made, right before any of the request is sent: from then on,
@@ -99,24 +97,34 @@ class VoiceGenieClient:
         if not request.is_repeatable:
             self.limiter.reserve(time.monotonic(), may_wait=False)
             return self.perform(request, Exchange(on_sending, while_waiting))
-        maximum = max_attempts or self.settings.max_attempts
         previous: VoiceGenieError | None = None
-        attempt = 0
-        while True:
-            attempt += 1
-            self._wait_for_limit(request)
-            if before_attempt is not None:
-                before_attempt(previous)
-            try:
-                return self.perform(request, Exchange(on_sending, while_waiting))
-            except VoiceGenieError as error:
-                is_given_up = raise_on_rate_limit and isinstance(error, RateLimitError)
-                if attempt >= maximum or not error.temporary or is_given_up:
+        for attempt in self._attempts(max_attempts or self.settings.max_attempts):
+            with attempt:
+                self._wait_for_limit(request)
+                if before_attempt is not None:
+                    before_attempt(previous)
+                try:
+                    return self.perform(request, Exchange(on_sending, while_waiting))
+                except VoiceGenieError as error:
+                    previous = error
                     raise
-                previous = error
-            delay = retry_delay(attempt, previous.retry_after)
-            log.warning("%s Trying again in %.1f s (attempt %d of %d failed).", previous, delay, attempt, maximum)
-            self._sleep(delay)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _attempts(self, maximum: int) -> Retrying:
+        def before_sleep(state: RetryCallState) -> None:
+            error = state.outcome and state.outcome.exception()
+            seconds = state.next_action.sleep if state.next_action else 0.0
+            number = state.attempt_number
+            log.warning("%s Trying again in %.1f s (attempt %d of %d failed).", error, seconds, number, maximum)
+
+        return Retrying(
+            sleep=self._sleep,
+            stop=stop_after_attempt(maximum),
+            wait=_delay,
+            retry=retry_if_exception(lambda error: isinstance(error, VoiceGenieError) and error.temporary),
+            before_sleep=before_sleep,
+            reraise=True,
+        )
 
     def perform(self, request: Request[Result], exchange: Exchange) -> Result:
         """
@@ -140,10 +148,6 @@ class VoiceGenieClient:
             raise
         finally:
             self._on_result(request.name, kind)
-
-    def seconds_blocked(self) -> float:
-        """Return for how many seconds from now the service takes no requests, by what its last response said."""
-        return self.limiter.seconds_blocked(time.monotonic())
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last response showed it; ours if none did."""
@@ -195,6 +199,11 @@ class VoiceGenieClient:
         return Response(
             response.status_code, {name.lower(): value for name, value in response.headers.items()}, response.content
         )
+
+
+def _delay(state: RetryCallState) -> float:
+    error = state.outcome and state.outcome.exception()
+    return retry_delay(state.attempt_number, error.retry_after if isinstance(error, VoiceGenieError) else None)
 
 
 class _Failure(NamedTuple):

@@ -74,11 +74,6 @@ class RateLimiter:
         with self._lock:
             self._blocked_until = max(self._blocked_until, now + seconds)
 
-    def seconds_blocked(self, now: float) -> float:
-        """Return for how many seconds requests are blocked."""
-        with self._lock:
-            return max(0.0, self._blocked_until - now)
-
 
 def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
     """

@@ -142,18 +142,13 @@ class VoiceGenieHook(BaseHook):
         """
         return self.client.send(endpoints.pause(campaign_id), on_sending=on_sending)
 
-    def get_campaign(
-        self, campaign_id: str, *, max_attempts: int | None = None, raise_on_rate_limit: bool = False
-    ) -> Campaign:
+    def get_campaign(self, campaign_id: str, *, max_attempts: int | None = None) -> Campaign:
         """
         Read a campaign (``GET /campaign/{id}``).
 
         :param max_attempts: Attempts while trouble looks temporary; the connection's number by default.
-        :param raise_on_rate_limit: Whether a 429 is raised at once, rather than waited out.
         """
-        return self.send(
-            endpoints.campaign(campaign_id), max_attempts=max_attempts, raise_on_rate_limit=raise_on_rate_limit
-        )
+        return self.send(endpoints.campaign(campaign_id), max_attempts=max_attempts)
 
     def get_campaign_stats(self, campaign_id: str, *, max_attempts: int | None = None) -> CampaignStats:
         """
@@ -309,10 +304,6 @@ class VoiceGenieHook(BaseHook):
     def requests_per_minute(self) -> int:
         """The connection's ``requests_per_minute``."""
         return self.client.settings.requests_per_minute
-
-    def seconds_blocked(self) -> float:
-        """Return for how many seconds the service takes no more requests, as its last response said; 60 at most."""
-        return self.client.seconds_blocked()
 
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last response showed it."""

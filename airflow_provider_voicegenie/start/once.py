@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.api.errors import NotFoundError, RateLimitError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, read_time, write_time
+from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.memory import Memory
 from airflow_provider_voicegenie.metrics import count_start
@@ -58,9 +59,6 @@ _PATIENCE_WITH_RESPONSE = 1.0
 #: service behind it still carries out.
 _LOOK_DELAYS = (0.0, 1.0, 2.0, 4.0)
 
-#: Seconds for which what was read before a start is fresh enough for it.
-_FRESH = 5.0
-
 #: How long after a moment the statistics are sure to be of a later one: they may come from a cache of 30 seconds.
 _STATISTICS_LAG = timedelta(seconds=32)
 
@@ -70,20 +68,6 @@ _LONGEST_START = timedelta(minutes=10)
 #: Seconds for which a cleared task leaves whoever followed its campaign the time to pause it; Airflow gives the
 #: triggerer no more either.
 _PATIENCE_FOR_PAUSE = 30.0
-
-
-class NotYet(NamedTuple):
-    """
-    The start has to wait.
-
-    :param until: When to check everything anew, at the earliest.
-    :param refusals: The requests that the service has refused so far.
-    :param is_refused: Whether it waits for that, and not for its calling hours.
-    """
-
-    until: datetime
-    refusals: Refusals
-    is_refused: bool = False
 
 
 class _NotAllowedError(Exception):
@@ -133,7 +117,8 @@ class StartOnce:
         self._context = context
         self._options = options
         self._kill = kill
-        self._refusals = refusals
+        #: The requests of this try that the service has refused so far.
+        self.refusals = refusals
         self._own = OwnStart(memory, campaign_id, hook.voicegenie_conn_id)
         #: Whether a start of this task is in effect, or may be.
         self.may_be_in_effect = False
@@ -145,9 +130,9 @@ class StartOnce:
         self._asked_airflow_at = 0.0
         self._killed_at: float | None = None
 
-    def start(self) -> Start | NotYet:
+    def start(self) -> Start | datetime:
         """
-        Start the campaign, or take over the start of an earlier try; or say when to try again.
+        Start the campaign, or take over the start of an earlier try; or return when to check everything anew.
 
         :raises VoiceGenieError: The service refused, or could not be asked.
         """
@@ -225,7 +210,7 @@ class StartOnce:
 
     # A start of this try.
 
-    def _start(self, *, may_wait: bool = True) -> Start | NotYet:
+    def _start(self) -> Start | datetime:
         finding = self._check_run(datetime.now(UTC))
         if finding is not None:
             return self._not_started(finding, CampaignStatus.UNKNOWN)
@@ -248,12 +233,6 @@ class StartOnce:
             return self._not_allowed(finding, before)
         if self._options.check_only:
             return self._would_start(before, "")
-        if may_wait and (seconds := self.hook.seconds_blocked()) > 0:
-            log.info("Campaign %r: waiting %.1f s until the service takes requests again.", self.campaign_id, seconds)
-            with self._kill.interruptible():
-                time.sleep(seconds)
-            if seconds > _FRESH:
-                return self._start(may_wait=False)
         sent_at = self._service_time()
         try:
             with self._recorded(before, sent_at):
@@ -270,34 +249,35 @@ class StartOnce:
         assert finding is not None  # noqa: S101
         return self._not_allowed(finding, before)
 
-    def _refused(self, error: RateLimitError, *, was_start: bool) -> Start | NotYet:
+    def _refused(self, error: RateLimitError, *, was_start: bool) -> Start | datetime:
         """Wait after a 429, as nothing was carried out: as asked, but not for ever, nor past what the task may do."""
         now, maximum = time.time(), self.hook.max_attempts
-        self._refusals = self._refusals.one_more(now, was_start=was_start)
-        until = self._refusals.next_attempt(error.retry_after, now, maximum)
+        self.refusals = self.refusals.one_more(now, was_start=was_start)
+        until = self.refusals.earliest_attempt(error.retry_after, now, maximum)
         hours, rules = self._options.calling_hours, self._options.outcome_rules
         closes = rules.outcome(Condition.OUTSIDE_CALLING_HOURS) is not Outcome.WAIT
         if until is None:
-            is_over = maximum == 1 or self._refusals.starts >= maximum
+            is_over = maximum == 1 or self.refusals.starts >= maximum
             limit = f"max_attempts is {maximum}"
             if not is_over:
                 limit = f"it would have to wait longer than {PATIENCE.total_seconds() / 3600:g} hours"
-            why = f"{self._refusals} and {limit}"
+            why = f"{self.refusals} and {limit}"
         elif closes and check_calling_hours(hours, until) is not None:
-            why = f"{self._refusals} and its calling hours are over when the service takes requests again"
+            why = f"{self.refusals} and its calling hours are over when the service takes requests again"
         elif (too_late := self._check_run(until)) is not None:
             message = f"{error.message.rstrip('.')}; when it is tried again, {too_late.message}"
             return self._not_started(too_late._replace(message=message), CampaignStatus.UNKNOWN)
         else:
+            until = self.refusals.spread_out(until)
             log.warning(
-                "Campaign %r was not started yet: the service takes no requests for now (429). Trying again at %s or "
-                "later (%s max_attempts is %d).",
+                "Campaign %r was not started yet: the service takes no requests for now (429). Trying again at %s "
+                "(%s max_attempts is %d).",
                 self.campaign_id,
                 write_time(until),
-                self._refusals,
+                self.refusals,
                 maximum,
             )
-            return NotYet(until, self._refusals, is_refused=True)
+            return until
         message = f"it was not started. {error.message} It is not tried again, as {why}"
         apply_outcome(rules, Finding.of(error)._replace(message=message), self.campaign_id)
         raise error
@@ -311,7 +291,7 @@ class StartOnce:
             or check_calling_hours(options.calling_hours, now)
         )
 
-    def _not_allowed(self, finding: Finding, before: Campaign) -> Start | NotYet:
+    def _not_allowed(self, finding: Finding, before: Campaign) -> Start | datetime:
         if finding.condition is Condition.OUTSIDE_CALLING_HOURS:
             return self._not_now(finding, before)
         return self._not_started(finding, before.status)
@@ -324,7 +304,7 @@ class StartOnce:
             max_lateness=self._options.max_lateness,
         )
 
-    def _not_now(self, finding: Finding, before: Campaign) -> Start | NotYet:
+    def _not_now(self, finding: Finding, before: Campaign) -> Start | datetime:
         """Apply the outcome of being outside the calling hours, which may be to wait for them."""
         hours, rules = self._options.calling_hours, self._options.outcome_rules
         if rules.outcome(finding.condition) is not Outcome.WAIT:
@@ -342,8 +322,8 @@ class StartOnce:
         if self._options.check_only:
             return self._would_start(before, f"wait until {when}, and then ")
         apply_outcome(rules, finding._replace(message=f"{finding.message}; they open on {when}"), self.campaign_id)
-        self._refusals = self._refusals.counted_from(opens)
-        return NotYet(opens, self._refusals)
+        self.refusals = self.refusals.counted_from(opens)
+        return opens
 
     def _would_start(self, before: Campaign, first: str) -> Start:
         log.info(
@@ -455,10 +435,23 @@ class StartOnce:
 
     def _campaign_before(self) -> Campaign:
         """Read the campaign; if a user has cleared this task, once its earlier start is paused."""
-        campaign = self.hook.get_campaign(self.campaign_id, raise_on_rate_limit=True)
+        campaign = self._read_unless_limited()
         if not (self._may_be_paused_late and campaign.status.is_running):
             return campaign
         return self._await_pause(self.hook, campaign)
+
+    def _read_unless_limited(self) -> Campaign:
+        """Read the campaign. A 429 is not waited out here: the task does that, and may leave its worker for it."""
+        attempts = self.hook.max_attempts
+        try:
+            return self.hook.get_campaign(self.campaign_id, max_attempts=1)
+        except VoiceGenieError as error:
+            if isinstance(error, RateLimitError) or not error.temporary or attempts == 1:
+                raise
+            log.warning("%s Trying again.", error)
+            delay = poll_delay(0.0, 1, error.retry_after)
+        time.sleep(delay)
+        return self.hook.get_campaign(self.campaign_id, max_attempts=attempts - 1)
 
     @property
     def _may_be_paused_late(self) -> bool:

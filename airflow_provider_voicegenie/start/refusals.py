@@ -12,10 +12,11 @@ from typing import NamedTuple
 #: long that a start of the evening comes at night. Whoever wants less sets ``execution_timeout``.
 PATIENCE = timedelta(hours=2)
 
-#: Seconds by which tasks that wait in workers keep out of each other's way: up to the first after one refused read,
-#: then up to twice as many for each read and four times as many for each start, and no more than the second. Chosen by
-#: simulation: a thousand starts at 60 requests a minute.
-_FIRST_SPREAD, _LONGEST_SPREAD = 10.0, 600.0
+#: Seconds by which starts wait longer than asked, so that they keep out of each other's way: a random time from the
+#: first to :data:`_FACTOR` times the one before, and no more than the second (decorrelated jitter). Chosen by
+#: simulation, see tests/unit/test_many_starts.py: a thousand starts at 60 requests a minute.
+_SHORTEST, _LONGEST = 30.0, 1200.0
+_FACTOR = 8.0
 
 #: Seconds to wait if the service does not say how long.
 _UNTOLD = 1.0
@@ -28,11 +29,13 @@ class Refusals(NamedTuple):
     :param since: Since when it has waited for the service, Unix seconds.
     :param requests: How many, with those that only read.
     :param starts: How many of them would have started the campaign.
+    :param spread: Seconds by which it waited longer than asked, after the last one.
     """
 
     since: float = 0.0
     requests: int = 0
     starts: int = 0
+    spread: float = 0.0
 
     def one_more(self, now: float, *, was_start: bool) -> Refusals:
         """
@@ -41,33 +44,34 @@ class Refusals(NamedTuple):
         :param now: Unix seconds.
         :param was_start: Whether it would have started the campaign.
         """
-        return Refusals(self.since if self.requests else now, self.requests + 1, self.starts + was_start)
+        spread = min(random.uniform(_SHORTEST, (self.spread or _SHORTEST) * _FACTOR), _LONGEST)  # noqa: S311
+        return Refusals(self.since if self.requests else now, self.requests + 1, self.starts + was_start, spread)
 
     def counted_from(self, opening: datetime) -> Refusals:
-        """
-        Do not count the time until the calling hours open.
-
-        :param opening: When they do.
-        """
+        """Do not count the time until the calling hours open."""
         return self._replace(since=opening.timestamp())
 
-    def next_attempt(self, asked: float | None, now: float, max_attempts: int) -> datetime | None:
+    def earliest_attempt(self, asked: float | None, now: float, max_attempts: int) -> datetime | None:
         """
-        Return when to try again at the earliest; ``None`` if not any more.
+        Return when the service may take the start; ``None`` if it is not tried again.
 
         :param asked: Seconds the service asked to wait.
         :param now: Unix seconds.
         :param max_attempts: How often a start may be sent; with 1, a read is not tried again either.
         """
         at = now + (_UNTOLD if asked is None else asked)
-        if max_attempts == 1 or self.starts >= max_attempts or at > self.since + PATIENCE.total_seconds():
+        if max_attempts == 1 or self.starts >= max_attempts or at > self._end:
             return None
         return datetime.fromtimestamp(math.ceil(at), UTC)
 
+    def spread_out(self, earliest: datetime) -> datetime:
+        """Return when to try again: later than at the earliest, but no later than patience lasts."""
+        at = earliest.timestamp()
+        return datetime.fromtimestamp(max(at, min(at + self.spread, self._end)), UTC)
+
+    @property
+    def _end(self) -> float:
+        return self.since + PATIENCE.total_seconds()
+
     def __str__(self) -> str:
         return f"{self.starts} start(s) and {self.requests - self.starts} read(s) were refused,"
-
-    def spread(self) -> timedelta:
-        """Return a time by which to wait longer, so that not all try at the same moment."""
-        longest = min(_FIRST_SPREAD * 2.0 ** min(self.requests - 1 + self.starts, 10), _LONGEST_SPREAD)
-        return timedelta(seconds=random.uniform(0.0, longest))  # noqa: S311

@@ -8,11 +8,10 @@ Apart from the operator, whose module every parse of a DAG file loads.
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
@@ -31,9 +30,9 @@ from airflow_provider_voicegenie.rules.outcomes import (
     VoiceGenieRetryException,
     apply_outcome,
 )
-from airflow_provider_voicegenie.start.once import NotYet, StartOnce
+from airflow_provider_voicegenie.start.once import StartOnce
 from airflow_provider_voicegenie.start.record import Start, StartPhase
-from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
+from airflow_provider_voicegenie.start.refusals import Refusals
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.deferral import execution_deadline
 from airflow_provider_voicegenie.waiting.final_statistics import describe_result
@@ -126,7 +125,7 @@ class StartTask:
         return {"campaign_id": self._campaign_id, "voicegenie_conn_id": self._once.hook.voicegenie_conn_id}
 
     def _execute(self) -> dict[str, Any]:
-        while isinstance(start := self._start(), NotYet):
+        while isinstance(start := self._start(), datetime):
             self._wait_before_start(start)
         self._kill.check()
         is_followed = start.started_by_task or CampaignStatus(start.status) in _TO_BE_FOLLOWED
@@ -134,7 +133,7 @@ class StartTask:
             return self._wait(start)
         return self._result(start, {})
 
-    def _start(self) -> Start | NotYet:
+    def _start(self) -> Start | datetime:
         try:
             return self._once.start()
         except VoiceGenieError as error:
@@ -144,39 +143,25 @@ class StartTask:
 
     # The wait for the calling hours, or for the service to take requests again. This try has started nothing yet.
 
-    def _wait_before_start(self, not_yet: NotYet) -> None:
+    def _wait_before_start(self, until: datetime) -> None:
         """Wait in this process, or defer; the task's time may be over before."""
         ends = execution_deadline(self._context, self._options.execution_timeout)
+        at = until.timestamp() if ends is None else min(ends, until.timestamp())
+        seconds = max(0.0, at - time.time())
         if self._options.deferrable:
-            self._defer_before_start(not_yet, math.inf if ends is None else ends)
-        spread = not_yet.refusals.spread() if not_yet.is_refused else timedelta(0)
-        until = (not_yet.until + spread).timestamp()
-        until = until if ends is None else min(ends, until)
-        log.info("Campaign %r: waiting here for %d s.", self._campaign_id, max(0, round(until - time.time())))
+            self._defer_before_start(seconds)
+        log.info("Campaign %r: waiting here for %d s.", self._campaign_id, round(seconds))
         with self._kill.interruptible():
-            while (left := until - time.time()) > 0:
+            while (left := at - time.time()) > 0:
                 time.sleep(left)
         self._check_execution_time()
 
-    def _defer_before_start(self, not_yet: NotYet, ends: float) -> NoReturn:
-        if not not_yet.is_refused:
-            from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
+    def _defer_before_start(self, seconds: float) -> NoReturn:
+        from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
 
-            seconds = min(ends, not_yet.until.timestamp()) - time.time()
-            trigger = TimeDeltaTrigger(timedelta(seconds=max(0.0, seconds)))
-        else:
-            from airflow_provider_voicegenie.triggers.turns import StartTurnTrigger
-
-            hook = self._once.hook
-            log.info("Campaign %r: waiting in the triggerer until it is its turn.", self._campaign_id)
-            trigger = StartTurnTrigger(
-                voicegenie_conn_id=hook.voicegenie_conn_id,
-                requests_per_minute=hook.requests_per_minute,
-                not_before=not_yet.until.timestamp(),
-                deadline=min(ends, not_yet.refusals.since + PATIENCE.total_seconds()),
-            )
+        trigger = TimeDeltaTrigger(timedelta(seconds=seconds))
         # Not as arguments of the method, which `dag.test()` drops.
-        self._memory.write_copy(**self._about, start=None, wait={"refusals": list(not_yet.refusals)})
+        self._memory.write_copy(**self._about, start=None, wait={"refusals": list(self._once.refusals)})
         self._kill.check_with_airflow(self._context)
         raise TaskDeferred(trigger=trigger, method_name="execute_again")
 

@@ -184,7 +184,6 @@ def _modules(loaded):
         "start.once",
         "start.task",
         "feed.feed",
-        "triggers.turns",
         "triggers.wait",
         "waiting.pausing",
         "waiting.readiness",

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
+import sys
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -15,6 +13,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
+from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
 from helpers.clock import now
 from helpers.tasks import (
     Starting,
@@ -26,7 +25,6 @@ from helpers.tasks import (
     in_worker,
     meanwhile,
     shorten_times,
-    stored,
 )
 
 from airflow_provider_voicegenie.api.errors import RateLimitError
@@ -34,15 +32,17 @@ from airflow_provider_voicegenie.operators.campaign import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import refusals, task
 from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
-from airflow_provider_voicegenie.triggers.turns import StartTurnTrigger, Turns
 
 
 @pytest.fixture(autouse=True)
 def patient(sandbox, monkeypatch):
     """A connection with the usual attempts, and tasks that need not keep out of each other's way."""
+    # Airflow's trigger counts from now on.
+    monkeypatch.setattr(sys.modules[TimeDeltaTrigger.__module__].timezone, "utcnow", now)
     connection = sandbox.connection(timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
-    monkeypatch.setattr(refusals, "_FIRST_SPREAD", 0.1)
+    monkeypatch.setattr(refusals, "_SHORTEST", 0.1)
+    monkeypatch.setattr(refusals, "_LONGEST", 0.1)
 
 
 def starting(**arguments):
@@ -150,13 +150,12 @@ def test_it_does_not_wait_past_its_calling_hours(sandbox, way, operation):
 @both_ways
 def test_it_may_wait_for_the_next_calling_hours(sandbox, clock, way, monkeypatch):
     waits = []
-    monkeypatch.setattr(task.StartTask, "_wait_before_start", lambda _, not_yet: waits.append(not_yet) or 1 / 0)
+    monkeypatch.setattr(task.StartTask, "_wait_before_start", lambda _, until: waits.append(until) or 1 / 0)
     refuse(sandbox, "start", seconds="3600")
     until = clock.time() + 3600
     with pytest.raises(ZeroDivisionError):
         way(starting(calling_hours=closing_in(600), outcomes={"OUTSIDE_CALLING_HOURS": "wait"}), context())
-    assert waits[0].is_refused
-    assert until - 1 < waits[0].until.timestamp() < until + 60
+    assert until - 1 < waits[0].timestamp() < until + 60
 
 
 @both_ways
@@ -164,8 +163,8 @@ def test_the_time_until_the_calling_hours_open_does_not_count(sandbox, clock, wa
     """One 429 before they close, and one after they have opened, more than a day later."""
     waits = []
 
-    def wait(started, not_yet):
-        waits.append(not_yet)
+    def wait(started, until):
+        waits.append((until, started._once.refusals))
         hours = CallingHours("00:00", "23:59:59.999999", "UTC") if len(waits) == 2 else later
         started._once._options = started._once._options._replace(calling_hours=(hours,))
         if len(waits) == 4:
@@ -179,10 +178,9 @@ def test_the_time_until_the_calling_hours_open_does_not_count(sandbox, clock, wa
     refuse(sandbox, "start", times=None, seconds="1")
     with pytest.raises(ZeroDivisionError):
         way(starting(outcomes={"OUTSIDE_CALLING_HOURS": "wait"}), context())
-    refused, closed, again, _ = waits
-    assert [each.is_refused for each in (refused, closed, again)] == [True, False, True]
-    assert (closed.refusals.starts, again.refusals.starts) == (1, 2)
-    assert closed.refusals.since == closed.until.timestamp() > clock.time() + 24 * 3600
+    assert [refused.starts for _, refused in waits] == [1, 1, 2, 2]
+    until, closed = waits[1]
+    assert closed.since == until.timestamp() > clock.time() + 24 * 3600
 
 
 BOTH = {
@@ -254,55 +252,26 @@ def test_what_counts_is_kept_through_deferrals_and_not_through_tries(sandbox):
     with pytest.raises(TaskDeferred) as caught:
         operator.execute(run)
     kept = run["ti"].xcom["voicegenie_task"]["wait"]["refusals"]
-    assert kept[1:] == [1, 1]
-    assert isinstance(stored(caught.value.trigger), StartTurnTrigger)
+    assert kept[1:3] == [1, 1]
     for number in (2, 3):
         run["ti"].next_method = caught.value.method_name
         event = event_of(caught.value.trigger)
         with pytest.raises(TaskDeferred):
             starting()(deferrable=True).resume_execution("execute_again", {"event": event}, run)
-        assert run["ti"].xcom["voicegenie_task"]["wait"]["refusals"] == [kept[0], number, number]
+        assert run["ti"].xcom["voicegenie_task"]["wait"]["refusals"][:3] == [kept[0], number, number]
     with pytest.raises(VoiceGenieRetryException):
         starting()(deferrable=True).resume_execution("execute_again", {"event": None}, run)
     # The next try.
     run["ti"].xcom.clear()
     with pytest.raises(TaskDeferred):
         starting()(deferrable=True).execute(run)
-    assert run["ti"].xcom["voicegenie_task"]["wait"]["refusals"][1:] == [1, 1]
+    assert run["ti"].xcom["voicegenie_task"]["wait"]["refusals"][1:3] == [1, 1]
 
 
 def test_what_airflow_lost_starts_nothing(sandbox):
     with pytest.raises(AirflowFailException, match="Airflow has lost which campaign"):
         starting()(deferrable=True).resume_execution("execute_again", {"event": None}, context())
     assert sandbox.request_count("start") == 0
-
-
-def test_a_start_waits_while_the_service_says_that_nothing_remains(sandbox, clock, said):
-    """A start is not repeated by the client, so it does not go into a refusal that is foreseen."""
-    headers = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "2", "X-RateLimit-Limit": "60"}
-    original = sandbox.sandbox.rate_limit
-    sandbox.sandbox.rate_limit = lambda *arguments: (headers, original(*arguments)[1])
-    began = clock.time()
-    assert in_worker(starting(), context())["started_by_task"]
-    assert 1.9 < clock.time() - began < 15
-    assert [line for line in said() if "until the service takes requests again" in line]
-
-
-@pytest.mark.parametrize("seconds", [2, 7])
-def test_what_was_read_before_such_a_wait_is_read_again_if_it_is_old(sandbox, clock, monkeypatch, seconds):
-    headers = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(seconds), "X-RateLimit-Limit": "60"}
-    monkeypatch.setattr(sandbox.sandbox, "rate_limit", lambda *arguments: (headers, False))
-    # The client's own wait before a read, which is as long.
-    monkeypatch.setattr("airflow_provider_voicegenie.api.client.VoiceGenieClient._wait_for_limit", lambda *_: None)
-
-    # It grows while the task waits.
-    clock.add_action(change(sandbox, "long", total_count=10_000_000))
-    if seconds < 5:
-        assert in_worker(starting(max_contacts=2_000_000), context())["started_by_task"]
-    else:
-        with pytest.raises(AirflowFailException, match="TOO_MANY_CONTACTS"):
-            in_worker(starting(max_contacts=2_000_000), context())
-    assert sandbox.request_count("get") == (1 if seconds < 5 else 2)
 
 
 @pytest.mark.parametrize(
@@ -320,131 +289,38 @@ def test_what_was_read_before_such_a_wait_is_read_again_if_it_is_old(sandbox, cl
 )
 def test_when_it_is_tried_again(counted, asked, max_attempts, seconds):
     wanted = None if seconds is None else datetime.fromtimestamp(1000 + seconds, UTC)
-    assert counted.next_attempt(asked, 1000, max_attempts) == wanted
+    assert counted.earliest_attempt(asked, 1000, max_attempts) == wanted
 
 
 def test_refused_requests_are_counted():
     counted = Refusals().one_more(7.0, was_start=False).one_more(9.0, was_start=True)
-    assert counted == (7.0, 2, 1)
-    assert all(Refusals(0, number).spread() <= timedelta(seconds=300) for number in (1, 2, 10, 10_000))
+    assert counted[:3] == (7.0, 2, 1)
 
 
-# Turns.
+@pytest.mark.parametrize(("before", "shortest", "longest"), [(0, 30, 240), (40, 30, 320), (1000, 30, 1200)])
+def test_the_spread_grows_by_chance(before, shortest, longest, monkeypatch):
+    monkeypatch.setattr(refusals, "_SHORTEST", 30.0)
+    monkeypatch.setattr(refusals, "_LONGEST", 1200.0)
+    spreads = {Refusals(1.0, 1, 0, before).one_more(2.0, was_start=True).spread for _ in range(300)}
+    assert shortest <= min(spreads)
+    assert longest * 0.9 < max(spreads) <= longest
+    assert len(spreads) > 20
 
 
-def waiting_for_turns(clock, *not_before, requests_per_minute=6000, deadline=None, conn_ids=None):
-    """Let triggers wait; return when each fired, in seconds from now."""
-    began = clock.time()
-
-    async def fired(index, seconds):
-        trigger = StartTurnTrigger(
-            voicegenie_conn_id=conn_ids[index] if conn_ids else "voicegenie",
-            requests_per_minute=requests_per_minute,
-            not_before=began + seconds,
-            deadline=began + (60 if deadline is None else deadline),
-        )
-        (payload,) = [event.payload async for event in stored(trigger).run()]
-        assert payload == {}
-        return clock.time() - began
-
-    async def work():
-        async with asyncio.timeout(100):
-            return await asyncio.gather(*(fired(index, seconds) for index, seconds in enumerate(not_before)))
-
-    return asyncio.run(work())
-
-
-def test_turns_come_one_after_the_other_in_the_order_of_when_they_may(clock):
-    seconds = waiting_for_turns(clock, 1.5, 0.5, 1.0, 0.5, requests_per_minute=600)
-    assert sorted(range(4), key=seconds.__getitem__) in ([1, 3, 2, 0], [3, 1, 2, 0])
-    ordered = sorted(seconds)
-    # A tenth of the limit, and less since some were refused: a second and a half from one to the next.
-    assert all(later - earlier > 1 for earlier, later in itertools.pairwise(ordered))
-    assert ordered[0] >= 0.5
-
-
-def test_each_connection_has_its_own_line(clock):
-    assert all(
-        seconds < 5 for seconds in waiting_for_turns(clock, 0, 0, requests_per_minute=6, conn_ids=["one", "other"])
-    )
-
-
-def test_a_wait_for_a_turn_has_its_end(clock):
-    first, *others = waiting_for_turns(clock, 0, 0, 3600, requests_per_minute=6, deadline=2)
-    assert first < 1.5
-    assert all(2 <= seconds < 10 for seconds in others)
-
-
-def test_who_leaves_the_line_holds_up_nobody(clock):
-    async def work():
-        begun = clock.time()
-        common = {"voicegenie_conn_id": "voicegenie", "requests_per_minute": 6000, "deadline": begun + 60}
-
-        async def fired(seconds):
-            trigger = StartTurnTrigger(not_before=begun + seconds, **common)
-            return [event async for event in trigger.run()]
-
-        first, second, third = (asyncio.create_task(fired(seconds)) for seconds in (1, 1.2, 1.4))
-        await asyncio.sleep(0.2)
-        first.cancel()
-        second.cancel()
-        async with asyncio.timeout(100):
-            assert len(await third) == 1
-
-    asyncio.run(work())
-
-
-def test_turns_come_faster_until_someone_comes_back():
-    pace, now = Turns(60), 1000.0
-    assert pace.per_minute == 6
-    for _ in range(300):
-        pace.give(now)
-        assert pace.next_at > now
-        now = pace.next_at
-    assert pace.per_minute == pytest.approx(24)
-    pace.someone_was_refused(now)
-    pace.someone_was_refused(now + 1)
-    assert pace.per_minute == pytest.approx(24 * 0.7)
-    for number in range(40):
-        pace.someone_was_refused(now + 100 * number)
-    assert pace.per_minute == pytest.approx(2)
-
-
-@pytest.mark.parametrize("limit", [1, 2, 5, 10, 60, 3000])
-def test_no_limit_is_so_small_that_turns_never_come(limit):
-    pace = Turns(limit)
-    for number in range(40):
-        pace.someone_was_refused(100.0 * number)
-    assert 0.4 * min(limit, 2.5) <= pace.per_minute <= 0.4 * limit
-
-
-def test_what_is_kept_has_no_key(sandbox):
-    trigger = StartTurnTrigger(voicegenie_conn_id="voicegenie", requests_per_minute=60, not_before=1.0, deadline=2.0)
-    path, arguments = trigger.serialize()
-    assert path == "airflow_provider_voicegenie.triggers.turns.StartTurnTrigger"
-    assert vars(SimpleNamespace(**arguments)) == {
-        "voicegenie_conn_id": "voicegenie",
-        "requests_per_minute": 60,
-        "not_before": 1.0,
-        "deadline": 2.0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("requests", "starts", "longest"), [(1, 0, 10), (2, 0, 20), (1, 1, 20), (2, 2, 80), (3, 1, 80), (50, 4, 600)]
-)
-def test_those_who_were_refused_more_often_keep_further_out_of_the_way(requests, starts, longest, monkeypatch):
-    monkeypatch.setattr(refusals, "_FIRST_SPREAD", 10.0)
-    monkeypatch.setattr(refusals.random, "uniform", lambda least, most: most)
-    assert Refusals(0.0, requests, starts).spread() == timedelta(seconds=longest)
+def test_a_spread_wait_ends_with_patience():
+    earliest = datetime.fromtimestamp(1000, UTC)
+    end = earliest + PATIENCE
+    assert Refusals(1000, 1, 0, 60.0).spread_out(earliest) == earliest + timedelta(seconds=60)
+    assert Refusals(1000, 1, 0, 60.0).spread_out(end - timedelta(seconds=20)) == end
+    assert Refusals(1000, 1, 0, 60.0).spread_out(end) == end
 
 
 def test_two_hours_count_from_the_first_refusal():
     refused = Refusals()
     for number, moment in enumerate((1000.0, 2000.0, 5000.0), start=1):
         refused = refused.one_more(moment, was_start=number == 2)
-    assert refused == Refusals(1000.0, 3, 1)
+    assert refused[:3] == (1000.0, 3, 1)
     patience = PATIENCE.total_seconds()
     # It is the moment of the next attempt that counts.
-    assert refused.next_attempt(10.0, 1000.0 + patience - 10, 4) is not None
-    assert refused.next_attempt(10.0, 1000.0 + patience - 9, 4) is None
+    assert refused.earliest_attempt(10.0, 1000.0 + patience - 10, 4) is not None
+    assert refused.earliest_attempt(10.0, 1000.0 + patience - 9, 4) is None

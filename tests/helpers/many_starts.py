@@ -7,10 +7,9 @@ import heapq
 import itertools
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from airflow_provider_voicegenie.start.refusals import Refusals
-from airflow_provider_voicegenie.triggers.turns import Turns
 from helpers.rate_limits import LATENCY
 
 
@@ -26,18 +25,17 @@ class Starts:
     most_refused: int = 0
 
 
-def simulate_starts(service, number, *, tasks_a_minute=60, workers=32, triggerers=1, max_attempts=4, seed=1):
+def simulate_starts(service, number, *, tasks_a_minute=60, workers=32, deferrable=True, max_attempts=4, seed=1):
     """
     Let mapped tasks start a campaign each: with a read, the start, and a read at the end.
 
     :param tasks_a_minute: How many tasks Airflow begins.
     :param workers: How many of them at the same time.
-    :param triggerers: How many triggerers give turns; 0 for tasks that wait in their worker.
+    :param deferrable: Whether they leave their worker for a wait.
     """
     random.seed(seed)
     found = Starts()
     refusals = [Refusals()] * number
-    lines = [_Line(Turns(service.per_minute)) for _ in range(triggerers)]
     events, numbers = [], itertools.count()
 
     def later(when, act, *arguments):
@@ -47,8 +45,13 @@ def simulate_starts(service, number, *, tasks_a_minute=60, workers=32, triggerer
 
     to_begin, free, begins_at = deque(range(number)), workers, 0.0
 
+    resumed = deque()
+
     def begin(now):
         nonlocal free, begins_at
+        while free and resumed:
+            free -= 1
+            later(now, read, resumed.popleft())
         while free and to_begin:
             free -= 1
             begins_at = max(begins_at + 60 / tasks_a_minute, now)
@@ -63,9 +66,8 @@ def simulate_starts(service, number, *, tasks_a_minute=60, workers=32, triggerer
         is_accepted, headers = ask(now)
         if not is_accepted:
             refused(now, task, headers, was_start=False)
-            return
-        blocked = float(headers["x-ratelimit-reset"]) if headers.get("x-ratelimit-remaining") == "0" else 0.0
-        later(now + blocked + LATENCY, start, task)
+        else:
+            later(now + LATENCY, start, task)
 
     def start(now, task):
         is_accepted, headers = ask(now)
@@ -90,35 +92,25 @@ def simulate_starts(service, number, *, tasks_a_minute=60, workers=32, triggerer
         refusals[task] = refusals[task].one_more(now, was_start=was_start)
         found.most_refused = max(found.most_refused, refusals[task].requests)
         asked = headers.get("x-ratelimit-reset")
-        until = refusals[task].next_attempt(asked and float(asked), now, max_attempts)
+        until = refusals[task].earliest_attempt(asked and float(asked), now, max_attempts)
         if until is None:
             found.failed += 1
             free_worker(now)
-        elif not triggerers:
-            later((until + refusals[task].spread()).timestamp(), read, task)
-        else:
+            return
+        at = refusals[task].spread_out(until).timestamp()
+        if deferrable:
             free_worker(now)
-            line = random.choice(lines)
-            line.turns.someone_was_refused(now)
-            heapq.heappush(line.waiting, (until.timestamp(), task))
-            later(max(now, line.turns.next_at, until.timestamp()), give, line)
-
-    def give(now, line):
-        if line.waiting and line.waiting[0][0] <= now and line.turns.next_at <= now:
-            line.turns.give(now)
             # Airflow takes its time to resume it.
-            later(now + random.uniform(2, 8), read, heapq.heappop(line.waiting)[1])
-        if line.waiting:
-            later(max(line.turns.next_at, line.waiting[0][0], now + 0.01), give, line)
+            later(at + random.uniform(2, 8), resume, task)
+        else:
+            later(at, read, task)
+
+    def resume(now, task):
+        resumed.append(task)
+        begin(now)
 
     begin(0.0)
     while events and found.done + found.failed < number:
         now, _, act, arguments = heapq.heappop(events)
         act(now, *arguments)
     return found
-
-
-@dataclass
-class _Line:
-    turns: Turns
-    waiting: list = field(default_factory=list)
