@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
     from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-    from airflow_provider_voicegenie.start.task import StartTask
+    from airflow_provider_voicegenie.start.run import StartRun
     from airflow_provider_voicegenie.waiting.pausing import PauseWatch
     from airflow_provider_voicegenie.waiting.watch import End
 
@@ -126,7 +126,7 @@ class StartCampaignOperator(CampaignTask):
     asset_event_fields = ("status", "started_at", "completed_at", "statistics")
 
     #: Set while the task runs in this process.
-    _running: StartTask | None = None
+    _running: StartRun | None = None
 
     def __init__(
         self,
@@ -221,18 +221,17 @@ class StartCampaignOperator(CampaignTask):
             if memory.document is not None:
                 self._begin(context, self._hook, memory).end_before_resuming()
 
-    def _begin(self, context: Context, hook: VoiceGenieHook, memory: Memory) -> StartTask:
-        from airflow_provider_voicegenie.start.options import StartOptions
-        from airflow_provider_voicegenie.start.task import StartTask
+    def _begin(self, context: Context, hook: VoiceGenieHook, memory: Memory) -> StartRun:
+        # Loads what parsing does not need.
+        from airflow_provider_voicegenie.start.run import Rehearsal, StartRun
 
         self.check_only = read_flag("check_only", self.check_only)
-        options = StartOptions(**{name: getattr(self, name) for name in StartOptions._fields})
-        self._running = StartTask(hook, self.campaign_id, context, options, memory)
+        self._running = (Rehearsal if self.check_only else StartRun)(self, context, hook, memory)
         if self.is_killed:
             self._running.kill()
         return self._running
 
-    def _begin_after_deferral(self, context: Context) -> StartTask:
+    def _begin_after_deferral(self, context: Context) -> StartRun:
         memory = self.go_on_after_deferral(context)
         if memory.document is None:
             raise AirflowFailException(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -157,6 +157,59 @@ def check_calling_hours(calling_hours: Sequence[CallingHours], now: datetime) ->
         Condition.OUTSIDE_CALLING_HOURS,
         f"local time is {calling_hours[0].local_time(now)}, outside the calling hours {describe(calling_hours)}",
     )
+
+
+class Moment(NamedTuple):
+    """
+    What guards look at.
+
+    :param task: The operator, a ``StartCampaignOperator``.
+    :param context: The task's context.
+    :param now: The time.
+    :param campaign: The campaign as it was just read; ``None`` if it was not.
+    """
+
+    task: Any
+    context: Mapping[str, Any]
+    now: datetime
+    campaign: Campaign | None = None
+
+
+Guard = Callable[[Moment], Finding | None]
+
+
+def _run(moment: Moment) -> Finding | None:
+    task = moment.task
+    return check_run(
+        RunFacts.of(moment.context),
+        moment.now,
+        start_in_backfill=task.start_in_backfill,
+        max_lateness=task.max_lateness,
+    )
+
+
+def _campaign(moment: Moment) -> Finding | None:
+    return None if moment.campaign is None else check_campaign(moment.campaign, moment.task.max_contacts)
+
+
+def _configuration(moment: Moment) -> Finding | None:
+    return None if moment.campaign is None else check_configuration(moment.campaign, moment.now)
+
+
+def _hours(moment: Moment) -> Finding | None:
+    return check_calling_hours(moment.task.calling_hours, moment.now)
+
+
+#: The guards before the campaign is read, before its start or a rehearsal, and right before the start is sent.
+BEFORE_READING: Sequence[Guard] = (_run,)
+BEFORE_START: Sequence[Guard] = (_campaign, _hours)
+BEFORE_REHEARSAL: Sequence[Guard] = (_campaign, _configuration, _hours)
+BEFORE_SENDING: Sequence[Guard] = (_run, _hours)
+
+
+def first_finding(guards: Iterable[Guard], moment: Moment) -> Finding | None:
+    """Return what the first guard finds that finds something."""
+    return next((finding for guard in guards if (finding := guard(moment)) is not None), None)
 
 
 def describe_start(campaign: Campaign, calling_hours: Sequence[CallingHours], now: datetime) -> str:

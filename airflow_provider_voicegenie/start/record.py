@@ -8,13 +8,19 @@ A try records its start before it sends it. A campaign is started at most once i
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time, write_time
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.memory import Generation, Memory
+from airflow_provider_voicegenie.rules.outcomes import Finding, apply_outcome
+from airflow_provider_voicegenie.start.guards import Moment
+from airflow_provider_voicegenie.start.refusals import Refusals
+from airflow_provider_voicegenie.waiting.killing import KillSwitch, PauseResult, pause_campaign_of_killed_task
 
 log = logging.getLogger(__name__)
 
@@ -153,33 +159,91 @@ _OF_THE_START = ("sent_at", "started_at", "before", "must_pause_on_kill")
 
 class OwnStart:
     """
-    The start that one task instance made.
+    The start of a task instance: what is remembered of it, whether it may be in effect, and the pause that ends it.
 
+    :param task: The operator, a ``StartCampaignOperator``.
+    :param context: The task's context.
+    :param hook: The service.
     :param memory: What the task remembers.
-    :param campaign_id: The campaign that this try is about.
-    :param voicegenie_conn_id: Its connection.
     """
 
-    def __init__(self, memory: Memory, campaign_id: str, voicegenie_conn_id: str) -> None:
+    def __init__(self, task: Any, context: Mapping[str, Any], hook: VoiceGenieHook, memory: Memory) -> None:
+        self.task = task
+        self.context = context
+        self.hook = hook
         self.memory = memory
-        self._campaign_id = campaign_id
-        self._voicegenie_conn_id = voicegenie_conn_id
+        self.campaign_id: str = task.campaign_id
+        #: Whether Airflow has ended the task.
+        self.kill = KillSwitch()
+        #: The requests of this try that the service has refused so far.
+        self.refusals = Refusals(*self.wait_before.get("refusals", ()))
         #: The start of this generation, as far as this process knows it.
         self.record: StartRecord | None = None
         #: The start of an earlier end of this task, whose campaign may go on; known after :meth:`recall`.
         self.owed: StartRecord | None = None
+        #: The start of an earlier generation whose campaign may be paused any moment, as a user has cleared the task;
+        #: known after :meth:`recall`.
+        self.cleared: StartRecord | None = None
+        #: Whether such a pause may come; Airflow need not have kept which start that was.
+        self.awaits_pause = False
         # Whether Airflow keeps a record that this version cannot read; known after :meth:`recall`.
         self._is_unreadable = False
-        #: Whether a user has cleared the task, so that the campaign it had started may be paused any moment; known
-        #: after :meth:`recall`.
-        self.awaits_pause = False
-        #: The start of which that is so, if Airflow has kept it.
-        self.cleared: StartRecord | None = None
+        #: Whether a start of this task is in effect, or may be.
+        self.may_be_in_effect = False
+        #: Whether it is surely in effect.
+        self.is_confirmed = False
+
+    @property
+    def about(self) -> dict[str, str]:
+        """The campaign and the connection."""
+        return {"campaign_id": self.campaign_id, "voicegenie_conn_id": self.hook.voicegenie_conn_id}
+
+    @property
+    def wait_before(self) -> Mapping[str, Any]:
+        """What the process before a deferral wrote down for this one."""
+        return (self.memory.document or {}).get("wait") or {}
 
     @property
     def tell_all(self) -> bool:
         """Whether Airflow keeps records, and they can be read: without one, no start was sent."""
         return self.memory.is_kept and not self._is_unreadable
+
+    @property
+    def owes_pause(self) -> bool:
+        """Whether an earlier end of this task left the campaign so that it may go on."""
+        return self.owed is not None and self.owed.is_about(**self.about)
+
+    @property
+    def _is_heard_by_triggerer(self) -> bool:
+        """Whether a user may end the task while it is deferred; the triggerer that pauses then can record nothing."""
+        task = self.task
+        return bool(task.wait_for_completion and task.deferrable and task.pause_on_kill)
+
+    def moment(self, now: datetime | None = None, campaign: Campaign | None = None) -> Moment:
+        """Return what guards look at: the task and its run at a time, and the campaign if it was read."""
+        return Moment(self.task, self.context, now or datetime.now(UTC), campaign)
+
+    def service_time(self) -> datetime:
+        """Return the time by the service's clock."""
+        return datetime.fromtimestamp(self.hook.server_time(), UTC)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """
+        Let a kill interrupt the reads in this block. Do not call Airflow inside it.
+
+        :raises VoiceGenieError: Airflow did not give the connection, which is asked for beforehand.
+        """
+        self.hook.get_conn()
+        with self.kill.interruptible():
+            yield
+
+    def not_started(self, finding: Finding, status: CampaignStatus) -> Start:
+        """Do to the task what a condition before the start does; return what it goes on with if it is a success."""
+        apply_outcome(self.task.outcome_rules, finding, self.campaign_id)
+        return Start(status.value, must_pause_on_kill=self.may_be_in_effect)
+
+    # What the task remembers of it.
 
     def recall(self) -> StartRecord | None:
         """Return the start that an earlier try of this generation made, if there is one; of whichever campaign."""
@@ -203,7 +267,7 @@ class OwnStart:
     def _close(self, record: StartRecord) -> None:
         """Close the start of an earlier generation: a later process of this try may not see the signs of the clear."""
         try:
-            self._keep(record.in_phase(StartPhase.CLOSED)._replace(generation=self.memory.generation))
+            self._remember(record.in_phase(StartPhase.CLOSED)._replace(generation=self.memory.generation))
         except Exception:
             log.warning(
                 "Campaign %r: Airflow could not record that a user has cleared this task.",
@@ -211,7 +275,7 @@ class OwnStart:
                 exc_info=True,
             )
 
-    def add(self, before: Campaign, sent_at: datetime) -> None:
+    def add_record(self, before: Campaign, sent_at: datetime) -> None:
         """
         Record that a start is about to be sent.
 
@@ -219,10 +283,9 @@ class OwnStart:
         :param sent_at: The time by the service's clock.
         :raises Exception: It could not be recorded; the start must not be sent then.
         """
-        about = self._campaign_id, self._voicegenie_conn_id
-        record = StartRecord.of(before, *about, self.memory.generation, sent_at)
-        self.record = record._replace(must_pause_on_kill=self.owed is not None and self.owed.is_about(*about))
-        self._keep(self.record)
+        record = StartRecord.of(before, **self.about, generation=self.memory.generation, sent_at=sent_at)
+        self.record = record._replace(must_pause_on_kill=self.owes_pause)
+        self._remember(self.record)
 
     def set_phase(
         self, phase: StartPhase, started_at: datetime | None = None, *, must_pause_on_kill: bool | None = None
@@ -240,17 +303,69 @@ class OwnStart:
             if record is not None:
                 self.record = record.in_phase(phase, started_at, must_pause_on_kill)
                 self.owed = self.record if self.record.must_pause_on_kill else None
-                self._keep(self.record)
+                self._remember(self.record)
         except Exception:
             # The task instance that a user has cleared is gone, and with it what its start would mean to the next try.
             expected = phase is StartPhase.CLOSED
             log.log(
                 logging.INFO if expected else logging.WARNING,
                 "Campaign %r: could not record in Airflow that its start is %s.",
-                self._campaign_id,
+                self.campaign_id,
                 phase.value,
                 exc_info=not expected,
             )
 
-    def _keep(self, record: StartRecord) -> None:
+    def confirm(self, started_at: datetime | None) -> None:
+        """
+        Record that the start took effect.
+
+        :param started_at: When the service says it started the campaign.
+        """
+        self.is_confirmed = True
+        self.set_phase(StartPhase.STARTED, started_at, must_pause_on_kill=self._is_heard_by_triggerer)
+
+    def _remember(self, record: StartRecord) -> None:
         self.memory.write(**record.to_document())
+
+    # A deferral.
+
+    def before_deferral(self, start: Start) -> dict[str, Any]:
+        """
+        Record, if that is not done yet, that whoever ends the deferred task wants the campaign paused.
+
+        :param start: The start.
+        :returns: What the resumed task has to know.
+        """
+        if start.started_by_task and self._is_heard_by_triggerer and self.owed is None:
+            self.set_phase(StartPhase.STARTED, must_pause_on_kill=True)
+        return {"start": self.record and self.record.to_document()["start"], "wait": start._asdict()}
+
+    def after_deferral(self) -> Start:
+        """Go on with the start that was made before the deferral, and return it."""
+        start = Start(**self.wait_before)
+        self.may_be_in_effect = self.is_confirmed = start.is_paused_on_kill
+        self.record = StartRecord.of_document(self.memory.document)
+        if start.started_by_task and self._is_heard_by_triggerer:
+            self.set_phase(StartPhase.STARTED, must_pause_on_kill=False)
+        return start
+
+    # Its end.
+
+    def stop_calls(self, phase: StartPhase) -> None:
+        """
+        Pause the campaign, if a start of this task may be in effect and the author wants it.
+
+        :param phase: How far the start has come with that.
+        """
+        if not (self.may_be_in_effect and self.task.pause_on_kill):
+            return
+        self.may_be_in_effect = False
+        stop = pause_campaign_of_killed_task(
+            self.hook.pause_campaign,
+            lambda campaign_id: self.hook.get_campaign(campaign_id, max_attempts=1),
+            self.campaign_id,
+            may_start_late=not self.is_confirmed,
+        )
+        # A start that may still take effect stays on record as sent: the next try looks for it.
+        if stop is not PauseResult.FAILED or self.is_confirmed:
+            self.set_phase(phase, must_pause_on_kill=stop is not PauseResult.STOPPED)

@@ -19,7 +19,7 @@ from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor
-from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.start import find_out, guards, record
 from airflow_provider_voicegenie.waiting import wait
 from helpers.clock import Clock, now
 from helpers.leaks import leak_in
@@ -308,15 +308,15 @@ def kill_at(patch, step, operator, run, state="failed", *, tells=True):
     """Let Airflow end the task at one step; it may tell the task at once, or not before the task asks."""
     act, at = {
         "link": (TaskInstance, "xcom_push"),
-        "recall": (once.OwnStart, "recall"),
-        "run facts": (once.RunFacts, "of"),
+        "recall": (record.OwnStart, "recall"),
+        "run facts": (guards.RunFacts, "of"),
         "get_conn": (VoiceGenieHook, "get_conn"),
         "get_campaign": (VoiceGenieHook, "get_campaign"),
-        "record": (once.OwnStart, "add"),
+        "record": (record.OwnStart, "add_record"),
         "campaign_id": (TaskInstance, "xcom_push"),
         "start": (VoiceGenieHook, "start_campaign"),
-        "phase": (once.OwnStart, "set_phase"),
-        "look": (once.StartOnce, "_look_for_start"),
+        "phase": (record.OwnStart, "set_phase"),
+        "look": (find_out, "_look_for_start"),
         "deferral": (TaskInstance, "xcom_push"),
     }.get(step, (None, None))
 
@@ -344,5 +344,5 @@ def kill_at(patch, step, operator, run, state="failed", *, tells=True):
 
 def shorten_times(patch):
     """Let what waits for seconds or minutes after a start without a response wait for next to nothing."""
-    patch.setattr(once, "_LOOK_DELAYS", (0.0, 0.05))
-    patch.setattr(once, "_STATISTICS_LAG", timedelta(0))
+    patch.setattr(find_out, "_LOOK_DELAYS", (0.0, 0.05))
+    patch.setattr(find_out, "_STATISTICS_LAG", timedelta(0))

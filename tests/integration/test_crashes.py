@@ -38,7 +38,7 @@ class Stopping(StartCampaignOperator):
     def execute(self, context):
         from airflow_provider_voicegenie.start.record import OwnStart
 
-        add, set_phase, campaign_id = OwnStart.add, OwnStart.set_phase, self.campaign_id
+        add, set_phase, campaign_id = OwnStart.add_record, OwnStart.set_phase, self.campaign_id
 
         def slow_add(records, *arguments):
             stop("before_record", campaign_id)
@@ -50,7 +50,7 @@ class Stopping(StartCampaignOperator):
             set_phase(records, *arguments, **more)
             stop("after_phase", campaign_id)
 
-        OwnStart.add, OwnStart.set_phase = slow_add, slow_set_phase
+        OwnStart.add_record, OwnStart.set_phase = slow_add, slow_set_phase
         result = super().execute(context)
         stop("before_xcom", campaign_id)
         return result

@@ -120,7 +120,7 @@ HTTPConnectionPool.ConnectionCls = SlowConnection
 
 class SlowImport(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "airflow_provider_voicegenie.start.once":
+        if name == "airflow_provider_voicegenie.start.run":
             stop("import")
         return None
 

@@ -22,7 +22,7 @@ MODULES = {
 #: What decides, and so can be tested by table; whole rooms, and single modules.
 DECIDES = [
     *("api.endpoints", "api.errors", "api.models", "api.responses", "api.retries", "api.rate_limit", "api.settings"),
-    *("api.times", "rules", "start.guards", "start.evidence", "start.options"),
+    *("api.times", "rules", "start.guards", "start.evidence"),
     *("waiting.watch", "waiting.completion", "waiting.readiness", "waiting.pausing"),
     *("waiting.progress", "waiting.final_statistics", "triggers.endings", "feed.plan", "feed.share"),
 ]

@@ -106,7 +106,7 @@ def test_a_run_that_becomes_too_late_is_not_started(sandbox, monkeypatch, way):
         checks.append(now)
         return original(facts, now + timedelta(hours=1) if len(checks) == 3 else now, **arguments)
 
-    monkeypatch.setattr("airflow_provider_voicegenie.start.once.check_run", check_run)
+    monkeypatch.setattr("airflow_provider_voicegenie.start.guards.check_run", check_run)
     way = in_worker if way is in_worker else deferred
     with pytest.raises(AirflowSkipException, match="RUN_TOO_LATE"):
         way(waiting(opening_in(5), max_lateness=600), run)
@@ -135,7 +135,7 @@ def test_a_kill_ends_it_and_pauses_nothing(sandbox, state):
         operator.on_kill()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("airflow_provider_voicegenie.start.task.time.sleep", sleep)
+        patch.setattr("airflow_provider_voicegenie.start.run.time.sleep", sleep)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside before it started anything"):
             operator.execute(run)
     assert (sandbox.request_count("start"), sandbox.request_count("pause")) == (0, 0)
@@ -172,13 +172,13 @@ def test_it_waits_for_completion_afterwards(sandbox, way):
 def test_hours_that_close_while_airflow_takes_its_time_are_waited_for(sandbox, monkeypatch):
     run = context(Store())
     hours = opening_in(5)
-    checks = []
+    original, checks = guards.check_calling_hours, []
 
     def check(given, now):
         checks.append(now)
-        return None if len(checks) == 1 else guards.check_calling_hours(given, now)
+        return None if len(checks) == 1 else original(given, now)
 
-    monkeypatch.setattr("airflow_provider_voicegenie.start.once.check_calling_hours", check)
+    monkeypatch.setattr("airflow_provider_voicegenie.start.guards.check_calling_hours", check)
     assert in_worker(waiting(hours), run)["started_by_task"]
     assert sandbox.start_count("long") == 1
 
@@ -217,9 +217,10 @@ def test_the_number_of_people_is_bounded(sandbox, way, total_count, max_contacts
 
 
 def test_an_unknown_number_of_people_is_too_many(sandbox, monkeypatch):
+    original = guards.check_campaign
     monkeypatch.setattr(
-        "airflow_provider_voicegenie.start.once.check_campaign",
-        lambda campaign, most: guards.check_campaign(campaign.__class__("c", campaign.status, "paused"), most),
+        "airflow_provider_voicegenie.start.guards.check_campaign",
+        lambda campaign, most: original(campaign.__class__("c", campaign.status, "paused"), most),
     )
     with pytest.raises(AirflowFailException, match="an unknown number of contacts, and max_contacts is 5"):
         Starting(max_contacts=5)(deferrable=False).execute(context())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from helpers.tasks import Following, Starting, Store, change, context
@@ -15,6 +16,11 @@ from airflow_provider_voicegenie.start.record import OwnStart, StartPhase, Start
 
 FIRST = Generation(max_tries=2, clear_number=0, try_number=1)
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+def own_start(run, campaign_id, conn_id):
+    task, hook = SimpleNamespace(campaign_id=campaign_id), SimpleNamespace(voicegenie_conn_id=conn_id)
+    return OwnStart(task, run, hook, Memory(run))
 
 
 def test_a_record_of_a_start_keeps_what_is_known():
@@ -49,7 +55,7 @@ def test_which_record_counts_for_a_try(phase, campaign_id, max_tries, found, awa
     for must_pause_on_kill in (False, True):
         record = StartRecord.of(before, "c", "vg", FIRST, NOW).in_phase(phase, must_pause_on_kill=must_pause_on_kill)
         run = context(Store(voicegenie_task=record.to_document()), try_number=2, max_tries=max_tries)
-        records = OwnStart(Memory(run), campaign_id, "vg")
+        records = own_start(run, campaign_id, "vg")
         assert records.recall() == (record if found else None)
         assert records.awaits_pause is awaits_pause
         assert records.cleared == (record if awaits_pause else None)
@@ -63,7 +69,7 @@ def test_a_later_process_of_a_cleared_try_need_not_see_the_clear():
     store = Store(voicegenie_task=record.in_phase(StartPhase.STARTED).to_document())
     for was_ended_by_user in (True, False):
         run = context(store, try_number=2, clear_number=1, was_ended_by_user=was_ended_by_user)
-        records = OwnStart(Memory(run), "c", "vg")
+        records = own_start(run, "c", "vg")
         assert records.recall() is None
         assert records.awaits_pause is was_ended_by_user
         assert records.memory.generation == (2, 1, 2)
@@ -72,7 +78,7 @@ def test_a_later_process_of_a_cleared_try_need_not_see_the_clear():
 @pytest.mark.parametrize(("try_number", "max_tries", "awaits_pause"), [(1, 2, False), (2, 2, False), (2, 3, True)])
 def test_without_a_record_a_pause_may_come_if_a_user_cleared_the_task(try_number, max_tries, awaits_pause):
     """Airflow 3.4 deletes the record with the clear."""
-    records = OwnStart(Memory(context(Store(), try_number=try_number, max_tries=max_tries)), "c", "vg")
+    records = own_start(context(Store(), try_number=try_number, max_tries=max_tries), "c", "vg")
     assert records.recall() is None
     assert records.awaits_pause is awaits_pause
 
@@ -90,7 +96,7 @@ def with_start(document, **changes):
 )
 def test_what_is_no_record_is_none(data):
     assert StartRecord.of_document(data) is None
-    records = OwnStart(Memory(context(Store(voicegenie_task=data))), "c", "vg")
+    records = own_start(context(Store(voicegenie_task=data)), "c", "vg")
     assert records.recall() is None
     assert not records.awaits_pause
     # What this version cannot read is not taken for nothing.
@@ -162,9 +168,9 @@ def owed_record(campaign_id="c", conn_id="vg", phase=StartPhase.CLOSED):
 )
 def test_a_new_start_takes_over_what_is_owed_to_the_same_campaign(campaign_id, conn_id, still_owed):
     store = Store(voicegenie_task=owed_record().to_document())
-    records = OwnStart(Memory(context(store, max_tries=4)), campaign_id, conn_id)
+    records = own_start(context(store, max_tries=4), campaign_id, conn_id)
     assert records.recall() is None
-    records.add(Campaign(campaign_id, CampaignStatus.PAUSED, "paused"), NOW)
+    records.add_record(Campaign(campaign_id, CampaignStatus.PAUSED, "paused"), NOW)
     start = store["voicegenie_task"]["start"]
     assert (start["phase"], start["must_pause_on_kill"]) == ("sent", still_owed)
     assert store["voicegenie_task"]["generation"][0] == 4
@@ -173,7 +179,7 @@ def test_a_new_start_takes_over_what_is_owed_to_the_same_campaign(campaign_id, c
 @pytest.mark.parametrize("owes", [True, False, None])
 def test_what_is_owed_follows_the_record(owes):
     store = Store(voicegenie_task=owed_record().to_document())
-    records = OwnStart(Memory(context(store, max_tries=4)), "c", "vg")
+    records = own_start(context(store, max_tries=4), "c", "vg")
     records.recall()
     # No start of this generation: what is set is what was owed.
     records.set_phase(StartPhase.CLOSED, must_pause_on_kill=owes)
@@ -183,7 +189,7 @@ def test_what_is_owed_follows_the_record(owes):
 
 def test_a_phase_without_a_record_writes_nothing():
     store = Store()
-    records = OwnStart(Memory(context(store)), "c", "vg")
+    records = own_start(context(store), "c", "vg")
     records.set_phase(StartPhase.CLOSED)
     assert not store
     assert records.memory.document is None

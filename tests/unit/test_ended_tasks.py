@@ -34,7 +34,7 @@ from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators import campaign as operators
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
-from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.start import find_out, send
 from airflow_provider_voicegenie.waiting import killing
 
 
@@ -224,7 +224,7 @@ def test_a_deferral_that_airflow_would_refuse_pauses_the_campaign(sandbox):
 
 @pytest.mark.parametrize("state", ["failed", "running"])
 def test_a_kill_while_a_lost_start_is_looked_into_ends_that_at_once(sandbox, monkeypatch, state):
-    monkeypatch.setattr(once, "_LOOK_DELAYS", (30.0,))
+    monkeypatch.setattr(find_out, "_LOOK_DELAYS", (30.0,))
     run = context(Store())
     operator = Starting()(deferrable=False)
     sandbox.inject("close", "start", after_acting=True)
@@ -234,7 +234,7 @@ def test_a_kill_while_a_lost_start_is_looked_into_ends_that_at_once(sandbox, mon
         operator.on_kill()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(once.time, "sleep", lambda seconds: kill(seconds) if seconds == 30 else None)
+        patch.setattr(find_out.time, "sleep", lambda seconds: kill(seconds) if seconds == 30 else None)
         with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
             operator.execute(run)
     assert sandbox.status("long") == ("paused" if state == "failed" else "running")
@@ -466,7 +466,7 @@ def test_a_kill_while_a_start_that_was_cut_off_is_looked_into_pauses_it(sandbox,
     monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01,))
     store = Store()
     with monkeypatch.context() as patch:
-        patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
+        patch.setattr(send, "find_out", lambda *_, **__: 1 / 0)
         sandbox.inject("close", "start", after_acting=True)
         with pytest.raises(ZeroDivisionError):
             Starting()(deferrable=False).execute(context(store))
@@ -513,7 +513,7 @@ def test_a_start_that_may_take_effect_late_stays_on_record_though_a_later_try_is
     monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01,))
     store = Store()
     with monkeypatch.context() as patch:
-        patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
+        patch.setattr(send, "find_out", lambda *_, **__: 1 / 0)
         sandbox.inject("close", "start")
         with pytest.raises(ZeroDivisionError):
             Starting()(deferrable=False).execute(context(store))

@@ -38,7 +38,8 @@ from helpers.tasks import (
 )
 
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.start import find_out
+from airflow_provider_voicegenie.start.record import OwnStart
 from airflow_provider_voicegenie.waiting import completion
 
 
@@ -187,8 +188,8 @@ def test_a_pause_by_someone_is_waited_out_and_said_once(sandbox, way, task, capl
 @pytest.mark.parametrize(("word", "is_lost"), [("paused", False), ("paused", True), ("on-hold", False)])
 def test_a_campaign_that_is_shown_as_it_was_before_its_start_is_followed(sandbox, monkeypatch, way, is_lost, word):
     """The service shows a campaign as paused for some reads after its start."""
-    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(seconds=32))
-    monkeypatch.setattr(once, "_LOOK_DELAYS", (0.0,))
+    monkeypatch.setattr(find_out, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(find_out, "_LOOK_DELAYS", (0.0,))
     store, original = sandbox.sandbox.store, sandbox.sandbox.store.start
     sandbox.add_campaign(id="held", status=word, total_count=10**6)
 
@@ -220,7 +221,7 @@ def test_a_campaign_that_is_shown_as_it_was_before_its_start_is_followed(sandbox
 
 @pytest.mark.parametrize(("seconds_ago", "is_old"), [(5, False), (40, True)])
 def test_a_later_try_knows_how_old_its_start_is(sandbox, monkeypatch, seconds_ago, is_old):
-    monkeypatch.setattr(once, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(find_out, "_STATISTICS_LAG", timedelta(seconds=32))
     store = Store()
     sandbox.add_campaign(id="held", status="paused", total_count=10**6)
     Starting(campaign_id="held", wait_for_completion=False)(deferrable=False).execute(context(store))
@@ -253,7 +254,7 @@ def test_each_poll_in_a_worker_is_one_attempt(sandbox, monkeypatch):
         sandbox.inject("status", "get", status=503, times=None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(once.OwnStart, "set_phase", fail_from_now_on)
+        patch.setattr(OwnStart, "set_phase", fail_from_now_on)
         in_wait(patch, lambda: True, ZeroDivisionError())
         with pytest.raises(ZeroDivisionError):
             Starting(poll_interval=0.1)(deferrable=False).execute(run)

@@ -20,7 +20,7 @@ from airflow_provider_voicegenie.api.models import read_time, write_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
-from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.start import find_out, send, take_over
 
 ALREADY_RUNNING = '{"success": false, "message": "Campaign is already running", "error": "CAMPAIGN_ALREADY_RUNNING"}'
 
@@ -50,10 +50,15 @@ class Clock:
         self.events.append((seconds, act))
 
 
+def set_time(monkeypatch, time):
+    for module in (find_out, send, take_over):
+        monkeypatch.setattr(module, "time", time)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(once, "time", SimpleNamespace(sleep=clock.sleep, time=clock.time, monotonic=clock.time))
+    set_time(monkeypatch, SimpleNamespace(sleep=clock.sleep, time=clock.time, monotonic=clock.time))
     monkeypatch.setattr(VoiceGenieHook, "server_time", lambda hook: clock.time() + clock.service_ahead)
     return clock
 
@@ -173,7 +178,7 @@ def test_a_later_try_judges_by_when_the_start_was_sent_and_not_by_now(sandbox, c
     store = Store()
     lose(sandbox, took_effect=True)
     with monkeypatch.context() as patch:
-        patch.setattr(once.StartOnce, "_find_out", lambda *_: 1 / 0)
+        patch.setattr(send, "find_out", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             start("paused", context(store))
     record = store["voicegenie_task"]["start"]
@@ -338,7 +343,7 @@ def test_a_date_that_is_far_off_neither_makes_a_start_ours_nor_a_worker_sleep(
 ):
     """The service's times are right, but the `Date` before the start, and that after it, may be anything."""
     clock = Clock()
-    monkeypatch.setattr(once, "time", SimpleNamespace(sleep=clock.sleep, time=time.time, monotonic=time.monotonic))
+    set_time(monkeypatch, SimpleNamespace(sleep=clock.sleep, time=time.time, monotonic=time.monotonic))
     requests = sandbox.sandbox.requests
 
     def offset(headers, now):
@@ -368,7 +373,7 @@ def test_a_date_that_is_far_off_neither_makes_a_start_ours_nor_a_worker_sleep(
 @pytest.mark.parametrize("minutes_ago", [60, 0])
 def test_without_a_store_a_date_that_is_far_off_makes_no_old_start_ours(sandbox, monkeypatch, offset, minutes_ago):
     clock = Clock()
-    monkeypatch.setattr(once, "time", SimpleNamespace(sleep=clock.sleep, time=time.time, monotonic=time.monotonic))
+    set_time(monkeypatch, SimpleNamespace(sleep=clock.sleep, time=time.time, monotonic=time.monotonic))
     monkeypatch.setattr(client, "clock_offset", lambda headers, now: offset)
     change(sandbox, "paused", started_at=datetime.now(UTC) - timedelta(minutes=minutes_ago))
     if minutes_ago:

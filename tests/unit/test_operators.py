@@ -31,7 +31,8 @@ from airflow_provider_voicegenie.sensors.campaign import (
     IsStartable,
     Prerequisite,
 )
-from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.start import find_out, guards
+from airflow_provider_voicegenie.start.record import OwnStart
 
 ENDS = {"skip": AirflowSkipException, "fail": AirflowFailException, "retry": VoiceGenieRetryException}
 NOW = datetime.now(UTC)
@@ -178,7 +179,7 @@ def test_someone_else_starting_it_in_between_is_not_our_start(sandbox):
 def test_of_tasks_that_race_for_a_campaign_one_starts_it(sandbox, monkeypatch):
     racers = 4
     all_have_looked = threading.Barrier(racers, timeout=100)
-    monkeypatch.setattr(once.OwnStart, "add", lambda *_: all_have_looked.wait())
+    monkeypatch.setattr(OwnStart, "add_record", lambda *_: all_have_looked.wait())
 
     def run(_):
         operator = StartCampaignOperator(task_id="start", campaign_id="ready")
@@ -213,13 +214,13 @@ def test_a_backfill_starts_where_the_dag_says_so(sandbox):
 
 def test_calling_hours_that_end_while_airflow_takes_its_time_are_kept(sandbox, monkeypatch):
     run = {**context(), "task_state_store": Store()}
-    original, checks = once.check_calling_hours, []
+    original, checks = guards.check_calling_hours, []
 
     def check(hours, now):
         checks.append(len(sandbox.sandbox.requests))
         return original([closed_hours()] if len(checks) == 2 else hours, now)
 
-    monkeypatch.setattr(once, "check_calling_hours", check)
+    monkeypatch.setattr(guards, "check_calling_hours", check)
     with pytest.raises(AirflowFailException, match="OUTSIDE_CALLING_HOURS"):
         start(run=run, calling_hours=CallingHours("00:00", "23:59:59.999999", "UTC"))
     assert (checks, sandbox.request_count("start")) == ([1, 1], 0)
@@ -306,14 +307,14 @@ def test_a_campaign_that_ran_to_its_end_meanwhile_is_not_started_again(sandbox, 
 def test_unconfirmed_start_fails_and_says_how_to_decide(sandbox):
     sandbox.inject("close", "start", after_acting=True)
     operator = StartCampaignOperator(task_id="start", campaign_id="ready")
-    original = once.time.sleep
+    original = find_out.time.sleep
 
     def outage(seconds):
         sandbox.inject("close", "*", times=None)
         original(seconds)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(once.time, "sleep", outage)
+        patch.setattr(find_out.time, "sleep", outage)
         with pytest.raises(AirflowFailException, match="START_UNCONFIRMED") as caught:
             operator.execute(context())
     assert "clear this task" in str(caught.value)

@@ -30,7 +30,8 @@ from helpers.tasks import (
 from airflow_provider_voicegenie.api.errors import RateLimitError
 from airflow_provider_voicegenie.operators.campaign import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
-from airflow_provider_voicegenie.start import refusals, task
+from airflow_provider_voicegenie.start import refusals
+from airflow_provider_voicegenie.start import run as start_run
 from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
 
 
@@ -150,7 +151,7 @@ def test_it_does_not_wait_past_its_calling_hours(sandbox, way, operation):
 @both_ways
 def test_it_may_wait_for_the_next_calling_hours(sandbox, clock, way, monkeypatch):
     waits = []
-    monkeypatch.setattr(task.StartTask, "_wait_before_start", lambda _, until: waits.append(until) or 1 / 0)
+    monkeypatch.setattr(start_run.StartRun, "_wait_before_start", lambda _, until: waits.append(until) or 1 / 0)
     refuse(sandbox, "start", seconds="3600")
     until = clock.time() + 3600
     with pytest.raises(ZeroDivisionError):
@@ -164,13 +165,13 @@ def test_the_time_until_the_calling_hours_open_does_not_count(sandbox, clock, wa
     waits = []
 
     def wait(started, until):
-        waits.append((until, started._once.refusals))
+        waits.append((until, started._own.refusals))
         hours = CallingHours("00:00", "23:59:59.999999", "UTC") if len(waits) == 2 else later
-        started._once._options = started._once._options._replace(calling_hours=(hours,))
+        started._task.calling_hours = (hours,)
         if len(waits) == 4:
             1 / 0  # noqa: B018
 
-    monkeypatch.setattr(task.StartTask, "_wait_before_start", wait)
+    monkeypatch.setattr(start_run.StartRun, "_wait_before_start", wait)
     today = now().date()
     later = CallingHours(
         "00:00", "23:59:59.999999", "UTC", except_dates=[today + timedelta(days=day) for day in range(3)]
@@ -226,10 +227,10 @@ def test_a_kill_ends_the_wait_in_a_worker(sandbox, monkeypatch):
 
     def kill():
         run["ti"].state = "failed"
-        operator._running._kill.pulled = True
+        operator._running._own.kill.pulled = True
 
     # What a signal would break off.
-    monkeypatch.setattr(task.time, "sleep", lambda seconds: operator._running._kill.check())
+    monkeypatch.setattr(start_run.time, "sleep", lambda seconds: operator._running._own.kill.check())
     with (
         meanwhile(lambda: sandbox.request_count("start") == 1, kill),
         pytest.raises(VoiceGenieRetryException, match="ended from outside before it started anything"),

@@ -21,7 +21,8 @@ from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
-from airflow_provider_voicegenie.start import once
+from airflow_provider_voicegenie.start import send
+from airflow_provider_voicegenie.waiting.killing import KillSwitch
 
 ENDED = "ended from outside"
 
@@ -107,7 +108,7 @@ def test_a_start_whose_task_is_killed_during_the_handshake_is_not_sent(service, 
 
 def test_a_task_that_was_marked_during_a_long_handshake_starts_nothing(service, monkeypatch):
     """Airflow tells the task some seconds later."""
-    monkeypatch.setattr(once, "_FRESH_STATE", 0.0)
+    monkeypatch.setattr(send, "_FRESH_STATE", 0.0)
     run = context(Store())
     service.hold(2)
 
@@ -143,7 +144,7 @@ def test_a_start_whose_response_is_slow_is_followed_by_a_pause_in_time(service, 
 
 
 def test_the_response_to_a_start_is_awaited_for_a_moment_after_a_kill(service, monkeypatch):
-    monkeypatch.setattr(once, "_PATIENCE_WITH_RESPONSE", 600)
+    monkeypatch.setattr(send, "_PATIENCE_WITH_RESPONSE", 600)
     store = Store()
     run = context(store)
     operator = starting()
@@ -219,7 +220,7 @@ def test_a_start_whose_hours_close_during_the_handshake_may_wait_for_the_next_on
         _closed.clear()
         return since
 
-    monkeypatch.setattr(once, "next_opening", opening)
+    monkeypatch.setattr(send, "next_opening", opening)
     with once_it(service.is_held, act):
         assert operator.execute(context(Store()))["started_by_task"]
     assert service.requests == ["start"]
@@ -335,7 +336,7 @@ def test_what_a_callback_raises_comes_through_and_nothing_is_sent(service, metho
 def test_a_kill_between_its_record_and_its_start_leaves_a_record_that_nothing_was_sent(service, monkeypatch):
     store = Store()
     operator = starting()
-    monkeypatch.setattr(once.KillSwitch, "check_with_airflow", lambda kill, run: (operator.on_kill(), kill.check()))
+    monkeypatch.setattr(KillSwitch, "check_with_airflow", lambda kill, run: (operator.on_kill(), kill.check()))
     with pytest.raises(VoiceGenieRetryException, match="before it started anything"):
         operator.execute(context(store))
     assert store["voicegenie_task"]["start"]["phase"] == "closed"

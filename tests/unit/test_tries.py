@@ -38,7 +38,7 @@ def crashing(patch, at):
         if step == at:
             raise CrashError
 
-    originals = OwnStart.add, OwnStart.set_phase
+    originals = OwnStart.add_record, OwnStart.set_phase
 
     def add(records, *arguments):
         crash("before_add")
@@ -51,7 +51,7 @@ def crashing(patch, at):
         crash("after_set_phase")
 
     with patch.context() as inner:
-        inner.setattr(OwnStart, "add", add)
+        inner.setattr(OwnStart, "add_record", add)
         inner.setattr(OwnStart, "set_phase", set_phase)
         yield
 

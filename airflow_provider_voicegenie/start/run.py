@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One run of a ``StartCampaignOperator``: take over or send, follow, return; or be stopped.
+
+Apart from the operator, whose module every parse of a DAG file loads.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
+
+from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.models import CampaignStatus, read_time
+from airflow_provider_voicegenie.memory import Memory, note_end_by_user
+from airflow_provider_voicegenie.metrics import time_end
+from airflow_provider_voicegenie.rules.outcomes import Finding, VoiceGenieRetryException, apply_outcome
+from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase
+from airflow_provider_voicegenie.start.send import rehearse, start
+from airflow_provider_voicegenie.start.take_over import recognize_earlier_start, take_over
+from airflow_provider_voicegenie.waiting.completion import CompletionWatch
+from airflow_provider_voicegenie.waiting.deferral import execution_deadline
+from airflow_provider_voicegenie.waiting.final_statistics import describe_result
+from airflow_provider_voicegenie.waiting.killing import TaskKilled, was_ended_by_user
+from airflow_provider_voicegenie.waiting.wait import apply_end, wait_here, wait_late, wait_on
+from airflow_provider_voicegenie.waiting.watch import End, EndReason
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+
+log = logging.getLogger(__name__)
+
+#: Statuses in which there is an end to wait for, whoever started the campaign.
+_TO_BE_FOLLOWED = (CampaignStatus.RUNNING, CampaignStatus.PAUSED, CampaignStatus.COMPLETED, CampaignStatus.UNKNOWN)
+
+
+class StartRun:
+    """
+    One run of the task in this process: at most one start for one task instance.
+
+    *How it works.* A start of an earlier try is taken over. Otherwise the run, the campaign and the time are checked,
+    the start is recorded in Airflow, and one request is sent. If it gets no valid response, the campaign is looked at
+    before anything else. Then the campaign is followed, if the author wants it.
+
+    *What it does not do.* It never repeats a start that may have taken effect, and it starts nothing once Airflow has
+    told the task to end.
+
+    *Known limitation.* Airflow before 3.3 keeps nothing across tries. There, the service's own time of the start is
+    compared with the begin of the DAG run.
+
+    :param task: The operator, a ``StartCampaignOperator``.
+    :param context: The task's context.
+    :param hook: The service.
+    :param memory: What the task remembers.
+    """
+
+    def __init__(self, task: Any, context: Context, hook: VoiceGenieHook, memory: Memory) -> None:
+        self._task = task
+        self._context = context
+        self._memory = memory
+        self._own = OwnStart(task, context, hook, memory)
+
+    def execute(self) -> dict[str, Any]:
+        """Start the campaign, and wait for it if asked to."""
+        return self._guarded(self._execute)
+
+    def execute_again(self) -> dict[str, Any]:
+        """Begin anew, after a deferral before anything was started."""
+
+        def begin() -> dict[str, Any]:
+            self._check_execution_time()
+            log.info("Campaign %r: beginning anew, after the wait before its start.", self._own.campaign_id)
+            return self._execute()
+
+        return self._guarded(begin)
+
+    def resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on after the wait in the triggerer."""
+        return self._guarded(lambda: self._resume(End.from_json(event)))
+
+    def resume_late(self) -> dict[str, Any]:
+        """Go on after Airflow ended the deferral, as no triggerer did in time."""
+        return self._guarded(self._resume_late)
+
+    def kill(self) -> None:
+        """Take note, in a signal handler too, that Airflow ends the task."""
+        self._own.kill.pull()
+
+    def end_before_resuming(self) -> None:
+        """Pause the campaign if Airflow 2 times out or kills a deferred task before it resumes it."""
+        is_out_of_time = isinstance(sys.exception(), AirflowTaskTimeout)
+        if self._was_started_before_deferral and (is_out_of_time or was_ended_by_user(self._context)):
+            self._own.after_deferral()
+            self._own.stop_calls(StartPhase.TIMED_OUT if is_out_of_time else StartPhase.CLOSED)
+
+    # The start, and the wait for the calling hours, or for the service to take requests again.
+
+    def _execute(self) -> dict[str, Any]:
+        while isinstance(started := self._start(), datetime):
+            self._wait_before_start(started)
+        self._own.kill.check()
+        is_followed = started.started_by_task or CampaignStatus(started.status) in _TO_BE_FOLLOWED
+        if self._task.wait_for_completion and is_followed:
+            return self._wait(started)
+        return self._result(started, {})
+
+    def _start(self) -> Start | datetime:
+        try:
+            return take_over(self._own) or start(self._own)
+        except VoiceGenieError as error:
+            # Only "already running" can come back from here: someone else's start came between.
+            apply_outcome(self._task.outcome_rules, Finding.of(error), self._own.campaign_id)
+            return Start(CampaignStatus.RUNNING.value, must_pause_on_kill=self._own.may_be_in_effect)
+
+    def _wait_before_start(self, until: datetime) -> None:
+        """Wait in this process, or defer; the task's time may be over before."""
+        ends = execution_deadline(self._context, self._task.execution_timeout)
+        at = until.timestamp() if ends is None else min(ends, until.timestamp())
+        seconds = max(0.0, at - time.time())
+        if self._task.deferrable:
+            self._defer_before_start(seconds)
+        log.info("Campaign %r: waiting here for %d s.", self._own.campaign_id, round(seconds))
+        with self._own.kill.interruptible():
+            while (left := at - time.time()) > 0:
+                time.sleep(left)
+        self._check_execution_time()
+
+    def _defer_before_start(self, seconds: float) -> NoReturn:
+        # Loads the triggers of Airflow's standard provider, which few tasks need.
+        from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
+
+        own = self._own
+        trigger = TimeDeltaTrigger(timedelta(seconds=seconds))
+        # Not as arguments of the method, which `dag.test()` drops.
+        self._memory.write_copy(**own.about, start=None, wait={"refusals": list(own.refusals)})
+        own.kill.check_with_airflow(self._context)
+        raise TaskDeferred(trigger=trigger, method_name="execute_again")
+
+    def _check_execution_time(self) -> None:
+        """Airflow 3 does not count the time that a task is deferred."""
+        deadline = execution_deadline(self._context, self._task.execution_timeout)
+        if deadline is not None and time.time() >= deadline:
+            raise self._out_of_time_before_start()
+
+    def _out_of_time_before_start(self) -> AirflowTaskTimeout:
+        return AirflowTaskTimeout(
+            f"Campaign {self._own.campaign_id!r}: execution_timeout was over before the campaign could be started; "
+            "nothing was started."
+        )
+
+    @property
+    def _was_started_before_deferral(self) -> bool:
+        return "status" in self._own.wait_before
+
+    # The wait for its end.
+
+    def _wait(self, started: Start) -> dict[str, Any]:
+        task, own = self._task, self._own
+        deadline = None if task.completion_timeout is None else time.time() + task.completion_timeout
+        if task.deferrable:
+            self._defer(started, deadline)
+        watch = self._watch(started)
+        with own.reading():
+            end = wait_here(own.hook, watch, poll_interval=task.poll_interval, deadline=deadline)
+        return self._end(started, end or watch.time_is_up(time.time(), EndReason.TIMEOUT))
+
+    def _watch_arguments(self, started: Start) -> dict[str, Any]:
+        return {
+            "stall_timeout": self._task.stall_timeout,
+            "seen": None if started.seen is None else dict(started.seen),
+            "min_success_rate": self._task.min_success_rate,
+            "statistics_until": execution_deadline(self._context, self._task.execution_timeout),
+        }
+
+    def _watch(self, started: Start) -> CompletionWatch:
+        rules = self._task.outcome_rules.while_waiting()
+        return CompletionWatch(self._own.campaign_id, rules, time.time(), **self._watch_arguments(started))
+
+    def _defer(self, started: Start, deadline: float | None) -> NoReturn:
+        # Loads the client and the feed.
+        from airflow_provider_voicegenie.triggers.wait import defer
+
+        task, own = self._task, self._own
+        defer(
+            self._context,
+            self._memory,
+            CompletionWatch,
+            rules=task.outcome_rules,
+            execution_timeout=task.execution_timeout,
+            copied=own.before_deferral(started),
+            # Airflow silently refuses to defer a task that a user has just marked.
+            check=lambda: own.kill.check_with_airflow(self._context),
+            **own.about,
+            arguments=self._watch_arguments(started),
+            poll_interval=task.poll_interval,
+            deadline=deadline,
+            pause_on_kill=task.pause_on_kill and started.is_paused_on_kill,
+            started_at=started.started_at,
+        )
+
+    def _resume(self, end: End) -> dict[str, Any]:
+        own = self._own
+        started = own.after_deferral()
+        own.kill.check()
+        watch = self._watch(started)
+        try:
+            end = wait_on(own.hook, watch, end, reading=own.reading)
+        except VoiceGenieError:
+            # Airflow did not give the connection: what is left to read is tried all the same.
+            end = wait_on(own.hook, watch, end)
+        return self._end(started, end)
+
+    def _resume_late(self) -> dict[str, Any]:
+        if not self._was_started_before_deferral:
+            raise self._out_of_time_before_start()
+        own = self._own
+        started = own.after_deferral()
+        watch = self._watch(started)
+        try:
+            with own.reading():
+                end = wait_late(own.hook, watch, self._context, self._task.execution_timeout)
+        except VoiceGenieError as error:
+            # Airflow did not give the connection.
+            apply_outcome(self._task.outcome_rules, Finding.of(error), own.campaign_id)
+            raise
+        return self._end(started, end)
+
+    def _end(self, started: Start, end: End) -> dict[str, Any]:
+        result, campaign_id = end.result or {}, self._own.campaign_id
+        if (completed_at := read_time(result.get("completed_at"))) is not None:
+            time_end(self._own.hook.server_time() - completed_at.timestamp())
+        apply_end(self._task.outcome_rules, end, campaign_id)
+        if end.is_done:
+            log.info("Campaign %r is completed: %s.", campaign_id, describe_result(end))
+        return self._result(started, result)
+
+    def _result(self, started: Start, end: Mapping[str, Any]) -> dict[str, Any]:
+        result = {
+            "campaign_id": self._own.campaign_id,
+            "status": started.status,
+            "started_at": started.started_at,
+            "started_by_task": started.started_by_task,
+        }
+        if self._task.wait_for_completion:
+            result |= {"completed_at": None, "statistics": None, **end}
+        return result
+
+    # The end from outside.
+
+    def _guarded(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do the task's work; if it is ended from outside, stop the calls as the author wants it."""
+        try:
+            return work()
+        except (AirflowFailException, AirflowSkipException):
+            raise
+        except AirflowTaskTimeout:
+            self._own.stop_calls(StartPhase.TIMED_OUT)
+            raise
+        except BaseException as error:
+            if not self._own.kill.pulled:
+                raise
+            message = self._stop()
+            if not isinstance(error, TaskKilled):
+                raise
+        raise VoiceGenieRetryException(message)
+
+    def _stop(self) -> str:
+        """Stop the calls, if a user has ended the task; return what has ended, and when."""
+        own = self._own
+        is_ended_by_user = was_ended_by_user(self._context)
+        if is_ended_by_user:
+            note_end_by_user(self._context)
+            self._recognize_earlier_start()
+        when = "" if own.may_be_in_effect else " before it started anything"
+        if is_ended_by_user:
+            own.stop_calls(StartPhase.CLOSED)
+        elif own.may_be_in_effect:
+            log.warning(
+                "Campaign %r: this worker is being stopped. The campaign goes on; the next try of this task, if it has "
+                "one left, follows it.",
+                own.campaign_id,
+            )
+        return f"Campaign {own.campaign_id!r}: the task was ended from outside{when}."
+
+    def _recognize_earlier_start(self) -> None:
+        recognize_earlier_start(self._own)
+
+
+class Rehearsal(StartRun):
+    """A run that does everything but the start: the reads and guards. It is about no earlier start either."""
+
+    def _execute(self) -> dict[str, Any]:
+        while isinstance(seen := self._start(), datetime):
+            self._wait_before_start(seen)
+        self._own.kill.check()
+        return {**self._result(seen, {}), "check_only": True}
+
+    def _start(self) -> Start | datetime:
+        try:
+            return rehearse(self._own)
+        except VoiceGenieError as error:
+            apply_outcome(self._task.outcome_rules, Finding.of(error), self._own.campaign_id)
+            raise
+
+    def _recognize_earlier_start(self) -> None:
+        """Nothing is paused that a rehearsal has not started."""

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A start of this try: check, record, send once, and find out what became of it; or only rehearse it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_voicegenie.api.errors import RateLimitError, VoiceGenieError
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
+from airflow_provider_voicegenie.api.retries import poll_delay
+from airflow_provider_voicegenie.metrics import count_start
+from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, next_opening
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, apply_outcome
+from airflow_provider_voicegenie.start.find_out import doubt_pauses, find_out, log_start
+from airflow_provider_voicegenie.start.guards import (
+    BEFORE_READING,
+    BEFORE_REHEARSAL,
+    BEFORE_SENDING,
+    BEFORE_START,
+    check_calling_hours,
+    describe_start,
+    first_finding,
+)
+from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase
+from airflow_provider_voicegenie.start.refusals import PATIENCE
+from airflow_provider_voicegenie.start.take_over import await_pause, await_pause_of_another, may_be_paused_late
+from airflow_provider_voicegenie.waiting.killing import TaskKilled
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which Airflow's word that nobody has ended the task counts, while a connection is made.
+_FRESH_STATE = 1.0
+
+#: Seconds for which the response to a start is awaited once Airflow has ended the task. Five seconds after it has said
+#: so, it ends the process, and by then the campaign has to be paused.
+_PATIENCE_WITH_RESPONSE = 1.0
+
+
+class _NotAllowedError(Exception):
+    """A start must not be sent any more."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+def start(own: OwnStart) -> Start | datetime:
+    """
+    Start the campaign; or return when to check everything anew.
+
+    :raises VoiceGenieError: The service refused, or could not be asked.
+    """
+    before = _read_before(own)
+    if not isinstance(before, Campaign):
+        return before
+    refused: RateLimitError | None = None
+    finding = first_finding(BEFORE_START, own.moment(campaign=before))
+    if finding is None:
+        try:
+            return _Sending(own, before).send()
+        except _NotAllowedError as error:
+            finding = error.finding
+        except RateLimitError as error:
+            # A response that claims both success and a 429 proves neither.
+            if error.may_have_taken_effect:
+                raise
+            refused = error
+    if refused is not None:
+        return _refused(own, refused, was_start=True)
+    assert finding is not None  # noqa: S101
+    if finding.condition is not Condition.OUTSIDE_CALLING_HOURS:
+        return own.not_started(finding, before.status)
+    opens = _opening(own, finding, before)
+    if isinstance(opens, datetime):
+        message = f"{finding.message}; they open on {_describe_opening(own, opens)}"
+        apply_outcome(own.task.outcome_rules, finding._replace(message=message), own.campaign_id)
+        own.refusals = own.refusals.counted_from(opens)
+    return opens
+
+
+def rehearse(own: OwnStart) -> Start | datetime:
+    """Do everything but the start; or return when to check everything anew, if the service refuses to be read."""
+    own.kill.check()
+    before = _read_before(own)
+    if not isinstance(before, Campaign):
+        return before
+    first = ""
+    if (finding := first_finding(BEFORE_REHEARSAL, own.moment(campaign=before))) is not None:
+        if finding.condition is not Condition.OUTSIDE_CALLING_HOURS:
+            return own.not_started(finding, before.status)
+        opens = _opening(own, finding, before)
+        if isinstance(opens, Start):
+            return opens
+        first = f"wait until {_describe_opening(own, opens)}, and then "
+    log.info(
+        "Campaign %r: would %sstart it: %s. Nothing was sent, as check_only is set.",
+        own.campaign_id,
+        first,
+        describe_start(before, own.task.calling_hours, datetime.now(UTC)),
+    )
+    return Start(before.status.value)
+
+
+# Before the start.
+
+
+def _read_before(own: OwnStart) -> Campaign | Start | datetime:
+    """Check the run, and read the campaign; if a user has cleared this task, once its earlier start is paused."""
+    if (finding := first_finding(BEFORE_READING, own.moment())) is not None:
+        return own.not_started(finding, CampaignStatus.UNKNOWN)
+    await_pause_of_another(own)
+    try:
+        with own.reading():
+            before = _read(own)
+            if may_be_paused_late(own) and before.status.is_running:
+                before = await_pause(own.hook, before)
+    except RateLimitError as error:
+        refused = error
+    else:
+        if before.status is CampaignStatus.UNKNOWN:
+            log.warning(
+                "Campaign %r: its status %.40r is unknown here, so the service decides whether it can be started.",
+                own.campaign_id,
+                before.status_text,
+            )
+        return before
+    return _refused(own, refused, was_start=False)
+
+
+def _read(own: OwnStart) -> Campaign:
+    """Read the campaign. A 429 is not waited out here: the task does that, and may leave its worker for it."""
+    hook, attempts = own.hook, own.hook.max_attempts
+    try:
+        return hook.get_campaign(own.campaign_id, max_attempts=1)
+    except VoiceGenieError as error:
+        if isinstance(error, RateLimitError) or not error.temporary or attempts == 1:
+            raise
+        log.warning("%s Trying again.", error)
+        delay = poll_delay(0.0, 1, error.retry_after)
+    time.sleep(delay)
+    return hook.get_campaign(own.campaign_id, max_attempts=attempts - 1)
+
+
+def _refused(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start | datetime:
+    """Wait after a 429, as nothing was carried out: as asked, but not for ever, nor past what the task may do."""
+    rules, now, maximum = own.task.outcome_rules, time.time(), own.hook.max_attempts
+    refusals = own.refusals = own.refusals.one_more(now, was_start=was_start)
+    until = refusals.earliest_attempt(error.retry_after, now, maximum)
+    if until is None:
+        is_over = maximum == 1 or refusals.starts >= maximum
+        longest = f"it would have to wait longer than {PATIENCE.total_seconds() / 3600:g} hours"
+        why = f"{refusals} and {f'max_attempts is {maximum}' if is_over else longest}"
+    elif _closes(own) and check_calling_hours(own.task.calling_hours, until) is not None:
+        why = f"{refusals} and its calling hours are over when the service takes requests again"
+    elif (too_late := first_finding(BEFORE_READING, own.moment(until))) is not None:
+        message = f"{error.message.rstrip('.')}; when it is tried again, {too_late.message}"
+        return own.not_started(too_late._replace(message=message), CampaignStatus.UNKNOWN)
+    else:
+        until = refusals.spread_out(until)
+        log.warning(
+            "Campaign %r was not started yet: the service takes no requests for now (429). Trying again at %s (%s "
+            "max_attempts is %d).",
+            own.campaign_id,
+            write_time(until),
+            refusals,
+            maximum,
+        )
+        return until
+    message = f"it was not started. {error.message} It is not tried again, as {why}"
+    apply_outcome(rules, Finding.of(error)._replace(message=message), own.campaign_id)
+    raise error
+
+
+def _closes(own: OwnStart) -> bool:
+    """Say whether the task does not wait for its calling hours."""
+    return own.task.outcome_rules.outcome(Condition.OUTSIDE_CALLING_HOURS) is not Outcome.WAIT
+
+
+def _opening(own: OwnStart, finding: Finding, before: Campaign) -> Start | datetime:
+    """Return when the calling hours open, if the task waits for that; otherwise apply the outcome of being outside."""
+    if _closes(own):
+        return own.not_started(finding, before.status)
+    opens = next_opening(own.task.calling_hours, datetime.now(UTC))
+    if opens is None:
+        raise AirflowFailException(
+            f"Campaign {own.campaign_id!r}: {finding.message}, and they do not open within {DAYS_AHEAD} days. "
+            f"Change calling_hours (days, except_dates) [{finding.condition}: the task fails, without retry]."
+        )
+    if (too_late := first_finding(BEFORE_READING, own.moment(opens))) is not None:
+        late = too_late._replace(message=f"{finding.message}; when they open, {too_late.message}")
+        return own.not_started(late, before.status)
+    return opens
+
+
+def _describe_opening(own: OwnStart, opens: datetime) -> str:
+    return f"{own.task.calling_hours[0].local_time(opens)} ({write_time(opens)})"
+
+
+class _Sending:
+    """
+    The one request that starts the campaign.
+
+    Once its connection is made, right before it is sent, run and time are checked again, and that Airflow has not ended
+    the task.
+
+    :param own: The start.
+    :param before: The campaign as it was just read.
+    """
+
+    def __init__(self, own: OwnStart, before: Campaign) -> None:
+        self._own = own
+        self._before = before
+        self._sent_at = own.service_time()
+        # Whether any of the request was sent.
+        self._is_sent = False
+        # When Airflow last said that nobody has ended the task, and when it was first seen to have ended it meanwhile.
+        self._asked_airflow_at = 0.0
+        self._killed_at: float | None = None
+
+    def send(self) -> Start:
+        """
+        Record the start, send it, and return it; if it got no valid response, find out first whether it took effect.
+
+        :raises _NotAllowedError: It must not be sent any more.
+        :raises VoiceGenieError: It was refused, or did not take effect.
+        """
+        own = self._own
+        with self._recorded():
+            ambiguous = self._send()
+            if isinstance(ambiguous, Start):
+                return ambiguous
+            log.warning("%s The start may have taken effect; looking at the campaign before anything else.", ambiguous)
+            problem = f" What went wrong was: {ambiguous.message}"
+            found = find_out(own, self._before, self._sent_at, problem=problem)
+            if found is None:
+                raise ambiguous
+            return found
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Record a start that is about to be sent; and that it has no effect, if it is known to have none."""
+        own = self._own
+        try:
+            own.add_record(self._before, self._sent_at)
+            if (task_instance := own.context.get("ti")) is not None:
+                # Before the start: a task that pauses the campaign after a failure needs it.
+                task_instance.xcom_push(key="campaign_id", value=own.campaign_id)
+            own.kill.check_with_airflow(own.context)
+            self._asked_airflow_at = time.monotonic()
+            yield
+        except BaseException as error:
+            # Also if it was interrupted, as by a kill or by `execution_timeout`.
+            is_refused = isinstance(error, VoiceGenieError) and not error.may_have_taken_effect
+            if is_refused or not self._is_sent:
+                own.may_be_in_effect = own.owes_pause
+                own.set_phase(StartPhase.CLOSED)
+            raise
+
+    def _send(self) -> Start | VoiceGenieError:
+        own, before = self._own, self._before
+        try:
+            started = own.hook.start_campaign(
+                own.campaign_id, on_sending=self._on_sending, while_waiting=self._while_waiting
+            )
+        except VoiceGenieError as error:
+            if not error.may_have_taken_effect:
+                raise
+            return error
+        own.confirm(started.started_at)
+        count_start(was_ambiguous=False)
+        if not started.status.is_running:
+            log.warning(
+                "Campaign %r: the service accepted the start, but its status is %.40r, not running.",
+                own.campaign_id,
+                started.status_text,
+            )
+        log_start(own, before, started.status)
+        seen = {"at": time.time(), "completed": before.completed_count, "failed": before.failed_count}
+        return Start.by_task(started.status, started.started_at, {**seen, **doubt_pauses(own, before)})
+
+    def _on_sending(self) -> None:
+        """
+        Check, now that the connection is made, what must hold when the start is sent.
+
+        :raises TaskKilled: Airflow has ended the task.
+        :raises _NotAllowedError: The campaign must not be started any more.
+        """
+        own = self._own
+        if time.monotonic() - self._asked_airflow_at > _FRESH_STATE:
+            own.kill.check_with_airflow(own.context)
+        finding = first_finding(BEFORE_SENDING, own.moment())
+        own.kill.check()
+        if finding is not None:
+            raise _NotAllowedError(finding)
+        self._is_sent = own.may_be_in_effect = True
+
+    def _while_waiting(self) -> None:
+        """
+        End the start if Airflow has ended the task: at once before it is sent, and soon while the response is awaited.
+
+        :raises TaskKilled: Airflow has ended the task.
+        """
+        kill = self._own.kill
+        if not self._is_sent:
+            kill.check()
+        elif kill.pulled:
+            self._killed_at = self._killed_at or time.monotonic()
+            if time.monotonic() - self._killed_at > _PATIENCE_WITH_RESPONSE:
+                raise TaskKilled
