@@ -179,7 +179,7 @@ class CampaignTask(BaseOperator):
 
     def note_end_by_user(self, context: Context) -> None:
         """Note, if a user ended this process, that the next try is to forget what this one remembers."""
-        from airflow_provider_voicegenie.waiting.killing import was_ended_by_user
+        from airflow_provider_voicegenie.waiting.stop import was_ended_by_user
 
         if self.is_killed and was_ended_by_user(context):
             note_end_by_user(context)

@@ -421,7 +421,7 @@ class PauseCampaignOperator(CampaignTask):
     def _find_out(self, campaign: Campaign, error: VoiceGenieError) -> dict[str, Any]:
         """Apply the condition that the campaign's state is, after a refusal or a lost response."""
         from airflow_provider_voicegenie.api.models import CampaignStatus
-        from airflow_provider_voicegenie.waiting.killing import MAY_GO_ON
+        from airflow_provider_voicegenie.waiting.stop import MAY_GO_ON
 
         status = campaign.status
         if status is CampaignStatus.PAUSED and error.may_have_taken_effect:

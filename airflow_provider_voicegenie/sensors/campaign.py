@@ -114,7 +114,7 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the campaign once; defer, if the sensor does and the wait is not over."""
-        from airflow_provider_voicegenie.waiting.killing import was_ended_by_user
+        from airflow_provider_voicegenie.waiting.stop import was_ended_by_user
         from airflow_provider_voicegenie.waiting.wait import wait_here
 
         memory = self._remembered(context)

@@ -20,7 +20,7 @@ from airflow_provider_voicegenie.memory import Generation, Memory
 from airflow_provider_voicegenie.rules.outcomes import Finding, apply_outcome
 from airflow_provider_voicegenie.start.guards import Moment
 from airflow_provider_voicegenie.start.refusals import Refusals
-from airflow_provider_voicegenie.waiting.killing import KillSwitch, PauseResult, pause_campaign_of_killed_task
+from airflow_provider_voicegenie.waiting.stop import KillSwitch, PauseResult, pause_campaign_of_killed_task
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from airflow_provider_voicegenie.start.take_over import recognize_earlier_start,
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.deferral import execution_deadline
 from airflow_provider_voicegenie.waiting.final_statistics import describe_result
-from airflow_provider_voicegenie.waiting.killing import TaskKilled, was_ended_by_user
+from airflow_provider_voicegenie.waiting.stop import TaskKilled, was_ended_by_user
 from airflow_provider_voicegenie.waiting.wait import apply_end, wait_here, wait_late, wait_on
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 

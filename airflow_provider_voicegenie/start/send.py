@@ -30,7 +30,7 @@ from airflow_provider_voicegenie.start.guards import (
 from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase
 from airflow_provider_voicegenie.start.refusals import PATIENCE
 from airflow_provider_voicegenie.start.take_over import await_pause, await_pause_of_another, may_be_paused_late
-from airflow_provider_voicegenie.waiting.killing import TaskKilled
+from airflow_provider_voicegenie.waiting.stop import TaskKilled
 
 log = logging.getLogger(__name__)
 

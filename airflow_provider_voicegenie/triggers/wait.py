@@ -9,26 +9,23 @@ ends is decided by its :class:`~airflow_provider_voicegenie.waiting.watch.Watch`
 from __future__ import annotations
 
 import asyncio
-import math
 import pkgutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import lru_cache
-from itertools import count
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_provider_voicegenie.api.endpoints import campaign, pause, statistics
+from airflow_provider_voicegenie.api.endpoints import campaign
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import read_time
 from airflow_provider_voicegenie.feed.threads import in_thread, open_client, read_settings, send_unless_cancelled
-from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.waiting.completion import STATISTICS_DELAY
 from airflow_provider_voicegenie.waiting.deferral import (
@@ -36,27 +33,17 @@ from airflow_provider_voicegenie.waiting.deferral import (
     execution_deadline,
     note_end_of_wait,
 )
-from airflow_provider_voicegenie.waiting.killing import (
-    DeferralEnd,
-    NothingToPauseError,
-    check_own_start,
-    pause_campaign_of_killed_task,
-    read_end_of_deferral,
-)
+from airflow_provider_voicegenie.waiting.stop import pause_campaign_of_deferred_task
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
 if TYPE_CHECKING:
-    from airflow_provider_voicegenie.api.client import VoiceGenieClient
     from airflow_provider_voicegenie.api.endpoints import Request
-    from airflow_provider_voicegenie.api.models import Campaign, PausedCampaign
+    from airflow_provider_voicegenie.api.models import Campaign
     from airflow_provider_voicegenie.feed.feed import Subscription
     from airflow_provider_voicegenie.memory import Memory
 
 #: Seconds in which a request that is read once must be answered here; otherwise, the task reads it.
 _PATIENCE = 5.0
-
-#: Seconds in which one read that precedes a pause must be over: Airflow gives the whole pause 30.
-_PATIENCE_BEFORE_PAUSE = 5.0
 
 #: How many pauses may be under way for their campaigns to be read before.
 _FEW_PAUSES = 10
@@ -230,7 +217,17 @@ class WaitTrigger(BaseTrigger):
         """Pause the campaign, if a user ended the deferred task. Called by Airflow 3.3 and later."""
         if not self.pause_on_kill:
             return
-        pausing = asyncio.create_task(self._pause_after_kill())
+        pausing = asyncio.create_task(
+            pause_campaign_of_deferred_task(
+                self.task_instance,
+                self.campaign_id,
+                self.voicegenie_conn_id,
+                generation=self.generation,
+                started_at=read_time(self.started_at),
+                # Of many, each takes no more of the service's limit than its pause.
+                may_read=lambda: len(_PAUSING) <= _FEW_PAUSES,
+            )
+        )
         _PAUSING.add(pausing)
         pausing.add_done_callback(_PAUSING.discard)
         while not pausing.done():
@@ -238,53 +235,6 @@ class WaitTrigger(BaseTrigger):
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([pausing])
         pausing.result()
-
-    async def _pause_after_kill(self) -> None:
-        # Airflow itself must be asked in a thread that knows of this event loop.
-        end = await sync_to_async(read_end_of_deferral)(self.task_instance, self.generation)
-        if end is DeferralEnd.NOT_BY_USER:
-            self.log.info(
-                "Campaign %r: no user ended this task; another triggerer follows it, or has done so to its end.",
-                self.campaign_id,
-            )
-            return
-        loop = asyncio.get_running_loop()
-
-        def client(timeout: float = math.inf) -> VoiceGenieClient:
-            settings = asyncio.run_coroutine_threadsafe(read_settings(self.voicegenie_conn_id), loop).result()
-            return make_client(replace(settings, timeout=min(timeout, settings.timeout)))
-
-        def look(campaign_id: str) -> Campaign:
-            return client().send(campaign(campaign_id), max_attempts=1)
-
-        # Of many, each takes no more of the service's limit than its pause.
-        is_checked = end is DeferralEnd.CLEARED and len(_PAUSING) <= _FEW_PAUSES
-
-        attempts = count(1)
-
-        def pause_own(campaign_id: str) -> PausedCampaign | None:
-            is_repeated = next(attempts) > 1
-            if is_checked:
-                reader = client(_PATIENCE_BEFORE_PAUSE)
-                try:
-                    check_own_start(
-                        lambda campaign_id: reader.send(campaign(campaign_id), max_attempts=1),
-                        lambda campaign_id: reader.send(statistics(campaign_id), max_attempts=1),
-                        campaign_id,
-                        read_time(self.started_at),
-                        reader.server_time,
-                    )
-                except NothingToPauseError as reason:
-                    if reason.is_paused and is_repeated:
-                        # The pause whose response was lost took effect.
-                        return None
-                    raise
-            return client().send(pause(campaign_id))
-
-        try:
-            await in_thread(pause_campaign_of_killed_task, pause_own, look, self.campaign_id)
-        except NothingToPauseError as reason:
-            self.log.warning("Campaign %r: the task was cleared. Nothing is paused: %s", self.campaign_id, reason)
 
 
 def defer(

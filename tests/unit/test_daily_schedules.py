@@ -232,7 +232,7 @@ def test_a_lost_start_of_a_pending_campaign_is_never_sent_again(sandbox):
 
 def test_a_kill_while_an_accepted_start_is_pending_is_not_forgotten(sandbox, caplog, monkeypatch):
     store = Store()
-    monkeypatch.setattr("airflow_provider_voicegenie.waiting.killing._PAUSE_DELAYS", (0.0,))
+    monkeypatch.setattr("airflow_provider_voicegenie.waiting.stop._PAUSE_DELAYS", (0.0,))
     end_in_wait(sandbox, Starting()(deferrable=False), context(store), change(sandbox, "long", status="pending"))
     assert "if the start takes effect late, pause it" in caplog.text
     assert store["voicegenie_task"]["start"]["must_pause_on_kill"]

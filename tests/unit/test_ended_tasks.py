@@ -35,7 +35,7 @@ from airflow_provider_voicegenie.operators import campaign as operators
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import find_out, send
-from airflow_provider_voicegenie.waiting import killing
+from airflow_provider_voicegenie.waiting import stop
 
 
 @both_ways
@@ -68,7 +68,7 @@ def test_the_execution_timeout_pauses_what_the_task_started(sandbox, way, pause_
 
 @pytest.mark.parametrize(("is_sent", "takes_effect"), [(False, False), (True, False), (True, True)])
 def test_the_execution_timeout_during_the_start(sandbox, monkeypatch, is_sent, takes_effect):
-    monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr(stop, "_PAUSE_DELAYS", (0.01, 0.01))
     store = Store()
 
     def interrupted_start(hook, campaign_id, *, on_sending, **callbacks):
@@ -443,7 +443,7 @@ def test_kill_does_not_pause_a_campaign_that_others_started(sandbox, way):
 
 def test_a_resumed_task_knows_that_its_start_was_confirmed(sandbox, monkeypatch):
     """So a pause that is refused is not sent again and again: the start takes effect late no more."""
-    monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr(stop, "_PAUSE_DELAYS", (0.01, 0.01))
     run = context()
     with pytest.raises(TaskDeferred) as deferral:
         Starting(completion_timeout=0.3)(deferrable=True).execute(run)
@@ -463,7 +463,7 @@ def test_a_resumed_task_knows_that_its_start_was_confirmed(sandbox, monkeypatch)
 @pytest.mark.parametrize("is_pausing", [True, False])
 @pytest.mark.parametrize("step", ["recall", "get_campaign", "look"])
 def test_a_kill_while_a_start_that_was_cut_off_is_looked_into_pauses_it(sandbox, step, is_pausing, monkeypatch):
-    monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01,))
+    monkeypatch.setattr(stop, "_PAUSE_DELAYS", (0.01,))
     store = Store()
     with monkeypatch.context() as patch:
         patch.setattr(send, "find_out", lambda *_, **__: 1 / 0)
@@ -510,7 +510,7 @@ def test_a_deferred_task_owes_a_pause_only_if_its_author_wants_one(sandbox, paus
 
 def test_a_start_that_may_take_effect_late_stays_on_record_though_a_later_try_is_ended(sandbox, monkeypatch):
     """Nobody knows whether it was sent; a user ends the next try, and the campaign does not run yet."""
-    monkeypatch.setattr(killing, "_PAUSE_DELAYS", (0.01,))
+    monkeypatch.setattr(stop, "_PAUSE_DELAYS", (0.01,))
     store = Store()
     with monkeypatch.context() as patch:
         patch.setattr(send, "find_out", lambda *_, **__: 1 / 0)

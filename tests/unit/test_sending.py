@@ -22,7 +22,7 @@ from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCa
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import send
-from airflow_provider_voicegenie.waiting.killing import KillSwitch
+from airflow_provider_voicegenie.waiting.stop import KillSwitch
 
 ENDED = "ended from outside"
 

@@ -31,6 +31,7 @@ from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
 from airflow_provider_voicegenie.triggers import wait as waits_in_triggerer
 from airflow_provider_voicegenie.triggers.wait import WaitTrigger
+from airflow_provider_voicegenie.waiting import stop
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 
 LOGGER = "airflow_provider_voicegenie.triggers.wait"
@@ -1138,7 +1139,7 @@ def test_the_pause_of_a_cleared_task_is_about_its_own_start(sandbox, notes, stat
 
 
 def test_the_pause_of_a_cleared_task_does_not_wait_for_long_for_what_precedes_it(sandbox, notes, monkeypatch):
-    monkeypatch.setattr(waits_in_triggerer, "_PATIENCE_BEFORE_PAUSE", 0.2)
+    monkeypatch.setattr(stop, "_PATIENCE_BEFORE_PAUSE", 0.2)
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
     sandbox.inject("hold", "get")
     run(cleared_trigger(campaign.id, notes).on_kill)

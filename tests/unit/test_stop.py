@@ -11,7 +11,7 @@ from helpers.tasks import TaskInstance
 
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, PausedCampaign
-from airflow_provider_voicegenie.waiting.killing import (
+from airflow_provider_voicegenie.waiting.stop import (
     DeferralEnd,
     KillSwitch,
     PauseResult,

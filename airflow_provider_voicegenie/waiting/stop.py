@@ -13,14 +13,24 @@ the handler.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus
+from asgiref.sync import sync_to_async
+
+from airflow_provider_voicegenie.api.endpoints import campaign, pause, statistics
+from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
+from airflow_provider_voicegenie.feed.threads import in_thread, read_settings
+from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.memory import generation_of_deferral
 from airflow_provider_voicegenie.waiting.deferral import is_wait_over
 
@@ -37,6 +47,9 @@ _MARKED = _ENDED_BY_USER - {"restarting"}
 #: Seconds before each further attempt to pause. Airflow ends a killed task by force a few seconds later.
 _PAUSE_DELAYS = (0.5, 1.0, 2.0)
 
+#: Seconds in which one read that precedes a pause must be over: Airflow gives the whole pause 30.
+_PATIENCE_BEFORE_PAUSE = 5.0
+
 #: Seconds since the start of a campaign for which it may be the start of a task that was cleared just now.
 _LATELY = 120.0
 
@@ -48,6 +61,10 @@ MAY_GO_ON = (
     "If it has a daily schedule, it goes on by itself at its next start time. To prevent that, end its schedule or "
     "stop it in the VoiceGenie dashboard, or keep it paused with PauseCampaignOperator(keep_paused_for=...)."
 )
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.client import VoiceGenieClient
+    from airflow_provider_voicegenie.api.models import PausedCampaign
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +242,7 @@ class PauseResult(Enum):
 
 
 def pause_campaign_of_killed_task(
-    pause: Callable[[str], object],
+    send_pause: Callable[[str], object],
     look: Callable[[str], Campaign],
     campaign_id: str,
     *,
@@ -236,19 +253,17 @@ def pause_campaign_of_killed_task(
 
     A pause whose response was lost is sent again: the second one is refused if the first took effect.
 
-    :param pause: Sends one pause.
+    :param send_pause: Sends one pause.
     :param look: Reads the campaign once.
     :param campaign_id: The campaign.
     :param may_start_late: Whether a start without a response may still take effect, so that a campaign that is not
         running is looked at again.
     """
-    from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
-
     try:
         try:
-            _send_pause(pause, campaign_id, may_start_late=may_start_late)
+            _send_with_retries(send_pause, campaign_id, may_start_late=may_start_late)
         except CampaignNotRunningError:
-            return _after_refusal(pause, look, campaign_id, may_start_late=may_start_late)
+            return _after_refusal(send_pause, look, campaign_id, may_start_late=may_start_late)
     except VoiceGenieError as error:
         log.error(
             "Campaign %r: the task was killed, and the campaign could not be paused: %s IT MAY GO ON CALLING: pause it "
@@ -260,11 +275,10 @@ def pause_campaign_of_killed_task(
     return _paused(campaign_id)
 
 
-def _send_pause(pause: Callable[[str], object], campaign_id: str, *, may_start_late: bool) -> None:
+def _send_with_retries(send_pause: Callable[[str], object], campaign_id: str, *, may_start_late: bool) -> None:
     """Send a pause, and repeat it while that may help."""
+    # Few tasks come here, and Airflow's SDK no longer loads it.
     from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
-
-    from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
 
     def may_help(error: BaseException) -> bool:
         if isinstance(error, CampaignNotRunningError):
@@ -286,11 +300,11 @@ def _send_pause(pause: Callable[[str], object], campaign_id: str, *, may_start_l
         before_sleep=warn,
         reraise=True,
     )
-    retrying(pause, campaign_id)
+    retrying(send_pause, campaign_id)
 
 
 def _after_refusal(
-    pause: Callable[[str], object], look: Callable[[str], Campaign], campaign_id: str, *, may_start_late: bool
+    send_pause: Callable[[str], object], look: Callable[[str], Campaign], campaign_id: str, *, may_start_late: bool
 ) -> PauseResult:
     """Find out why the service refused a pause, and pause the campaign if it runs after all."""
     if may_start_late:
@@ -300,23 +314,35 @@ def _after_refusal(
             campaign_id,
         )
         return PauseResult.FAILED
-    campaign = _look(look, campaign_id)
-    if campaign is None or campaign.status is CampaignStatus.PAUSED:
-        return _paused_already(campaign, campaign_id)
-    if campaign.status.has_ended:
+    try:
+        status = look(campaign_id).status
+    except VoiceGenieError as error:
+        log.warning("%s", error)
+        return _paused_already("says that it is not running, so it may be", campaign_id)
+    if status is CampaignStatus.PAUSED:
+        return _paused_already("took no pause, as it is", campaign_id)
+    if status.has_ended:
         log.info("Campaign %r: the task was killed; the campaign is over, so it needs no pause.", campaign_id)
         return PauseResult.STOPPED
-    if not campaign.status.is_running:
+    if not status.is_running:
         # A start that was accepted may take effect late.
-        return pause_campaign_of_killed_task(pause, look, campaign_id, may_start_late=True)
+        return pause_campaign_of_killed_task(send_pause, look, campaign_id, may_start_late=True)
     # It began to run just now.
-    pause(campaign_id)
+    send_pause(campaign_id)
     return _paused(campaign_id)
 
 
 def _paused(campaign_id: str) -> PauseResult:
     log.warning("Campaign %r: the task was killed, so the campaign was paused.", campaign_id)
     return PauseResult.STOPPED
+
+
+def _paused_already(seen: str, campaign_id: str) -> PauseResult:
+    log.warning("Campaign %r: the task was killed. The service %s paused already. %s", campaign_id, seen, MAY_GO_ON)
+    return PauseResult.PAUSED_ALREADY
+
+
+# The pause in the triggerer.
 
 
 class NothingToPauseError(Exception):
@@ -332,53 +358,93 @@ class NothingToPauseError(Exception):
         self.is_paused = is_paused
 
 
-def check_own_start(
-    look: Callable[[str], Campaign],
-    read_statistics: Callable[[str], CampaignStats],
+async def pause_campaign_of_deferred_task(
+    task_instance: Any,
     campaign_id: str,
+    voicegenie_conn_id: str,
+    *,
+    generation: Sequence[int] | None,
     started_at: datetime | None,
-    server_time: Callable[[], float],
+    may_read: Callable[[], bool],
 ) -> None:
+    """
+    Pause the campaign of a deferred task, if a user has ended the task.
+
+    :param task_instance: The trigger's.
+    :param campaign_id: The campaign.
+    :param voicegenie_conn_id: The connection.
+    :param generation: The generation of the task that the trigger belongs to.
+    :param started_at: When the service says that it was started for the task, if it said so.
+    :param may_read: Says whether the service's limit leaves room for reads before the pause.
+    """
+    # Airflow itself must be asked in a thread that knows of this event loop.
+    end = await sync_to_async(read_end_of_deferral)(task_instance, generation)
+    if end is DeferralEnd.NOT_BY_USER:
+        log.info(
+            "Campaign %r: no user ended this task; another triggerer follows it, or has done so to its end.",
+            campaign_id,
+        )
+        return
+    loop = asyncio.get_running_loop()
+
+    def client(timeout: float = math.inf) -> VoiceGenieClient:
+        settings = asyncio.run_coroutine_threadsafe(read_settings(voicegenie_conn_id), loop).result()
+        return make_client(replace(settings, timeout=min(timeout, settings.timeout)))
+
+    def look(campaign_id: str) -> Campaign:
+        return client().send(campaign(campaign_id), max_attempts=1)
+
+    def send_pause(campaign_id: str) -> PausedCampaign:
+        return client().send(pause(campaign_id))
+
+    is_checked = end is DeferralEnd.CLEARED and may_read()
+    send = _of_own_start(send_pause, client, started_at) if is_checked else send_pause
+    try:
+        await in_thread(pause_campaign_of_killed_task, send, look, campaign_id)
+    except NothingToPauseError as reason:
+        log.warning("Campaign %r: the task was cleared. Nothing is paused: %s", campaign_id, reason)
+
+
+def _of_own_start(
+    send_pause: Callable[[str], PausedCampaign],
+    client: Callable[[float], VoiceGenieClient],
+    started_at: datetime | None,
+) -> Callable[[str], PausedCampaign | None]:
+    """Return what sends a pause of a campaign that still runs by the start of the task that was cleared."""
+    attempts = count(1)
+
+    def send(campaign_id: str) -> PausedCampaign | None:
+        is_repeated = next(attempts) > 1
+        try:
+            _check_own_start(client(_PATIENCE_BEFORE_PAUSE), campaign_id, started_at)
+        except NothingToPauseError as reason:
+            if reason.is_paused and is_repeated:
+                # The pause whose response was lost took effect.
+                return None
+            raise
+        return send_pause(campaign_id)
+
+    return send
+
+
+def _check_own_start(client: VoiceGenieClient, campaign_id: str, started_at: datetime | None) -> None:
     """
     Check that a campaign still runs by the start of a task that was cleared, and not by that of the task's next try.
 
     If it cannot be read, it is taken to do so.
 
-    :param look: Reads the campaign once.
-    :param read_statistics: Reads its statistics once.
-    :param campaign_id: The campaign.
-    :param started_at: When the service says that it was started for the task, if it said so.
-    :param server_time: Tells the time by the service's clock, in Unix seconds.
     :raises NothingToPauseError: It is paused, or was started again since.
     """
-    from airflow_provider_voicegenie.api.errors import VoiceGenieError
-
     try:
-        campaign = look(campaign_id)
-        if campaign.status is CampaignStatus.PAUSED:
+        if client.send(campaign(campaign_id), max_attempts=1).status is CampaignStatus.PAUSED:
             raise NothingToPauseError(f"it is paused already. {MAY_GO_ON}", is_paused=True)
-        latest = read_statistics(campaign_id).started_at if started_at is not None else None
+        if started_at is None:
+            return
+        latest = client.send(statistics(campaign_id), max_attempts=1).started_at
     except VoiceGenieError as error:
         log.warning("%s", error)
-        return
-    if latest is None or started_at is None:
         return
     # One with a daily schedule starts itself again, which is no reason to leave it.
-    if latest > started_at + _TOLERANCE and latest.timestamp() > server_time() - _LATELY:
+    is_later = latest is not None and latest > started_at + _TOLERANCE
+    if latest is not None and is_later and latest.timestamp() > client.server_time() - _LATELY:
         raise NothingToPauseError(f"it was started again at {latest.isoformat()}, since the task was cleared.")
-
-
-def _look(look: Callable[[str], Campaign], campaign_id: str) -> Campaign | None:
-    from airflow_provider_voicegenie.api.errors import VoiceGenieError
-
-    try:
-        return look(campaign_id)
-    except VoiceGenieError as error:
-        log.warning("%s", error)
-        return None
-
-
-def _paused_already(campaign: Campaign | None, campaign_id: str) -> PauseResult:
-    seen = "says that it is not running, so it may be" if campaign is None else "took no pause, as it is"
-    log.warning("Campaign %r: the task was killed. The service %s paused already. %s", campaign_id, seen, MAY_GO_ON)
-    return PauseResult.PAUSED_ALREADY
