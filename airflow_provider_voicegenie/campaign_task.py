@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_voicegenie.links import LINK_KEY, CampaignLink
 from airflow_provider_voicegenie.memory import Memory, note_end_by_user
 
+# What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperatorLink, Context
     from airflow.providers.openlineage.extractors import OperatorLineage

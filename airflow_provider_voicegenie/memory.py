@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 log = logging.getLogger(__name__)
 
 #: The key of the document, in Airflow's task state store and in XCom.
-_KEY = "voicegenie_task"
+KEY = "voicegenie_task"
 
 #: The XCom by which a process tells the next try that a user has ended it.
 _ENDED_BY_USER = "voicegenie_ended_by_user"
@@ -122,7 +122,7 @@ class Memory:
 
     def read(self) -> dict[str, Any] | None:
         """Read the document that the tries of this generation have written; ``None`` if there is none."""
-        stored: Any = None if self._store is None else self._store.get(_KEY)
+        stored: Any = None if self._store is None else self._store.get(KEY)
         self.document = self.cleared = None
         then = _generation_of(stored)
         self.is_unreadable = stored is not None and then is None
@@ -149,14 +149,14 @@ class Memory:
         """
         self.document = {"generation": list(self.generation), **(self.document or {}), **changes}
         if self._store is not None:
-            self._store.set(_KEY, self.document)
+            self._store.set(KEY, self.document)
 
     def clear(self) -> None:
         """Remember nothing any more. A failure leaves what Airflow keeps as it is."""
         self.document = None
         if self._store is not None:
             with suppress(Exception):
-                self._store.delete(_KEY)
+                self._store.delete(KEY)
 
     def write_copy(self, **changes: Any) -> None:
         """
@@ -166,12 +166,12 @@ class Memory:
         """
         if self._task_instance is not None:
             copy = {**(self.document or {}), "generation": list(self.generation), **changes}
-            self._task_instance.xcom_push(key=_KEY, value=copy)
+            self._task_instance.xcom_push(key=KEY, value=copy)
 
     def read_copy(self) -> dict[str, Any] | None:
         """Go on with the copy that the process before the deferral has written; return ``None`` if it is lost."""
         task_instance = self._task_instance
-        copy = task_instance.xcom_pull(task_ids=task_instance.task_id, key=_KEY, map_indexes=task_instance.map_index)
+        copy = task_instance.xcom_pull(task_ids=task_instance.task_id, key=KEY, map_indexes=task_instance.map_index)
         then = _generation_of(copy)
         if then is None:
             return None
@@ -187,19 +187,6 @@ def _generation_of(document: object) -> Generation | None:
     except (KeyError, TypeError):
         return None
     return generation if all(isinstance(name, str) for name in about) else None
-
-
-def generation_of_deferral(task_instance: Any) -> list[int] | None:
-    """
-    Return the generation that the task instance was in when it was last deferred, by whichever try.
-
-    :param task_instance: The trigger's.
-    """
-    from airflow.providers.common.compat.sdk import XCom
-
-    place = {name: getattr(task_instance, name) for name in ("dag_id", "task_id", "run_id", "map_index")}
-    copy = XCom.get_one(key=_KEY, **place)
-    return copy.get("generation") if isinstance(copy, dict) else None
 
 
 def note_end_by_user(context: Mapping[str, Any]) -> None:

@@ -33,6 +33,7 @@ from airflow_provider_voicegenie.rules.parameters import (
 )
 from airflow_provider_voicegenie.waiting.deferral import default_deferrable, was_ended_by_airflow
 
+# What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
@@ -222,7 +223,6 @@ class StartCampaignOperator(CampaignTask):
                 self._begin(context, self._hook, memory).end_before_resuming()
 
     def _begin(self, context: Context, hook: VoiceGenieHook, memory: Memory) -> StartRun:
-        # Loads what parsing does not need.
         from airflow_provider_voicegenie.start.run import Rehearsal, StartRun
 
         self.check_only = read_flag("check_only", self.check_only)

@@ -23,6 +23,7 @@ from airflow_provider_voicegenie.rules.outcomes import (
 )
 from airflow_provider_voicegenie.rules.parameters import check_flags, read_whole_number
 
+# What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath, XComArg
 

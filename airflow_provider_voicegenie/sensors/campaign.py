@@ -48,6 +48,7 @@ from airflow_provider_voicegenie.waiting.deferral import (
     was_ended_by_airflow,
 )
 
+# What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 

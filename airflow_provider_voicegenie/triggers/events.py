@@ -19,6 +19,7 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_voicegenie.rules.parameters import read_interval
 
+# What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
     from airflow.triggers.shared_stream import SharedStreamProducer
 
@@ -126,7 +127,6 @@ def _read_campaign_ids(campaign_ids: object) -> list[str] | None:
         )
     if not campaign_ids:
         raise ValueError("campaign_ids must not be an empty list. Leave it out to watch all campaigns.")
-    # From here, as DAG files import this module.
     from airflow_provider_voicegenie.api.endpoints import check_campaign_id
     from airflow_provider_voicegenie.api.errors import InvalidCampaignIdError
 

@@ -31,9 +31,8 @@ from airflow_provider_voicegenie.waiting.completion import STATISTICS_DELAY
 from airflow_provider_voicegenie.waiting.deferral import (
     deferral_timeout,
     execution_deadline,
-    note_end_of_wait,
 )
-from airflow_provider_voicegenie.waiting.stop import pause_campaign_of_deferred_task
+from airflow_provider_voicegenie.waiting.stop import note_end_of_wait, pause_campaign_of_deferred_task
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
 if TYPE_CHECKING:

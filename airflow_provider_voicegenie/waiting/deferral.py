@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Airflow does to a deferral: its deadlines, how it ends one by itself, and how two triggerers tell an end."""
+"""What Airflow does to a deferral: its deadlines, and how it ends one by itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from airflow.providers.common.compat.sdk import conf
 #: Seconds after a deadline until Airflow's scheduler ends a deferral by itself: the trigger does so in time, unless no
 #: triggerer runs.
 _TRIGGER_GRACE = 60.0
-
-#: The XCom by which one triggerer tells another that a wait is over.
-_WAIT_IS_OVER = "voicegenie_wait_is_over"
 
 
 def default_deferrable() -> bool:
@@ -47,32 +44,3 @@ def was_ended_by_airflow(next_method: str, next_kwargs: Mapping[str, Any] | None
     """Say whether Airflow's scheduler resumes a task because its deferral took too long."""
     # Airflow 2 says "Trigger/execution timeout", Airflow 3 "Trigger timeout".
     return next_method == "__fail__" and "timeout" in str((next_kwargs or {}).get("error", "")).lower()
-
-
-def note_end_of_wait(task_instance: Any) -> None:
-    """
-    Note in XCom, from the triggerer, that the wait of a deferred task is over by itself.
-
-    Another triggerer may have the same trigger, if Airflow took this one or that one for dead, and is told of the end
-    as if a user had ended the task. Airflow removes the note when a further try begins.
-
-    :param task_instance: The trigger's.
-    """
-    from airflow.providers.common.compat.sdk import XCom
-
-    XCom.set(_WAIT_IS_OVER, True, **_place(task_instance))
-
-
-def is_wait_over(task_instance: Any) -> bool:
-    """
-    Say whether :func:`note_end_of_wait` was called, by whichever triggerer.
-
-    :param task_instance: The trigger's.
-    """
-    from airflow.providers.common.compat.sdk import XCom
-
-    return XCom.get_one(key=_WAIT_IS_OVER, **_place(task_instance)) is True
-
-
-def _place(task_instance: Any) -> dict[str, Any]:
-    return {name: getattr(task_instance, name) for name in ("dag_id", "task_id", "run_id", "map_index")}

@@ -24,6 +24,7 @@ from enum import Enum
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import XCom
 from asgiref.sync import sync_to_async
 
 from airflow_provider_voicegenie.api.endpoints import campaign, pause, statistics
@@ -31,8 +32,10 @@ from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, Voic
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
 from airflow_provider_voicegenie.feed.threads import in_thread, read_settings
 from airflow_provider_voicegenie.hooks.connection import make_client
-from airflow_provider_voicegenie.memory import generation_of_deferral
-from airflow_provider_voicegenie.waiting.deferral import is_wait_over
+from airflow_provider_voicegenie.memory import KEY
+
+#: The XCom by which one triggerer tells another that a wait is over.
+_WAIT_IS_OVER = "voicegenie_wait_is_over"
 
 #: Airflow's own word for a task instance that is no longer part of a run; here also for one that was deleted.
 _REMOVED = "removed"
@@ -143,6 +146,7 @@ def state_in_airflow(task_instance: Any) -> str | None:
             return _REMOVED
         return state
     if not hasattr(task_instance, "get_task_states"):  # in the triggerer
+        # Airflow 2 has none.
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance as task_instance  # noqa: N813
     states = task_instance.get_task_states(dag_id, map_index=map_index, task_ids=[task_id], run_ids=[run_id])
     name = task_id if map_index < 0 else f"{task_id}_{map_index}"
@@ -218,16 +222,34 @@ def read_end_of_deferral(task_instance: Any, generation: Sequence[int] | None) -
         log.warning("Airflow could not say whether a user ended this task.", exc_info=True)
         return DeferralEnd.CLEARED
     try:
+        # Of whichever try.
+        copy = XCom.get_one(key=KEY, **_place(task_instance))
         return end_of_deferral(
             state,
-            is_wait_over=is_wait_over(task_instance),
+            is_wait_over=XCom.get_one(key=_WAIT_IS_OVER, **_place(task_instance)) is True,
             generation=generation,
-            generation_now=generation_of_deferral(task_instance),
+            generation_now=copy.get("generation") if isinstance(copy, dict) else None,
         )
     except Exception as error:  # noqa: BLE001  Airflow may raise anything here
         # From 3.4 on, it gives the XComs of a task instance no more to the trigger of one that was cleared.
         log.info("Airflow gives what was noted of this wait no more (%s); it has the task as %s.", error, state)
         return DeferralEnd.MARKED if state in _MARKED else DeferralEnd.CLEARED
+
+
+def note_end_of_wait(task_instance: Any) -> None:
+    """
+    Note in XCom, from the triggerer, that the wait of a deferred task is over by itself.
+
+    If Airflow took a triggerer for dead, two run the same trigger, and the second is cancelled as if by a user. This
+    note tells it otherwise. Airflow removes the note when a further try begins.
+
+    :param task_instance: The trigger's.
+    """
+    XCom.set(_WAIT_IS_OVER, True, **_place(task_instance))
+
+
+def _place(task_instance: Any) -> dict[str, Any]:
+    return {name: getattr(task_instance, name) for name in ("dag_id", "task_id", "run_id", "map_index")}
 
 
 class PauseResult(Enum):

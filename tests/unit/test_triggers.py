@@ -1023,7 +1023,7 @@ class Notes(dict):
 @pytest.fixture
 def notes(monkeypatch):
     notes = Notes()
-    monkeypatch.setattr("airflow.providers.common.compat.sdk.XCom", notes)
+    monkeypatch.setattr(stop, "XCom", notes)
     return notes
 
 
