@@ -100,7 +100,11 @@ class Memory:
     def __init__(self, context: Mapping[str, Any]) -> None:
         self._store = context.get("task_state_store")
         self._task_instance: Any = context.get("ti")
-        self._was_ended_by_user = _was_ended_by_user_before(self._task_instance)
+        # Whether the process of the try before this one noted that. Airflow deletes the XComs of a task instance when a
+        # new try begins, and tells the try their keys. Airflow 2 does not tell them; from 3.4 on, a try has XComs of
+        # its own. There, `max_tries` is as it should be.
+        begun = getattr(self._task_instance, "_ti_context_from_server", None)
+        self._was_ended_by_user = _ENDED_BY_USER in (getattr(begun, "xcom_keys_to_clear", None) or ())
         #: The generation of this try, by the numbers that its first process with a document saw.
         self.generation = Generation.of(context)
         #: The document as this process last read or wrote it; ``None`` if there is none.
@@ -201,14 +205,3 @@ def note_end_by_user(context: Mapping[str, Any]) -> None:
         context["ti"].xcom_push(key=_ENDED_BY_USER, value=True)
     except Exception:
         log.debug("Airflow did not take the note that a user has ended this task.", exc_info=True)
-
-
-def _was_ended_by_user_before(task_instance: Any) -> bool:
-    """
-    Say whether the process of the try before this one called :func:`note_end_by_user`.
-
-    Airflow deletes the XComs of a task instance when a new try begins, and tells the try their keys. Airflow 2 does not
-    tell them; from 3.4 on, a try has XComs of its own. There, ``max_tries`` is as it should be.
-    """
-    begun = getattr(task_instance, "_ti_context_from_server", None)
-    return _ENDED_BY_USER in (getattr(begun, "xcom_keys_to_clear", None) or ())

@@ -267,7 +267,8 @@ class OwnStart:
     def _close(self, record: StartRecord) -> None:
         """Close the start of an earlier generation: a later process of this try may not see the signs of the clear."""
         try:
-            self._remember(record.in_phase(StartPhase.CLOSED)._replace(generation=self.memory.generation))
+            closed = record.in_phase(StartPhase.CLOSED)._replace(generation=self.memory.generation)
+            self.memory.write(**closed.to_document())
         except Exception:
             log.warning(
                 "Campaign %r: Airflow could not record that a user has cleared this task.",
@@ -285,7 +286,7 @@ class OwnStart:
         """
         record = StartRecord.of(before, **self.about, generation=self.memory.generation, sent_at=sent_at)
         self.record = record._replace(must_pause_on_kill=self.owes_pause)
-        self._remember(self.record)
+        self.memory.write(**self.record.to_document())
 
     def set_phase(
         self, phase: StartPhase, started_at: datetime | None = None, *, must_pause_on_kill: bool | None = None
@@ -303,7 +304,7 @@ class OwnStart:
             if record is not None:
                 self.record = record.in_phase(phase, started_at, must_pause_on_kill)
                 self.owed = self.record if self.record.must_pause_on_kill else None
-                self._remember(self.record)
+                self.memory.write(**self.record.to_document())
         except Exception:
             # The task instance that a user has cleared is gone, and with it what its start would mean to the next try.
             expected = phase is StartPhase.CLOSED
@@ -323,9 +324,6 @@ class OwnStart:
         """
         self.is_confirmed = True
         self.set_phase(StartPhase.STARTED, started_at, must_pause_on_kill=self._is_heard_by_triggerer)
-
-    def _remember(self, record: StartRecord) -> None:
-        self.memory.write(**record.to_document())
 
     # A deferral.
 

@@ -79,9 +79,8 @@ class TaskKilled(BaseException):
 class KillSwitch:
     """Whether Airflow has ended this task."""
 
-    def __init__(self) -> None:
-        self.pulled = False
-        self._may_interrupt = False
+    pulled = False
+    _may_interrupt = False
 
     def pull(self) -> None:
         """
@@ -110,7 +109,9 @@ class KillSwitch:
         :param context: The task's context.
         :raises TaskKilled: It has.
         """
-        if not self.pulled and _is_ended_in_airflow(context):
+        task_instance = context.get("ti")
+        is_in_airflow = task_instance is not None and not getattr(task_instance, "test_mode", False)
+        if not self.pulled and is_in_airflow and was_ended_by_user(context):
             self.pulled = True
         self.check()
 
@@ -164,14 +165,6 @@ def was_ended_by_user(context: Mapping[str, Any]) -> bool:
     except Exception:
         log.warning("Airflow could not say whether a user ended this task.", exc_info=True)
         return False
-
-
-def _is_ended_in_airflow(context: Mapping[str, Any]) -> bool:
-    """Say whether someone has marked or cleared a task that was not told so yet."""
-    task_instance = context.get("ti")
-    if task_instance is None or getattr(task_instance, "test_mode", False):
-        return False
-    return was_ended_by_user(context)
 
 
 class DeferralEnd(Enum):
