@@ -12,9 +12,10 @@ from typing import NamedTuple
 #: long that a start of the evening comes at night. Whoever wants less sets ``execution_timeout``.
 PATIENCE = timedelta(hours=2)
 
-#: Seconds by which starts wait longer than asked, so that they keep out of each other's way: a random time from the
-#: first to :data:`_FACTOR` times the one before, and no more than the second (decorrelated jitter). Chosen by
-#: simulation, see tests/unit/test_many_starts.py: a thousand starts at 60 requests a minute.
+#: Seconds by which starts wait longer than asked, so that they keep out of each other's way: after the first refusal,
+#: up to the first; then a random time from the first to :data:`_FACTOR` times the one before, and no more than the
+#: second (decorrelated jitter). Chosen by simulation, see tests/unit/test_many_starts.py: a thousand starts at 60
+#: requests a minute.
 _SHORTEST, _LONGEST = 30.0, 1200.0
 _FACTOR = 8.0
 
@@ -44,7 +45,10 @@ class Refusals(NamedTuple):
         :param now: Unix seconds.
         :param was_start: Whether it would have started the campaign.
         """
-        spread = min(random.uniform(_SHORTEST, (self.spread or _SHORTEST) * _FACTOR), _LONGEST)  # noqa: S311
+        shortest, longest = (0.0, _SHORTEST)
+        if self.requests:
+            shortest, longest = _SHORTEST, max(self.spread, _SHORTEST) * _FACTOR
+        spread = min(random.uniform(shortest, longest), _LONGEST)  # noqa: S311
         return Refusals(self.since if self.requests else now, self.requests + 1, self.starts + was_start, spread)
 
     def counted_from(self, opening: datetime) -> Refusals:

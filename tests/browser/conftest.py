@@ -32,7 +32,7 @@ PICTURES = Path(os.environ.get("VOICEGENIE_SCREENSHOTS", ROOT / "build" / "scree
 
 
 #: The pages of older Airflows are others.
-collect_ignore_glob = [] if installed_airflow.__version__.startswith("3.3.") else ["test_*.py"]
+collect_ignore_glob = [] if installed_airflow.__version__.startswith(("3.3.", "3.4.")) else ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items):

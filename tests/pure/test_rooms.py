@@ -31,7 +31,19 @@ DOES |= {f"{PACKAGE}.{name}" for name in ("api.client", "api.session", "hooks", 
 
 #: The rooms and the loose modules, from the top down; each may import those below it.
 ROOMS = [
-    *("operators", "sensors", "transfers", "start", "campaign_task", "triggers", "waiting", "lineage", "links", "feed"),
+    *(
+        "operators",
+        "sensors",
+        "transfers",
+        "start",
+        "campaign_task",
+        "triggers",
+        "waiting",
+        "memory",
+        "lineage",
+        "links",
+    ),
+    "feed",
     *("hooks", "files", "metrics", "get_provider_info", "rules", "sandbox", "api"),
 ]
 
