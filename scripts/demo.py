@@ -101,7 +101,7 @@ def result(home: Path) -> tuple[dict[str, str], str]:
 def airflow(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run an Airflow command."""
     command = [sys.executable, "-m", "airflow", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 if __name__ == "__main__":

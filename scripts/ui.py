@@ -177,7 +177,7 @@ def wait_until_up(port: int, processes: dict[str, subprocess.Popen[bytes]]) -> s
 def unhealthy(port: int) -> list[str]:
     """Return the parts of Airflow that are not up yet."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/monitor/health", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/monitor/health", timeout=60) as response:
             health = json.load(response)
     except (OSError, ValueError):
         return ["api-server"]

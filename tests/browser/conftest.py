@@ -16,6 +16,8 @@ import airflow as installed_airflow
 import pytest
 
 ROOT = Path(__file__).parents[2]
+#: Milliseconds for which anything on a page is waited for. They bound a hang, on the slowest of machines.
+PATIENCE = 600_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: What keeps the browser from asking the network for anything.
 QUIET = (
@@ -86,7 +88,7 @@ def playground():
 def browser():
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=30_000)
+    expect.set_options(timeout=PATIENCE)
 
     executable = next(filter(None, map(shutil.which, BROWSERS)))
     with sync_playwright() as playwright:
@@ -98,7 +100,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1280, "height": 860})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(PATIENCE)
     complaints = []
     page.on("pageerror", lambda error: complaints.append(error))
     yield page

@@ -13,7 +13,6 @@ from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_
 
 pytestmark = pytest.mark.airflow
 
-PATIENCE = 120_000
 #: Airflow 3.3 opens one part of the form at a time; later versions show all.
 HAS_PARTS_TO_OPEN = installed_airflow.__version__.startswith("3.3.")
 
@@ -120,7 +119,7 @@ def run_of(page, playground, dag_id, form):
 def wait_for_state(page, run, task, state):
     page.goto(run)
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name=task, exact=True))
-    expect(row.get_by_text(state)).to_be_visible(timeout=PATIENCE)
+    expect(row.get_by_text(state)).to_be_visible()
 
 
 def test_a_run_from_the_trigger_form_and_the_link_to_the_campaign(signed_in, playground, picture):
@@ -152,7 +151,7 @@ def test_a_skipped_task_says_why(signed_in, playground, picture):
     wait_for_state(page, run, "ready", "Skipped")
     page.goto(f"{run}/tasks/ready")
     reason = page.get_by_text("CAMPAIGN_ALREADY_RUNNING: the task is skipped").first
-    expect(reason).to_be_visible(timeout=PATIENCE)
+    expect(reason).to_be_visible()
     # As the quick start says; without it, the reason is longer than the screen.
     page.keyboard.press("w")
     expect(reason).to_have_css("white-space", "pre-wrap")

@@ -20,7 +20,7 @@ def sandbox(voicegenie_sandbox):
 
 def send(sandbox, path, method="GET", **arguments):
     headers = {"x-api-key": sandbox.api_key}
-    return requests.request(method, f"{sandbox.url}{path}", headers=headers, timeout=5, **arguments)
+    return requests.request(method, f"{sandbox.url}{path}", headers=headers, timeout=600, **arguments)
 
 
 def test_campaigns_and_requests_refresh_by_themselves(sandbox, page, picture):
