@@ -155,11 +155,17 @@ class CampaignTask(BaseOperator):
             # So that Airflow's UI shows what the task is about.
             self.overwrite_rtif_after_execution = True
 
-    def go_on_after_deferral(self, context: Context) -> Memory:
-        """Go on with the campaign and the connection of before the deferral; return what the task remembers."""
+    def go_on_after_deferral(self, context: Context, event: Mapping[str, Any] | None = None) -> Memory:
+        """
+        Go on with the campaign and the connection of before the deferral; return what the task remembers.
+
+        :param event: The trigger's, if there is one.
+        """
         memory = Memory(context)
-        if (copy := memory.read_copy()) is not None:
+        if (copy := memory.read_copy(event)) is not None:
             self.go_on_with(copy)
+        if event is not None:
+            self._hook.take_up(event.get("service"))
         return memory
 
     def remember(self, memory: Memory, **more: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attr
 from airflow.providers.common.compat.openlineage.facet import (
@@ -29,9 +29,6 @@ from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.files import storage_path
 from airflow_provider_voicegenie.rules.file_formats import file_format
 from airflow_provider_voicegenie.rules.outcomes import TaskKind
-
-if TYPE_CHECKING:
-    pass
 
 _PRODUCER = f"pkg:pypi/airflow-provider-voicegenie@{__version__}"
 

@@ -85,8 +85,8 @@ class Memory:
 
     *How it works.* The document has ``campaign_id`` and ``voicegenie_conn_id``, which the task is about, its
     ``generation``, and what the task adds: its ``start``, its ``wait``, the progress of an upload. Airflow's task state
-    store keeps it across tries. At each deferral a copy goes to XCom; the resumed task reads that, and the triggerer
-    finds the generation in it.
+    store keeps it across tries. At each deferral a copy goes to XCom; the triggerer finds the generation in it, and the
+    resumed task reads it, unless the trigger's event has what the task needs.
 
     *What it does not do.* It does not carry over what the task knew before a user cleared it: a document of an earlier
     generation counts as none, and is only shown as :attr:`cleared`.
@@ -172,10 +172,16 @@ class Memory:
             copy = {**(self.document or {}), "generation": list(self.generation), **changes}
             self._task_instance.xcom_push(key=KEY, value=copy)
 
-    def read_copy(self) -> dict[str, Any] | None:
-        """Go on with the copy that the process before the deferral has written; return ``None`` if it is lost."""
-        task_instance = self._task_instance
-        copy = task_instance.xcom_pull(task_ids=task_instance.task_id, key=KEY, map_indexes=task_instance.map_index)
+    def read_copy(self, event: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """
+        Go on with what the process before the deferral has written; return ``None`` if it is lost.
+
+        :param event: The trigger's, if there is one: then XCom is not needed.
+        """
+        copy: Any = (event or {}).get("deferred")
+        if copy is None:
+            task_instance = self._task_instance
+            copy = task_instance.xcom_pull(task_ids=task_instance.task_id, key=KEY, map_indexes=task_instance.map_index)
         then = _generation_of(copy)
         if then is None:
             return None

@@ -138,13 +138,15 @@ class VoiceGenieClient:
             response = self._exchange(request, exchange)
             now = time.time()
             self._heed(response, now)
-            result = decode(request, response, redactor=self._redactor, now=now)
+            try:
+                result = decode(request, response, redactor=self._redactor, now=now)
+            except VoiceGenieError as error:
+                error.add_remedy(self.settings.connection, self.settings.address)
+                raise
             kind = "ok"
             return result
         except VoiceGenieError as error:
             kind = error.kind
-            if error.status is not None:
-                error.add_remedy(self.settings.connection, self.settings.address)
             raise
         finally:
             self._on_result(request.name, kind)

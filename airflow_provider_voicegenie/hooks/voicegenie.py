@@ -300,11 +300,6 @@ class VoiceGenieHook(BaseHook):
         """The connection's ``max_attempts``."""
         return self.client.settings.max_attempts
 
-    @property
-    def requests_per_minute(self) -> int:
-        """The connection's ``requests_per_minute``."""
-        return self.client.settings.requests_per_minute
-
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last response showed it."""
         client = self.__dict__.get("client")

@@ -202,9 +202,7 @@ class StartCampaignOperator(CampaignTask):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
-        started = self._begin_after_deferral(context)
-        self._hook.take_up(event.get("service"))
-        return self.add_to_asset_events(context, started.resume(event))
+        return self.add_to_asset_events(context, self._begin_after_deferral(context, event).resume(event))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
@@ -231,8 +229,8 @@ class StartCampaignOperator(CampaignTask):
             self._running.kill()
         return self._running
 
-    def _begin_after_deferral(self, context: Context) -> StartRun:
-        memory = self.go_on_after_deferral(context)
+    def _begin_after_deferral(self, context: Context, event: Mapping[str, Any] | None = None) -> StartRun:
+        memory = self.go_on_after_deferral(context, event)
         if memory.document is None:
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: Airflow has lost what this task knew of its start (XCom). Look at the "
@@ -363,13 +361,12 @@ class PauseCampaignOperator(CampaignTask):
         from airflow_provider_voicegenie.waiting.wait import wait_on
         from airflow_provider_voicegenie.waiting.watch import End
 
-        memory = self.go_on_after_deferral(context)
+        memory = self.go_on_after_deferral(context, event)
         if memory.document is None:
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: Airflow has lost which campaign this task kept paused (XCom). Look at "
                 "it in the VoiceGenie dashboard."
             )
-        self._hook.take_up(event.get("service"))
         end = wait_on(self._hook, self._watch(), End.from_json(event), check=self._check_killed)
         return self.add_to_asset_events(context, self._end(memory.document["wait"], end))
 

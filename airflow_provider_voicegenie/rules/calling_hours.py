@@ -82,9 +82,7 @@ class CallingHours(Prerequisite):
             "timezone": _read_zone(timezone),
             "days": _read_days(days),
             "except_dates": _read_dates(except_dates),
-            "alternatives": tuple(
-                each if isinstance(each, CallingHours) else CallingHours(**each) for each in alternatives
-            ),
+            "alternatives": _read_alternatives(alternatives),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -181,6 +179,18 @@ class CallingHours(Prerequisite):
                 f"CallingHours: except_dates: {_path_of(dates)}({day.isoformat()}) failed with "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+
+def _read_alternatives(alternatives: object) -> tuple[CallingHours, ...]:
+    found: list[CallingHours] = []
+    for each in alternatives if isinstance(alternatives, Sequence) else [alternatives]:
+        if not isinstance(each, (CallingHours, Mapping)):
+            raise ValueError(
+                f"CallingHours: alternatives must be a list of CallingHours; got {alternatives!r:.80}. A list of "
+                "CallingHours as calling_hours comes to the same."
+            )
+        found.append(each if isinstance(each, CallingHours) else CallingHours(**each))
+    return tuple(found)
 
 
 def read_calling_hours(hours: object) -> tuple[CallingHours, ...]:

@@ -148,7 +148,7 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
         from airflow_provider_voicegenie.waiting.wait import wait_on
         from airflow_provider_voicegenie.waiting.watch import End
 
-        memory = self.go_on_after_deferral(context)
+        memory = self.go_on_after_deferral(context, event)
         if memory.document is None:
             raise AirflowFailException(
                 f"Campaign {self.campaign_id!r}: Airflow has lost which campaign this task waited for (XCom). To wait "
@@ -156,7 +156,6 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
             )
         wait = memory.document["wait"]
         self._seen = wait["seen"]
-        self._hook.take_up(event.get("service"))
         outcome = self._apply(wait_on(self._hook, self._watch_of(context), End.from_json(event)))
         if not outcome.is_done:
             self._defer(context, memory, wait["deadline"])

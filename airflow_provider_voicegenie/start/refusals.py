@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ class Refusals(NamedTuple):
 
     def counted_from(self, opening: datetime) -> Refusals:
         """Do not count the time until the calling hours open."""
-        return self._replace(since=opening.timestamp())
+        return self._replace(since=opening.timestamp(), spread=0.0)
 
     def earliest_attempt(self, asked: float | None, now: float, max_attempts: int) -> datetime | None:
         """
@@ -68,10 +69,11 @@ class Refusals(NamedTuple):
             return None
         return datetime.fromtimestamp(math.ceil(at), UTC)
 
-    def spread_out(self, earliest: datetime) -> datetime:
-        """Return when to try again: later than at the earliest, but no later than patience lasts."""
-        at = earliest.timestamp()
-        return datetime.fromtimestamp(max(at, min(at + self.spread, self._end)), UTC)
+    def spread_out(self, earliest: datetime) -> Iterator[datetime]:
+        """Give the times to try again, the best first: later than at the earliest, but not past the end of patience."""
+        longest = max(0.0, min(self.spread, self._end - earliest.timestamp()))
+        for part in (1.0, 0.5, 0.25, 0.0):
+            yield earliest + timedelta(seconds=part * longest)
 
     @property
     def _end(self) -> float:

@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.api.errors import RateLimitError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
-from airflow_provider_voicegenie.api.retries import poll_delay
+from airflow_provider_voicegenie.api.retries import retry_delay
 from airflow_provider_voicegenie.metrics import count_start
 from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, next_opening
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, apply_outcome
@@ -30,6 +30,7 @@ from airflow_provider_voicegenie.start.guards import (
 from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase
 from airflow_provider_voicegenie.start.refusals import PATIENCE
 from airflow_provider_voicegenie.start.take_over import await_pause, await_pause_of_another, may_be_paused_late
+from airflow_provider_voicegenie.waiting.deferral import execution_deadline
 from airflow_provider_voicegenie.waiting.stop import TaskKilled
 
 log = logging.getLogger(__name__)
@@ -135,16 +136,17 @@ def _read_before(own: OwnStart) -> Campaign | Start | datetime:
 
 def _read(own: OwnStart) -> Campaign:
     """Read the campaign. A 429 is not waited out here: the task does that, and may leave its worker for it."""
-    hook, attempts = own.hook, own.hook.max_attempts
-    try:
-        return hook.get_campaign(own.campaign_id, max_attempts=1)
-    except VoiceGenieError as error:
-        if isinstance(error, RateLimitError) or not error.temporary or attempts == 1:
-            raise
-        log.warning("%s Trying again.", error)
-        delay = poll_delay(0.0, 1, error.retry_after)
-    time.sleep(delay)
-    return hook.get_campaign(own.campaign_id, max_attempts=attempts - 1)
+    maximum = own.hook.max_attempts
+    for attempt in range(1, maximum):
+        try:
+            return own.hook.get_campaign(own.campaign_id, max_attempts=1)
+        except VoiceGenieError as error:
+            if isinstance(error, RateLimitError) or not error.temporary:
+                raise
+            delay = retry_delay(attempt, error.retry_after)
+            log.warning("%s Trying again in %.1f s (attempt %d of %d failed).", error, delay, attempt, maximum)
+        time.sleep(delay)
+    return own.hook.get_campaign(own.campaign_id, max_attempts=1)
 
 
 def _refused(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start | datetime:
@@ -162,7 +164,7 @@ def _refused(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start 
         message = f"{error.message.rstrip('.')}; when it is tried again, {too_late.message}"
         return own.not_started(too_late._replace(message=message), CampaignStatus.UNKNOWN)
     else:
-        until = refusals.spread_out(until)
+        until = next(at for at in refusals.spread_out(until) if at == until or _may_start(own, at))
         log.warning(
             "Campaign %r was not started yet: the service takes no requests for now (429). Trying again at %s (%s "
             "max_attempts is %d).",
@@ -175,6 +177,16 @@ def _refused(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start 
     message = f"it was not started. {error.message} It is not tried again, as {why}"
     apply_outcome(rules, Finding.of(error)._replace(message=message), own.campaign_id)
     raise error
+
+
+def _may_start(own: OwnStart, at: datetime) -> bool:
+    """Say whether the task may still start the campaign then."""
+    ends = execution_deadline(own.context, own.task.execution_timeout)
+    if ends is not None and at.timestamp() >= ends:
+        return False
+    if _closes(own) and check_calling_hours(own.task.calling_hours, at) is not None:
+        return False
+    return first_finding(BEFORE_READING, own.moment(at)) is None
 
 
 def _closes(own: OwnStart) -> bool:

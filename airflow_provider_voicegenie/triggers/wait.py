@@ -72,6 +72,7 @@ class WaitTrigger(BaseTrigger):
     :param pause_on_kill: Whether to pause the campaign when a user ends the task.
     :param generation: The generation of the task that deferred: cleared, the task begins another one.
     :param started_at: When the service says that the task started the campaign, if it did, ISO 8601.
+    :param wait: What the resumed task has to know of the wait.
     """
 
     campaign_id: str
@@ -86,6 +87,7 @@ class WaitTrigger(BaseTrigger):
     pause_on_kill: bool = False
     generation: list[int] | None = None
     started_at: str | None = None
+    wait: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -130,8 +132,10 @@ class WaitTrigger(BaseTrigger):
         finally:
             if subscription is not None:
                 subscription.close()
-        # Airflow prints it into the task's log. What the task has to know besides, its memory has.
-        yield TriggerEvent({**end.to_json(), "service": service})  # type: ignore[no-untyped-call]
+        deferred = {name: getattr(self, name) for name in ("campaign_id", "voicegenie_conn_id", "generation", "wait")}
+        # Airflow prints it into the task's log.
+        event = {**end.to_json(), "service": service, "deferred": deferred}
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     def _subscribe(self, watch: Watch) -> Subscription:
         """Join the feed of the connection; :meth:`run` leaves it."""
@@ -248,7 +252,9 @@ def defer(
     **arguments: Any,
 ) -> NoReturn:
     """
-    Defer a task until its wait is over. What it needs to go on is in XCom by then.
+    Defer a task until its wait is over.
+
+    What it needs to go on is in the trigger, and in XCom too, as Airflow may end the deferral without an event.
 
     :param context: The task's context.
     :param memory: What the task remembers.
@@ -265,6 +271,7 @@ def defer(
         outcomes=rules.changes,
         execution_deadline=execution_deadline(context, execution_timeout),
         generation=list(memory.generation),
+        wait=copied["wait"],
         **arguments,
     )
     about = {"campaign_id": trigger.campaign_id, "voicegenie_conn_id": trigger.voicegenie_conn_id}

@@ -97,7 +97,7 @@ def simulate_starts(service, number, *, tasks_a_minute=60, workers=32, deferrabl
             found.failed += 1
             free_worker(now)
             return
-        at = refusals[task].spread_out(until).timestamp()
+        at = next(refusals[task].spread_out(until)).timestamp()
         if deferrable:
             free_worker(now)
             # Airflow takes its time to resume it.

@@ -348,3 +348,9 @@ def test_the_next_opening_is_the_first_open_moment(windows, zone, since):
     while not is_open(hours, moment):
         moment += timedelta(minutes=5)
     assert found == moment
+
+
+@pytest.mark.parametrize("alternatives", [None, 5, "09:00", [None], ["x"]])
+def test_alternatives_are_calling_hours(alternatives):
+    with pytest.raises(ValueError, match="CallingHours: alternatives must be a list of CallingHours; got"):
+        CallingHours("09:00", "12:00", "UTC", alternatives=alternatives)

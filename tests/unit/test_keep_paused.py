@@ -326,4 +326,4 @@ def test_the_event_of_a_wait_has_nothing_of_the_task():
     )
     event = event_of(trigger)
     assert event["reason"] == "timeout"
-    assert set(event) == {"reason", "message", "finding", "result", "at", "service"}
+    assert set(event) == {"reason", "message", "finding", "result", "at", "service", "deferred"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deferrals that Airflow itself ends, as no triggerer did in time."""
+"""Deferrals that Airflow itself ends, as no triggerer did in time, and resumes for which it has lost the XComs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from airflow.providers.common.compat.sdk import (
 from helpers.tasks import (
     Following,
     Starting,
+    Store,
     complete,
     context,
     event_of,
 )
 
 from airflow_provider_voicegenie.memory import Memory
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
 
 
@@ -133,3 +135,64 @@ def test_a_wait_before_the_start_that_takes_too_long_started_nothing(sandbox):
     with pytest.raises(AirflowTaskTimeout, match=r"before the campaign could be started; nothing was started\."):
         Starting()(deferrable=True).resume_execution("__fail__", {"error": "Trigger/execution timeout"}, run)
     assert sandbox.request_count("start") == 0
+
+
+@pytest.fixture(params=[Store, lambda: None], ids=["3.3", "before"])
+def lost(request):
+    """A run whose XComs are lost, and cannot be asked for."""
+    run = context(request.param())
+
+    def lose():
+        run["ti"].xcom_pull = lambda **_: 1 / 0
+
+    return run, lose
+
+
+def test_a_resume_needs_no_xcom(sandbox, lost):
+    """The event has what a task needs to go on, as its campaign may call on."""
+    run, lose = lost
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting()(deferrable=True).execute(run)
+    complete(sandbox, "long")()
+    event = event_of(deferral.value.trigger)
+    lose()
+    result = Starting(campaign_id="other")(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
+    assert (result["campaign_id"], result["status"], result["started_by_task"]) == ("long", "completed", True)
+    assert sandbox.start_count("long") == 1
+
+
+def test_execution_timeout_pauses_without_xcom(sandbox, lost):
+    run, lose = lost
+    make = Starting(execution_timeout=timedelta(seconds=5))
+    with pytest.raises(TaskDeferred) as deferral:
+        make(deferrable=True).execute(run)
+    event = event_of(deferral.value.trigger)
+    lose()
+    with pytest.raises(AirflowTaskTimeout):
+        make(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
+    assert sandbox.status("long") == "paused"
+
+
+def test_a_kill_of_a_resumed_task_pauses_without_xcom(sandbox, lost):
+    run, lose = lost
+    with pytest.raises(TaskDeferred) as deferral:
+        Starting(completion_timeout=5)(deferrable=True).execute(run)
+    event = event_of(deferral.value.trigger)
+    lose()
+    run["ti"].state = "failed"
+    operator = Starting()(deferrable=True)
+    operator.on_kill()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.resume_execution("execute_complete", {"event": event}, run)
+    assert sandbox.status("long") == "paused"
+
+
+def test_a_sensor_needs_no_xcom(sandbox, lost):
+    run, lose = lost
+    with pytest.raises(TaskDeferred) as deferral:
+        Following()(deferrable=True).execute(run)
+    complete(sandbox, "followed")()
+    event = event_of(deferral.value.trigger)
+    lose()
+    result = Following()(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
+    assert result["campaign_id"] == "followed"

@@ -311,9 +311,41 @@ def test_the_spread_grows_by_chance(before, shortest, longest, monkeypatch):
 def test_a_spread_wait_ends_with_patience():
     earliest = datetime.fromtimestamp(1000, UTC)
     end = earliest + PATIENCE
-    assert Refusals(1000, 1, 0, 60.0).spread_out(earliest) == earliest + timedelta(seconds=60)
-    assert Refusals(1000, 1, 0, 60.0).spread_out(end - timedelta(seconds=20)) == end
-    assert Refusals(1000, 1, 0, 60.0).spread_out(end) == end
+    assert next(Refusals(1000, 1, 0, 60.0).spread_out(earliest)) == earliest + timedelta(seconds=60)
+    assert next(Refusals(1000, 1, 0, 60.0).spread_out(end - timedelta(seconds=20))) == end
+    assert next(Refusals(1000, 1, 0, 60.0).spread_out(end)) == end
+
+
+@both_ways
+@pytest.mark.parametrize("limit", ["calling_hours", "execution_timeout", "max_lateness"])
+def test_nobody_waits_longer_by_chance_than_the_task_may_start(sandbox, clock, way, limit, monkeypatch):
+    """It would be open a second later, and closed after the longest time that chance may choose."""
+    monkeypatch.setattr(refusals, "_SHORTEST", 30.0)
+    monkeypatch.setattr(refusals, "_LONGEST", 1200.0)
+    monkeypatch.setattr(refusals.random, "uniform", lambda shortest, longest: longest)
+    refuse(sandbox, "start", times=2)
+    clock.limit = 300
+    limits = {
+        "calling_hours": {"calling_hours": closing_in(250)},
+        "execution_timeout": {"execution_timeout": timedelta(seconds=250)},
+        "max_lateness": {"max_lateness": timedelta(seconds=250)},
+    }
+    run, began = context(Store()), clock.time()
+    run["dag_run"].run_type = "scheduled"
+    assert way(starting(**limits[limit]), run)["started_by_task"]
+    # The second time, half of four minutes.
+    assert 30 + 120 <= clock.time() - began < 250
+
+
+def test_a_refusal_after_other_trouble_is_not_waited_out_in_the_worker(sandbox, clock, said):
+    sandbox.inject("status", "get", status=503, times=1)
+    refuse(sandbox, "get", times=9, seconds="50")
+    began = clock.time()
+    with pytest.raises(TaskDeferred):
+        starting()(deferrable=True).execute(context(Store()))
+    assert clock.time() - began < 5
+    assert sandbox.request_count("get") == 2
+    assert [line for line in said() if "(attempt 1 of 4 failed)" in line]
 
 
 def test_two_hours_count_from_the_first_refusal():
