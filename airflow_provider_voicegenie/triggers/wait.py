@@ -72,7 +72,7 @@ class WaitTrigger(BaseTrigger):
     :param pause_on_kill: Whether to pause the campaign when a user ends the task.
     :param generation: The generation of the task that deferred: cleared, the task begins another one.
     :param started_at: When the service says that the task started the campaign, if it did, ISO 8601.
-    :param wait: What the resumed task has to know of the wait.
+    :param remembered: What the resumed task has to know besides.
     """
 
     campaign_id: str
@@ -87,7 +87,7 @@ class WaitTrigger(BaseTrigger):
     pause_on_kill: bool = False
     generation: list[int] | None = None
     started_at: str | None = None
-    wait: Mapping[str, Any] | None = None
+    remembered: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -132,9 +132,9 @@ class WaitTrigger(BaseTrigger):
         finally:
             if subscription is not None:
                 subscription.close()
-        deferred = {name: getattr(self, name) for name in ("campaign_id", "voicegenie_conn_id", "generation", "wait")}
+        deferred = {name: getattr(self, name) for name in ("campaign_id", "voicegenie_conn_id", "generation")}
         # Airflow prints it into the task's log.
-        event = {**end.to_json(), "service": service, "deferred": deferred}
+        event = {**end.to_json(), "service": service, "deferred": {**deferred, **(self.remembered or {})}}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
     def _subscribe(self, watch: Watch) -> Subscription:
@@ -261,7 +261,7 @@ def defer(
     :param watch: The class of its watch.
     :param rules: Its outcome rules.
     :param execution_timeout: Its ``execution_timeout``.
-    :param copied: What the copy of the memory's document has besides, plain JSON.
+    :param copied: What the resumed task has to know besides what it is about, plain JSON.
     :param check: Called at last; raises what ends the task.
     :param arguments: Of the :class:`WaitTrigger`.
     """
@@ -271,7 +271,7 @@ def defer(
         outcomes=rules.changes,
         execution_deadline=execution_deadline(context, execution_timeout),
         generation=list(memory.generation),
-        wait=copied["wait"],
+        remembered=copied,
         **arguments,
     )
     about = {"campaign_id": trigger.campaign_id, "voicegenie_conn_id": trigger.voicegenie_conn_id}

@@ -97,9 +97,20 @@ def browser():
         browser.close()
 
 
+#: Without it, what turns on a page takes a third of two processors, as it is drawn without a graphics card.
+TURNS_ONCE = """
+addEventListener("DOMContentLoaded", () => {
+    const style = document.createElement("style");
+    style.textContent = "*, ::before, ::after { animation-iteration-count: 1 !important }";
+    document.head.append(style);
+});
+"""
+
+
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1280, "height": 860})
+    page.add_init_script(TURNS_ONCE)
     page.set_default_timeout(PATIENCE)
     complaints = []
     page.on("pageerror", lambda error: complaints.append(error))

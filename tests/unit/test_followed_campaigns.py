@@ -409,7 +409,7 @@ def test_a_resumed_start_is_handed_its_record(sandbox, monkeypatch, is_lost):
     complete(sandbox, "long")()
     event = event_of(deferral.value.trigger)
     if is_lost:
-        run["ti"].xcom["voicegenie_task"]["start"] = None
+        event["deferred"]["start"] = None
     asked = []
     monkeypatch.setattr(Store, "get", lambda store, key: asked.append(key) or dict.get(store, key))
     result = Starting()(deferrable=True).resume_execution("execute_complete", {"event": event}, run)
