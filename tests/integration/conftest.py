@@ -20,13 +20,9 @@ def pytest_itemcollected(item):
         item.add_marker(pytest.mark.xdist_group("shared"))
 
 
-#: Those that take minutes.
-LONG = ("test_ends_at_once", "test_crashes", "test_clears", "test_real_airflow", "test_waiting_in_airflow")
-
-
 def pytest_collection_modifyitems(items):
-    """Begin with those that share an Airflow, as their process has most to do, and end with none that takes long."""
-    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, item.path.stem not in LONG))
+    """Begin with those that share an Airflow, as their process has most to do."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest.fixture(scope="session")
