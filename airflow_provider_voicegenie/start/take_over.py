@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 #: How long after it was recorded a start is surely over, and with it what the service does for it.
 _LONGEST_START = timedelta(minutes=10)
 
-#: Seconds for which a cleared task leaves whoever followed its campaign the time to pause it; Airflow gives the
-#: triggerer no more either.
-_PATIENCE_FOR_PAUSE = 30.0
+#: Seconds for which a cleared task leaves whoever followed its campaign the time to pause it. Airflow gives the
+#: triggerer 30 of them once it has told it of the clear, of which a busy one may hear half a minute late.
+_PATIENCE_FOR_PAUSE = 90.0
 
 
 def take_over(own: OwnStart) -> Start | None:
