@@ -33,6 +33,9 @@ _LONGEST_START = timedelta(minutes=10)
 #: triggerer 30 of them once it has told it of the clear, of which a busy one may hear half a minute late.
 _PATIENCE_FOR_PAUSE = 90.0
 
+#: Seconds between two reads meanwhile, which count against the service's limit.
+_PAUSE_POLL_INTERVAL = 3.0
+
 
 def take_over(own: OwnStart) -> Start | None:
     """
@@ -202,7 +205,7 @@ def await_pause(hook: VoiceGenieHook, campaign: Campaign) -> Campaign:
     log.info("Campaign %r: this task was cleared while it ran; waiting for its pause.", campaign.campaign_id)
     deadline = time.monotonic() + _PATIENCE_FOR_PAUSE
     while campaign.status.is_running and time.monotonic() < deadline:
-        time.sleep(1)
+        time.sleep(_PAUSE_POLL_INTERVAL)
         campaign = hook.get_campaign(campaign.campaign_id)
     return campaign
 
