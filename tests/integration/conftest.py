@@ -20,9 +20,20 @@ def pytest_itemcollected(item):
         item.add_marker(pytest.mark.xdist_group("shared"))
 
 
+#: The files whose tests take longest. If they came last, some processes would wait for the others.
+LONGEST = ("test_real_airflow", "test_ends_at_once", "test_examples", "test_crashes", "test_clears")
+
+
 def pytest_collection_modifyitems(items):
-    """Begin with those that share an Airflow, as their process has most to do."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """Begin with those that share an Airflow, as their process has most to do, and with those that take longest."""
+
+    def place(item):
+        name = item.path.stem
+        if item.get_closest_marker("xdist_group") is not None:
+            return -1
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

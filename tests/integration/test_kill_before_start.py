@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user ends a task at each step before its start: none is sent, and what it started before is paused."""
+"""
+A user ends a task at each step before its start: none is sent, and what it started before is paused.
+
+Beside them, the hours of a task close while the connection for its start is made.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +74,7 @@ import sys
 from datetime import datetime, timezone
 
 from airflow.providers.common.compat.sdk import DAG
-from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator, StartCampaignOperator
 from steps import FOLDER, stop
 from urllib3 import HTTPConnectionPool
 from urllib3.connection import HTTPConnection
@@ -113,6 +117,12 @@ class SlowConnection(HTTPConnection):
         SlowConnection.made += 1
         if SlowConnection.made == 2:
             stop("handshake")
+            if os.environ["VOICEGENIE_TASK"] == "hours":
+                (FOLDER / "closed").touch()
+
+
+def is_closed(day):
+    return (FOLDER / "closed").exists()
 
 
 HTTPConnectionPool.ConnectionCls = SlowConnection
@@ -139,6 +149,12 @@ with DAG("killed", user_defined_macros={"campaign": campaign}, **once):
         )
     Start.partial(task_id="mapped").expand(campaign_id=["{{ campaign(ti) }}"])
     Pause(task_id="pause", campaign_id="{{ campaign(ti) }}")
+    Start(
+        task_id="hours",
+        campaign_id="{{ campaign(ti) }}",
+        calling_hours=CallingHours("00:00", "23:59:59.999999", "UTC", except_dates=is_closed),
+        outcomes={"OUTSIDE_CALLING_HOURS": "skip"},
+    )
 """
 
 BEFORE_THE_START = ("macro", "mapped", "pre_execute", "callback", "listener", "import", "secrets")
@@ -160,11 +176,14 @@ def test_a_task_that_a_user_ends_before_its_first_request_sends_none(airflow, vo
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(plugins),
         "AIRFLOW__SECRETS__BACKEND": "slow_secrets.SlowBackend",
     }
-    for step in (*BEFORE_THE_START, "handshake", "resume", "pause"):
+    for step in (*BEFORE_THE_START, "handshake", "resume", "pause", "hours"):
         voicegenie_sandbox.add_campaign(id=step, total_count=10**6, status="running" if step == "pause" else "paused")
 
     def pid_of(step):
         return airflow.query("SELECT pid FROM task_instance WHERE task_id = ?", step)[0][0]
+
+    def state_of(step):
+        return airflow.query("SELECT state FROM task_instance WHERE task_id = ?", step)[0][0]
 
     with Services(airflow) as services:
         services.start("scheduler")
@@ -183,10 +202,12 @@ def test_a_task_that_a_user_ends_before_its_first_request_sends_none(airflow, vo
         for step, pid in pids.items():
             wait_for(f"the end of {step}", lambda pid=pid: not psutil.pid_exists(pid))
             assert (reached / f"{step}.told").exists()
+        wait_for("the end of hours", lambda: state_of("hours") not in (None, "scheduled", "queued", "running"))
+        assert (state_of("hours"), (reached / "closed").exists()) == ("skipped", True)
     requests = {(request.operation, request.campaign_id) for request in list(voicegenie_sandbox.sandbox.requests)}
-    assert {campaign_id for _, campaign_id in requests} == {"handshake", "resume"}
-    # It was read before, and the start that was about to be sent was not.
-    assert {operation for operation, campaign_id in requests if campaign_id == "handshake"} == {"get"}
+    assert {campaign_id for _, campaign_id in requests} == {"handshake", "resume", "hours"}
+    # They were read before, and the starts that were about to be sent were not.
+    assert {operation for operation, campaign_id in requests if campaign_id != "resume"} == {"get"}
     # What it started before it was ended is paused.
     assert (voicegenie_sandbox.start_count("resume"), voicegenie_sandbox.status("resume")) == (1, "paused")
     assert voicegenie_sandbox.status("pause") == "running"

@@ -388,7 +388,7 @@ def test_whatever_is_in_a_row_becomes_a_contact_or_is_none(row):
         contact = ContactColumns().contact(row)
     except NotAContactError:
         return
-    json.dumps(contact, allow_nan=False, ensure_ascii=False).encode()
+    assert json.loads(json.dumps(contact, allow_nan=False, ensure_ascii=False).encode()) == contact
     assert 7 <= sum(map(str.isdigit, contact["phone_number"])) <= 15
 
 
