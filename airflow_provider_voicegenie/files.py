@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 _ROWS_AT_A_TIME = 5_000
 _BUFFER_BYTES = 256 * 1024
 
+#: Bytes of the file's name that a partial file's name begins with.
+_PARTIAL_NAME_BYTES = 200
+
 _BREAKS_THE_RULES = "it breaks the rules of its format there (a quotation mark that is not closed, or no JSON)"
 _TOO_LONG_A_FIELD = (
     f"the next field is longer than {csv.field_size_limit():,} characters; perhaps a quotation mark is not closed"
@@ -69,6 +72,23 @@ def storage_path(path: str | ObjectStoragePath) -> ObjectStoragePath:
     if expanded.startswith("~"):
         raise FileUnreadableError(f"there is no user {path.partition('/')[0][1:]!r:.80} on the machine of this task")
     return ObjectStoragePath(expanded)
+
+
+def target_path(name: str, path: str | ObjectStoragePath) -> ObjectStoragePath:
+    """
+    Return the path of a file to write, as a template gave it.
+
+    :param name: The parameter's name, for the message.
+    :raises ValueError: It ends in no known format, or begins with the ``~`` of a user who is not there.
+    """
+    try:
+        file_format(str(path))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    try:
+        return storage_path(path)
+    except FileUnreadableError as error:
+        raise ValueError(f"{name}: {error}.") from None
 
 
 def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
@@ -237,17 +257,37 @@ class WrittenFile(io.RawIOBase):
         return self.size
 
 
+def partial_paths(path: ObjectStoragePath, context: Mapping[str, Any]) -> list[ObjectStoragePath]:
+    """
+    Return where each try of a task, up to this one, writes a file until it is whole.
+
+    :param path: The file.
+    :param context: The task's context.
+    """
+    task = context.get("ti")
+    facts = [getattr(task, name, None) for name in ("dag_id", "task_id", "run_id", "map_index")]
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    tries = range(1, (getattr(task, "try_number", 1) or 1) + 1)
+    # File systems take names of 255 bytes.
+    begin = path.name.encode()[:_PARTIAL_NAME_BYTES].decode(errors="ignore")
+    return [path.with_name(f".{begin}.{name}-{number}.partial") for number in tries]
+
+
 @contextmanager
-def replacing(path: ObjectStoragePath, partial: ObjectStoragePath) -> Iterator[WrittenFile]:
+def replacing(path: ObjectStoragePath, context: Mapping[str, Any]) -> Iterator[WrittenFile]:
     """
     Write a file that appears under its name only when it is whole, and replaces the one before.
 
     At the end, the file is read again, and compared with what was written.
 
-    :param partial: Where it is until then, on the same storage. It is gone at the end in any case.
+    :param path: The file. Until it is whole, it lies beside that, under a name that is gone at the end in any case.
+    :param context: The context of the task, whose earlier tries may have left something there, too.
     :raises FileNotWrittenError: Something else lies at the path.
     :raises OSError: The file cannot be written.
     """
+    *left, partial = partial_paths(path, context)
+    for old in left:
+        remove(old)
     try:
         if _is_local(path):
             Path(path.path).parent.mkdir(parents=True, exist_ok=True)
@@ -335,7 +375,7 @@ def _compare(path: ObjectStoragePath, written: WrittenFile) -> None:
 
 def write_rows(
     rows: Iterable[Sequence[Any]],
-    columns: Mapping[str, type[str] | type[float]],
+    columns: Mapping[str, type],
     file: WrittenFile,
     path: str,
 ) -> None:
@@ -362,8 +402,13 @@ def write_rows(
 @contextmanager
 def _text(file: Any, newline: str) -> Iterator[io.TextIOWrapper]:
     text = io.TextIOWrapper(io.BufferedWriter(file, 1024 * 1024), encoding="utf-8", newline=newline)
-    yield text
-    text.flush()
+    try:
+        yield text
+    except BaseException:
+        # Otherwise, it would write what it has left when it is forgotten, and the file is closed by then.
+        with suppress(OSError):
+            text.detach().detach()
+        raise
     # The file stays open.
     text.detach().detach()
 
@@ -383,7 +428,7 @@ def _write_json_lines(rows: Iterable[Sequence[Any]], columns: Mapping[str, Any],
 
 def _write_parquet(rows: Iterable[Sequence[Any]], columns: Mapping[str, Any], file: Any) -> None:
     pa, pq = _pyarrow()
-    types = {str: pa.string(), float: pa.float64()}
+    types = {str: pa.string(), float: pa.float64(), int: pa.int64()}
     schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
     rows = iter(rows)
     with pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema) as writer:

@@ -9,42 +9,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date, time
-from decimal import Decimal
 from fractions import Fraction
 from numbers import Integral
 from typing import Any
 
 from airflow_provider_voicegenie.api.errors import unchained
 from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_percent
+from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, PhoneNumbers
+from airflow_provider_voicegenie.rules.values import is_blank, is_missing
 
 #: The service's own fields of a contact.
 CONTACT_FIELDS = ("phone_number", "name", "email")
-
-#: Digits, with an optional plus in front, and what people put between digits. No line's end: another number may follow.
-_NUMBER = re.compile(r"\+?[0-9](?:[ \u00a0\u202f.\-/]{0,4}[0-9])*")
-_SEPARATORS = re.compile(r"[ \u00a0\u202f.\-/]+")
-
-#: Part of a number in parentheses, as in (0151) 23456 or +49 (0)151 23456.
-_PARENTHESES = re.compile(r"\(([0-9]{1,6})\)")
-
-#: A whole number as programs write it that take phone numbers for numbers.
-_WHOLE_NUMBER = re.compile(r"(\+?[0-9]+)\.0+")
-
-#: The digits of the shortest numbers that are dialled as they are, and of the longest that E.164 allows.
-_SHORTEST, _LONGEST = 7, 15
-
-#: Years of people and of systems; the first and the last that a date can have stand for none.
-_YEAR = re.compile(r"(?:1[6-9]|2[01])[0-9]{2}|0001|9999")
-#: The largest hour, minute and second that are written.
-_TIME_LIMITS = (24, 59, 60)
-
-#: Of one machine, or of a network or a range of them.
-_IP_ADDRESS = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})(?:[/-][0-9]{1,3})?")
-
-#: How tables write a value that is not there.
-_MISSING_TEXTS = ("NaN", "NaT", "<NA>")
 
 #: One half of a character that UTF-16 writes as two.
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -53,20 +30,19 @@ _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 _LONGEST_WHOLE_NUMBER = 1024
 
 
-class NotAContactError(ValueError):
-    """A row is no contact."""
-
-
 class ContactColumns:
     """
     Maps a row's columns to the fields of a contact. Columns that are not mapped become custom fields.
 
     :param columns: Name of a column -> ``phone_number``, ``name`` or ``email``. A column that has such a name itself
         needs none, unless another column is mapped to it.
-    :raises ValueError: A part is none of the three, or has two columns.
+    :param region: The country of numbers without a country code, see :class:`PhoneNumbers`.
+    :raises ValueError: A part is none of the three, or has two columns; or the region is none.
     """
 
-    def __init__(self, columns: Mapping[str, str] | None = None) -> None:
+    def __init__(self, columns: Mapping[str, str] | None = None, region: str | None = None) -> None:
+        #: What reads the phone numbers.
+        self.numbers = PhoneNumbers(region)
         if columns is not None and not isinstance(columns, Mapping):
             raise ValueError(f'columns must be a mapping such as {{"mobile": "phone_number"}}; got {columns!r:.80}.')
         self._columns: dict[str, str] = {}
@@ -111,18 +87,18 @@ class ContactColumns:
         self.width = self.width or len(row)
         if self.unseen:
             self.unseen.difference_update(row)
-        if not all(map(_is_blank, row.get(None) or ())):
+        if not all(map(is_blank, row.get(None) or ())):
             raise NotAContactError("has more fields than the first line of the file")
-        contact: dict[str, Any] = {"phone_number": _phone_number(row.get(self._columns["phone_number"]))}
+        contact: dict[str, Any] = {"phone_number": self.numbers.read(row.get(self._columns["phone_number"]))}
         for part in CONTACT_FIELDS[1:]:
             value = _plain(row.get(self._columns[part]))
-            if not _is_blank(value):
+            if not is_blank(value):
                 contact[part] = str(value)
         used = self._columns.values()
         custom: dict[str, Any] = {}
         for column, value in row.items():
             # What is empty in a column without a name is the rest of a spreadsheet.
-            if column is None or column in used or (_is_blank(column) and _is_blank(value)):
+            if column is None or column in used or (is_blank(column) and is_blank(value)):
                 continue
             if (plain := _plain(value)) is not None:
                 custom[_whole_text(str(column))] = plain
@@ -131,112 +107,9 @@ class ContactColumns:
         return contact
 
 
-def _phone_number(value: object) -> str:
-    if _is_blank(value):
-        raise NotAContactError("has no phone number")
-    if isinstance(value, str):
-        number = value.strip()
-        # As other programs write a whole number; a service that strips the point would phone somebody else.
-        if whole := _WHOLE_NUMBER.fullmatch(number):
-            number = whole[1]
-    elif (found := _whole_number(value)) is not None:
-        # Other programs make numbers of phone numbers.
-        number = str(found)
-    else:
-        raise NotAContactError(f"has a phone number of type {type(value).__name__}")
-    without_parentheses = _PARENTHESES.sub(r"\1", number)
-    digits = _SEPARATORS.sub("", without_parentheses).removeprefix("+")
-    if not _NUMBER.fullmatch(without_parentheses) or not _SHORTEST <= len(digits) <= _LONGEST or not digits.strip("0"):
-        raise NotAContactError("has a phone number that cannot be one")
-    if _may_be_date(number):
-        raise NotAContactError(
-            "has a phone number that may be a date; to say that it is a number, write it with + and its country code"
-        )
-    if _may_be_ip_address(number):
-        raise NotAContactError("has a phone number that may be an IP address")
-    # Which of its separators and zeros count is the service's to say.
-    return number
-
-
-def _may_be_date(number: str) -> bool:
-    """Say whether digits may be a date, in whatever order, with or without separators, and with or without a time."""
-    first, *rest = _SEPARATORS.split(number)
-    if re.fullmatch("[0-9]{12}|[0-9]{14}", first):
-        first, rest = first[:8], [first[8:], *rest]
-    if re.fullmatch("[0-9]{8}", first):
-        is_date = (
-            _is_date(first[:4], first[4:6], first[6:])
-            or _is_date(first[4:], first[2:4], first[:2])
-            or _is_date(first[4:], first[:2], first[2:4])
-        )
-        return is_date and _may_be_time(rest)
-    if len(rest) == 1:
-        # A year and the number of the day in it.
-        return bool(_YEAR.fullmatch(first)) and len(rest[0]) == 3 and 1 <= int(rest[0]) <= 366
-    if not rest:
-        return False
-    second, third, *time_of_day = rest
-    return _may_be_time(time_of_day) and (
-        _is_date(first, second, third) or _is_date(third, second, first) or _is_date(third, first, second)
-    )
-
-
-def _is_date(year: str, month: str, day: str) -> bool:
-    if not _YEAR.fullmatch(year) or not 1 <= len(month) <= 2 or not 1 <= len(day) <= 2:
-        return False
-    try:
-        date(int(year), int(month), int(day))
-    except ValueError:
-        return False
-    return True
-
-
-def _may_be_time(parts: Sequence[str]) -> bool:
-    """Say whether parts may be hours, minutes, seconds and a fraction, some of them without a separator."""
-    pairs = [pair for part in parts for pair in (re.findall("..", part) if len(part) in (4, 6) else [part])]
-    return all(len(pair) <= 2 and int(pair) <= limit for pair, limit in zip(pairs, _TIME_LIMITS, strict=False))
-
-
-def _may_be_ip_address(number: str) -> bool:
-    found = _IP_ADDRESS.fullmatch(number)
-    return found is not None and all(int(part) < 256 for part in found.groups())
-
-
-def _whole_number(value: object) -> int | None:
-    """Return a number of any type that keeps fifteen digits as an ``int``, if it is whole and has no more digits."""
-    if isinstance(value, Decimal | float):
-        # What is not finite is below no limit.
-        return int(value) if -(10**_LONGEST) < value < 10**_LONGEST and value == int(value) else None
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value) if abs(int(value)) < 10**_LONGEST else None
-    return None
-
-
-def _is_missing(value: Any) -> bool:
-    """Say whether tables write a value that is not there like this: None, NaN, and the NaT and NA of pandas."""
-    if isinstance(value, str):
-        return value in _MISSING_TEXTS
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    if isinstance(value, Mapping | list | tuple):
-        return False
-    if isinstance(value, Decimal):
-        return value.is_nan()
-    try:
-        # Of all values, only those are not equal to themselves; an array does not say so.
-        return bool(value != value)
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_blank(value: Any) -> bool:
-    """Say whether there is nothing in a value."""
-    return _is_missing(value) or (isinstance(value, str) and not value.strip())
-
-
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it."""
-    if _is_missing(value) or (isinstance(value, float) and not math.isfinite(value)):
+    if is_missing(value) or (isinstance(value, float) and not math.isfinite(value)):
         return None
     if isinstance(value, str):
         return _whole_text(value)

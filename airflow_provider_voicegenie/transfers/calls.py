@@ -5,34 +5,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from airflow_provider_voicegenie.transfers.scratch import ScratchSpaceError, open_scratch
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.models import Call, CallPage
 
-#: Kilobytes of the database that are kept in memory.
-_CACHE = 16 * 1024
-
-
-class ScratchSpaceError(OSError):
-    """The folder for temporary files has no space for the calls."""
-
-
-def _no_space(error: Exception) -> ScratchSpaceError:
-    # Not in an `except`: where no folder can be written to, `gettempdir` fails too.
-    folder = tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  only for the message
-    return ScratchSpaceError(
-        f"The scratch database of the export cannot be written to the folder for temporary files, {folder!r:.200} "
-        f"({error}). Until the file is written, the calls are there, and take about as much space as a CSV file of "
-        "them. Free some, or let the worker's TMPDIR name a folder with more."
-    )
+_SCHEMA = """
+    CREATE TABLE calls (key BLOB PRIMARY KEY, status TEXT, data TEXT);
+    CREATE TABLE filtered (filter TEXT, key BLOB, PRIMARY KEY (filter, key)) WITHOUT ROWID;
+"""
 
 
 class CallStore:
@@ -48,7 +35,7 @@ class CallStore:
 
     def __enter__(self) -> CallStore:
         try:
-            self._open()
+            self._database = open_scratch(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise _no_space(error) from None
         self._filter: str | None = None
@@ -59,22 +46,6 @@ class CallStore:
         #: How many values of the calls could not be read, by column.
         self.unreadable: Counter[str] = Counter()
         return self
-
-    def _open(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="voicegenie-") as folder:
-            self._database = sqlite3.connect(Path(folder, "calls"), isolation_level=None)
-            # Neither a journal nor a file for sorting may come beside it.
-            self._database.executescript(
-                f"""
-                PRAGMA journal_mode = OFF;
-                PRAGMA synchronous = OFF;
-                PRAGMA temp_store = MEMORY;
-                PRAGMA cache_size = -{_CACHE};
-                CREATE TABLE calls (key BLOB PRIMARY KEY, status TEXT, data TEXT);
-                CREATE TABLE filtered (filter TEXT, key BLOB, PRIMARY KEY (filter, key)) WITHOUT ROWID;
-                """
-            )
-        # The file has lost its name by now, and takes its space until it is closed, even by a kill.
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -141,3 +112,9 @@ class CallStore:
 
     def _one(self, query: str, *values: object) -> Any:
         return self._database.execute(query, values).fetchone()[0]
+
+
+def _no_space(error: Exception) -> ScratchSpaceError:
+    return ScratchSpaceError(
+        "Until the file is written, the calls are there, and take about as much space as a CSV file of them.", error
+    )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.rules.file_formats import check_literal_path, file_format
+from airflow_provider_voicegenie.rules.file_formats import check_literal_path
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
     Finding,
@@ -47,9 +46,6 @@ COLUMNS: Mapping[str, type[str] | type[float]] = {
 
 #: The columns that identify a person.
 _PERSONAL = ("contact_name", "phone_number", "recording_url")
-
-#: Bytes of the file's name that a partial file's name begins with.
-_PARTIAL_NAME_BYTES = 200
 
 #: How often the history is read anew if calls are missing.
 _MAX_REREADS = 3
@@ -167,16 +163,12 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
             raise AirflowFailException(str(error)) from None
 
     def _path(self) -> ObjectStoragePath:
-        from airflow_provider_voicegenie.files import FileUnreadableError, storage_path
+        from airflow_provider_voicegenie.files import target_path
 
         try:
-            file_format(str(self.path))
+            return target_path("path", self.path)
         except ValueError as error:
-            raise AirflowFailException(f"path: {error}") from None
-        try:
-            return storage_path(self.path)
-        except FileUnreadableError as error:
-            raise AirflowFailException(f"path: {error}.") from None
+            raise AirflowFailException(str(error)) from None
 
     def _read(
         self,
@@ -219,12 +211,9 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         )
 
     def _write(self, context: Context, calls: CallStore, path: ObjectStoragePath) -> dict[str, Any]:
-        from airflow_provider_voicegenie.files import remove, replacing, write_rows
+        from airflow_provider_voicegenie.files import replacing, write_rows
 
-        partial = _partials(path, context)
-        for old in partial[:-1]:
-            remove(old)
-        with replacing(path, partial[-1]) as file:
+        with replacing(path, context) as file:
             write_rows(calls.rows(), {name: COLUMNS[name] for name in self.columns}, file, str(path))
         if calls.unreadable:
             log.warning(
@@ -268,14 +257,3 @@ def _read_columns(columns: Sequence[str] | None) -> list[str]:
             hint = did_you_mean(name, COLUMNS)
             raise ValueError(f"columns: {name!r:.80} is none of {', '.join(COLUMNS)}. {hint}".rstrip())
     return list(dict.fromkeys(columns))
-
-
-def _partials(path: ObjectStoragePath, context: Mapping[str, Any]) -> list[ObjectStoragePath]:
-    """Return where each try of this task, up to this one, writes the file until it is whole."""
-    task = context.get("ti")
-    facts = [getattr(task, name, None) for name in ("dag_id", "task_id", "run_id", "map_index")]
-    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-    tries = range(1, (getattr(task, "try_number", 1) or 1) + 1)
-    # File systems take names of 255 bytes.
-    begin = path.name.encode()[:_PARTIAL_NAME_BYTES].decode(errors="ignore")
-    return [path.with_name(f".{begin}.{name}-{number}.partial") for number in tries]

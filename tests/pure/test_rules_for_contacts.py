@@ -15,7 +15,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_provider_voicegenie.rules.contacts import ContactColumns, NotAContactError
+from airflow_provider_voicegenie.rules import phone_numbers
+from airflow_provider_voicegenie.rules.contacts import ContactColumns
+from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, PhoneNumbers
 
 
 def number_of(value):
@@ -409,3 +411,88 @@ def test_what_is_empty_in_a_column_without_a_name_is_not_there(row, custom_field
 def test_a_name_of_nothing_but_spaces_is_none():
     row = {"phone_number": "4915123456", "name": "  ", "email": "\t", "note": ""}
     assert ContactColumns().contact(row) == {"phone_number": "4915123456", "custom_fields": {"note": ""}}
+
+
+# Numbers of a region.
+
+
+@pytest.mark.parametrize(
+    ("region", "written", "sent"),
+    [
+        ("IN", "+91 98123 45678", "+919812345678"),
+        ("IN", "09812345678", "+919812345678"),
+        ("IN", "00919812345678", "+919812345678"),
+        ("IN", "919812345678", "+919812345678"),
+        ("IN", "+919812345678", "+919812345678"),
+        ("IN", 9812345678, "+919812345678"),
+        ("IN", 919812345678.0, "+919812345678"),
+        ("IN", "919812345678.0", "+919812345678"),
+        ("DE", "(0151) 234567-89", "+4915123456789"),
+        ("DE", "0049 151 23456789", "+4915123456789"),
+        ("DE", "+49 (0)151 23456789", "+4915123456789"),
+        ("DE", "15123456789", "+4915123456789"),
+        ("GB", "07400 123456", "+447400123456"),
+        ("GB", "+44 (0) 7400 123456", "+447400123456"),
+        ("US", "(212) 555-0123", "+12125550123"),
+        ("US", "1-212-555-0123", "+12125550123"),
+        ("US", "011 91 98123 45678", "+919812345678"),
+        ("RU", "8 (912) 345-67-89", "+79123456789"),
+        ("FR", "06 12 34 56 78", "+33612345678"),
+        ("DK", "20101990", "+4520101990"),
+    ],
+)
+def test_a_number_of_a_region_is_sent_in_e164(region, written, sent):
+    contact = ContactColumns(region=region).contact({"phone_number": written})
+    assert contact == {"phone_number": sent}
+
+
+@pytest.mark.parametrize(
+    ("region", "written", "reason"),
+    [
+        ("IN", "12345", "not possible in IN"),
+        ("US", "555 1234 5678 9012", "not possible in US"),
+        ("DE", "+999 1234567", "cannot be one"),
+        ("DE", "call me", "cannot be one"),
+        ("US", "1-800-FLOWERS", "cannot be one"),
+        ("DE", "015123456789 ext. 5", "cannot be one"),
+        ("DE", "31.12.2026", "may be a date"),
+        ("DK", "31-12-2026", "may be a date"),
+        ("DE", "20261231", "may be a date"),
+        ("DE", "192.168.100.200", "IP address"),
+        ("DE", "0000000", "cannot be one"),
+        ("DE", None, "has no phone number"),
+    ],
+)
+def test_what_is_no_number_of_a_region(region, written, reason):
+    with pytest.raises(NotAContactError, match=reason):
+        PhoneNumbers(region).read(written)
+
+
+def test_what_is_possible_but_not_valid_is_counted():
+    numbers = PhoneNumbers("US")
+    assert numbers.read("(555) 055-0123") == "+15550550123"
+    assert numbers.read("(212) 555-0123") == "+12125550123"
+    assert numbers.not_valid == 1
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        ("in", "country by its two letters"),
+        ("UK", r"got 'UK'\. Did you mean 'GB'\?"),
+        ("", "two letters"),
+        ("India", "two letters"),
+        ("XX", "two letters"),
+        (91, "two letters"),
+        ("../..", "two letters"),
+    ],
+)
+def test_a_region_that_is_none(region, message):
+    with pytest.raises(ValueError, match=message):
+        ContactColumns(region=region)
+
+
+def test_a_region_needs_its_library(monkeypatch):
+    monkeypatch.setattr(phone_numbers, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'airflow-provider-voicegenie\[phone\]'"):
+        ContactColumns(region="IN")

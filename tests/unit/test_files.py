@@ -13,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_provider_voicegenie.files import (
     FileNotWrittenError,
     FileUnreadableError,
+    partial_paths,
     read_rows,
     remove,
     replacing,
@@ -85,7 +86,7 @@ def folder():
 
 
 def write(path, data):
-    with replacing(path, path.with_name(f".{path.name}.partial")) as file:
+    with replacing(path, {}) as file:
         file.write(data)
     return file
 
@@ -126,11 +127,11 @@ def test_what_is_removed_is_no_pattern_either(folder):
 def test_without_the_right_to_delete(folder, said):
     path = folder(WithoutDeleting) / "calls.csv"
     write(path, b"today's")
-    assert everything_on(path) == {"calls.csv": b"today's", ".calls.csv.partial": b""}
-    assert ".calls.csv.partial could not be removed (PermissionError). It is empty now. Remove it, or" in said()[-1]
+    assert everything_on(path) == {"calls.csv": b"today's", (partial := partial_paths(path, {})[-1].name): b""}
+    assert f"{partial} could not be removed (PermissionError). It is empty now. Remove it, or" in said()[-1]
     # What is not there is not made.
     remove(path.with_name("earlier.partial"))
-    assert sorted(everything_on(path)) == [".calls.csv.partial", "calls.csv"]
+    assert sorted(everything_on(path)) == [partial, "calls.csv"]
     assert not said()
 
 
@@ -150,14 +151,14 @@ def test_what_lies_elsewhere_is_not_reported(folder):
     path.fs.pipe({path.path: b"earlier"})
     with pytest.raises(FileNotWrittenError, match=r"something else \(7 bytes instead of 7"):
         write(path, b"today's")
-    assert ".calls.csv.partial" not in everything_on(path)
+    assert not [name for name in everything_on(path) if name.endswith(".partial")]
 
 
 def test_a_full_disk_says_of_which_file(folder, tmp_path):
     path = ObjectStoragePath(f"file://{tmp_path}/calls.csv")
     with (
         pytest.raises(OSError, match=r"No space left on device: '.*/calls\.csv'"),
-        replacing(path, path.with_name(".partial")),
+        replacing(path, {}),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())

@@ -24,6 +24,8 @@ from airflow_provider_voicegenie.api.models import Call, CallPage, read_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.transfers import calls as call_stores
+from airflow_provider_voicegenie.transfers import scratch
+from airflow_provider_voicegenie.transfers.calls import CallStore
 from airflow_provider_voicegenie.transfers.history import COLUMNS, CallHistoryToObjectStorageOperator
 
 pytestmark = pytest.mark.usefixtures("nobody_is_named")
@@ -333,7 +335,7 @@ def test_nothing_half_written_is_seen(pages, tmp_path, monkeypatch, name):
         pytest.importorskip("pyarrow")
     (tmp_path / name).write_text("the one before")
     with monkeypatch.context() as patch:
-        patch.setattr(call_stores.CallStore, "rows", break_off(call_stores.CallStore.rows, after=5))
+        patch.setattr(CallStore, "rows", break_off(CallStore.rows, after=5))
         with pytest.raises(BrokenOffError):
             export(tmp_path / name)
     assert files_in(tmp_path) == [name]
@@ -345,7 +347,7 @@ def test_nothing_half_written_is_seen(pages, tmp_path, monkeypatch, name):
 def test_a_later_try_removes_what_a_killed_one_left(pages, tmp_path, monkeypatch):
     pages.append([page(range(9), 9)])
     with monkeypatch.context() as patch:
-        patch.setattr(call_stores.CallStore, "rows", break_off(call_stores.CallStore.rows, after=5))
+        patch.setattr(CallStore, "rows", break_off(CallStore.rows, after=5))
         patch.setattr("airflow_provider_voicegenie.files.remove", lambda path: None)
         with pytest.raises(BrokenOffError):
             export(tmp_path / "x.csv")
@@ -374,7 +376,7 @@ def test_other_storages(pages):
 
 def test_the_scratch_database_has_no_name(pages, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with call_stores.CallStore(["call_id"]) as calls:
+    with CallStore(["call_id"]) as calls:
         calls.begin_pass(None)
         calls.add(page(range(5000), 5000))
         assert not files_in(tmp_path)
@@ -494,7 +496,7 @@ def test_a_task_that_is_out_of_time_leaves_no_personal_data(pages, tmp_path, mon
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(call_stores.CallStore, "rows", rows)
+        patch.setattr(CallStore, "rows", rows)
         with pytest.raises(error):
             export(tmp_path / name)
     assert not files_in(tmp_path)
@@ -656,16 +658,13 @@ def hook_calls(pages):
 
 
 def test_a_full_folder_for_temporary_files(pages, tmp_path, monkeypatch):
-    opened = call_stores.CallStore._open
+    def open_small(schema):
+        return scratch.open_scratch(f"{schema} PRAGMA max_page_count = 20;")
 
-    def open_small(store):
-        opened(store)
-        store._database.execute("PRAGMA max_page_count = 20")
-
-    monkeypatch.setattr(call_stores.CallStore, "_open", open_small)
+    monkeypatch.setattr(call_stores, "open_scratch", open_small)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     pages.append([page(range(5000), 5000)])
-    with pytest.raises(call_stores.ScratchSpaceError, match=r"cannot be written to .*disk is full.* TMPDIR") as caught:
+    with pytest.raises(scratch.ScratchSpaceError, match=r"cannot be written to .*disk is full.* TMPDIR") as caught:
         export(tmp_path / "x.csv")
     assert str(tmp_path) in str(caught.value)
     assert person_in(str(caught.value)) is None
@@ -675,7 +674,7 @@ def test_a_full_folder_for_temporary_files(pages, tmp_path, monkeypatch):
 def test_a_folder_for_temporary_files_that_is_not_there(pages, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     pages.append([page([0], 1)])
-    with pytest.raises(call_stores.ScratchSpaceError, match=r"/gone' \(.*No such file or directory.* TMPDIR"):
+    with pytest.raises(scratch.ScratchSpaceError, match=r"/gone' \(.*No such file or directory.* TMPDIR"):
         export(tmp_path / "x.csv")
 
 

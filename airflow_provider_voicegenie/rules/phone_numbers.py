@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a phone number is, and which of two notations are one number.
+
+No message here quotes a number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import date
+from decimal import Decimal
+from importlib.util import find_spec
+from numbers import Integral
+from pathlib import Path
+
+from airflow_provider_voicegenie.api.errors import unchained
+from airflow_provider_voicegenie.rules.values import is_blank
+
+#: Digits, with an optional plus in front, and what people put between digits. No line's end: another number may follow.
+_NUMBER = re.compile(r"\+?[0-9](?:[ \u00a0\u202f.\-/]{0,4}[0-9])*")
+_SEPARATORS = re.compile(r"[ \u00a0\u202f.\-/]+")
+
+#: Part of a number in parentheses, as in (0151) 23456 or +49 (0)151 23456.
+_PARENTHESES = re.compile(r"\(([0-9]{1,6})\)")
+
+#: A whole number as programs write it that take phone numbers for numbers.
+_WHOLE_NUMBER = re.compile(r"(\+?[0-9]+)\.0+")
+
+#: The digits of the shortest numbers that are dialled as they are, and of the longest that E.164 allows.
+_SHORTEST, _LONGEST = 7, 15
+
+#: Years of people and of systems; the first and the last that a date can have stand for none.
+_YEAR = re.compile(r"(?:1[6-9]|2[01])[0-9]{2}|0001|9999")
+#: The largest hour, minute and second that are written.
+_TIME_LIMITS = (24, 59, 60)
+
+#: Of one machine, or of a network or a range of them.
+_IP_ADDRESS = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})(?:[/-][0-9]{1,3})?")
+
+_IS_NONE = "has a phone number that cannot be one"
+
+
+class NotAContactError(ValueError):
+    """A row is no contact."""
+
+
+class PhoneNumbers:
+    """
+    Reads phone numbers.
+
+    :param region: The country in which numbers without a country code are, by its two letters, such as ``IN``. All
+        numbers are given in E.164 then, and the library ``phonenumbers`` says which are possible. ``None`` gives
+        numbers as they are written.
+    :raises ValueError: The region is none, or the library is not installed.
+    """
+
+    def __init__(self, region: str | None = None) -> None:
+        if region is not None:
+            _check_region(region)
+        self._region = region
+        #: How many numbers were possible, but not valid, by what the library knows.
+        self.not_valid = 0
+
+    def read(self, value: object) -> str:
+        """
+        Return a phone number as it is sent.
+
+        :param value: The number, as a text or as any number type.
+        :raises NotAContactError: It is none.
+        """
+        number = _as_text(value)
+        without_parentheses = _PARENTHESES.sub(r"\1", number)
+        digits = digits_of(number)
+        if not _NUMBER.fullmatch(without_parentheses) or not digits.strip("0"):
+            raise NotAContactError(_IS_NONE)
+        if self._region is not None:
+            return self._read_in_region(number)
+        if not _SHORTEST <= len(digits) <= _LONGEST:
+            raise NotAContactError(_IS_NONE)
+        _refuse_what_only_looks_like_one(number)
+        # Which of its separators and zeros count is the service's to say.
+        return number
+
+    def _read_in_region(self, number: str) -> str:
+        # Loads what is known of all countries, and may not be installed.
+        import phonenumbers
+
+        with unchained():
+            try:
+                found = phonenumbers.parse(number, self._region)
+            except phonenumbers.NumberParseException:
+                raise NotAContactError(_IS_NONE) from None
+        if not phonenumbers.is_possible_number(found):
+            raise NotAContactError(f"has a phone number that is not possible in {self._region}")
+        is_valid = phonenumbers.is_valid_number(found)
+        if not (is_valid and number.isdecimal() and self._mobile_numbers_have(len(number))):
+            _refuse_what_only_looks_like_one(number)
+        self.not_valid += not is_valid
+        return phonenumbers.format_number(found, phonenumbers.PhoneNumberFormat.E164)
+
+    def _mobile_numbers_have(self, digits: int) -> bool:
+        """Say how long mobile numbers are: if it is eight digits, some can be read as dates."""
+        import phonenumbers
+
+        example = phonenumbers.example_number_for_type(self._region, phonenumbers.PhoneNumberType.MOBILE)
+        return example is not None and len(str(example.national_number)) == digits
+
+
+def digits_of(number: str) -> str:
+    """Return the digits of a phone number. Two notations of one number in E.164 have the same."""
+    return "".join(filter(str.isdecimal, number))
+
+
+def _check_region(region: object) -> None:
+    package = find_spec("phonenumbers")
+    if package is None or package.origin is None:
+        raise ValueError(
+            f"region={region!r:.80} needs the library phonenumbers: pip install 'airflow-provider-voicegenie[phone]'."
+        )
+    # The library itself takes longer to import than all that a DAG file needs of this provider.
+    known = Path(package.origin).with_name("data")
+    if not (isinstance(region, str) and re.fullmatch("[A-Z]{2}", region) and (known / f"region_{region}.py").exists()):
+        hint = {"UK": "GB", "EN": "GB", "EL": "GR"}.get(str(region).upper(), "")
+        raise ValueError(
+            'region must be a country by its two letters in ISO 3166, such as "IN" or "DE"; got '
+            f"{region!r:.80}.{f' Did you mean {hint!r}?' if hint else ''}"
+        )
+
+
+def _as_text(value: object) -> str:
+    if is_blank(value):
+        raise NotAContactError("has no phone number")
+    if isinstance(value, str):
+        number = value.strip()
+        # As other programs write a whole number; a service that strips the point would phone somebody else.
+        if whole := _WHOLE_NUMBER.fullmatch(number):
+            number = whole[1]
+    elif (found := _whole_number(value)) is not None:
+        # Other programs make numbers of phone numbers.
+        number = str(found)
+    else:
+        raise NotAContactError(f"has a phone number of type {type(value).__name__}")
+    return number
+
+
+def _refuse_what_only_looks_like_one(number: str) -> None:
+    if _may_be_date(number):
+        raise NotAContactError(
+            "has a phone number that may be a date; to say that it is a number, write it with + and its country code"
+        )
+    if _may_be_ip_address(number):
+        raise NotAContactError("has a phone number that may be an IP address")
+
+
+def _may_be_date(number: str) -> bool:
+    """Say whether digits may be a date, in whatever order, with or without separators, and with or without a time."""
+    first, *rest = _SEPARATORS.split(number)
+    if re.fullmatch("[0-9]{12}|[0-9]{14}", first):
+        first, rest = first[:8], [first[8:], *rest]
+    if re.fullmatch("[0-9]{8}", first):
+        is_date = (
+            _is_date(first[:4], first[4:6], first[6:])
+            or _is_date(first[4:], first[2:4], first[:2])
+            or _is_date(first[4:], first[:2], first[2:4])
+        )
+        return is_date and _may_be_time(rest)
+    if len(rest) == 1:
+        # A year and the number of the day in it.
+        return bool(_YEAR.fullmatch(first)) and len(rest[0]) == 3 and 1 <= int(rest[0]) <= 366
+    if not rest:
+        return False
+    second, third, *time_of_day = rest
+    return _may_be_time(time_of_day) and (
+        _is_date(first, second, third) or _is_date(third, second, first) or _is_date(third, first, second)
+    )
+
+
+def _is_date(year: str, month: str, day: str) -> bool:
+    if not _YEAR.fullmatch(year) or not 1 <= len(month) <= 2 or not 1 <= len(day) <= 2:
+        return False
+    try:
+        date(int(year), int(month), int(day))
+    except ValueError:
+        return False
+    return True
+
+
+def _may_be_time(parts: Sequence[str]) -> bool:
+    """Say whether parts may be hours, minutes, seconds and a fraction, some of them without a separator."""
+    pairs = [pair for part in parts for pair in (re.findall("..", part) if len(part) in (4, 6) else [part])]
+    return all(len(pair) <= 2 and int(pair) <= limit for pair, limit in zip(pairs, _TIME_LIMITS, strict=False))
+
+
+def _may_be_ip_address(number: str) -> bool:
+    found = _IP_ADDRESS.fullmatch(number)
+    return found is not None and all(int(part) < 256 for part in found.groups())
+
+
+def _whole_number(value: object) -> int | None:
+    """Return a number of any type that keeps fifteen digits as an ``int``, if it is whole and has no more digits."""
+    if isinstance(value, Decimal | float):
+        # What is not finite is below no limit.
+        return int(value) if -(10**_LONGEST) < value < 10**_LONGEST and value == int(value) else None
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value) if abs(int(value)) < 10**_LONGEST else None
+    return None
