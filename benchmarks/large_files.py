@@ -80,6 +80,10 @@ def work(what: str, rows: int, path: str) -> None:
     began = time.perf_counter()
     if what == "upload":
         UploadContactsOperator(task_id="upload", campaign_id="x", contacts=path).execute(context)
+    elif what == "checked":
+        # As much as an upload can do: numbers of a region, people who must not be called, and a file of both.
+        more = {"region": "US", "exclude": f"{path}.exclude.csv", "rejected_path": f"{path}.rejected.csv"}
+        UploadContactsOperator(task_id="upload", campaign_id="x", contacts=path, **more).execute(context)
     elif what == "history":
         CallHistoryToObjectStorageOperator(task_id="history", campaign_id=str(rows), path=path).execute(context)
     else:
@@ -126,12 +130,13 @@ def main(large: int) -> None:
         _, base = measured("import", 0, Path(folder), environment)
         print(f"Imports alone take {base:.0f} MB.")
         print(f"{'':18} {'rows':>10} {'seconds':>8} {'MB':>6} {'more':>6}")
-        for what in ("upload .csv", "upload .parquet", "history .csv", "history .jsonl.gz", "history .parquet"):
+        for what in ("upload .csv", "checked .csv", "upload .parquet", "history .csv", "history .jsonl.gz", "history .parquet"):
             kind, suffix = what.split()
             for rows in (SMALL, large):
                 path = Path(folder, f"{kind}-{rows}{suffix}")
-                if kind == "upload":
+                if kind in ("upload", "checked"):
                     write_contacts(path.with_suffix(".csv"), rows)
+                    write_contacts(Path(f"{path}.exclude.csv"), rows // 10)
                     if suffix == ".parquet":
                         to_parquet(path)
                 seconds, megabytes = measured(kind, rows, path, environment)

@@ -69,7 +69,7 @@ class _Hidden:
 
 def _for_airflow(contacts: Any) -> Any:
     """
-    Return what Airflow may render, log and show: a path, and what becomes one or becomes rows; all else is hidden.
+    Return what Airflow may render, log and show: paths, and what becomes one or becomes rows; all else is hidden.
 
     Airflow renders each string in a list or a dict, and logs the whole of a value that it cannot render. Names were
     written by outsiders: as templates they could read every connection and variable of the task.
@@ -90,31 +90,42 @@ def _for_airflow(contacts: Any) -> Any:
         return _HiddenRows(rows) if _is_rows(rows) else contacts
     if callable(contacts):
         return contacts
+    if isinstance(contacts, list | tuple) and contacts and all(map(_is_path_or_template, contacts)):
+        return [_for_airflow(each) for each in contacts]
     return _HiddenRows(contacts) if _is_rows(contacts) else _Hidden(contacts)
+
+
+def _is_path_or_template(value: object) -> bool:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    if isinstance(value, str):
+        return is_path(value) or is_path_template(value)
+    return isinstance(value, os.PathLike | ObjectStoragePath)
 
 
 def _is_rows(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
 
 
-def _check_no_references(rows: object) -> None:
+def _check_no_references(name: str, rows: object) -> None:
     """
     Refuse rows that hold the output of a task: what is in a row is data, and never resolved.
 
+    :param name: The parameter's name, for the message.
     :param rows: The rows, or a value in them.
     :raises ValueError: There is one in them.
     """
     if hasattr(rows, "iter_references"):
         raise ValueError(
-            "contacts: the output of another task is inside a row, where Airflow does not look for it. Make the rows "
-            "in a task, and give its output: contacts=make_rows()."
+            f"{name}: the output of another task is inside a list, where Airflow does not look for it. Make the rows "
+            f"in a task, and give its output: {name}=make_rows()."
         )
     if isinstance(rows, Mapping):
         rows = rows.values()
     elif not isinstance(rows, list | tuple):
         return
     for value in rows:
-        _check_no_references(value)
+        _check_no_references(name, value)
 
 
 class UploadContactsOperator(CampaignTask):
@@ -133,13 +144,19 @@ class UploadContactsOperator(CampaignTask):
     acknowledged (Airflow 3.3; before, from the beginning). A batch that the service calls too large is sent in
     halves. A later try that is given another campaign fails.
 
-    What it does not do: It makes no campaign, removes no contact, and does not change phone numbers. It knows no
-    calling hours: upload to a campaign that does not run, and start that within them.
+    Each phone number is sent once: of several rows that have it, the first. People on the lists of ``exclude`` are not
+    sent. These lists are read again by each try, right before its first batch; if one is missing, empty or unreadable,
+    the condition ``EXCLUSIONS_MISSING`` holds, and nothing is sent.
+
+    What it does not do: It makes no campaign, removes no contact, and does not change phone numbers, unless ``region``
+    is given. It knows no calling hours: upload to a campaign that does not run, and start that within them.
 
     Known limitation: Airflow keeps the result of an upstream task in its database, and the source of a DAG file. If
     ``contacts`` are rows of one of these, their names and numbers are there; write them to a file instead if they must
     not be. This task itself shows no number, name or address in its log, its errors, XCom, its rendered templates or
-    its state. What the service says about rejected contacts is not quoted, only counted.
+    its state. What the service says about rejected contacts is not quoted, only counted. While it works, a scratch
+    database in the folder for temporary files holds hashes of the numbers; it is gone with the process. A file of
+    ``rejected_path`` holds the rows themselves.
 
     Returns to XCom, as plain JSON:
 
@@ -147,6 +164,8 @@ class UploadContactsOperator(CampaignTask):
     - ``uploaded``: contacts that the service added. Of a batch that may have been sent before, by an earlier try or
       before its response was lost, all count that were not rejected.
     - ``rejected``: rows that are no contacts, and contacts that the service rejected.
+    - ``duplicates``: rows whose phone number an earlier row has.
+    - ``excluded``: rows of people who must not be called.
     - ``batches``: batches that the service acknowledged.
 
     :param campaign_id: Id of the campaign. (templated)
@@ -157,6 +176,17 @@ class UploadContactsOperator(CampaignTask):
     :param columns: Which columns are which part of a contact: ``{"mobile": "phone_number", "full name": "name"}``.
         The parts are ``phone_number``, ``name`` and ``email``; columns with these names need none. All others
         become custom fields of the contact.
+    :param region: The country of phone numbers without a country code, by its two letters in ISO 3166, such as ``IN``.
+        The library ``phonenumbers`` (extra ``phone``) reads them: those that are not possible are rejected, those that
+        are possible but not valid are counted in a warning, and all are sent in E.164, such as ``+919812345678``. By
+        default, numbers are sent as they are written, and equal digits make equal numbers.
+    :param exclude: People who must not be called: a path or a list of paths, in the same forms as ``contacts``, or
+        rows. Their numbers are read as those of the contacts are. ``None`` for nobody. (Paths are templated.)
+    :param exclude_column: The column of the phone numbers in ``exclude``.
+    :param rejected_path: A file for the rows that are not sent, with the columns ``row_number``, ``why``
+        (``rejected``, ``duplicate`` or ``excluded``), ``reason``, and those of the row; in the format that its end
+        says. It replaces the one before, whole or not at all, also if the task fails with ``CONTACTS_REJECTED``. **It
+        holds personal data.** (templated)
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param batch_size: Contacts in a batch.
     :param max_rejected: How many rows may be rejected, as a number or as a percentage of all rows such as ``"2%"``.
@@ -169,7 +199,7 @@ class UploadContactsOperator(CampaignTask):
     :raises ValueError: An argument is wrong; raised when the DAG is parsed.
     """
 
-    template_fields: Sequence[str] = ("campaign_id", "contacts", "voicegenie_conn_id")
+    template_fields: Sequence[str] = ("campaign_id", "contacts", "exclude", "rejected_path", "voicegenie_conn_id")
     ui_color = "#dbe7f6"
     asset_event_fields = ("uploaded",)
 
@@ -179,6 +209,10 @@ class UploadContactsOperator(CampaignTask):
         campaign_id: str,
         contacts: Sequence[Mapping[str, Any]] | str | os.PathLike[str] | ObjectStoragePath | XComArg,
         columns: Mapping[str, str] | None = None,
+        region: str | None = None,
+        exclude: Sequence[Any] | str | os.PathLike[str] | ObjectStoragePath | XComArg | None = None,
+        exclude_column: str = "phone_number",
+        rejected_path: str | ObjectStoragePath | None = None,
         voicegenie_conn_id: str = "voicegenie_default",
         batch_size: int = _BATCH_SIZE,
         max_rejected: int | str = 0,
@@ -187,6 +221,9 @@ class UploadContactsOperator(CampaignTask):
         **kwargs: Any,
     ) -> None:
         self.contacts = contacts
+        self.exclude = exclude
+        #: Whether the author gave a list. If it renders to nothing, it is missing.
+        self.excludes_people = exclude is not None
         super().__init__(
             campaign_id=campaign_id,
             voicegenie_conn_id=voicegenie_conn_id,
@@ -195,12 +232,24 @@ class UploadContactsOperator(CampaignTask):
         )
         check_flags(upload_in_backfill=upload_in_backfill)
         check_literal_path("contacts", self.rows_or_path)
-        if isinstance(contacts, list | tuple):
-            _check_no_references(contacts)
+        for name, rows in (("contacts", contacts), ("exclude", exclude)):
+            if isinstance(rows, list | tuple):
+                _check_no_references(name, rows)
+        if exclude is not None:
+            for each in self.excluded_people if _is_rows(self.excluded_people) else [self.excluded_people]:
+                if isinstance(each, str):
+                    check_literal_path("exclude", each)
+        if rejected_path is not None:
+            check_literal_path("rejected_path", rejected_path)
         # Made only to refuse wrong arguments now; a try makes its own.
-        ContactColumns(columns)
+        ContactColumns(columns, region)
         RejectedLimit(max_rejected)
+        if not isinstance(exclude_column, str) or not exclude_column.strip():
+            raise ValueError(f"exclude_column must be the name of a column; got {exclude_column!r:.80}.")
         self.columns = columns
+        self.region = region
+        self.exclude_column = exclude_column
+        self.rejected_path = rejected_path
         self.batch_size = read_whole_number("batch_size", batch_size, minimum=1)
         self.max_rejected = max_rejected
         self.upload_in_backfill = upload_in_backfill
@@ -219,6 +268,20 @@ class UploadContactsOperator(CampaignTask):
     def rows_or_path(self) -> Any:
         """What the task was given."""
         return getattr(self._contacts, "hidden", self._contacts)
+
+    @property
+    def exclude(self) -> Any:
+        """Who must not be called, in a form that Airflow may show."""
+        return self._exclude
+
+    @exclude.setter
+    def exclude(self, value: Any) -> None:
+        self._exclude = None if value is None else _for_airflow(value)
+
+    @property
+    def excluded_people(self) -> Any:
+        """Who must not be called, as the task was given it."""
+        return getattr(self._exclude, "hidden", self._exclude)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Upload the contacts, and return the XCom value described in the class docstring."""

@@ -73,6 +73,7 @@ class Condition(StrEnum):
     TOO_MANY_CONTACTS = "TOO_MANY_CONTACTS"
     NO_CONTACTS = "NO_CONTACTS"
     CONTACTS_REJECTED = "CONTACTS_REJECTED"
+    EXCLUSIONS_MISSING = "EXCLUSIONS_MISSING"
     CAMPAIGN_STILL_RUNNING = "CAMPAIGN_STILL_RUNNING"
     HISTORY_INCOMPLETE = "HISTORY_INCOMPLETE"
     PREREQUISITE_IMPOSSIBLE = "PREREQUISITE_IMPOSSIBLE"
@@ -147,6 +148,7 @@ _DEFAULTS: Mapping[Condition, tuple[Outcome | None, ...]] = {
     _C.TOO_MANY_CONTACTS: (_FAIL, None, None, None, None, None),
     _C.NO_CONTACTS: (None, None, None, None, _SKIP, None),
     _C.CONTACTS_REJECTED: (None, None, None, None, _FAIL, None),
+    _C.EXCLUSIONS_MISSING: (None, None, None, None, _FAIL, None),
     _C.CAMPAIGN_STILL_RUNNING: (None, None, None, None, None, _FAIL),
     _C.HISTORY_INCOMPLETE: (None, None, None, None, None, _FAIL),
     _C.PREREQUISITE_IMPOSSIBLE: (None, None, _FAIL, None, None, None),
@@ -173,7 +175,9 @@ _MAY_SUCCEED: Mapping[TaskKind, frozenset[Condition]] = {
     TaskKind.READY: frozenset({_C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED}),
     TaskKind.COMPLETED: _ENDS_OF_A_WAIT,
     # The task goes on with what it was about to do.
-    TaskKind.UPLOAD: frozenset({_C.CAMPAIGN_ALREADY_RUNNING, _C.NO_CONTACTS, _C.CONTACTS_REJECTED}),
+    TaskKind.UPLOAD: frozenset(
+        {_C.CAMPAIGN_ALREADY_RUNNING, _C.NO_CONTACTS, _C.CONTACTS_REJECTED, _C.EXCLUSIONS_MISSING}
+    ),
     TaskKind.HISTORY: frozenset({_C.CAMPAIGN_STILL_RUNNING, _C.HISTORY_INCOMPLETE}),
 }
 

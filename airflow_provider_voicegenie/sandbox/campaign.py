@@ -30,7 +30,9 @@ _OPTIONAL: Mapping[str, type] = {"name": str, "email": str, "custom_fields": dic
 
 class UploadedContacts:
     """
-    The contacts that were uploaded to one campaign, each number once.
+    The contacts that were uploaded to one campaign, each number once as it is written.
+
+    Whether the service takes two spellings for one number is documented nowhere, so they are two here.
 
     Of a contact only its number and name stay, so that a million of them fit into the memory.
     """
@@ -38,7 +40,7 @@ class UploadedContacts:
     def __init__(self) -> None:
         self.numbers: list[str] = []
         self._names: list[str | None] = []
-        self._known: set[int] = set()
+        self._known: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -56,9 +58,8 @@ class UploadedContacts:
                 written = contact.get("phone_number") if isinstance(contact, Mapping) else None
                 errors.append({"phone_number": written, "message": str(problem)})
                 continue
-            identity = _identity(number)
-            if identity not in self._known:
-                self._known.add(identity)
+            if number not in self._known:
+                self._known.add(number)
                 self.numbers.append(number)
                 self._names.append(name)
         return len(self) - before, errors
@@ -81,12 +82,6 @@ def _read(contact: object) -> tuple[str, str | None]:
         if name in contact and not isinstance(contact[name], kind):
             raise ValueError(f"Invalid {name} of {number}")
     return number, contact.get("name")
-
-
-def _identity(number: str) -> int:
-    """Return what two spellings of a number have in common; an ``int``, as that takes the least memory."""
-    # The 1 in front keeps zeros at the beginning.
-    return int("1" + _PUNCTUATION.sub("", number).removeprefix("+"))
 
 
 @dataclass

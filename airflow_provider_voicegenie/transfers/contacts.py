@@ -12,27 +12,37 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 
 from airflow_provider_voicegenie.api.errors import PayloadTooLargeError, VoiceGenieError, unchained
 from airflow_provider_voicegenie.api.models import CampaignStatus
-from airflow_provider_voicegenie.files import FileUnreadableError, read_rows, storage_path
-from airflow_provider_voicegenie.rules.contacts import ContactColumns, NotAContactError, RejectedLimit
+from airflow_provider_voicegenie.files import (
+    FileUnreadableError,
+    read_rows,
+    replacing,
+    storage_path,
+    target_path,
+    write_rows,
+)
+from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
 from airflow_provider_voicegenie.rules.file_formats import file_format, is_path, wrong_end
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
+from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, digits_of
+from airflow_provider_voicegenie.transfers.scratch import NumberStore, ScratchSpaceError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
     from airflow_provider_voicegenie.memory import Memory
-    from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
 
 log = logging.getLogger(__name__)
 
@@ -55,26 +65,33 @@ _PHONES_NOBODY = (
 )
 
 
-#: A row's number, and the contact that it is or why it is none.
-NumberedContact = tuple[int, dict[str, Any] | str]
+class Why(StrEnum):
+    """Why a row is not sent."""
+
+    REJECTED = "rejected"
+    DUPLICATE = "duplicate"
+    EXCLUDED = "excluded"
 
 
-class UploadTask(Protocol):
-    """What a try needs of its operator, an ``UploadContactsOperator``."""
+class NotSent(NamedTuple):
+    """A row that is not sent: why, and the reason in words that follow *row 7*."""
 
-    campaign_id: str
-    outcome_rules: OutcomeRules
-    batch_size: int
-    columns: Mapping[str, str] | None
-    max_rejected: int | str
-    is_killed: bool
+    why: Why
+    reason: str
 
-    @property
-    def rows_or_path(self) -> Any:
-        """What the task was given."""
 
-    def remember(self, memory: Memory, **more: Any) -> None:
-        """Remember something for later tries."""
+class NumberedRow(NamedTuple):
+    """
+    A row.
+
+    :param number: Its number; the first is 1.
+    :param values: What is in it.
+    :param contact: The contact that it is, or why it is not sent.
+    """
+
+    number: int
+    values: Any
+    contact: dict[str, Any] | NotSent
 
 
 @dataclass
@@ -86,36 +103,42 @@ class Progress:
     :param uploaded: Contacts that were added.
     :param refused: Contacts that the service rejected.
     :param batches: Batches that the service acknowledged.
+    :param excluded: Rows of people who must not be called.
     """
 
     rows: int = 0
     uploaded: int = 0
     refused: int = 0
     batches: int = 0
+    excluded: int = 0
 
 
 class ContactUpload:
     """
     One try of an upload.
 
-    :param task: The operator.
+    :param task: The operator, an ``UploadContactsOperator``.
     :param context: The task's context.
     :param hook: The task's hook.
     :param memory: What an earlier try remembered, and this one will.
     """
 
-    def __init__(self, task: UploadTask, context: Context, hook: VoiceGenieHook, memory: Memory) -> None:
+    def __init__(self, task: Any, context: Context, hook: VoiceGenieHook, memory: Memory) -> None:
         self._task = task
         self._memory = memory
         self._context = context
         self._hook = hook
         self._campaign_id = task.campaign_id
-        self._source = _read_source(task.rows_or_path)
-        self._columns = ContactColumns(task.columns)
+        self._source = _read_source("contacts", task.rows_or_path)
+        self._columns = ContactColumns(task.columns, task.region)
         self._limit = RejectedLimit(task.max_rejected)
+        self._rejected_path = None if task.rejected_path is None else _read_target(task.rejected_path, self._source)
         self._progress = Progress()
         self._rows = 0
-        self._fingerprint = ""
+        self._not_sent: Counter[Why] = Counter()
+        # The columns of all rows that are not sent, and of those that may be excluded.
+        self._names: dict[str, None] = {}
+        self._fingerprint = hook.client.settings.digest()
         # One of each `_COMPARED_ROWS` rows that were checked.
         self._digests: list[bytes] = []
         self._looked_at = 0.0
@@ -130,21 +153,24 @@ class ContactUpload:
 
         :raises AirflowFailException: A condition fails the task, the rows cannot be read, or they are others than were
             checked.
-        :raises VoiceGenieRetryException: The file cannot be read now.
+        :raises VoiceGenieRetryException: The file cannot be read now, or that of the rows that were not sent cannot be
+            written.
         """
-        with unchained():
+        with unchained(), NumberStore() as self._numbers:
             try:
                 return self._run()
             except FileUnreadableError as error:
                 raise AirflowFailException(f"contacts: {error} {self._sent()}") from None
 
     def _run(self) -> dict[str, Any]:
-        rejected = self._check_rows()
+        self._check_rows()
         if not self._rows:
             self._apply(Condition.NO_CONTACTS, "there are no rows, so there is nothing to upload")
+        self._read_exclusions()
+        rejected = self._not_sent[Why.REJECTED]
         self._check_rejected(rejected, "nothing was sent")
         before = self._memory.document or {}
-        if before.get("fingerprint") == self._fingerprint:
+        if before.get("fingerprint") == self._fingerprint.hexdigest():
             # Ignore the progress of another version of this provider: the service skips the numbers that it has.
             with suppress(KeyError, TypeError):
                 self._progress = Progress(**before["progress"])
@@ -155,69 +181,84 @@ class ContactUpload:
             log.info("Campaign %r: an earlier try uploaded %s rows; going on behind them.", self._campaign_id, done)
         self._send_all()
         rejected += progress.refused
+        duplicates = self._not_sent[Why.DUPLICATE]
+        self._write_rejected()
         self._check_rejected(rejected, f"{progress.uploaded:,} contacts were uploaded")
-        known = self._rows - rejected - progress.uploaded
+        if progress.excluded and progress.excluded + duplicates + rejected == self._rows:
+            self._apply(
+                Condition.NO_CONTACTS,
+                f"nobody is left to upload: of {self._rows:,} rows, {progress.excluded:,} are of people who must not "
+                f"be called, {duplicates:,} came twice, and {rejected:,} were rejected",
+            )
+        there = self._rows - rejected - duplicates - progress.excluded - progress.uploaded
         log.info(
-            "Campaign %r: of %s rows, %s were uploaded (batches: %s), %s were rejected%s.",
+            "Campaign %r: of %s rows, %s were uploaded (batches: %s), %s were rejected, %s came twice%s%s.",
             self._campaign_id,
             f"{self._rows:,}",
             f"{progress.uploaded:,}",
             f"{progress.batches:,}",
             f"{rejected:,}",
-            f", and {known:,} were in the campaign already or came twice" if known > 0 else "",
+            f"{duplicates:,}",
+            "" if not self._task.excludes_people else f", {progress.excluded:,} must not be called",
+            f", and {there:,} were in the campaign already" if there > 0 else "",
         )
         return {
             "campaign_id": self._campaign_id,
             "uploaded": progress.uploaded,
             "rejected": rejected,
+            "duplicates": duplicates,
+            "excluded": progress.excluded,
             "batches": progress.batches,
         }
 
     # The rows.
 
-    def _contacts(self) -> Iterator[NumberedContact]:
-        """Yield each row's number with its contact, or with the reason why it is rejected."""
-        for number, row in enumerate(self._source_rows(), start=1):
+    def _contacts(self) -> Iterator[NumberedRow]:
+        """Yield each row. Of several with the same phone number, the first is the contact."""
+        for number, values in enumerate(self._values(), start=1):
+            contact: dict[str, Any] | NotSent
             try:
-                yield number, self._columns.contact(row)
+                contact = self._columns.contact(values)
             except NotAContactError as reason:
-                yield number, str(reason)
+                contact = NotSent(Why.REJECTED, str(reason))
+            else:
+                first = self._numbers.first_row(contact["phone_number"], number)
+                if first != number:
+                    contact = NotSent(Why.DUPLICATE, f"has the phone number of row {first:,}")
+            yield NumberedRow(number, values, contact)
 
-    def _source_rows(self) -> Iterator[Any]:
-        source = self._source
-        if not isinstance(source, ObjectStoragePath):
-            yield from source
-            return
+    def _values(self) -> Iterator[Any]:
         with unchained():
             try:
-                yield from read_rows(source)
+                yield from _rows_in(self._source)
             except OSError as error:
-                reason = os.strerror(error.errno) if error.errno else type(error).__name__
-                problem = f"{str(source)!r:.300} cannot be read ({reason})"
-                if isinstance(error, FileNotFoundError):
-                    problem = f"there is no file {str(source)!r:.300}"
-                    if source.protocol in ("", "file", "local"):
-                        problem += " on the machine that runs this task. With several workers, use object storage"
-                raise VoiceGenieRetryException(f"contacts: {problem}. {self._sent()}") from None
+                raise VoiceGenieRetryException(
+                    f"contacts: {_describe_os_error(self._source, error)}. {self._sent()}"
+                ) from None
 
     def _sent(self) -> str:
         rows = self._progress.rows
         return f"{rows:,} of {self._rows:,} rows were sent." if rows else "This try has sent nothing."
 
-    def _checked_contacts(self) -> Iterator[NumberedContact]:
+    def _checked_contacts(self) -> Iterator[NumberedRow]:
         """
-        Yield the contacts of :meth:`_contacts` again, and refuse any that was not checked.
+        Yield the rows of :meth:`_contacts` again, those of people who must not be called apart.
 
         :raises AirflowFailException: The rows have changed.
         """
-        contacts = self._contacts()
+        rows = self._contacts()
         for checked in self._digests:
-            part = list(islice(contacts, _COMPARED_ROWS))
+            part = list(islice(rows, _COMPARED_ROWS))
             if _digest(part) != checked:
                 raise self._changed_rows()
-            yield from part
-        if next(contacts, None) is not None:
+            yield from map(self._without_excluded, part)
+        if next(rows, None) is not None:
             raise self._changed_rows()
+
+    def _without_excluded(self, row: NumberedRow) -> NumberedRow:
+        if isinstance(row.contact, NotSent) or not self._numbers.is_excluded(row.contact["phone_number"]):
+            return row
+        return row._replace(contact=NotSent(Why.EXCLUDED, "is of somebody who must not be called"))
 
     def _changed_rows(self) -> AirflowFailException:
         return AirflowFailException(
@@ -226,29 +267,39 @@ class ContactUpload:
             "and uploads what is there then."
         )
 
-    def _check_rows(self) -> int:
-        """Read all rows once, before anything is sent, and return how many are no contacts."""
-        rejected = 0
+    def _check_rows(self) -> None:
+        """Read all rows once, before anything is sent, and count which are no contacts, or come twice."""
         problems: list[str] = []
-        # Kept by Airflow, so that a later try knows whether it has the same rows.
-        fingerprint = self._hook.client.settings.digest()
-        contacts = self._contacts()
-        while part := list(islice(contacts, _COMPARED_ROWS)):
-            self._rows = part[-1][0]
+        rows = self._contacts()
+        while part := list(islice(rows, _COMPARED_ROWS)):
+            self._rows = part[-1].number
             self._digests.append(_digest(part))
-            fingerprint.update(self._digests[-1])
-            for number, contact in part:
-                if isinstance(contact, str):
-                    rejected += 1
-                    if len(problems) < _NAMED:
-                        problems.append(f"row {number:,} {contact}")
-        self._fingerprint = fingerprint.hexdigest()
+            # Kept by Airflow, so that a later try knows whether it has the same rows.
+            self._fingerprint.update(self._digests[-1])
+            for row in part:
+                if self._rejected_path is not None and isinstance(row.values, Mapping):
+                    self._names |= dict.fromkeys(map(str, row.values))
+                if isinstance(row.contact, NotSent):
+                    self._not_sent[row.contact.why] += 1
+                    if row.contact.why is Why.REJECTED and len(problems) < _NAMED:
+                        problems.append(f"row {row.number:,} {row.contact.reason}")
         if self._rows and (unseen := sorted(self._columns.unseen, key=str)):
             raise AirflowFailException(
                 f"columns: no row has a column {' or '.join(map(repr, unseen))}. The first row has "
                 f"{self._columns.width} column(s). Check how the names are written, and that a CSV file has commas "
                 "between them; nothing was sent."
             )
+        self._log_rejected(problems)
+        if not_valid := self._columns.numbers.not_valid:
+            log.warning(
+                "Campaign %r: phone numbers that are possible, but in no range that phonenumbers knows: %s. "
+                "They are sent, as ranges may be newer than the library.",
+                self._campaign_id,
+                f"{not_valid:,}",
+            )
+
+    def _log_rejected(self, problems: Sequence[str]) -> None:
+        rejected = self._not_sent[Why.REJECTED]
         if rejected:
             log.warning(
                 "Campaign %r: %s of %s rows are no contacts: %s%s.",
@@ -264,7 +315,106 @@ class ContactUpload:
                 'columns={"mobile": "phone_number"}.',
                 self._campaign_id,
             )
-        return rejected
+
+    # People who must not be called.
+
+    def _read_exclusions(self) -> None:
+        """Read who must not be called. Without a list that can be read, nothing is sent."""
+        if not self._task.excludes_people:
+            return
+        people = self._task.excluded_people
+        if people is None:
+            self._refuse_exclusions("exclude: the template, or the upstream task, gave nothing")
+        for place, each in enumerate(people if _is_list_of_paths(people) else [people], start=1):
+            source = _read_source("exclude", each)
+            name = f"exclude: {_name_of(source)}"
+            try:
+                self._read_exclusion_list(name, source)
+            except FileUnreadableError as error:
+                self._refuse_exclusions(f"exclude: {str(error).rstrip('.')}")
+            except OSError as error:
+                if isinstance(error, ScratchSpaceError):
+                    raise
+                self._refuse_exclusions(f"exclude: {_describe_os_error(source, error)}")
+            self._fingerprint.update(b"%d" % place)
+
+    def _read_exclusion_list(self, name: str, source: Any) -> None:
+        column = self._task.exclude_column
+        rows, readable, has_column = 0, 0, False
+        unreadable: list[int] = []
+        for rows, row in enumerate(_rows_in(source), start=1):
+            has_column = has_column or (isinstance(row, Mapping) and column in row)
+            try:
+                number = self._columns.numbers.read(row.get(column) if isinstance(row, Mapping) else None)
+            except NotAContactError:
+                unreadable.append(rows)
+                continue
+            readable += 1
+            self._numbers.exclude(number)
+            self._fingerprint.update(digits_of(number).encode() + b",")
+        if not rows:
+            self._apply(Condition.EXCLUSIONS_MISSING, f"{name} is empty, so nobody says who must not be called")
+            return
+        if not has_column:
+            self._refuse_exclusions(f"{name} has no column {column!r:.80}; exclude_column says which it is")
+        if not readable:
+            self._refuse_exclusions(f"{name} has {rows:,} rows, and no phone number that can be read")
+        if unreadable:
+            log.warning(
+                "Campaign %r: %s: of %s rows, %s have no phone number that can be read, so those people may be called: "
+                "row %s%s.",
+                self._campaign_id,
+                name,
+                f"{rows:,}",
+                f"{len(unreadable):,}",
+                ", ".join(f"{number:,}" for number in unreadable[:_NAMED]),
+                " and others" if len(unreadable) > _NAMED else "",
+            )
+
+    def _refuse_exclusions(self, problem: str) -> NoReturn:
+        """Apply the condition; but an author who permits an empty list does not permit one that cannot be read."""
+        self._apply(Condition.EXCLUSIONS_MISSING, problem)
+        raise AirflowFailException(
+            f"Campaign {self._campaign_id!r}: {problem}. Nothing was sent: with "
+            f'outcomes={{"{Condition.EXCLUSIONS_MISSING}": "succeed"}}, a list may be empty, but it must be there.'
+        )
+
+    # The rows that are not sent.
+
+    def _write_rejected(self) -> None:
+        """Write the rows that are not sent to a file, which is whole or not there."""
+        path = self._rejected_path
+        if path is None:
+            return
+        own = ["row_number", "why", "reason"]
+        # A column of the row that has one of these names gets another.
+        names = {name: f"{name} of the row" if name in own else name for name in self._names}
+        count = 0
+
+        def lines() -> Iterator[list[Any]]:
+            nonlocal count
+            for number, values, contact in self._checked_contacts():
+                if isinstance(contact, NotSent):
+                    count += 1
+                    row = {str(name): value for name, value in values.items()} if isinstance(values, Mapping) else {}
+                    yield [number, contact.why.value, contact.reason, *(_text(row.get(name)) for name in names)]
+
+        types: dict[str, type] = {"row_number": int, **dict.fromkeys([*own[1:], *names.values()], str)}
+        try:
+            with replacing(path, self._context) as file:
+                write_rows(lines(), types, file, str(path))
+        except OSError as error:
+            if isinstance(error, ScratchSpaceError):
+                raise
+            raise VoiceGenieRetryException(
+                f"rejected_path: {str(path)!r:.300} cannot be written ({error.strerror or error}). {self._sent()}"
+            ) from None
+        log.info(
+            "Campaign %r: the %s rows that were not sent were written to %s. This file holds personal data.",
+            self._campaign_id,
+            f"{count:,}",
+            path,
+        )
 
     # The upload.
 
@@ -275,7 +425,7 @@ class ContactUpload:
         may_be_repeated = getattr(self._context.get("ti"), "try_number", 1) > 1
         logged_at = time.monotonic()
         self._keep()
-        waiting = (row for row in self._checked_contacts() if row[0] > progress.rows)
+        waiting = (row for row in self._checked_contacts() if row.number > progress.rows)
         while batch := list(islice(waiting, size)):
             while batch:
                 part = batch[:size]
@@ -284,7 +434,8 @@ class ContactUpload:
                 if size < len(part):
                     continue
                 batch = batch[len(part) :]
-                progress.rows = part[-1][0]
+                progress.rows = part[-1].number
+                progress.excluded += sum(_is_excluded(row) for row in part)
                 self._keep()
             may_be_repeated = may_be_repeated and not knows_how_far
             if time.monotonic() - logged_at >= _LOG_INTERVAL:
@@ -292,9 +443,9 @@ class ContactUpload:
                 done = f"{progress.rows:,} of {self._rows:,}"
                 log.info("Campaign %r: %s rows are uploaded.", self._campaign_id, done)
 
-    def _send(self, rows: Sequence[NumberedContact], size: int) -> int:
+    def _send(self, rows: Sequence[NumberedRow], size: int) -> int:
         """Send the contacts among some rows; return how many rows at a time from then on, fewer if nothing was done."""
-        contacts = [contact for _, contact in rows if not isinstance(contact, str)]
+        contacts = [row.contact for row in rows if not isinstance(row.contact, NotSent)]
         if not contacts:
             return size
         progress = self._progress
@@ -310,7 +461,7 @@ class ContactUpload:
             progress.refused += 1
             self._too_large += 1
             # It was this contact, and not the batch that it was in.
-            return self._task.batch_size
+            return int(self._task.batch_size)
         refused = min(result.failed_count, len(contacts))
         progress.batches += 1
         progress.refused += refused
@@ -357,11 +508,13 @@ class ContactUpload:
             )
 
     def _keep(self) -> None:
-        self._task.remember(self._memory, fingerprint=self._fingerprint, progress=asdict(self._progress))
+        self._task.remember(self._memory, fingerprint=self._fingerprint.hexdigest(), progress=asdict(self._progress))
 
     def _check_rejected(self, rejected: int, done: str) -> None:
         if not self._limit.is_exceeded(rejected, self._rows):
             return
+        if not self._progress.rows:
+            self._write_rejected()
         too_large = f"; {self._too_large:,} of them too large by themselves" if self._too_large else ""
         self._apply(
             Condition.CONTACTS_REJECTED,
@@ -372,43 +525,92 @@ class ContactUpload:
         apply_outcome(self._task.outcome_rules, Finding(condition, message), self._campaign_id)
 
 
-def _digest(contacts: Iterable[NumberedContact]) -> bytes:
+def _digest(rows: Iterable[NumberedRow]) -> bytes:
     digest = hashlib.sha256()
-    for _, contact in contacts:
-        digest.update(json.dumps(contact).encode())
+    for row in rows:
+        digest.update(json.dumps(row.contact).encode())
     return digest.digest()
 
 
-def _read_source(contacts: object) -> Sequence[Any] | ObjectStoragePath:
+def _is_excluded(row: NumberedRow) -> bool:
+    return isinstance(row.contact, NotSent) and row.contact.why is Why.EXCLUDED
+
+
+def _text(value: object) -> str | None:
+    """Return what is written of a value of a row that was not sent."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, default=str) if isinstance(value, Mapping | list | tuple) else str(value)
+
+
+def _rows_in(source: Any) -> Iterable[Any]:
+    return read_rows(source) if isinstance(source, ObjectStoragePath) else source
+
+
+def _name_of(source: Any) -> str:
+    return repr(str(source))[:300] if isinstance(source, ObjectStoragePath) else "what was given"
+
+
+def _describe_os_error(source: Any, error: OSError) -> str:
+    name = _name_of(source)
+    if not isinstance(error, FileNotFoundError):
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        return f"{name} cannot be read ({reason})"
+    if source.protocol in ("", "file", "local"):
+        return f"there is no file {name} on the machine that runs this task. With several workers, use object storage"
+    return f"there is no file {name}"
+
+
+def _is_list_of_paths(value: object) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(each, str | ObjectStoragePath) for each in value)
+    )
+
+
+def _read_target(path: Any, source: Any) -> ObjectStoragePath:
+    try:
+        target = target_path("rejected_path", path)
+    except ValueError as error:
+        raise AirflowFailException(str(error)) from None
+    if isinstance(source, ObjectStoragePath) and str(target) == str(source):
+        raise AirflowFailException(f"rejected_path: {str(target)!r:.300} is the file of the contacts. Give another.")
+    return target
+
+
+def _read_source(name: str, rows_or_path: object) -> Sequence[Any] | ObjectStoragePath:
     """
     Return rows, or the file that they are in.
 
-    :param contacts: What the task was given.
+    :param name: The parameter's name, for the message.
+    :param rows_or_path: What the task was given.
     :raises AirflowFailException: It is neither.
     """
-    if isinstance(contacts, str):
-        if not contacts.strip() or contacts.lstrip()[:1] in "[{":
+    if isinstance(rows_or_path, str):
+        if not rows_or_path.strip() or rows_or_path.lstrip()[:1] in "[{":
             raise AirflowFailException(
-                "contacts must be rows or the path of a file, and the template gave "
-                f"{'rows as a text' if contacts.strip() else 'an empty text'}. To pass what an upstream task returns, "
-                "give its output: contacts=extract.output."
+                f"{name} must be rows or the path of a file, and the template gave "
+                f"{'rows as a text' if rows_or_path.strip() else 'an empty text'}. To pass what an upstream task "
+                f"returns, give its output: {name}=extract.output."
             )
-        if not is_path(contacts):
-            raise AirflowFailException(f"contacts must be rows, or {wrong_end(contacts).removeprefix('must be ')}")
+        if not is_path(rows_or_path):
+            raise AirflowFailException(f"{name} must be rows, or {wrong_end(rows_or_path).removeprefix('must be ')}")
         try:
-            contacts = storage_path(contacts)
+            rows_or_path = storage_path(rows_or_path)
         except FileUnreadableError as error:
-            raise AirflowFailException(f"contacts: {error}.") from None
+            raise AirflowFailException(f"{name}: {error}.") from None
         except ValueError:
-            raise AirflowFailException(f"contacts: Airflow knows no storage for {contacts!r:.300}.") from None
-    if isinstance(contacts, ObjectStoragePath):
+            raise AirflowFailException(f"{name}: Airflow knows no storage for {rows_or_path!r:.300}.") from None
+    if isinstance(rows_or_path, ObjectStoragePath):
         try:
-            file_format(str(contacts))
+            file_format(str(rows_or_path))
         except ValueError as error:
-            raise AirflowFailException(f"contacts: {error}") from None
-        return contacts
-    if isinstance(contacts, Sequence):
-        return contacts
+            raise AirflowFailException(f"{name}: {error}") from None
+        return rows_or_path
+    if isinstance(rows_or_path, Sequence):
+        return rows_or_path
     raise AirflowFailException(
-        f"contacts must be rows (a list of dicts) or the path of a file, not {type(contacts).__name__}."
+        f"{name} must be rows (a list of dicts) or the path of a file, not {type(rows_or_path).__name__}."
     )

@@ -221,7 +221,7 @@ def test_a_path_of_python_is_a_path(sandbox, campaign, tmp_path):
 def test_the_output_of_a_task_inside_a_row_is_refused(rows_of):
     with DAG("inside", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
         upstream = UploadContactsOperator(task_id="upstream", campaign_id="x", contacts="x.csv")
-        with pytest.raises(ValueError, match=r"inside a row.* contacts=make_rows"):
+        with pytest.raises(ValueError, match=r"inside a list.* contacts=make_rows"):
             UploadContactsOperator(task_id="upload", campaign_id="x", contacts=rows_of(upstream.output))
         task = UploadContactsOperator(task_id="whole", campaign_id="x", contacts=upstream.output)
         assert task.upstream_task_ids == {"upstream"}

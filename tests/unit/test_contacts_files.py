@@ -259,7 +259,7 @@ def test_files_that_cannot_be_read(sandbox, campaign, tmp_path, name, content, m
 def test_what_is_empty_in_a_spreadsheet_is_not_there(sandbox, campaign, tmp_path, content):
     (tmp_path / "x.csv").write_text(content.format(number(0), number(1)), newline="")
     result = upload(campaign, str(tmp_path / "x.csv"))
-    assert result == {"campaign_id": campaign, "uploaded": 2, "rejected": 0, "batches": 1}
+    assert (result["uploaded"], result["rejected"], result["batches"]) == (2, 0, 1)
 
 
 def test_rows_from_the_reader_of_python_are_read_alike(sandbox, campaign):

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is uploaded: each person once, nobody who must not be called, and what is told of the others."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, ObjectStoragePath
+from helpers.leaks import MARKED_PERSON, person_in
+from helpers.tasks import Store, context
+
+from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.transfers import scratch
+
+pytestmark = pytest.mark.usefixtures("nobody_is_named")
+
+#: One number in five notations, and another.
+ONE = ["+91 98123 45678", "09812345678", "00919812345678", "919812345678", "+919812345678"]
+OTHER = "+919812300000"
+
+
+@pytest.fixture
+def campaign(sandbox):
+    return sandbox.add_campaign(total_count=0).id
+
+
+def row(number, **more):
+    return {"phone_number": number, "name": MARKED_PERSON["name"], **more}
+
+
+def operator(campaign, contacts, **arguments):
+    return UploadContactsOperator(task_id="upload", campaign_id=campaign, contacts=contacts, **arguments)
+
+
+def upload(campaign, contacts, run=None, **arguments):
+    run = run or context()
+    result = operator(campaign, contacts, **arguments).execute(run)
+    assert person_in(json.dumps([result, run["ti"].xcom])) is None
+    return result
+
+
+def lines(path, *numbers, column="phone_number"):
+    path.write_text("".join(f"{line}\n" for line in [column, *numbers]))
+    return str(path)
+
+
+# Each person once.
+
+
+def test_with_a_region_one_number_in_five_notations_is_one_contact(sandbox, campaign):
+    result = upload(campaign, [row(number) for number in [*ONE, OTHER]], region="IN")
+    assert (result["uploaded"], result["duplicates"], result["rejected"]) == (2, 4, 0)
+    assert sandbox.uploaded(campaign) == ["+919812345678", OTHER]
+
+
+def test_without_a_region_digits_are_compared(sandbox, campaign, said):
+    contacts = [row(number) for number in ONE]
+    result = upload(campaign, contacts)
+    assert (result["uploaded"], result["duplicates"]) == (3, 2)
+    assert sandbox.uploaded(campaign) == [ONE[0], ONE[1], ONE[2]]
+    assert "of 5 rows, 3 were uploaded (batches: 1), 0 were rejected, 2 came twice." in said()[-1]
+
+
+def test_duplicates_are_found_across_batches(sandbox, campaign):
+    contacts = [row(f"+49151900000{index:02d}") for index in range(10)]
+    result = upload(campaign, [*contacts, *contacts, row("+4915190000099")], batch_size=4)
+    assert (result["uploaded"], result["duplicates"]) == (11, 10)
+    assert len(sandbox.uploaded(campaign)) == 11
+
+
+def test_duplicates_are_found_across_tries(sandbox, campaign):
+    contacts = [row(f"+49151900000{index:02d}") for index in (0, 1, 2, 3, 0, 1, 4, 5)]
+    store = Store()
+    sandbox.inject("delay", "upload", times=1, seconds=0)
+    sandbox.inject("close", "upload", after_acting=False)
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, contacts, context(store), batch_size=4)
+    result = upload(campaign, contacts, context(store, try_number=2), batch_size=4)
+    assert (result["uploaded"], result["duplicates"]) == (6, 2)
+
+
+def test_duplicates_count_for_no_limit_of_rejected_rows(campaign):
+    assert upload(campaign, [row(OTHER), row(OTHER)], max_rejected=0)["duplicates"] == 1
+
+
+def test_a_number_that_is_not_valid_is_sent_and_counted(sandbox, campaign, said):
+    upload(campaign, [row("(555) 055-0123"), row("(212) 555-0123")], region="US")
+    assert len(sandbox.uploaded(campaign)) == 2
+    assert any("possible, but in no range that phonenumbers knows: 1." in line for line in said())
+
+
+def test_a_folder_for_temporary_files_that_is_full(campaign, monkeypatch):
+    opened = scratch.open_scratch
+    monkeypatch.setattr(
+        scratch, "open_scratch", lambda schema: opened(schema.replace("BEGIN", "PRAGMA max_page_count = 4; BEGIN"))
+    )
+    monkeypatch.setattr(scratch, "_CACHE", 1)
+    contacts = [row(f"+4915190{index:06d}") for index in range(5000)]
+    with pytest.raises(scratch.ScratchSpaceError, match=r"hashes of their numbers are there.* TMPDIR"):
+        upload(campaign, contacts)
+
+
+# Nobody who must not be called.
+
+
+@pytest.mark.parametrize("written", ONE)
+def test_a_person_on_a_list_in_another_notation_is_not_uploaded(sandbox, campaign, tmp_path, written):
+    result = upload(
+        campaign, [row("098123-45678"), row(OTHER)], region="IN", exclude=lines(tmp_path / "no.csv", written)
+    )
+    assert (result["uploaded"], result["excluded"]) == (1, 1)
+    assert sandbox.uploaded(campaign) == [OTHER]
+
+
+def write_in(path, numbers):
+    if ".csv" in path.name:
+        content = "\ufeffphone_number,why\r\n" + "".join(f"{number},asked\r\n" for number in numbers)
+    else:
+        content = "".join(json.dumps({"phone_number": number}) + "\n" for number in numbers)
+    path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
+
+
+@pytest.mark.parametrize("name", ["no.csv", "no.jsonl", "no.ndjson.gz", "no.csv.gz"])
+@pytest.mark.parametrize("make", [str, Path, ObjectStoragePath, lambda path: [str(path)]])
+def test_a_list_in_each_format(sandbox, campaign, tmp_path, name, make):
+    write_in(tmp_path / name, [ONE[0]])
+    result = upload(campaign, [row(ONE[4]), row(OTHER)], exclude=make(tmp_path / name))
+    assert (result["uploaded"], result["excluded"]) == (1, 1)
+
+
+def test_several_lists_and_another_column(sandbox, campaign, tmp_path):
+    lists = [lines(tmp_path / "a.csv", ONE[4], column="mobile"), lines(tmp_path / "b.csv", OTHER, column="mobile")]
+    contacts = [row(ONE[4]), row(OTHER), row("+4915190000001")]
+    assert upload(campaign, contacts, exclude=lists, exclude_column="mobile")["excluded"] == 2
+    assert sandbox.uploaded(campaign) == ["+4915190000001"]
+
+
+def test_rows_may_be_excluded(sandbox, campaign):
+    assert upload(campaign, [row(ONE[4]), row(OTHER)], exclude=[{"phone_number": 919812345678}])["excluded"] == 1
+
+
+def test_nobody_is_left(sandbox, campaign, tmp_path):
+    exclude = lines(tmp_path / "no.csv", ONE[4])
+    with pytest.raises(AirflowSkipException, match=r"nobody is left to upload: of 2 rows, 1 are .*NO_CONTACTS"):
+        upload(campaign, [row(ONE[4]), row(ONE[4])], exclude=exclude)
+    assert not sandbox.request_count("upload")
+
+
+def missing(folder):
+    return str(folder / "no.csv")
+
+
+def empty(folder):
+    return lines(folder / "no.csv")
+
+
+def nothing(folder):
+    (folder / "no.csv").touch()
+    return str(folder / "no.csv")
+
+
+def without_the_column(folder):
+    return lines(folder / "no.csv", ONE[4], column="mobile")
+
+
+def unreadable(folder):
+    (folder / "no.jsonl").write_text("{")
+    return str(folder / "no.jsonl")
+
+
+def without_a_number(folder):
+    return lines(folder / "no.csv", "call me", "or not")
+
+
+def one_of_two_missing(folder):
+    return [lines(folder / "a.csv", OTHER), str(folder / "no.csv")]
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (missing, r"exclude: there is no file '.*no\.csv' on the machine that runs this task"),
+        (empty, r"exclude: '.*no\.csv' is empty"),
+        (nothing, r"exclude: '.*no\.csv' is empty"),
+        (lambda folder: [], "exclude: what was given is empty"),
+        (without_the_column, r"exclude: '.*no\.csv' has no column 'phone_number'; exclude_column says which"),
+        (unreadable, r"exclude: '.*no\.jsonl' cannot be read from its beginning: it breaks the rules"),
+        (without_a_number, r"exclude: '.*no\.csv' has 2 rows, and no phone number that can be read"),
+        (one_of_two_missing, r"exclude: there is no file '.*no\.csv'"),
+    ],
+)
+def test_without_a_list_nothing_is_sent(sandbox, campaign, tmp_path, make, problem):
+    exclude = make(tmp_path)
+    with pytest.raises(AirflowFailException, match=f"{problem}.*EXCLUSIONS_MISSING") as caught:
+        upload(campaign, [row(OTHER)], exclude=exclude)
+    assert person_in(str(caught.value)) is None
+    with pytest.raises(AirflowSkipException, match="EXCLUSIONS_MISSING"):
+        upload(campaign, [row(OTHER)], exclude=exclude, outcomes={"EXCLUSIONS_MISSING": "skip"})
+    assert not sandbox.request_count("upload")
+    if make in (empty, nothing) or exclude == []:
+        assert upload(campaign, [row(OTHER)], exclude=exclude, outcomes={"EXCLUSIONS_MISSING": "succeed"})["uploaded"]
+    else:
+        with pytest.raises(AirflowFailException, match="a list may be empty, but it must be there"):
+            upload(campaign, [row(OTHER)], exclude=exclude, outcomes={"EXCLUSIONS_MISSING": "succeed"})
+
+
+def test_a_list_that_renders_to_nothing_is_missing(sandbox, campaign, tmp_path):
+    task = operator(campaign, [row(OTHER)], exclude=lines(tmp_path / "no.csv", OTHER))
+    # As an upstream task that returns nothing.
+    task.exclude = None
+    with pytest.raises(AirflowFailException, match=r"exclude: .* gave nothing \[EXCLUSIONS_MISSING"):
+        task.execute(context())
+
+
+def test_numbers_that_cannot_be_read_are_counted_by_row(sandbox, campaign, tmp_path, said):
+    exclude = lines(tmp_path / "no.csv", OTHER, "call me", ONE[4], "12345-")
+    assert upload(campaign, [row(ONE[4]), row("+4915190000001")], exclude=exclude)["excluded"] == 1
+    assert any("of 4 rows, 2 have no phone number that can be read, so those people may be called: row 2, 4" in line
+               for line in said())  # fmt: skip
+
+
+def test_a_list_that_is_replaced_between_two_tries_is_read_again(sandbox, campaign, tmp_path):
+    contacts = [row(f"+49151900000{index:02d}") for index in range(6)]
+    exclude = lines(tmp_path / "no.csv", contacts[0]["phone_number"])
+    store = Store()
+    sandbox.inject("delay", "upload", times=1, seconds=0)
+    sandbox.inject("close", "upload", after_acting=False)
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, contacts, context(store), batch_size=2, exclude=exclude)
+    assert sandbox.uploaded(campaign) == [contacts[1]["phone_number"]]
+    lines(tmp_path / "no.csv", contacts[0]["phone_number"], contacts[5]["phone_number"])
+    result = upload(campaign, contacts, context(store, try_number=2), batch_size=2, exclude=exclude)
+    assert result["excluded"] == 2
+    assert sandbox.uploaded(campaign) == [each["phone_number"] for each in contacts[1:5]]
+
+
+def test_a_later_try_with_the_same_list_goes_on_and_counts_all(sandbox, campaign, tmp_path):
+    contacts = [row(f"+49151900000{index:02d}") for index in range(6)]
+    exclude = lines(tmp_path / "no.csv", contacts[0]["phone_number"], contacts[5]["phone_number"])
+    store = Store()
+    sandbox.inject("delay", "upload", times=1, seconds=0)
+    sandbox.inject("close", "upload", after_acting=False)
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, contacts, context(store), batch_size=2, exclude=exclude)
+    result = upload(campaign, contacts, context(store, try_number=2), batch_size=2, exclude=exclude)
+    assert (result["uploaded"], result["excluded"], sandbox.request_count("upload")) == (4, 2, 4)
+
+
+def test_a_list_is_a_path_or_rows_and_only_paths_are_rendered(campaign, tmp_path):
+    lines(tmp_path / "no-2026-01-01.csv", OTHER)
+    for exclude in (f"{tmp_path}/no-{{{{ ds }}}}.csv", [f"{tmp_path}/no-{{{{ ds }}}}.csv"]):
+        task = operator(campaign, [row(OTHER)], exclude=exclude, outcomes={"NO_CONTACTS": "succeed"})
+        with DAG("excluded", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)) as dag:
+            dag.add_task(task)
+        task.render_template_fields({"ds": "2026-01-01"})
+        assert task.execute(context())["excluded"] == 1
+    hidden = operator(campaign, [row(OTHER)], exclude=[{"phone_number": "{{ conn.voicegenie_default.password }}"}])
+    hidden.render_template_fields({"conn": None})
+    assert "conn" not in repr(hidden.exclude)
+    assert repr(hidden.exclude) == "<1 rows, which are not shown>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"exclude": "no.xlsx"}, r"exclude must be a path .*ends in \.xlsx"),
+        ({"exclude": ["a.csv", "no.xlsx"]}, r"exclude must be a path .*ends in \.xlsx"),
+        ({"exclude": ""}, "exclude must be a path"),
+        ({"exclude_column": ""}, "exclude_column must be the name of a column"),
+        ({"rejected_path": "no.xlsx"}, r"rejected_path must be a path .*ends in \.xlsx"),
+        ({"region": "India"}, "region must be a country by its two letters"),
+    ],
+)
+def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        operator("x", "x.csv", **arguments)
+
+
+# The rows that were not sent.
+
+
+def read(path):
+    if path.suffix == ".parquet":
+        return pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    return list(csv.DictReader(text.splitlines())) if ".csv" in path.name else list(map(json.loads, text.splitlines()))
+
+
+@pytest.mark.parametrize("name", ["not.csv", "not.jsonl", "not.csv.gz", "not.parquet"])
+def test_the_rows_that_were_not_sent_are_in_a_file(sandbox, campaign, tmp_path, said, name):
+    contacts = [
+        row(OTHER, tags=["a"]),
+        row("call me", tags=None),
+        row(ONE[4], reason="mine"),
+        row(OTHER),
+        "no row",
+        row("+4915190000001"),
+    ]
+    arguments = {"exclude": [{"phone_number": ONE[4]}], "rejected_path": str(tmp_path / name), "max_rejected": 2}
+    result = upload(campaign, contacts, batch_size=2, **arguments)
+    assert (result["uploaded"], result["rejected"], result["duplicates"], result["excluded"]) == (2, 2, 1, 1)
+    found = read(tmp_path / name)
+    assert [(int(each["row_number"]), each["why"], each["reason"]) for each in found] == [
+        (2, "rejected", "has a phone number that cannot be one"),
+        (3, "excluded", "is of somebody who must not be called"),
+        (4, "duplicate", "has the phone number of row 1"),
+        (5, "rejected", "is no mapping, but of type str"),
+    ]
+    assert [each["phone_number"] or None for each in found] == ["call me", ONE[4], OTHER, None]
+    assert found[1]["reason of the row"] == "mine"
+    assert found[0]["name"] == MARKED_PERSON["name"]
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert any(f"4 rows that were not sent were written to {tmp_path / name}. This file holds personal" in line
+               for line in said())  # fmt: skip
+
+
+def test_the_file_is_there_if_too_many_are_rejected(sandbox, campaign, tmp_path):
+    with pytest.raises(AirflowFailException, match="CONTACTS_REJECTED"):
+        upload(campaign, [row("call me"), row(OTHER)], rejected_path=str(tmp_path / "not.csv"))
+    assert [each["why"] for each in read(tmp_path / "not.csv")] == ["rejected"]
+    assert upload(campaign, [row(OTHER)], rejected_path=str(tmp_path / "not.csv"))["uploaded"] == 1
+    assert read(tmp_path / "not.csv") == []
+
+
+def test_a_file_that_cannot_be_written_fails_the_try(sandbox, campaign, tmp_path):
+    folder = tmp_path / "not.csv"
+    folder.mkdir()
+    with pytest.raises(VoiceGenieRetryException, match=r"rejected_path: '.*not\.csv' cannot be written .*is a folder"):
+        upload(campaign, [row(OTHER)], rejected_path=str(folder))
+
+
+def test_the_file_of_the_contacts_is_not_replaced(campaign, tmp_path):
+    contacts = lines(tmp_path / "x.csv", OTHER)
+    with pytest.raises(AirflowFailException, match="is the file of the contacts"):
+        upload(campaign, contacts, rejected_path=contacts)
