@@ -1,32 +1,60 @@
 """
 ### Use it when a person has to agree before anybody is phoned. Needs Airflow 3.1.
 
-The run waits until someone approves it in Airflow's UI, under *Required Actions*. The campaign is checked before, so
-that nobody is asked about one that cannot be started, and again right before the start. A rejection skips the start.
-If nobody decides within a day, the run fails, and nobody is phoned either.
+The task *plan* checks the campaign, and says how many people a start would phone, when, and until when. The run waits
+until someone approves that in Airflow's UI, under *Required Actions*; a notifier says that it waits. The start phones
+at most as many people as were approved: if contacts were added meanwhile, it fails, and nobody is phoned. A rejection
+skips the start. If nobody decides within a day, the run fails, and nobody is phoned either.
 """
 
 from datetime import timedelta
 
-from airflow.providers.common.compat.sdk import DAG, Param
+from airflow.providers.common.compat.sdk import DAG, BaseNotifier, Param
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
-from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
-from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
+from airflow_provider_voicegenie.operators.campaign import CallingHours, StartCampaignOperator
+
+# Yours would be fewer, such as CallingHours("09:00", "18:00", "Europe/Berlin", ["mon", "tue", "wed", "thu", "fri"]).
+HOURS = CallingHours("00:00", "23:59:59.999999", "Europe/Berlin")
+
+
+class NotifyApprovers(BaseNotifier):
+    """Stands for yours, such as the SlackNotifier or the SmtpNotifier of Airflow's providers."""
+
+    template_fields = ("message",)
+
+    def __init__(self, message):
+        super().__init__()
+        self.message = message
+
+    def notify(self, context):
+        """Tell somebody."""
+        self.log.info("%s", self.message)
+
 
 with DAG(
     dag_id="voicegenie_approval",
     schedule=None,
     dagrun_timeout=timedelta(days=1),
     params={"campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign")},
+    default_args={"outcomes": {"OUTSIDE_CALLING_HOURS": "wait"}, "calling_hours": HOURS},
     doc_md=__doc__,
     tags=["example", "voicegenie"],
 ):
-    ready = CampaignReadySensor(task_id="ready", campaign_id="{{ params.campaign_id }}", timeout=600)
+    plan = StartCampaignOperator(task_id="plan", campaign_id="{{ params.campaign_id }}", check_only=True)
     approval = ApprovalOperator(
         task_id="approval",
         subject="Start campaign {{ params.campaign_id }}?",
-        body="This phones {{ ti.xcom_pull(task_ids='ready')['total_count'] }} people at once.",
+        body="""{% set plan = ti.xcom_pull(task_ids='plan') -%}
+            This phones {{ plan['contacts'] }} people of {{ plan['name'] }},
+            {{ 'from ' + plan['starts_at'] + ' on' if plan['starts_at'] else 'as soon as you approve' }}.
+            {{ 'No start is sent after ' + plan['closes_at'] + '.' if plan['closes_at'] else '' }}""",
+        notifiers=[NotifyApprovers("A campaign waits for approval: {{ dag.dag_id }}, {{ run_id }}")],
     )
-    start = StartCampaignOperator(task_id="start", campaign_id="{{ params.campaign_id }}")
-    ready >> approval >> start
+    start = StartCampaignOperator(
+        task_id="start",
+        campaign_id="{{ params.campaign_id }}",
+        max_contacts="{{ ti.xcom_pull(task_ids='plan')['contacts'] }}",
+        deferrable=True,
+    )
+    plan >> approval >> start

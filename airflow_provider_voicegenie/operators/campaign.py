@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException, XComArg, get_current_context
+from airflow.providers.common.compat.sdk import AirflowFailException, get_current_context
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.memory import Memory
@@ -25,17 +25,18 @@ from airflow_provider_voicegenie.rules.outcomes import (
 )
 from airflow_provider_voicegenie.rules.parameters import (
     check_flags,
+    is_template,
     read_flag,
     read_interval,
     read_optional_seconds,
     read_percent,
-    read_whole_number,
+    read_rendered_number,
 )
 from airflow_provider_voicegenie.waiting.deferral import default_deferrable, was_ended_by_airflow
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
     from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
@@ -92,10 +93,16 @@ class StartCampaignOperator(CampaignTask):
         ``OUTSIDE_CALLING_HOURS``, the task waits until they open, 14 days at most, and begins anew then: it reads the
         campaign, and all guards hold.
     :param max_contacts: How many contacts the campaign may have at most. More, or a number that the service does not
-        say, is the condition ``TOO_MANY_CONTACTS``. No limit by default.
+        say, is the condition ``TOO_MANY_CONTACTS``. No limit by default. A template may give the number that somebody
+        has approved; if it gives no number, the task fails. (templated)
     :param check_only: Whether to do everything but the start: the reads and guards apply, the log says whom the start
-        would phone, and nothing is sent or waited for. In XCom, ``check_only`` is true then, and ``started_by_task`` is
-        false. (templated)
+        would phone, and nothing is sent or waited for. In XCom, ``check_only`` is true then, ``started_by_task`` is
+        false, and the plan is there: ``contacts`` (how many people the start would phone), ``name`` (the campaign's),
+        ``starts_at`` (when it would be started, if it would have to wait for its calling hours), ``closes_at`` (when
+        those hours, or the present ones, close) and ``quota_left`` (calls). Times are ISO 8601 in UTC. What nobody
+        knows is null. (templated)
+    :param read_quota: Whether the plan of ``check_only`` has ``quota_left``, which takes a request (``GET
+        /fetchQuota``).
     :param start_in_backfill: Whether backfill runs start the campaign too, and runs that asset events of backfill runs
         alone have triggered. They do not by default.
     :param max_lateness: How late a scheduled run may come after it was due, catch-up included, as a ``timedelta``
@@ -122,7 +129,7 @@ class StartCampaignOperator(CampaignTask):
     :raises ValueError: An argument is wrong; raised when the DAG is parsed.
     """
 
-    template_fields = (*CampaignTask.template_fields, "check_only")
+    template_fields = (*CampaignTask.template_fields, "check_only", "max_contacts")
     ui_color = "#d9f2e6"
     asset_event_fields = ("status", "started_at", "completed_at", "statistics")
 
@@ -136,8 +143,9 @@ class StartCampaignOperator(CampaignTask):
         voicegenie_conn_id: str = "voicegenie_default",
         outcomes: Mapping[Condition | str, Outcome | str] | None = None,
         calling_hours: CallingHours | Iterable[CallingHours] | None = None,
-        max_contacts: int | None = None,
-        check_only: bool | str = False,
+        max_contacts: int | str | XComArg | None = None,
+        check_only: bool | str | XComArg = False,
+        read_quota: bool = False,
         start_in_backfill: bool = False,
         max_lateness: timedelta | float | None = None,
         wait_for_completion: bool = False,
@@ -157,6 +165,7 @@ class StartCampaignOperator(CampaignTask):
         )
         deferrable = default_deferrable() if deferrable is None else deferrable
         check_flags(
+            read_quota=read_quota,
             start_in_backfill=start_in_backfill,
             wait_for_completion=wait_for_completion,
             deferrable=deferrable,
@@ -167,12 +176,17 @@ class StartCampaignOperator(CampaignTask):
                 completion_timeout=completion_timeout, stall_timeout=stall_timeout, min_success_rate=min_success_rate
             )
         self.calling_hours = read_calling_hours(calling_hours)
-        if max_contacts is not None:
-            read_whole_number("max_contacts", max_contacts, minimum=0)
+        if not (max_contacts is None or is_template(max_contacts)):
+            read_rendered_number("max_contacts", max_contacts, minimum=0)
         self.max_contacts = max_contacts
-        if not (isinstance(check_only, XComArg) or (isinstance(check_only, str) and "{" in check_only)):
+        #: Whether the author gave a limit. If it renders to nothing, nothing is started.
+        self.limits_contacts = max_contacts is not None
+        if not is_template(check_only):
             read_flag("check_only", check_only)
         self.check_only = check_only
+        if read_quota and check_only is False:
+            raise ValueError("read_quota: only a task that checks returns the quota. Add check_only, or leave it out.")
+        self.read_quota = read_quota
         self.start_in_backfill = start_in_backfill
         self.max_lateness = read_optional_seconds("max_lateness", max_lateness)
         self.wait_for_completion = wait_for_completion
@@ -223,8 +237,10 @@ class StartCampaignOperator(CampaignTask):
     def _begin(self, context: Context, hook: VoiceGenieHook, memory: Memory) -> StartRun:
         from airflow_provider_voicegenie.start.run import Rehearsal, StartRun
 
-        self.check_only = read_flag("check_only", self.check_only)
-        self._running = (Rehearsal if self.check_only else StartRun)(self, context, hook, memory)
+        # What was started before a deferral is followed, whatever a template gives by now.
+        is_started = "status" in ((memory.document or {}).get("wait") or {})
+        is_rehearsal = not is_started and read_flag("check_only", self.check_only)
+        self._running = (Rehearsal if is_rehearsal else StartRun)(self, context, hook, memory)
         if self.is_killed:
             self._running.kill()
         return self._running

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _DAY = timedelta(days=1)
 _QUARTER = timedelta(minutes=15)
+#: The least time between two windows that are not one.
+_LEAST_GAP = timedelta(milliseconds=1)
 
 #: What some write for the end of a day.
 _MIDNIGHT_AT_THE_END = re.compile(r"\s*24(?![0-9])|\s*24(00){1,2}\s*$")
@@ -118,16 +120,17 @@ class CallingHours(Prerequisite):
 
     def moments(self, since: datetime, days: int) -> Iterator[datetime]:
         """
-        Give the moments at which the first window begins.
+        Give the moments at which the first window begins or ends.
 
         :param since: A time with time zone.
         :param days: For how many days from then on.
         """
         first = since.astimezone(self._zone).date()
         for number in range(days + 1):
-            opening = datetime.combine(first + number * _DAY, self.start, self._zone)
-            yield opening.astimezone(UTC)
-            yield opening.replace(fold=1).astimezone(UTC)
+            for clock in (self.start, self.end):
+                moment = datetime.combine(first + number * _DAY, clock, self._zone)
+                yield moment.astimezone(UTC)
+                yield moment.replace(fold=1).astimezone(UTC)
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Compare the time."""
@@ -247,6 +250,30 @@ def next_opening(hours: Sequence[CallingHours], since: datetime) -> datetime | N
     :param hours: The calling hours.
     :param since: A time with time zone.
     """
+    return next((moment for moment in _moments(hours, since) if is_open(hours, moment)), None)
+
+
+def next_closing(hours: Sequence[CallingHours], since: datetime) -> datetime | None:
+    """
+    Return when people may not be phoned any more, in UTC; ``None`` if they may for :data:`DAYS_AHEAD` days.
+
+    Windows that adjoin are one, also if one ends with the last microsecond before the next.
+
+    :param hours: The calling hours; empty for any time.
+    :param since: A time with time zone.
+    """
+    return next(
+        (
+            moment
+            for moment in _moments(hours, since)
+            if not is_open(hours, moment) and not is_open(hours, moment + _LEAST_GAP)
+        ),
+        None,
+    )
+
+
+def _moments(hours: Sequence[CallingHours], since: datetime) -> list[datetime]:
+    """Return each moment from some time on at which calling hours may open or close."""
     since = since.astimezone(UTC)
     # Clocks are changed at full quarters of an hour.
     quarter = since.replace(minute=since.minute // 15 * 15, second=0, microsecond=0)
@@ -255,7 +282,7 @@ def next_opening(hours: Sequence[CallingHours], since: datetime) -> datetime | N
         for window in each.windows:
             moments.update(window.moments(since, DAYS_AHEAD))
     last = since + DAYS_AHEAD * _DAY
-    return next((moment for moment in sorted(moments) if since <= moment <= last and is_open(hours, moment)), None)
+    return sorted(moment for moment in moments if since <= moment <= last)
 
 
 def describe(hours: Sequence[CallingHours]) -> str:

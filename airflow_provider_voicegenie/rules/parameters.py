@@ -54,6 +54,24 @@ def read_whole_number(name: str, value: object, *, minimum: int) -> int:
     return value
 
 
+def is_template(value: object) -> bool:
+    """Say whether a value may become something else when Airflow renders it: a template, or what a task returns."""
+    return (isinstance(value, str) and "{" in value) or hasattr(value, "iter_references")
+
+
+def read_rendered_number(name: str, value: object, *, minimum: int) -> int:
+    """
+    Return a whole number that a template may have made, so that it may be a text; like :func:`read_whole_number`.
+
+    :param name: The parameter's name, for the message.
+    :param value: The number.
+    :param minimum: The smallest that is allowed.
+    :raises ValueError: It is something else.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    return read_whole_number(name, int(text) if text.isdecimal() else value, minimum=minimum)
+
+
 def read_percent(name: str, value: object) -> float | None:
     """
     Return a number from 0 to 100, or ``None`` if none is given.

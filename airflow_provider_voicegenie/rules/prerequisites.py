@@ -24,14 +24,15 @@ import os
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding
-from airflow_provider_voicegenie.rules.parameters import read_whole_number
+from airflow_provider_voicegenie.rules.parameters import is_template, read_rendered_number
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -87,6 +88,8 @@ class Prerequisite(ABC):
 
     #: What has to be read for :meth:`check` besides the campaign itself.
     needs: ClassVar[Collection[Source]] = ()
+    #: The fields that may be templates.
+    template_fields: ClassVar[Collection[str]] = ()
 
     @abstractmethod
     def check(self, campaign: Campaign, now: datetime) -> Check:
@@ -96,6 +99,19 @@ class Prerequisite(ABC):
         :param campaign: The campaign as it was just read.
         :param now: The time, with time zone.
         """
+
+    def rendered(self, render: Callable[[Any], Any]) -> Self:
+        """
+        Return the prerequisite with its templates rendered.
+
+        :param render: Renders one value.
+        :raises ValueError: A template gave something else than is wanted.
+        """
+        given = {name: getattr(self, name) for name in self.template_fields}
+        values = {name: render(value) for name, value in given.items() if is_template(value)}
+        if (empty := next((name for name, value in values.items() if value is None), None)) is not None:
+            raise ValueError(f"{type(self).__name__}: the template of {empty} gave nothing.")
+        return replace(self, **values) if values else self
 
     def keyword_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments, plain JSON, from which an equal object can be made."""
@@ -205,27 +221,30 @@ class HasContacts(Prerequisite):
     """
     The campaign has contacts.
 
-    :param minimum: How many are wanted at least.
+    :param minimum: How many are wanted at least. (templated)
     :param maximum: How many are wanted at most; ``None`` for any number. While there are more, it waits: they may be
-        taken out in the VoiceGenie dashboard.
+        taken out in the VoiceGenie dashboard. (templated)
     """
 
-    minimum: int = 1
-    maximum: int | None = None
+    template_fields = ("minimum", "maximum")
+
+    minimum: int | str = 1
+    maximum: int | str | None = None
 
     def __post_init__(self) -> None:
-        read_whole_number("HasContacts: minimum", self.minimum, minimum=1)
-        if self.maximum is None:
-            return
-        if read_whole_number("HasContacts: maximum", self.maximum, minimum=1) < self.minimum:
+        for name in self.template_fields:
+            value = getattr(self, name)
+            if not (is_template(value) or (value is None and name == "maximum")):
+                object.__setattr__(self, name, read_rendered_number(f"HasContacts: {name}", value, minimum=1))
+        if isinstance(self.minimum, int) and isinstance(self.maximum, int) and self.maximum < self.minimum:
             raise ValueError(f"HasContacts: maximum must not be below minimum ({self.minimum}); got {self.maximum}.")
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Compare the number of contacts."""
         count = campaign.total_count or 0
-        if count < self.minimum:
+        if count < int(self.minimum):
             return Check.waiting("no contacts" if not count else f"{count} of {self.minimum} contacts")
-        if self.maximum is not None and count > self.maximum:
+        if self.maximum is not None and count > int(self.maximum):
             return Check.waiting(f"{count} contacts, at most {self.maximum} wanted")
         return Check.met()
 
@@ -237,26 +256,27 @@ class HasQuota(Prerequisite):
 
     In a worker, each poke reads it; in the triggerer, one reading serves all waits of the connection.
 
-    :param calls: How many calls must be left; ``None`` if they do not matter.
-    :param minutes: How many minutes must be left; ``None`` if they do not matter.
+    :param calls: How many calls must be left; ``None`` if they do not matter. (templated)
+    :param minutes: How many minutes must be left; ``None`` if they do not matter. (templated)
     :raises ValueError: A number is wrong, or none is given.
     """
 
     needs = (Source.QUOTA,)
 
-    calls: float | None = None
-    minutes: float | None = None
+    template_fields = ("calls", "minutes")
+
+    calls: float | str | None = None
+    minutes: float | str | None = None
 
     def __post_init__(self) -> None:
-        wanted = {"calls": self.calls, "minutes": self.minutes}
         if self.calls is None and self.minutes is None:
             raise ValueError(
                 "HasQuota: say how much must be left, such as HasQuota(calls=1000) or HasQuota(minutes=500)."
             )
-        for name, value in wanted.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (is_number and 0 < value < math.inf):
-                raise ValueError(f"HasQuota: {name} must be a number above 0; got {value!r:.80}.")
+        for name in self.template_fields:
+            value = getattr(self, name)
+            if not (value is None or is_template(value)):
+                object.__setattr__(self, name, _read_amount(f"HasQuota: {name}", value))
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Compare what is left."""
@@ -268,9 +288,20 @@ class HasQuota(Prerequisite):
         missing = [
             f"an unknown quota of {name}" if remaining is None else f"{remaining:,g} {name} left, {wanted:,g} wanted"
             for name, (wanted, remaining) in left.items()
-            if wanted is not None and (remaining is None or remaining < wanted)
+            if isinstance(wanted, int | float) and (remaining is None or remaining < wanted)
         ]
         return Check.waiting(", ".join(missing)) if missing else Check.met()
+
+
+def _read_amount(name: str, value: object) -> float:
+    """Return a number above 0, which a template may have made, so that it may be a text."""
+    amount = value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            amount = float(value)
+    if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 < amount < math.inf:
+        raise ValueError(f"{name} must be a number above 0; got {value!r:.80}.")
+    return amount
 
 
 class ContactsRegistered(Prerequisite):

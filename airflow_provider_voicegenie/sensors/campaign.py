@@ -260,7 +260,8 @@ class CampaignReadySensor(_CampaignSensor):
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param prerequisites: What must hold besides the three above, such as ``[HasContacts(minimum=100)]``: objects
         of this module or subclasses of :class:`Prerequisite` of your own. One of a class named above takes its
-        place. A sensor that defers needs them in modules that the triggerer can import.
+        place. Their numbers may be templates. A sensor that defers needs them in modules that the triggerer can
+        import.
     :param outcomes: Changes to the outcome table, such as ``{"CAMPAIGN_ALREADY_RUNNING": "succeed"}``. Besides
         *skip*, *fail*, *retry* and *succeed* there is *wait* here.
     :param deferrable: Whether to wait in the triggerer, which takes no worker slot; ``mode`` and
@@ -289,6 +290,13 @@ class CampaignReadySensor(_CampaignSensor):
         if self.deferrable and prerequisites:
             # Airflow 2 has the DAG folder on the import path of every process.
             check_importable(self.prerequisites, None if _AIRFLOW < (3,) else conf.get("core", "dags_folder"))
+
+    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
+        """Render the templates, also those in the prerequisites."""
+        super().render_template_fields(context, jinja_env)
+        self.prerequisites = [
+            each.rendered(lambda value: self.render_template(value, context, jinja_env)) for each in self.prerequisites
+        ]
 
     def _watch_class(self) -> type[Watch]:
         from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch

@@ -8,8 +8,11 @@ from datetime import datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from airflow.providers.common.compat.sdk import AirflowFailException
+
 from airflow_provider_voicegenie.rules.calling_hours import describe, is_open
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding
+from airflow_provider_voicegenie.rules.parameters import read_rendered_number
 from airflow_provider_voicegenie.rules.prerequisites import HasContacts, HasScript, IsStartable, check_readiness
 
 if TYPE_CHECKING:
@@ -189,7 +192,17 @@ def _run(moment: Moment) -> Finding | None:
 
 
 def _campaign(moment: Moment) -> Finding | None:
-    return None if moment.campaign is None else check_campaign(moment.campaign, moment.task.max_contacts)
+    return None if moment.campaign is None else check_campaign(moment.campaign, _limit(moment.task))
+
+
+def _limit(task: Any) -> int | None:
+    """Return how many contacts there may be, as it was rendered. A limit that gives no number allows no start."""
+    if not task.limits_contacts:
+        return None
+    try:
+        return read_rendered_number("max_contacts", task.max_contacts, minimum=0)
+    except ValueError as error:
+        raise AirflowFailException(f"{error} Nothing was started.") from None
 
 
 def _configuration(moment: Moment) -> Finding | None:

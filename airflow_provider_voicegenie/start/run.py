@@ -27,7 +27,7 @@ from airflow_provider_voicegenie.memory import Memory, note_end_by_user
 from airflow_provider_voicegenie.metrics import time_end
 from airflow_provider_voicegenie.rules.outcomes import Finding, VoiceGenieRetryException, apply_outcome
 from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase
-from airflow_provider_voicegenie.start.send import rehearse, start
+from airflow_provider_voicegenie.start.send import Plan, rehearse, start
 from airflow_provider_voicegenie.start.take_over import recognize_earlier_start, take_over
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.deferral import execution_deadline
@@ -39,6 +39,7 @@ from airflow_provider_voicegenie.waiting.watch import End, EndReason
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_voicegenie.api.models import Quota
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
 log = logging.getLogger(__name__)
@@ -303,14 +304,27 @@ class Rehearsal(StartRun):
     """A run that does everything but the start: the reads and guards. It is about no earlier start either."""
 
     def _execute(self) -> dict[str, Any]:
-        while isinstance(seen := self._start(), datetime):
-            self._wait_before_start(seen)
+        while isinstance(plan := self._rehearse(), datetime):
+            self._wait_before_start(plan)
         self._own.kill.check()
-        return {**self._result(seen, {}), "check_only": True}
+        quota = self._quota() if self._task.read_quota else None
+        return {
+            **self._result(Start(plan.status), {}),
+            **plan.to_json(self._task.calling_hours, quota),
+            "check_only": True,
+        }
 
-    def _start(self) -> Start | datetime:
+    def _rehearse(self) -> Plan | datetime:
         try:
             return rehearse(self._own)
+        except VoiceGenieError as error:
+            apply_outcome(self._task.outcome_rules, Finding.of(error), self._own.campaign_id)
+            raise
+
+    def _quota(self) -> Quota:
+        try:
+            with self._own.reading():
+                return self._own.hook.get_quota()
         except VoiceGenieError as error:
             apply_outcome(self._task.outcome_rules, Finding.of(error), self._own.campaign_id)
             raise

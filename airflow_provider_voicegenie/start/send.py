@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -15,7 +16,7 @@ from airflow_provider_voicegenie.api.errors import RateLimitError, VoiceGenieErr
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
 from airflow_provider_voicegenie.api.retries import retry_delay
 from airflow_provider_voicegenie.metrics import count_start
-from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, next_opening
+from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, next_closing, next_opening
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, apply_outcome
 from airflow_provider_voicegenie.start.find_out import doubt_pauses, find_out, log_start
 from airflow_provider_voicegenie.start.guards import (
@@ -32,6 +33,10 @@ from airflow_provider_voicegenie.start.refusals import PATIENCE
 from airflow_provider_voicegenie.start.take_over import await_pause, await_pause_of_another, may_be_paused_late
 from airflow_provider_voicegenie.waiting.deferral import execution_deadline
 from airflow_provider_voicegenie.waiting.stop import TaskKilled
+
+if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.models import Quota
+    from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 
 log = logging.getLogger(__name__)
 
@@ -85,19 +90,53 @@ def start(own: OwnStart) -> Start | datetime:
     return opens
 
 
-def rehearse(own: OwnStart) -> Start | datetime:
+class Plan(NamedTuple):
+    """
+    What a start would do, at the end of a task that only checks.
+
+    :param status: The campaign's status.
+    :param campaign: The campaign as it was just read.
+    :param opens: When it would be started, if it would wait for its calling hours.
+    """
+
+    status: str
+    campaign: Campaign | None = None
+    opens: datetime | None = None
+
+    def to_json(self, hours: Sequence[CallingHours], quota: Quota | None) -> dict[str, Any]:
+        """
+        Return what goes to XCom.
+
+        :param hours: When people may be phoned; empty for any time.
+        :param quota: What the account may still use, if it was read.
+        """
+        return {
+            "contacts": None if self.campaign is None else self.campaign.total_count,
+            "name": None if self.campaign is None else self.campaign.name,
+            "starts_at": write_time(self.opens),
+            "closes_at": write_time(next_closing(hours, self.opens or datetime.now(UTC))) if hours else None,
+            "quota_left": None if quota is None else quota.calls_remaining,
+        }
+
+
+def rehearse(own: OwnStart) -> Plan | datetime:
     """Do everything but the start; or return when to check everything anew, if the service refuses to be read."""
     own.kill.check()
     before = _read_before(own)
+    if isinstance(before, Start):
+        return Plan(before.status)
     if not isinstance(before, Campaign):
         return before
+    plan = Plan(before.status.value, before)
     first = ""
     if (finding := first_finding(BEFORE_REHEARSAL, own.moment(campaign=before))) is not None:
         if finding.condition is not Condition.OUTSIDE_CALLING_HOURS:
-            return own.not_started(finding, before.status)
+            own.not_started(finding, before.status)
+            return plan
         opens = _opening(own, finding, before)
         if isinstance(opens, Start):
-            return opens
+            return plan
+        plan = plan._replace(opens=opens)
         first = f"wait until {_describe_opening(own, opens)}, and then "
     log.info(
         "Campaign %r: would %sstart it: %s. Nothing was sent, as check_only is set.",
@@ -105,7 +144,7 @@ def rehearse(own: OwnStart) -> Start | datetime:
         first,
         describe_start(before, own.task.calling_hours, datetime.now(UTC)),
     )
-    return Start(before.status.value)
+    return plan
 
 
 # Before the start.

@@ -52,6 +52,15 @@ RUNS = [
         {"starts": "success", "start[0]": "success", "start[1]": "success", "start[2]": "failed"},
     ),
     ("taskflow", {"segment": "followed"}, {"find_campaign": "success", "call": "success", "report": "success"}),
+    (
+        "two_time_zones",
+        {"lisbon": "portugal", "new_york": "america"},
+        {
+            "customers": "success",
+            **dict.fromkeys(["living_in_lisbon", "upload_lisbon", "start_lisbon"], "success"),
+            **dict.fromkeys(["living_in_new_york", "upload_new_york", "start_new_york"], "success"),
+        },
+    ),
     ("calling_hours", {"campaign_id": "hours"}, {"ready": "success", "start": "success"}),
     # Nothing more, as it waits on a holiday.
     ("office_hours", {"campaign_id": "office"}, {"start": "success"}),
@@ -86,6 +95,8 @@ STARTED = {
     "abroad",
     "followed",
     "hours",
+    "portugal",
+    "america",
     "branch",
     "staffed",
     "unstaffed",
@@ -118,6 +129,7 @@ def test_the_examples(airflow, voicegenie_sandbox):
     assert started == STARTED
     readiness, _, _ = airflow.returned("ready")
     assert readiness["total_count"] == 20
+    assert [len(voicegenie_sandbox.uploaded(campaign_id)) for campaign_id in ("portugal", "america")] == [1, 2]
     assert airflow.returned("report") == ["16 of 20 calls were successful."]
     assert "branch" in airflow.returned("announce")[0]
     assert "completed" in airflow.returned("write_letters")[0]
@@ -199,29 +211,38 @@ def test_approval_retry_after_and_asset(shared):
     if has_retry_policies:
         shared.add_dags("retry_after", (EXAMPLES / "voicegenie_retry_after.py").read_text())
     sandbox.add_campaign(id="unanswered")
+    # Approved for 900, and there is one more by the time of the start.
+    sandbox.add_campaign(id="grown", total_count=900)
     sandbox.add_campaign(id="busy")
     sandbox.add_campaign(id="over/there", status="paused", completed_count=5)
     sandbox.inject("status", "start", campaign_id="busy", status=503, headers={"Retry-After": "1"})
     retried = begin("voicegenie_retry_after", "busy") if has_retry_policies else None
     approved, rejected = begin("voicegenie_approval", "ready"), begin("voicegenie_approval", "paused")
-    unanswered = begin("voicegenie_short", "unanswered")
+    grown, unanswered = begin("voicegenie_approval", "grown"), begin("voicegenie_short", "unanswered")
     wait_for("looks at the campaigns", lambda: sandbox.request_count("list") >= 3)
     sandbox.sandbox.store.change("over/there", status="completed")
     answer(approved, "Approve")
     answer(rejected, "Reject")
-    endings = {"ready": "success", "approval": "success"}
+    wait_for("the plan", lambda: states(grown).get("plan") == "success")
+    sandbox.sandbox.store.change("grown", total_count=901)
+    answer(grown, "Approve")
+    endings = {"plan": "success", "approval": "success"}
+    wait_for("the start that is not approved", lambda: states(grown) == {**endings, "start": "failed"})
     wait_for("the approved start", lambda: states(approved) == {**endings, "start": "success"})
     wait_for("the rejected start", lambda: states(rejected) == {**endings, "start": "skipped"})
     over = "SELECT 1 FROM dag_run WHERE run_id = ? AND state = 'failed'"
     wait_for("the end of the run without an answer", lambda: shared.query(over, unanswered))
     assert states(unanswered)["approval"] == "skipped"
+    log = "".join(path.read_text() for path in shared.home.glob("logs/**/*.log") if "task_id=approval" in str(path))
+    assert f"A campaign waits for approval: voicegenie_approval, {approved}" in log
     export = shared.home / "voicegenie_asset" / "calls-over%2Fthere.csv.gz"
     wait_for("the export", export.exists)
     if has_retry_policies:
         wait_for("the second try", lambda: states(retried) == {"start": "success"})
         assert shared.query("SELECT try_number FROM task_instance WHERE run_id = ?", retried) == [(2,)]
-    assert {name: sandbox.start_count(name) for name in ("ready", "paused", "unanswered", "busy")} == {
+    assert {name: sandbox.start_count(name) for name in ("ready", "paused", "grown", "unanswered", "busy")} == {
         "ready": 1,
+        "grown": 0,
         "paused": 0,
         "unanswered": 0,
         "busy": int(has_retry_policies),

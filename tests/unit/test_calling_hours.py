@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_voicegenie.rules.calling_hours import CallingHours, is_open, next_opening, with_one_open
+from airflow_provider_voicegenie.rules.calling_hours import (
+    CallingHours,
+    is_open,
+    next_closing,
+    next_opening,
+    with_one_open,
+)
 from airflow_provider_voicegenie.rules.prerequisites import Check, load_prerequisite
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -348,6 +354,33 @@ def test_the_next_opening_is_the_first_open_moment(windows, zone, since):
     while not is_open(hours, moment):
         moment += timedelta(minutes=5)
     assert found == moment
+    closing = next_closing(hours, moment)
+    last = moment + timedelta(days=14)
+    while is_open(hours, moment) and moment <= last:
+        moment += timedelta(minutes=5)
+    assert closing == (moment if moment <= last else None)
+
+
+@pytest.mark.parametrize(
+    ("hours", "since", "expected"),
+    [
+        # Windows that adjoin or overlap are one, also if the first ends a microsecond before the second.
+        ([("09:00", "12:00"), ("12:00", "17:00")], "2026-11-23 10:00:00", "2026-11-23 17:00:00"),
+        ([("09:00", "12:30"), ("12:00", "17:00")], "2026-11-23 10:00:00", "2026-11-23 17:00:00"),
+        ([("09:00", "12:00"), ("14:00", "17:00")], "2026-11-23 10:00:00", "2026-11-23 12:00:00"),
+        ([("09:00", "12:00"), ("14:00", "17:00")], "2026-11-23 13:00:00", "2026-11-23 13:00:00"),
+        ([("09:00", "23:59:59.999999"), ("00:00", "02:00")], "2026-11-23 10:00:00", "2026-11-24 02:00:00"),
+        ([("00:00", "23:59:59.999999")], "2026-11-23 10:00:00", None),
+        ([("09:00", "17:00:30.5")], "2026-11-23 10:00:00", "2026-11-23 17:00:30.500000"),
+    ],
+)
+def test_the_next_closing(hours, since, expected):
+    windows = [CallingHours(*window, "Europe/Berlin") for window in hours]
+    assert next_closing(windows, at(since)) == (expected and at(expected))
+
+
+def test_without_calling_hours_there_is_no_closing():
+    assert next_closing([], datetime(2026, 12, 1, 8, tzinfo=UTC)) is None
 
 
 @pytest.mark.parametrize("alternatives", [None, 5, "09:00", [None], ["x"]])

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -226,7 +226,7 @@ def test_an_unknown_number_of_people_is_too_many(sandbox, monkeypatch):
         Starting(max_contacts=5)(deferrable=False).execute(context())
 
 
-@pytest.mark.parametrize("max_contacts", [-1, 1.5, "10", True])
+@pytest.mark.parametrize("max_contacts", [-1, 1.5, "ten", "-1", "", True])
 def test_a_wrong_bound_is_refused_when_the_dag_is_parsed(max_contacts):
     with pytest.raises(ValueError, match="max_contacts must be a whole number of 0 or more"):
         Starting(max_contacts=max_contacts)(deferrable=False)
@@ -248,6 +248,11 @@ def test_a_check_sends_nothing(sandbox, way, said, check_only):
         "check_only": True,
         "completed_at": None,
         "statistics": None,
+        "contacts": 1250,
+        "name": "campaign",
+        "starts_at": None,
+        "closes_at": None,
+        "quota_left": None,
     }
     assert [request.operation for request in sandbox.sandbox.requests] == ["get"]
     assert not store
@@ -328,3 +333,92 @@ def test_a_check_takes_nothing_over(sandbox):
     again = Starting(check_only=True, outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"})(deferrable=False)
     result = again.execute(context(store, try_number=2))
     assert (result["started_by_task"], result["check_only"], result["status"]) == (False, True, "running")
+
+
+# The plan, and the approved number of people.
+
+
+def checked(**arguments):
+    return Starting(**arguments, check_only=True, wait_for_completion=False)(deferrable=False).execute(context())
+
+
+def test_a_plan_says_when_it_would_start_and_until_when(sandbox):
+    hours = opening_in(1800)
+    plan = checked(calling_hours=hours, outcomes=WAIT)
+    opens = now().replace(
+        hour=hours.start.hour, minute=hours.start.minute, second=hours.start.second, microsecond=hours.start.microsecond
+    )
+    assert datetime.fromisoformat(plan["starts_at"]) == opens
+    assert datetime.fromisoformat(plan["closes_at"]) == opens + timedelta(hours=1)
+    open_now = opening_in(-1800)
+    plan = checked(calling_hours=open_now)
+    assert plan["starts_at"] is None
+    assert timedelta(minutes=29) < datetime.fromisoformat(plan["closes_at"]) - now() <= timedelta(minutes=30)
+
+
+def test_a_plan_reads_the_quota_only_if_it_is_asked_to(sandbox):
+    plan = checked()
+    assert (plan["quota_left"], sandbox.request_count("quota")) == (None, 0)
+    plan = checked(read_quota=True)
+    assert plan["quota_left"] == sandbox.sandbox.quota.to_json()["quota"]["calls"]["remaining"]
+    assert sandbox.request_count("quota") == 1
+    with pytest.raises(ValueError, match="read_quota: only a task that checks returns the quota"):
+        Starting(read_quota=True)(deferrable=False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ({"kind": "status", "status": 401}, AirflowFailException),
+        ({"kind": "status", "status": 503}, VoiceGenieRetryException),
+        ({"kind": "not_json"}, VoiceGenieRetryException),
+        ({"kind": "close"}, VoiceGenieRetryException),
+    ],
+)
+def test_a_quota_that_cannot_be_read_is_no_plan(sandbox, fault, error):
+    sandbox.inject(fault.pop("kind"), "quota", **fault)
+    with pytest.raises(error):
+        checked(read_quota=True)
+    assert sandbox.request_count("start") == 0
+
+
+@pytest.mark.parametrize(("approved", "is_started"), [("900", True), (" 900 ", True), (900, True), ("899", False)])
+def test_the_limit_may_come_from_a_template(sandbox, approved, is_started):
+    campaign_id = sandbox.add_campaign(total_count=900).id
+    operator = Starting(campaign_id=campaign_id, max_contacts="{{ params.n }}", wait_for_completion=False)(
+        deferrable=False
+    )
+    operator.max_contacts = approved
+    if is_started:
+        assert operator.execute(context())["started_by_task"]
+        return
+    with pytest.raises(AirflowFailException, match=r"900 contacts, and max_contacts is 899.*TOO_MANY_CONTACTS"):
+        operator.execute(context())
+
+
+@pytest.mark.parametrize("given", [None, "None", "", "nine", "-1", 1.5, True, [900]])
+def test_a_limit_that_renders_to_no_number_starts_nothing(sandbox, given):
+    operator = Starting(max_contacts="{{ params.n }}", wait_for_completion=False)(deferrable=False)
+    operator.max_contacts = given
+    with pytest.raises(AirflowFailException, match=r"max_contacts must be a whole number .* Nothing was started"):
+        operator.execute(context())
+    assert sandbox.request_count("start") == 0
+
+
+def test_a_limit_that_renders_to_nothing_ends_no_wait(sandbox):
+    """What was started is followed, whatever the template gives after the deferral."""
+    make = Starting(max_contacts=20_000)
+    run = context(Store())
+    deferral = deferred_start(make, run)
+    again = make(deferrable=True)
+    again.max_contacts, again.check_only = None, "maybe"
+    sandbox.sandbox.store.change("long", status="completed")
+    event = event_of(deferral.trigger)
+    run["ti"].next_method = deferral.method_name
+    assert again.resume_execution(deferral.method_name, {"event": event}, run)["status"] == "completed"
+
+
+def deferred_start(make, run):
+    with pytest.raises(TaskDeferred) as caught:
+        make(deferrable=True).execute(run)
+    return caught.value

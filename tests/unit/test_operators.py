@@ -599,6 +599,6 @@ def test_prerequisites_that_are_none_are_refused_when_the_dag_is_parsed():
     for wrong in ([Local()], ["HasScript"], [HasContacts], HasContacts(), "x", 5, *wrong_arguments):
         with pytest.raises(ValueError, match="prerequisites"):
             CampaignReadySensor(task_id="ready", campaign_id="c", prerequisites=wrong)
-    for minimum in (0, -1, "5", True, 2.5):
+    for minimum in (0, -1, "five", "0", "", True, 2.5, None):
         with pytest.raises(ValueError, match="minimum"):
             HasContacts(minimum)

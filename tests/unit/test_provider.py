@@ -95,7 +95,7 @@ def test_the_old_form_is_the_new_one():
 
 @pytest.mark.parametrize("cls", [StartCampaignOperator, PauseCampaignOperator, CampaignReadySensor])
 def test_only_what_may_be_decided_upstream_is_templated(cls):
-    more = ("check_only",) if cls is StartCampaignOperator else ()
+    more = ("check_only", "max_contacts") if cls is StartCampaignOperator else ()
     assert tuple(cls.template_fields) == ("campaign_id", "voicegenie_conn_id", *more)
 
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import (
+    DAG,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
@@ -36,6 +37,7 @@ from airflow_provider_voicegenie.sensors.campaign import (
     CampaignCompletedSensor,
     CampaignReadySensor,
     HasContacts,
+    HasQuota,
 )
 from airflow_provider_voicegenie.waiting import completion
 
@@ -201,3 +203,63 @@ def test_without_an_open_one_no_sensor_is_ready(sandbox):
     for hours in ([hours_from_now(2, 3)], [hours_from_now(2, 3), hours_from_now(4, 5)]):
         sensor = CampaignReadySensor(task_id="ready", campaign_id="ready", prerequisites=hours, deferrable=False)
         assert not sensor.poke(context()).is_done
+
+
+# Prerequisites whose numbers are templates.
+
+
+def ready_of(campaign_id, *prerequisites, **arguments):
+    return CampaignReadySensor(
+        task_id="ready",
+        campaign_id=campaign_id,
+        prerequisites=prerequisites,
+        poke_interval=0.1,
+        timeout=0.5,
+        **arguments,
+    )
+
+
+def rendered(task, **values):
+    with DAG("prerequisites", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)) as dag:
+        dag.add_task(task)
+    task.render_template_fields({"params": values})
+    return task
+
+
+@pytest.mark.parametrize("is_deferrable", [False, True])
+@pytest.mark.parametrize(("wanted", "is_ready"), [("20", True), (20, True), ("21", False)])
+def test_the_numbers_of_prerequisites_are_templates(sandbox, said, is_deferrable, wanted, is_ready):
+    task = rendered(ready_of("ready", HasContacts("{{ params.n }}"), deferrable=is_deferrable), n=wanted)
+    run = context()
+    if is_ready:
+        assert task.execute(run)["total_count"] == 20
+        return
+    if is_deferrable:
+        with pytest.raises(TaskDeferred) as caught:
+            task.execute(run)
+        assert "20 of 21 contacts" in json.dumps(event_of(caught.value.trigger))
+        return
+    with pytest.raises(AirflowSensorTimeout):
+        task.execute(run)
+    assert "Campaign 'ready': not ready: 20 of 21 contacts." in said()
+
+
+def test_the_numbers_of_a_quota_are_templates(sandbox, said):
+    task = rendered(ready_of("ready", HasQuota(calls="{{ params.n }}", minutes=1)), n="1000000000.5")
+    with pytest.raises(AirflowSensorTimeout):
+        task.execute(context())
+    assert "Campaign 'ready': not ready: 10,000 calls left, 1e+09 wanted." in said()
+
+
+@pytest.mark.parametrize("given", [None, "", "many", "-1", 0, True])
+@pytest.mark.parametrize("make", [HasContacts, lambda value: HasContacts(1, value), lambda value: HasQuota(value)])
+def test_a_prerequisite_that_renders_to_no_number_is_an_error(given, make):
+    with pytest.raises(ValueError, match=r"must be a (whole )?number|gave nothing"):
+        make("{{ params.n }}").rendered(lambda template: given)
+
+
+def test_bounds_are_compared_once_they_are_rendered():
+    wanted = HasContacts("{{ params.a }}", "{{ params.b }}")
+    assert wanted.serialize()[1] == {"minimum": "{{ params.a }}", "maximum": "{{ params.b }}"}
+    with pytest.raises(ValueError, match="maximum must not be below minimum"):
+        wanted.rendered({"{{ params.a }}": "5", "{{ params.b }}": "4"}.__getitem__)
