@@ -130,7 +130,8 @@ def main(large: int) -> None:
         _, base = measured("import", 0, Path(folder), environment)
         print(f"Imports alone take {base:.0f} MB.")
         print(f"{'':18} {'rows':>10} {'seconds':>8} {'MB':>6} {'more':>6}")
-        for what in ("upload .csv", "checked .csv", "upload .parquet", "history .csv", "history .jsonl.gz", "history .parquet"):
+        histories = ("history .csv", "history .jsonl.gz", "history .parquet")
+        for what in ("upload .csv", "checked .csv", "upload .parquet", *histories):
             kind, suffix = what.split()
             for rows in (SMALL, large):
                 path = Path(folder, f"{kind}-{rows}{suffix}")
