@@ -17,7 +17,7 @@ import logging
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -86,14 +86,36 @@ def target_path(name: str, path: str | ObjectStoragePath) -> ObjectStoragePath:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     try:
-        return storage_path(path)
+        target = storage_path(path)
     except FileUnreadableError as error:
         raise ValueError(f"{name}: {error}.") from None
+    except ValueError:
+        raise ValueError(f"{name}: Airflow knows no storage for {str(path)!r:.300}.") from None
+    try:
+        if file_format(str(path))[0] is FileFormat.PARQUET:
+            _pyarrow()
+        # Opens no file, but needs what opens one.
+        target.fs  # noqa: B018
+    except FileUnreadableError as error:
+        raise ValueError(f"{name}: {error}") from None
+    except (ValueError, ImportError) as error:
+        raise ValueError(
+            f"{name}: {str(path)!r:.200} cannot be opened ({type(error).__name__}). {_not_installed(target)}"
+        ) from None
+    return target
 
 
-def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
+def _not_installed(path: ObjectStoragePath) -> str:
+    storage = path.protocol or "file"
+    return f"Perhaps Airflow's provider of its storage ({storage}) is not installed where this task runs."
+
+
+def read_rows(path: ObjectStoragePath, column: str | None = None) -> Iterator[Mapping[Any, Any]]:
     """
     Yield the rows of a file.
+
+    :param path: The file.
+    :param column: A column that a CSV or Parquet file must have, also if it has no rows.
 
     Those of a CSV file, whose first line names the columns, are texts. A row of a CSV file that has more fields than
     the first line has them under the key ``None``.
@@ -102,7 +124,7 @@ def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
     :raises OSError: The file cannot be opened or read.
     """
     found, is_compressed = file_format(str(path))
-    reader = {FileFormat.CSV: _read_csv, FileFormat.JSON_LINES: _read_json_lines, FileFormat.PARQUET: _read_parquet}
+    readers = {FileFormat.CSV: _read_csv, FileFormat.JSON_LINES: _read_json_lines, FileFormat.PARQUET: _read_parquet}
     number = 0
 
     def unreadable(problem: str) -> FileUnreadableError:
@@ -114,7 +136,7 @@ def read_rows(path: ObjectStoragePath) -> Iterator[Mapping[Any, Any]]:
         if is_compressed:
             file = stack.enter_context(gzip.GzipFile(fileobj=file))
         try:
-            for number, row in enumerate(reader[found](file), start=1):  # noqa: B007  it is in the message
+            for number, row in enumerate(readers[found](file, column), start=1):  # noqa: B007  it is in the message
                 yield row
         except FileUnreadableError as error:
             raise unreadable(str(error)) from None
@@ -147,19 +169,17 @@ def _open_to_read(path: ObjectStoragePath) -> Any:
             "map the task over its files."
         ) from None
     except (ValueError, ImportError) as error:
-        storage = path.protocol or "file"
         raise FileUnreadableError(
-            f"{str(path)!r:.200} cannot be opened ({type(error).__name__}). Perhaps Airflow's provider of its storage "
-            f"({storage}) is not installed where this task runs."
+            f"{str(path)!r:.200} cannot be opened ({type(error).__name__}). {_not_installed(path)}"
         ) from None
 
 
-def _read_csv(file: Any) -> Iterator[Mapping[Any, Any]]:
+def _read_csv(file: Any, column: str | None) -> Iterator[Mapping[Any, Any]]:
     lines = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
     # As spreadsheets write empty rows, and empty columns on the right.
     rows = (line for line in lines if any(map(str.strip, line)))
     names = next(rows, [])
-    _check_names(name for name in names if name.strip())
+    _check_names([name for name in names if name.strip()], column)
     unnamed = [place for place, name in enumerate(names) if not name.strip()]
     for values in rows:
         if len(unnamed) > 1 and any(values[place].strip() for place in unnamed if place < len(values)):
@@ -170,7 +190,9 @@ def _read_csv(file: Any) -> Iterator[Mapping[Any, Any]]:
         yield row
 
 
-def _check_names(names: Iterable[str]) -> None:
+def _check_names(names: Collection[str], column: str | None) -> None:
+    if column is not None and column not in names:
+        raise FileUnreadableError(f"it has no column {column!r:.80}; exclude_column says which it is")
     if any(count > 1 for count in Counter(names).values()):
         raise FileUnreadableError("two of its columns have the same name")
 
@@ -182,7 +204,7 @@ def _json_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_json_lines(file: Any) -> Iterator[Mapping[Any, Any]]:
+def _read_json_lines(file: Any, column: str | None) -> Iterator[Mapping[Any, Any]]:
     for line in io.TextIOWrapper(file, encoding="utf-8-sig"):
         if line.strip():
             row = json.loads(line, object_pairs_hook=_json_object)
@@ -191,12 +213,12 @@ def _read_json_lines(file: Any) -> Iterator[Mapping[Any, Any]]:
             yield row
 
 
-def _read_parquet(file: Any) -> Iterator[Mapping[Any, Any]]:
+def _read_parquet(file: Any, column: str | None) -> Iterator[Mapping[Any, Any]]:
     pyarrow, parquet = _pyarrow()
     try:
         # Without a buffer and with threads, it reads all columns of a row group, which may be the whole file, at once.
         reader = parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        _check_names(reader.schema_arrow.names)
+        _check_names(reader.schema_arrow.names, column)
         for batch in reader.iter_batches(batch_size=_ROWS_AT_A_TIME, use_threads=False):
             yield from _rows_of(batch, pyarrow)
     except pyarrow.ArrowException:

@@ -4,7 +4,8 @@
 The task *plan* checks the campaign, and says how many people a start would phone, when, and until when. The run waits
 until someone approves that in Airflow's UI, under *Required Actions*; a notifier says that it waits. The start phones
 at most as many people as were approved: if contacts were added meanwhile, it fails, and nobody is phoned. A rejection
-skips the start. If nobody decides within a day, the run fails, and nobody is phoned either.
+skips the start. If nobody decides within a day, the run fails, and nobody is phoned either. A backfill of chosen tasks
+(Airflow 3.4) skips the approval, if it is not among them.
 """
 
 from datetime import timedelta
@@ -46,9 +47,10 @@ with DAG(
         task_id="approval",
         subject="Start campaign {{ params.campaign_id }}?",
         body="""{% set plan = ti.xcom_pull(task_ids='plan') -%}
-            This phones {{ plan['contacts'] }} people of {{ plan['name'] }},
-            {{ 'from ' + plan['starts_at'] + ' on' if plan['starts_at'] else 'as soon as you approve' }}.
-            {{ 'No start is sent after ' + plan['closes_at'] + '.' if plan['closes_at'] else '' }}""",
+            This phones {{ plan['contacts'] or 'an unknown number of' }} people of {{ plan['name'] or 'the campaign' }}
+            {{ 'from ' + plan['starts_at'] + ' on.' if plan['starts_at'] else 'as soon as you approve.' }}
+            {{ 'Its calling hours close at ' + plan['closes_at'] + '. Approved later, it starts when they open again.'
+            if plan['closes_at'] else '' }} Times are in UTC.""",
         notifiers=[NotifyApprovers("A campaign waits for approval: {{ dag.dag_id }}, {{ run_id }}")],
     )
     start = StartCampaignOperator(

@@ -33,6 +33,9 @@ from airflow_provider_voicegenie.api.settings import ClientSettings
 
 log = logging.getLogger(__name__)
 
+#: Seconds of a wait for the rate limit after which its caller is asked whether it may go on.
+_LONGEST_SLEEP = 0.25
+
 Result = TypeVar("Result")
 
 
@@ -89,8 +92,8 @@ class VoiceGenieClient:
             with the previous error.
         :param on_sending: Called once the connection is made, right before any of the request is sent: from then on,
             the service may act on it. If it raises, nothing is sent, and that is raised here.
-        :param while_waiting: Called several times a second while the connection is made or the response awaited. If it
-            raises, that ends; a request that was not sent by then is never sent.
+        :param while_waiting: Called several times a second while the rate limit is waited for, the connection is made,
+            or the response awaited. If it raises, that ends; a request that was not sent by then is never sent.
         :raises VoiceGenieError: There is no good response.
         :raises ValueError: The body of the request cannot be written as JSON.
         """
@@ -100,7 +103,7 @@ class VoiceGenieClient:
         previous: VoiceGenieError | None = None
         for attempt in self._attempts(max_attempts or self.settings.max_attempts):
             with attempt:
-                self._wait_for_limit(request)
+                self._wait_for_limit(request, while_waiting)
                 if before_attempt is not None:
                     before_attempt(previous)
                 try:
@@ -165,13 +168,17 @@ class VoiceGenieClient:
         template = self.settings.campaign_url
         return template and template.replace("{campaign_id}", quote(campaign_id, safe=""))
 
-    def _wait_for_limit(self, request: Request[Any]) -> None:
+    def _wait_for_limit(self, request: Request[Any], while_waiting: Callable[[], None] | None) -> None:
         delay = self.limiter.reserve(time.monotonic())
         if request.per_minute is not None:
             own = self._limiters.setdefault(request.name, RateLimiter(request.per_minute))
             delay = max(delay, own.reserve(time.monotonic()))
         if delay > 0:
             log.info("%s: waiting %.1f s to stay within the rate limit.", request, delay)
+            while while_waiting is not None and delay > _LONGEST_SLEEP:
+                while_waiting()
+                self._sleep(_LONGEST_SLEEP)
+                delay -= _LONGEST_SLEEP
             self._sleep(delay)
 
     def _heed(self, response: Response, now: float) -> None:

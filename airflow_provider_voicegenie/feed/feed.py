@@ -517,6 +517,19 @@ class Subscription(Interest):
                 self._update = self._context.run(self._on_response, unreadable, in_full, now)
             except Exception as second:  # noqa: BLE001  one subscriber's error is its own
                 self._failure = second
+        self._deliver_if_awaited()
+
+    def show(self, update: object) -> None:
+        """
+        Make an update of the subscriber's own, unless it has not taken its last one yet.
+
+        :param update: Anything but ``None``.
+        """
+        if self._update is None and not self.is_over:
+            self._update = update
+            self._deliver_if_awaited()
+
+    def _deliver_if_awaited(self) -> None:
         if self._has_update and self._waiter is not None and not self._waiter.done():
             self._deliver(self._waiter)
 

@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, get_curren
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.memory import Memory
-from airflow_provider_voicegenie.rules.calling_hours import CallingHours, read_calling_hours
+from airflow_provider_voicegenie.rules.calling_hours import AtClosing, CallingHours, read_at_closing, read_calling_hours
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
     Finding,
@@ -24,6 +24,8 @@ from airflow_provider_voicegenie.rules.outcomes import (
     apply_outcome,
 )
 from airflow_provider_voicegenie.rules.parameters import (
+    NOT_GIVEN,
+    NotGiven,
     check_flags,
     is_template,
     read_flag,
@@ -31,6 +33,7 @@ from airflow_provider_voicegenie.rules.parameters import (
     read_optional_seconds,
     read_percent,
     read_rendered_number,
+    read_whole_number,
 )
 from airflow_provider_voicegenie.waiting.deferral import default_deferrable, was_ended_by_airflow
 
@@ -92,9 +95,12 @@ class StartCampaignOperator(CampaignTask):
         open; checked right before the start is sent. Any time by default. With the outcome *wait* for
         ``OUTSIDE_CALLING_HOURS``, the task waits until they open, 14 days at most, and begins anew then: it reads the
         campaign, and all guards hold.
+    :param at_closing: What to do when the calling hours close while the campaign runs. ``pause`` pauses it, which is
+        the condition ``CALLING_HOURS_OVER``; it needs ``wait_for_completion``, and is the default then, if there are
+        calling hours. ``go_on`` does nothing. Windows that adjoin or overlap are one.
     :param max_contacts: How many contacts the campaign may have at most. More, or a number that the service does not
-        say, is the condition ``TOO_MANY_CONTACTS``. No limit by default. A template may give the number that somebody
-        has approved; if it gives no number, the task fails. (templated)
+        say, is the condition ``TOO_MANY_CONTACTS``. No limit if it is left out. A template may give the number that
+        somebody has approved; if it gives no number, or ``None``, the task fails. (templated)
     :param check_only: Whether to do everything but the start: the reads and guards apply, the log says whom the start
         would phone, and nothing is sent or waited for. In XCom, ``check_only`` is true then, ``started_by_task`` is
         false, and the plan is there: ``contacts`` (how many people the start would phone), ``name`` (the campaign's),
@@ -126,6 +132,14 @@ class StartCampaignOperator(CampaignTask):
     :param min_success_rate: Percentage (0 to 100) of successful calls among the finished ones, below which a completed
         campaign is the condition ``SUCCESS_RATE_TOO_LOW``. If the statistics cannot be read within some minutes, the
         outcome of that error applies. Needs ``wait_for_completion``.
+    :param stop_after_calls: Once so many calls have finished, the campaign is paused, and the condition
+        ``CALL_LIMIT_REACHED`` holds, a success by default. A call has finished if the service counts it as completed or
+        as failed. It is exceeded by the calls that finish until the next look, and by those in progress. No limit by
+        default. Needs ``wait_for_completion``.
+    :param judge_success_rate_after: After so many finished calls, ``min_success_rate`` is judged while the campaign
+        runs, too: below it, the campaign is paused, and the condition ``SUCCESS_RATE_TOO_LOW`` holds. From then on,
+        each look takes one more request (``GET /getCampaignStats/{id}``), whose numbers may be 30 seconds old. Not
+        before the end by default.
     :raises ValueError: An argument is wrong; raised when the DAG is parsed.
     """
 
@@ -143,7 +157,8 @@ class StartCampaignOperator(CampaignTask):
         voicegenie_conn_id: str = "voicegenie_default",
         outcomes: Mapping[Condition | str, Outcome | str] | None = None,
         calling_hours: CallingHours | Iterable[CallingHours] | None = None,
-        max_contacts: int | str | XComArg | None = None,
+        at_closing: AtClosing | str | None = None,
+        max_contacts: int | str | XComArg | NotGiven = NOT_GIVEN,
         check_only: bool | str | XComArg = False,
         read_quota: bool = False,
         start_in_backfill: bool = False,
@@ -155,6 +170,8 @@ class StartCampaignOperator(CampaignTask):
         pause_on_kill: bool = True,
         stall_timeout: timedelta | float | None = None,
         min_success_rate: float | None = None,
+        stop_after_calls: int | None = None,
+        judge_success_rate_after: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -173,14 +190,17 @@ class StartCampaignOperator(CampaignTask):
         )
         if not wait_for_completion:
             _refuse_limits_of_a_wait(
-                completion_timeout=completion_timeout, stall_timeout=stall_timeout, min_success_rate=min_success_rate
+                completion_timeout=completion_timeout,
+                stall_timeout=stall_timeout,
+                min_success_rate=min_success_rate,
+                stop_after_calls=stop_after_calls,
+                judge_success_rate_after=judge_success_rate_after,
             )
         self.calling_hours = read_calling_hours(calling_hours)
-        if not (max_contacts is None or is_template(max_contacts)):
+        self.at_closing = read_at_closing(at_closing, self.calling_hours, is_followed=wait_for_completion)
+        if not (max_contacts is NOT_GIVEN or is_template(max_contacts)):
             read_rendered_number("max_contacts", max_contacts, minimum=0)
         self.max_contacts = max_contacts
-        #: Whether the author gave a limit. If it renders to nothing, nothing is started.
-        self.limits_contacts = max_contacts is not None
         if not is_template(check_only):
             read_flag("check_only", check_only)
         self.check_only = check_only
@@ -196,6 +216,10 @@ class StartCampaignOperator(CampaignTask):
         self.pause_on_kill = pause_on_kill
         self.stall_timeout = read_optional_seconds("stall_timeout", stall_timeout)
         self.min_success_rate = read_percent("min_success_rate", min_success_rate)
+        if judge_success_rate_after is not None and min_success_rate is None:
+            raise ValueError("judge_success_rate_after needs min_success_rate, below which the campaign is paused.")
+        self.stop_after_calls = _read_optional_number("stop_after_calls", stop_after_calls)
+        self.judge_success_rate_after = _read_optional_number("judge_success_rate_after", judge_success_rate_after)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the campaign, wait for it if asked to, and return the XCom value described in the class docstring."""
@@ -253,6 +277,10 @@ class StartCampaignOperator(CampaignTask):
                 "campaign in the VoiceGenie dashboard, and pause it if it must not go on."
             )
         return self._begin(context, self._hook, memory)
+
+
+def _read_optional_number(name: str, value: object) -> int | None:
+    return None if value is None else read_whole_number(name, value, minimum=1)
 
 
 def _refuse_limits_of_a_wait(**limits: object) -> None:

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.memory import Memory
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
-from airflow_provider_voicegenie.rules.file_formats import check_literal_path, is_path, is_path_template
+from airflow_provider_voicegenie.rules.file_formats import are_paths, check_literal_path, is_path, is_path_template
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
     Finding,
@@ -21,7 +21,7 @@ from airflow_provider_voicegenie.rules.outcomes import (
     TaskKind,
     apply_outcome,
 )
-from airflow_provider_voicegenie.rules.parameters import check_flags, read_whole_number
+from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN, NotGiven, check_flags, read_whole_number
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
@@ -90,17 +90,17 @@ def _for_airflow(contacts: Any) -> Any:
         return _HiddenRows(rows) if _is_rows(rows) else contacts
     if callable(contacts):
         return contacts
-    if isinstance(contacts, list | tuple) and contacts and all(map(_is_path_or_template, contacts)):
+    if _is_list_of_paths(contacts):
         return [_for_airflow(each) for each in contacts]
     return _HiddenRows(contacts) if _is_rows(contacts) else _Hidden(contacts)
 
 
-def _is_path_or_template(value: object) -> bool:
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
-
-    if isinstance(value, str):
-        return is_path(value) or is_path_template(value)
-    return isinstance(value, os.PathLike | ObjectStoragePath)
+def _is_list_of_paths(value: object) -> bool:
+    try:
+        return are_paths(value)
+    except ValueError:
+        # It is refused where it is read.
+        return False
 
 
 def _is_rows(value: object) -> bool:
@@ -181,7 +181,8 @@ class UploadContactsOperator(CampaignTask):
         are possible but not valid are counted in a warning, and all are sent in E.164, such as ``+919812345678``. By
         default, numbers are sent as they are written, and equal digits make equal numbers.
     :param exclude: People who must not be called: a path or a list of paths, in the same forms as ``contacts``, or
-        rows. Their numbers are read as those of the contacts are. ``None`` for nobody. (Paths are templated.)
+        rows. Their numbers are read as those of the contacts are. Leave it out if anybody may be called. (Paths are
+        templated.)
     :param exclude_column: The column of the phone numbers in ``exclude``.
     :param rejected_path: A file for the rows that are not sent, with the columns ``row_number``, ``why``
         (``rejected``, ``duplicate`` or ``excluded``), ``reason``, and those of the row; in the format that its end
@@ -210,7 +211,7 @@ class UploadContactsOperator(CampaignTask):
         contacts: Sequence[Mapping[str, Any]] | str | os.PathLike[str] | ObjectStoragePath | XComArg,
         columns: Mapping[str, str] | None = None,
         region: str | None = None,
-        exclude: Sequence[Any] | str | os.PathLike[str] | ObjectStoragePath | XComArg | None = None,
+        exclude: Sequence[Any] | str | os.PathLike[str] | ObjectStoragePath | XComArg | NotGiven = NOT_GIVEN,
         exclude_column: str = "phone_number",
         rejected_path: str | ObjectStoragePath | None = None,
         voicegenie_conn_id: str = "voicegenie_default",
@@ -222,8 +223,6 @@ class UploadContactsOperator(CampaignTask):
     ) -> None:
         self.contacts = contacts
         self.exclude = exclude
-        #: Whether the author gave a list. If it renders to nothing, it is missing.
-        self.excludes_people = exclude is not None
         super().__init__(
             campaign_id=campaign_id,
             voicegenie_conn_id=voicegenie_conn_id,
@@ -235,10 +234,15 @@ class UploadContactsOperator(CampaignTask):
         for name, rows in (("contacts", contacts), ("exclude", exclude)):
             if isinstance(rows, list | tuple):
                 _check_no_references(name, rows)
-        if exclude is not None:
-            for each in self.excluded_people if _is_rows(self.excluded_people) else [self.excluded_people]:
-                if isinstance(each, str):
-                    check_literal_path("exclude", each)
+        if exclude is None:
+            raise ValueError("exclude: None says nothing. Leave it out if anybody may be called.")
+        try:
+            paths: Any = exclude if are_paths(exclude) else [exclude]
+        except ValueError as error:
+            raise ValueError(f"exclude: {error}") from None
+        for each in paths:
+            if isinstance(each, str):
+                check_literal_path("exclude", each)
         if rejected_path is not None:
             check_literal_path("rejected_path", rejected_path)
         # Made only to refuse wrong arguments now; a try makes its own.
@@ -276,7 +280,7 @@ class UploadContactsOperator(CampaignTask):
 
     @exclude.setter
     def exclude(self, value: Any) -> None:
-        self._exclude = None if value is None else _for_airflow(value)
+        self._exclude = value if value is None or value is NOT_GIVEN else _for_airflow(value)
 
     @property
     def excluded_people(self) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -31,6 +32,15 @@ _MIDNIGHT_AT_THE_END = re.compile(r"\s*24(?![0-9])|\s*24(00){1,2}\s*$")
 DAYS_AHEAD = 14
 
 
+class AtClosing(StrEnum):
+    """What a task that follows its campaign does when the calling hours close."""
+
+    #: It pauses the campaign.
+    PAUSE = "pause"
+    #: Nothing: the campaign calls on.
+    GO_ON = "go_on"
+
+
 @dataclass(frozen=True, init=False)
 class CallingHours(Prerequisite):
     """
@@ -45,8 +55,7 @@ class CallingHours(Prerequisite):
 
     Guards the start itself as ``StartCampaignOperator(calling_hours=...)``, and is waited for as one of
     ``CampaignReadySensor(prerequisites=[...])``. For several windows, give several of these in a list; one of them has
-    to be open. It limits when a campaign is *started*; a campaign that runs on past ``end`` is for
-    :class:`~airflow_provider_voicegenie.operators.campaign.PauseCampaignOperator` to stop.
+    to be open. A task that follows its campaign pauses it at ``end``, see ``at_closing`` of that operator.
 
     :param start: A ``datetime.time`` without time zone, or a text: ``"09"``, ``"09:00"``, ``"09:00:00"`` (also with a
         fraction of the second), ``"0900"`` or ``"090000"``. Anything else, such as ``"09.30"``, is refused.
@@ -220,6 +229,32 @@ def _as_one(hours: Sequence[CallingHours]) -> CallingHours:
     return replace(first, alternatives=(*first.alternatives, *others)) if others else first
 
 
+def read_at_closing(value: object, hours: Sequence[CallingHours], *, is_followed: bool) -> AtClosing:
+    """
+    Return what a task does when its calling hours close; by default it pauses the campaign, if it can.
+
+    :param value: As the DAG author wrote it; ``None`` for the default.
+    :param hours: The task's calling hours.
+    :param is_followed: Whether the task waits for completion.
+    :raises ValueError: It is something else, or cannot be done.
+    """
+    if value is None:
+        return AtClosing.PAUSE if hours and is_followed else AtClosing.GO_ON
+    known = {each.value: each for each in AtClosing}
+    if not isinstance(value, str) or value not in known:
+        hint = did_you_mean(value, known)
+        raise ValueError(f"at_closing must be one of {', '.join(known)}; got {value!r:.80}. {hint}".rstrip())
+    if known[value] is not AtClosing.GO_ON:
+        if not hours:
+            raise ValueError(f"at_closing={value!r} needs calling_hours, which say when they close.")
+        if not is_followed:
+            raise ValueError(
+                f"at_closing={value!r}: only a task that follows its campaign can pause it. Add "
+                "wait_for_completion=True, or let a PauseCampaignOperator do it, in a DAG that is scheduled for then."
+            )
+    return known[value]
+
+
 def with_one_open(prerequisites: Iterable[Prerequisite]) -> list[Prerequisite]:
     """
     Return prerequisites, several calling hours of which have become one: it is enough that one of them is open.
@@ -257,19 +292,33 @@ def next_closing(hours: Sequence[CallingHours], since: datetime) -> datetime | N
     """
     Return when people may not be phoned any more, in UTC; ``None`` if they may for :data:`DAYS_AHEAD` days.
 
+    :param hours: The calling hours; empty for any time.
+    :param since: A time with time zone.
+    """
+    if not is_open(hours, since):
+        return since.astimezone(UTC)
+    return next((closes for _, closes in open_times(hours, since)), None)
+
+
+def open_times(hours: Sequence[CallingHours], since: datetime) -> Iterator[tuple[datetime, datetime | None]]:
+    """
+    Give the times within which people may be phoned, in UTC, within :data:`DAYS_AHEAD` days.
+
     Windows that adjoin are one, also if one ends with the last microsecond before the next.
 
     :param hours: The calling hours; empty for any time.
     :param since: A time with time zone.
+    :returns: When each opens and closes; ``None`` if it does not close within these days.
     """
-    return next(
-        (
-            moment
-            for moment in _moments(hours, since)
-            if not is_open(hours, moment) and not is_open(hours, moment + _LEAST_GAP)
-        ),
-        None,
-    )
+    opens: datetime | None = None
+    for moment in _moments(hours, since):
+        if is_open(hours, moment):
+            opens = opens or moment
+        elif opens is not None and not is_open(hours, moment + _LEAST_GAP):
+            yield opens, moment
+            opens = None
+    if opens is not None:
+        yield opens, None
 
 
 def _moments(hours: Sequence[CallingHours], since: datetime) -> list[datetime]:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 #: In words.
@@ -53,6 +54,21 @@ def is_path_template(text: str) -> bool:
     """Say whether a text may become a path if Airflow renders it; what begins like JSON or has lines may be rows."""
     rest = _BLOCKS.sub("", text)
     return rest != text and rest.isprintable() and not rest.lstrip().startswith(("[", "{"))
+
+
+def are_paths(value: object) -> bool:
+    """
+    Say whether a value is a list of paths, and not of rows.
+
+    :param value: A list of texts and path objects, or anything else.
+    :raises ValueError: It has both.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
+        return False
+    kinds = {isinstance(each, str | os.PathLike) or hasattr(each, "protocol") for each in value}
+    if len(kinds) > 1:
+        raise ValueError("it must be a list of paths or a list of rows, and has both.")
+    return kinds == {True}
 
 
 def check_literal_path(name: str, value: object) -> None:

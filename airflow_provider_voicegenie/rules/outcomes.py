@@ -67,6 +67,8 @@ class Condition(StrEnum):
     CAMPAIGN_PAUSED = "CAMPAIGN_PAUSED"
     CAMPAIGN_STALLED = "CAMPAIGN_STALLED"
     SUCCESS_RATE_TOO_LOW = "SUCCESS_RATE_TOO_LOW"
+    CALLING_HOURS_OVER = "CALLING_HOURS_OVER"
+    CALL_LIMIT_REACHED = "CALL_LIMIT_REACHED"
     BACKFILL_RUN = "BACKFILL_RUN"
     RUN_TOO_LATE = "RUN_TOO_LATE"
     OUTSIDE_CALLING_HOURS = "OUTSIDE_CALLING_HOURS"
@@ -142,6 +144,8 @@ _DEFAULTS: Mapping[Condition, tuple[Outcome | None, ...]] = {
     _C.CAMPAIGN_PAUSED: (_WAIT, None, None, _WAIT, None, None),
     _C.CAMPAIGN_STALLED: (_FAIL, None, None, _FAIL, None, None),
     _C.SUCCESS_RATE_TOO_LOW: (_FAIL, None, None, _FAIL, None, None),
+    _C.CALLING_HOURS_OVER: (_FAIL, None, None, None, None, None),
+    _C.CALL_LIMIT_REACHED: (_SUCCEED, None, None, None, None, None),
     _C.BACKFILL_RUN: (_SKIP, None, None, None, _SKIP, None),
     _C.RUN_TOO_LATE: (_SKIP, None, None, None, None, None),
     _C.OUTSIDE_CALLING_HOURS: (_FAIL, None, None, None, None, None),
@@ -170,7 +174,8 @@ _ENDS_OF_A_WAIT = frozenset(
 
 #: What the author may call a success: what was wanted is already so, or is good enough.
 _MAY_SUCCEED: Mapping[TaskKind, frozenset[Condition]] = {
-    TaskKind.START: _ENDS_OF_A_WAIT | {_C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED},
+    TaskKind.START: _ENDS_OF_A_WAIT
+    | {_C.CALLING_HOURS_OVER, _C.CALL_LIMIT_REACHED, _C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED},
     TaskKind.PAUSE: frozenset({_C.CAMPAIGN_ALREADY_PAUSED, _C.CAMPAIGN_NOT_RUNNING, _C.CAMPAIGN_COMPLETED}),
     TaskKind.READY: frozenset({_C.CAMPAIGN_ALREADY_RUNNING, _C.CAMPAIGN_COMPLETED}),
     TaskKind.COMPLETED: _ENDS_OF_A_WAIT,
@@ -185,7 +190,9 @@ _MAY_SUCCEED: Mapping[TaskKind, frozenset[Condition]] = {
 _NEVER_WAITS = frozenset({_C.INVALID_CAMPAIGN_ID, _C.PREREQUISITE_IMPOSSIBLE, _C.SUCCESS_RATE_TOO_LOW})
 
 _MAY_WAIT: Mapping[TaskKind, frozenset[Condition]] = {
-    TaskKind.START: frozenset({_C.CAMPAIGN_PAUSED, _C.CAMPAIGN_STALLED, _C.OUTSIDE_CALLING_HOURS}),
+    TaskKind.START: frozenset(
+        {_C.CALLING_HOURS_OVER, _C.CAMPAIGN_PAUSED, _C.CAMPAIGN_STALLED, _C.OUTSIDE_CALLING_HOURS}
+    ),
     TaskKind.PAUSE: frozenset(),
     TaskKind.READY: frozenset(Condition) - _NEVER_WAITS,
     TaskKind.COMPLETED: frozenset(Condition) - _NEVER_WAITS,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta
+from enum import Enum
 
 
 def read_seconds(name: str, value: object) -> float:
@@ -54,6 +55,23 @@ def read_whole_number(name: str, value: object, *, minimum: int) -> int:
     return value
 
 
+#: Digits of the largest number that a template may give.
+_MOST_DIGITS = 15
+
+
+class NotGiven(Enum):
+    """A parameter that the author has left out. It is not ``None``, which a template or an upstream task may give."""
+
+    NOT_GIVEN = "not given"
+
+    def __repr__(self) -> str:
+        return "NOT_GIVEN"
+
+
+#: The default of a parameter whose absence means *no limit* or *nobody*.
+NOT_GIVEN = NotGiven.NOT_GIVEN
+
+
 def is_template(value: object) -> bool:
     """Say whether a value may become something else when Airflow renders it: a template, or what a task returns."""
     return (isinstance(value, str) and "{" in value) or hasattr(value, "iter_references")
@@ -69,7 +87,8 @@ def read_rendered_number(name: str, value: object, *, minimum: int) -> int:
     :raises ValueError: It is something else.
     """
     text = value.strip() if isinstance(value, str) else ""
-    return read_whole_number(name, int(text) if text.isdecimal() else value, minimum=minimum)
+    is_number = text.isdecimal() and len(text) <= _MOST_DIGITS
+    return read_whole_number(name, int(text) if is_number else value, minimum=minimum)
 
 
 def read_percent(name: str, value: object) -> float | None:

@@ -8,14 +8,15 @@ No message here quotes a number.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from decimal import Decimal
 from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
 
-from airflow_provider_voicegenie.api.errors import unchained
 from airflow_provider_voicegenie.rules.values import is_blank
 
 #: Digits, with an optional plus in front, and what people put between digits. No line's end: another number may follow.
@@ -38,6 +39,12 @@ _TIME_LIMITS = (24, 59, 60)
 
 #: Of one machine, or of a network or a range of them.
 _IP_ADDRESS = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})(?:[/-][0-9]{1,3})?")
+
+#: What is read of a region: digits, with a plus or a parenthesis in front, and what people put between them.
+_IN_REGION = re.compile(r"[+(0-9](?:[0-9 ()./\-]*[0-9])?")
+#: With a prefix for calls abroad.
+_LONGEST_WRITTEN = 20
+_DASHES = re.compile("[\u2010-\u2015\u2212]")
 
 _IS_NONE = "has a phone number that cannot be one"
 
@@ -71,34 +78,62 @@ class PhoneNumbers:
         :raises NotAContactError: It is none.
         """
         number = _as_text(value)
-        without_parentheses = _PARENTHESES.sub(r"\1", number)
-        digits = digits_of(number)
-        if not _NUMBER.fullmatch(without_parentheses) or not digits.strip("0"):
-            raise NotAContactError(_IS_NONE)
-        if self._region is not None:
-            return self._read_in_region(number)
-        if not _SHORTEST <= len(digits) <= _LONGEST:
-            raise NotAContactError(_IS_NONE)
-        _refuse_what_only_looks_like_one(number)
-        # Which of its separators and zeros count is the service's to say.
-        return number
-
-    def _read_in_region(self, number: str) -> str:
-        # Loads what is known of all countries, and may not be installed.
-        import phonenumbers
-
-        with unchained():
-            try:
-                found = phonenumbers.parse(number, self._region)
-            except phonenumbers.NumberParseException:
-                raise NotAContactError(_IS_NONE) from None
-        if not phonenumbers.is_possible_number(found):
-            raise NotAContactError(f"has a phone number that is not possible in {self._region}")
-        is_valid = phonenumbers.is_valid_number(found)
+        if self._region is None:
+            _check_shape(number)
+            _refuse_what_only_looks_like_one(number)
+            # Which of its separators and zeros count is the service's to say.
+            return number
+        (sent, is_valid), *_ = self._readings_in_region(number)
         if not (is_valid and number.isdecimal() and self._mobile_numbers_have(len(number))):
             _refuse_what_only_looks_like_one(number)
         self.not_valid += not is_valid
-        return phonenumbers.format_number(found, phonenumbers.PhoneNumberFormat.E164)
+        return sent
+
+    def readings(self, value: object) -> list[str]:
+        """
+        Return all phone numbers that somebody may mean: of people who must not be called, none may be missed.
+
+        :param value: The number, as a text or as any number type.
+        :raises NotAContactError: It is none.
+        """
+        number = _as_text(value)
+        if self._region is not None:
+            return [sent for sent, _ in self._readings_in_region(number)]
+        _check_shape(number)
+        return [number]
+
+    def _readings_in_region(self, written: str) -> list[tuple[str, bool]]:
+        """Return each possible reading in E.164, and whether it is valid; the likeliest is the first."""
+        # Loads what is known of all countries, and may not be installed.
+        import phonenumbers
+
+        number = _plain(written)
+        digits = digits_of(number)
+        if (
+            not _IN_REGION.fullmatch(number)
+            or not _SHORTEST <= len(digits) <= _LONGEST_WRITTEN
+            or not digits.strip("0")
+        ):
+            raise NotAContactError(_IS_NONE)
+        country = str(phonenumbers.country_code_for_region(self._region or ""))
+        attempts = [number]
+        if number.startswith("00"):
+            # So dialled in most countries, and written in all.
+            attempts.insert(0, f"+{digits[2:]}")
+        elif number.startswith(country):
+            # A national number has its trunk prefix in front.
+            attempts.insert(0, f"+{digits}")
+        readings: dict[str, bool] = {}
+        for attempt in attempts:
+            with suppress(phonenumbers.NumberParseException):
+                found = phonenumbers.parse(attempt, self._region)
+                sent = phonenumbers.format_number(found, phonenumbers.PhoneNumberFormat.E164)
+                reason = phonenumbers.is_possible_number_with_reason(found)
+                if reason == phonenumbers.ValidationResult.IS_POSSIBLE and len(digits_of(sent)) >= _SHORTEST:
+                    readings[sent] = phonenumbers.is_valid_number(found)
+        if not readings:
+            raise NotAContactError(f"has a phone number that is not possible in {self._region}")
+        return sorted(readings.items(), key=lambda reading: not reading[1])
 
     def _mobile_numbers_have(self, digits: int) -> bool:
         """Say how long mobile numbers are: if it is eight digits, some can be read as dates."""
@@ -106,6 +141,20 @@ class PhoneNumbers:
 
         example = phonenumbers.example_number_for_type(self._region, phonenumbers.PhoneNumberType.MOBILE)
         return example is not None and len(str(example.national_number)) == digits
+
+
+def _check_shape(number: str) -> None:
+    digits = digits_of(number)
+    is_one = _NUMBER.fullmatch(_PARENTHESES.sub(r"\1", number)) and _SHORTEST <= len(digits) <= _LONGEST
+    if not is_one or not digits.strip("0"):
+        raise NotAContactError(_IS_NONE)
+
+
+def _plain(number: str) -> str:
+    """Return a number without what pages, spreadsheets and phones put around it."""
+    text = "".join(each for each in unicodedata.normalize("NFKC", number) if unicodedata.category(each) != "Cf")
+    text = _DASHES.sub("-", text).strip().removeprefix("'").removeprefix("tel:")
+    return re.sub(r"^\(?\+\s*([0-9]+)\)?", r"+\1", text)
 
 
 def digits_of(number: str) -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import os
 import pkgutil
 import sys
@@ -233,7 +232,7 @@ class HasContacts(Prerequisite):
 
     def __post_init__(self) -> None:
         for name in self.template_fields:
-            value = getattr(self, name)
+            value = _no_output(f"HasContacts: {name}", getattr(self, name))
             if not (is_template(value) or (value is None and name == "maximum")):
                 object.__setattr__(self, name, read_rendered_number(f"HasContacts: {name}", value, minimum=1))
         if isinstance(self.minimum, int) and isinstance(self.maximum, int) and self.maximum < self.minimum:
@@ -242,11 +241,16 @@ class HasContacts(Prerequisite):
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Compare the number of contacts."""
         count = campaign.total_count or 0
+        _check_rendered(self)
         if count < int(self.minimum):
             return Check.waiting("no contacts" if not count else f"{count} of {self.minimum} contacts")
         if self.maximum is not None and count > int(self.maximum):
             return Check.waiting(f"{count} contacts, at most {self.maximum} wanted")
         return Check.met()
+
+
+#: More than any account has.
+_LARGEST_AMOUNT = 1e15
 
 
 @dataclass(frozen=True)
@@ -274,13 +278,14 @@ class HasQuota(Prerequisite):
                 "HasQuota: say how much must be left, such as HasQuota(calls=1000) or HasQuota(minutes=500)."
             )
         for name in self.template_fields:
-            value = getattr(self, name)
+            value = _no_output(f"HasQuota: {name}", getattr(self, name))
             if not (value is None or is_template(value)):
                 object.__setattr__(self, name, _read_amount(f"HasQuota: {name}", value))
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Compare what is left."""
         quota = campaign.quota
+        _check_rendered(self)
         left = {
             "calls": (self.calls, None if quota is None else quota.calls_remaining),
             "minutes": (self.minutes, None if quota is None else quota.minutes_remaining),
@@ -293,13 +298,29 @@ class HasQuota(Prerequisite):
         return Check.waiting(", ".join(missing)) if missing else Check.met()
 
 
+def _no_output(name: str, value: object) -> object:
+    if hasattr(value, "iter_references"):
+        raise ValueError(
+            f"{name} cannot be the output of a task. Write \"{{{{ ti.xcom_pull(task_ids='plan')['contacts'] }}}}\", "
+            "and say which task comes first: plan >> ready."
+        )
+    return value
+
+
+def _check_rendered(prerequisite: Prerequisite) -> None:
+    """Refuse a template that nobody has rendered: what it stands for is not there."""
+    for name in prerequisite.template_fields:
+        if is_template(value := getattr(prerequisite, name)):
+            raise ValueError(f"{type(prerequisite).__name__}: the template of {name}, {value!r:.80}, was not rendered.")
+
+
 def _read_amount(name: str, value: object) -> float:
     """Return a number above 0, which a template may have made, so that it may be a text."""
     amount = value
     if isinstance(value, str):
         with suppress(ValueError):
             amount = float(value)
-    if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 < amount < math.inf:
+    if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 < amount < _LARGEST_AMOUNT:
         raise ValueError(f"{name} must be a number above 0; got {value!r:.80}.")
     return amount
 

@@ -291,13 +291,6 @@ class CampaignReadySensor(_CampaignSensor):
             # Airflow 2 has the DAG folder on the import path of every process.
             check_importable(self.prerequisites, None if _AIRFLOW < (3,) else conf.get("core", "dags_folder"))
 
-    def render_template_fields(self, context: Context, jinja_env: Any = None) -> None:
-        """Render the templates, also those in the prerequisites."""
-        super().render_template_fields(context, jinja_env)
-        self.prerequisites = [
-            each.rendered(lambda value: self.render_template(value, context, jinja_env)) for each in self.prerequisites
-        ]
-
     def _watch_class(self) -> type[Watch]:
         from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
 
@@ -306,7 +299,9 @@ class CampaignReadySensor(_CampaignSensor):
     def _watch_arguments(
         self, context: Context, seen: Mapping[str, Any] | None, *, are_stored: bool = False
     ) -> dict[str, Any]:
-        return {"prerequisites": [list(each.serialize()) if are_stored else each for each in self.prerequisites]}
+        # Not with the other templates: Airflow renders those of a mapped task by a way of its own.
+        wanted = [each.rendered(lambda value: self.render_template(value, context)) for each in self.prerequisites]
+        return {"prerequisites": [list(each.serialize()) if are_stored else each for each in wanted]}
 
 
 class CampaignCompletedSensor(_CampaignSensor):

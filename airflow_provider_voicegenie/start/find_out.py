@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus
 from airflow_provider_voicegenie.metrics import count_start
+from airflow_provider_voicegenie.rules.calling_hours import AtClosing, next_closing
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, apply_outcome
 from airflow_provider_voicegenie.start.evidence import TookEffect, took_effect_by_statistics, took_effect_by_status
 from airflow_provider_voicegenie.start.guards import describe_contacts
@@ -163,10 +164,10 @@ def describe_status(campaign: Campaign) -> str:
 
 def log_start(own: OwnStart, before: Campaign, status: CampaignStatus) -> None:
     """Say in the log that the campaign was started, and whom it phones."""
+    more = "" if own.task.wait_for_completion else " The task does not wait for its end."
+    hours = own.task.calling_hours
+    if hours and own.task.at_closing is AtClosing.GO_ON and (closes := next_closing(hours, datetime.now(UTC))):
+        more += f" Its calling hours close on {hours[0].local_time(closes)}, and nobody pauses it then."
     log.info(
-        "Campaign %r was started: %s, status %s.%s",
-        own.campaign_id,
-        describe_contacts(before),
-        status.value,
-        "" if own.task.wait_for_completion else " The task does not wait for its end.",
+        "Campaign %r was started: %s, status %s.%s", own.campaign_id, describe_contacts(before), status.value, more
     )

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.rules.calling_hours import describe, is_open
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding
-from airflow_provider_voicegenie.rules.parameters import read_rendered_number
+from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN, read_rendered_number
 from airflow_provider_voicegenie.rules.prerequisites import HasContacts, HasScript, IsStartable, check_readiness
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _campaign(moment: Moment) -> Finding | None:
 
 def _limit(task: Any) -> int | None:
     """Return how many contacts there may be, as it was rendered. A limit that gives no number allows no start."""
-    if not task.limits_contacts:
+    if task.max_contacts is NOT_GIVEN:
         return None
     try:
         return read_rendered_number("max_contacts", task.max_contacts, minimum=0)

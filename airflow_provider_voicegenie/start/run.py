@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
@@ -25,6 +25,7 @@ from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import CampaignStatus, read_time
 from airflow_provider_voicegenie.memory import Memory, note_end_by_user
 from airflow_provider_voicegenie.metrics import time_end
+from airflow_provider_voicegenie.rules.calling_hours import AtClosing, open_times
 from airflow_provider_voicegenie.rules.outcomes import Finding, VoiceGenieRetryException, apply_outcome
 from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase
 from airflow_provider_voicegenie.start.send import Plan, rehearse, start
@@ -39,7 +40,6 @@ from airflow_provider_voicegenie.waiting.watch import End, EndReason
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_voicegenie.api.models import Quota
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class StartRun:
             self._defer(started, deadline)
         watch = self._watch(started)
         with own.reading():
-            end = wait_here(own.hook, watch, poll_interval=task.poll_interval, deadline=deadline)
+            end = wait_here(own.hook, watch, poll_interval=task.poll_interval, deadline=deadline, check=own.kill.check)
         return self._end(started, end or watch.time_is_up(time.time(), EndReason.TIMEOUT))
 
     def _watch_arguments(self, started: Start) -> dict[str, Any]:
@@ -184,7 +184,20 @@ class StartRun:
             "seen": None if started.seen is None else dict(started.seen),
             "min_success_rate": self._task.min_success_rate,
             "statistics_until": execution_deadline(self._context, self._task.execution_timeout),
+            "limits": self._limits(),
         }
+
+    def _limits(self) -> dict[str, Any]:
+        """Return what the campaign may do while it is followed, as plain JSON; empty for anything."""
+        task = self._task
+        numbers = {name: getattr(task, name) for name in ("stop_after_calls", "judge_success_rate_after")}
+        limits: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+        if task.at_closing is not AtClosing.GO_ON:
+            now = datetime.now(UTC)
+            # One that is open has opened before, also by the clock of another machine.
+            times = [(None if opens <= now else opens, closes) for opens, closes in open_times(task.calling_hours, now)]
+            limits["open_times"] = [[each and each.timestamp() for each in window] for window in times]
+        return limits
 
     def _watch(self, started: Start) -> CompletionWatch:
         rules = self._task.outcome_rules.while_waiting()
@@ -307,24 +320,15 @@ class Rehearsal(StartRun):
         while isinstance(plan := self._rehearse(), datetime):
             self._wait_before_start(plan)
         self._own.kill.check()
-        quota = self._quota() if self._task.read_quota else None
         return {
             **self._result(Start(plan.status), {}),
-            **plan.to_json(self._task.calling_hours, quota),
+            **plan.to_json(self._task.calling_hours),
             "check_only": True,
         }
 
     def _rehearse(self) -> Plan | datetime:
         try:
             return rehearse(self._own)
-        except VoiceGenieError as error:
-            apply_outcome(self._task.outcome_rules, Finding.of(error), self._own.campaign_id)
-            raise
-
-    def _quota(self) -> Quota:
-        try:
-            with self._own.reading():
-                return self._own.hook.get_quota()
         except VoiceGenieError as error:
             apply_outcome(self._task.outcome_rules, Finding.of(error), self._own.campaign_id)
             raise

@@ -97,25 +97,26 @@ class Plan(NamedTuple):
     :param status: The campaign's status.
     :param campaign: The campaign as it was just read.
     :param opens: When it would be started, if it would wait for its calling hours.
+    :param quota: What the account may still use, if it was read.
     """
 
     status: str
     campaign: Campaign | None = None
     opens: datetime | None = None
+    quota: Quota | None = None
 
-    def to_json(self, hours: Sequence[CallingHours], quota: Quota | None) -> dict[str, Any]:
+    def to_json(self, hours: Sequence[CallingHours]) -> dict[str, Any]:
         """
         Return what goes to XCom.
 
         :param hours: When people may be phoned; empty for any time.
-        :param quota: What the account may still use, if it was read.
         """
         return {
             "contacts": None if self.campaign is None else self.campaign.total_count,
             "name": None if self.campaign is None else self.campaign.name,
             "starts_at": write_time(self.opens),
             "closes_at": write_time(next_closing(hours, self.opens or datetime.now(UTC))) if hours else None,
-            "quota_left": None if quota is None else quota.calls_remaining,
+            "quota_left": None if self.quota is None else self.quota.calls_remaining,
         }
 
 
@@ -127,7 +128,10 @@ def rehearse(own: OwnStart) -> Plan | datetime:
         return Plan(before.status)
     if not isinstance(before, Campaign):
         return before
-    plan = Plan(before.status.value, before)
+    quota = _read_quota(own) if own.task.read_quota else None
+    if isinstance(quota, datetime | Start):
+        return quota if isinstance(quota, datetime) else Plan(quota.status, before)
+    plan = Plan(before.status.value, before, quota=quota)
     first = ""
     if (finding := first_finding(BEFORE_REHEARSAL, own.moment(campaign=before))) is not None:
         if finding.condition is not Condition.OUTSIDE_CALLING_HOURS:
@@ -145,6 +149,14 @@ def rehearse(own: OwnStart) -> Plan | datetime:
         describe_start(before, own.task.calling_hours, datetime.now(UTC)),
     )
     return plan
+
+
+def _read_quota(own: OwnStart) -> Quota | Start | datetime:
+    try:
+        with own.reading():
+            return own.hook.get_quota(max_attempts=1)
+    except RateLimitError as error:
+        return _refused(own, error, was_start=False)
 
 
 # Before the start.
@@ -332,7 +344,8 @@ class _Sending:
                 started.status_text,
             )
         log_start(own, before, started.status)
-        seen = {"at": time.time(), "completed": before.completed_count, "failed": before.failed_count}
+        counts = {"completed": before.completed_count, "failed": before.failed_count, "total": before.total_count}
+        seen = {"at": time.time(), **counts}
         return Start.by_task(started.status, started.started_at, {**seen, **doubt_pauses(own, before)})
 
     def _on_sending(self) -> None:

@@ -33,8 +33,9 @@ from airflow_provider_voicegenie.files import (
     write_rows,
 )
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
-from airflow_provider_voicegenie.rules.file_formats import file_format, is_path, wrong_end
+from airflow_provider_voicegenie.rules.file_formats import are_paths, file_format, is_path, wrong_end
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
+from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN
 from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, digits_of
 from airflow_provider_voicegenie.transfers.scratch import NumberStore, ScratchSpaceError
 
@@ -52,6 +53,9 @@ _LOOK_INTERVAL = 60.0
 
 #: Rows that are compared at once with what was checked. Of so many, one digest stays in memory.
 _COMPARED_ROWS = 1000
+
+#: Columns that the file of the rows that are not sent has at most. Rows of JSON may each have others.
+_MOST_COLUMNS = 1000
 
 #: How many rejected contacts, and reasons of the service, the log names.
 _NAMED = 5
@@ -132,7 +136,11 @@ class ContactUpload:
         self._source = _read_source("contacts", task.rows_or_path)
         self._columns = ContactColumns(task.columns, task.region)
         self._limit = RejectedLimit(task.max_rejected)
-        self._rejected_path = None if task.rejected_path is None else _read_target(task.rejected_path, self._source)
+        self._rejected_path: ObjectStoragePath | None = None
+        if task.rejected_path is not None:
+            people = task.excluded_people
+            lists = people if isinstance(people, Sequence) and not isinstance(people, str) else [people]
+            self._rejected_path = _read_target(task.rejected_path, [self._source, *lists])
         self._progress = Progress()
         self._rows = 0
         self._not_sent: Counter[Why] = Counter()
@@ -165,6 +173,7 @@ class ContactUpload:
     def _run(self) -> dict[str, Any]:
         self._check_rows()
         if not self._rows:
+            self._write_rejected()
             self._apply(Condition.NO_CONTACTS, "there are no rows, so there is nothing to upload")
         self._read_exclusions()
         rejected = self._not_sent[Why.REJECTED]
@@ -174,6 +183,14 @@ class ContactUpload:
             # Ignore the progress of another version of this provider: the service skips the numbers that it has.
             with suppress(KeyError, TypeError):
                 self._progress = Progress(**before["progress"])
+        elif rows := (before.get("progress") or {}).get("rows"):
+            log.warning(
+                "Campaign %r: the contacts, or who must not be called, have changed since an earlier try, so this one "
+                "begins with the first row. The people in the %s rows that the earlier try has sent stay in the "
+                "campaign.",
+                self._campaign_id,
+                f"{rows:,}",
+            )
         self._look()
         progress = self._progress
         if progress.rows:
@@ -199,7 +216,7 @@ class ContactUpload:
             f"{progress.batches:,}",
             f"{rejected:,}",
             f"{duplicates:,}",
-            "" if not self._task.excludes_people else f", {progress.excluded:,} must not be called",
+            "" if self._task.excluded_people is NOT_GIVEN else f", {progress.excluded:,} must not be called",
             f", and {there:,} were in the campaign already" if there > 0 else "",
         )
         return {
@@ -262,9 +279,9 @@ class ContactUpload:
 
     def _changed_rows(self) -> AirflowFailException:
         return AirflowFailException(
-            f"Campaign {self._campaign_id!r}: contacts have changed since they were checked, and nothing is sent "
-            f"unchecked. {self._sent()} Let nobody write the file while it is uploaded, and clear the task: it checks "
-            "and uploads what is there then."
+            f"Campaign {self._campaign_id!r}: contacts have changed since they were checked, and nothing is sent, or "
+            f"written to rejected_path, unchecked. {self._sent()} Let nobody write the file while it is uploaded, and "
+            "clear the task: it checks and uploads what is there then."
         )
 
     def _check_rows(self) -> None:
@@ -277,8 +294,8 @@ class ContactUpload:
             # Kept by Airflow, so that a later try knows whether it has the same rows.
             self._fingerprint.update(self._digests[-1])
             for row in part:
-                if self._rejected_path is not None and isinstance(row.values, Mapping):
-                    self._names |= dict.fromkeys(map(str, row.values))
+                if self._rejected_path is not None and len(self._names) < _MOST_COLUMNS:
+                    self._names |= dict.fromkeys(_columns(row.values))
                 if isinstance(row.contact, NotSent):
                     self._not_sent[row.contact.why] += 1
                     if row.contact.why is Why.REJECTED and len(problems) < _NAMED:
@@ -320,12 +337,12 @@ class ContactUpload:
 
     def _read_exclusions(self) -> None:
         """Read who must not be called. Without a list that can be read, nothing is sent."""
-        if not self._task.excludes_people:
-            return
         people = self._task.excluded_people
+        if people is NOT_GIVEN:
+            return
         if people is None:
             self._refuse_exclusions("exclude: the template, or the upstream task, gave nothing")
-        for place, each in enumerate(people if _is_list_of_paths(people) else [people], start=1):
+        for place, each in enumerate(self._excluded_lists(people), start=1):
             source = _read_source("exclude", each)
             name = f"exclude: {_name_of(source)}"
             try:
@@ -338,20 +355,32 @@ class ContactUpload:
                 self._refuse_exclusions(f"exclude: {_describe_os_error(source, error)}")
             self._fingerprint.update(b"%d" % place)
 
+    def _excluded_lists(self, people: Any) -> Sequence[Any]:
+        try:
+            return people if are_paths(people) else [people]
+        except ValueError as error:
+            self._refuse_exclusions(f"exclude: {str(error).rstrip('.')}")
+
     def _read_exclusion_list(self, name: str, source: Any) -> None:
         column = self._task.exclude_column
-        rows, readable, has_column = 0, 0, False
-        unreadable: list[int] = []
-        for rows, row in enumerate(_rows_in(source), start=1):
-            has_column = has_column or (isinstance(row, Mapping) and column in row)
+        rows, readable, unreadable = 0, 0, 0
+        has_column = False
+        named: list[int] = []
+        for rows, row in enumerate(_rows_in(source, column), start=1):
+            if not isinstance(row, Mapping):
+                self._refuse_exclusions(f"{name}: row {rows:,} is no mapping, but of type {type(row).__name__}")
+            has_column = has_column or column in row
             try:
-                number = self._columns.numbers.read(row.get(column) if isinstance(row, Mapping) else None)
+                numbers = self._columns.numbers.readings(row.get(column))
             except NotAContactError:
-                unreadable.append(rows)
+                unreadable += 1
+                if len(named) < _NAMED:
+                    named.append(rows)
                 continue
             readable += 1
-            self._numbers.exclude(number)
-            self._fingerprint.update(digits_of(number).encode() + b",")
+            for number in numbers:
+                self._numbers.exclude(number)
+                self._fingerprint.update(digits_of(number).encode() + b",")
         if not rows:
             self._apply(Condition.EXCLUSIONS_MISSING, f"{name} is empty, so nobody says who must not be called")
             return
@@ -366,9 +395,9 @@ class ContactUpload:
                 self._campaign_id,
                 name,
                 f"{rows:,}",
-                f"{len(unreadable):,}",
-                ", ".join(f"{number:,}" for number in unreadable[:_NAMED]),
-                " and others" if len(unreadable) > _NAMED else "",
+                f"{unreadable:,}",
+                ", ".join(f"{number:,}" for number in named),
+                " and others" if unreadable > len(named) else "",
             )
 
     def _refuse_exclusions(self, problem: str) -> NoReturn:
@@ -387,8 +416,7 @@ class ContactUpload:
         if path is None:
             return
         own = ["row_number", "why", "reason"]
-        # A column of the row that has one of these names gets another.
-        names = {name: f"{name} of the row" if name in own else name for name in self._names}
+        names = _unique(own, self._names)
         count = 0
 
         def lines() -> Iterator[list[Any]]:
@@ -396,18 +424,19 @@ class ContactUpload:
             for number, values, contact in self._checked_contacts():
                 if isinstance(contact, NotSent):
                     count += 1
-                    row = {str(name): value for name, value in values.items()} if isinstance(values, Mapping) else {}
+                    row = _columns(values)
                     yield [number, contact.why.value, contact.reason, *(_text(row.get(name)) for name in names)]
 
         types: dict[str, type] = {"row_number": int, **dict.fromkeys([*own[1:], *names.values()], str)}
         try:
             with replacing(path, self._context) as file:
                 write_rows(lines(), types, file, str(path))
-        except OSError as error:
+        except (OSError, ValueError, ImportError) as error:
             if isinstance(error, ScratchSpaceError):
                 raise
+            problem = getattr(error, "strerror", None) or error
             raise VoiceGenieRetryException(
-                f"rejected_path: {str(path)!r:.300} cannot be written ({error.strerror or error}). {self._sent()}"
+                f"rejected_path: {str(path)!r:.300} cannot be written ({problem}). {self._sent()}"
             ) from None
         log.info(
             "Campaign %r: the %s rows that were not sent were written to %s. This file holds personal data.",
@@ -536,15 +565,39 @@ def _is_excluded(row: NumberedRow) -> bool:
     return isinstance(row.contact, NotSent) and row.contact.why is Why.EXCLUDED
 
 
+def _columns(values: Any) -> dict[str, Any]:
+    """Return what is in a row by names that are texts; surplus fields of a CSV file have none."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {"more fields" if name is None else _text(name) or "": value for name, value in values.items()}
+
+
+def _unique(taken: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Return names of columns in a file that has others already."""
+    found: dict[str, str] = {}
+    used = set(taken)
+    for name in names:
+        written = name
+        while written in used:
+            written += " of the row"
+        used.add(written)
+        found[name] = written
+    return found
+
+
 def _text(value: object) -> str | None:
-    """Return what is written of a value of a row that was not sent."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, default=str) if isinstance(value, Mapping | list | tuple) else str(value)
+    """Return what is written of a value of a row that was not sent; it may be the reason why it was not."""
+    if value is None:
+        return None
+    try:
+        text = json.dumps(value, default=str) if isinstance(value, Mapping | list | tuple) else str(value)
+    except (TypeError, ValueError, RecursionError, ArithmeticError):
+        text = f"<a value of type {type(value).__name__}>"
+    return text.encode(errors="backslashreplace").decode()
 
 
-def _rows_in(source: Any) -> Iterable[Any]:
-    return read_rows(source) if isinstance(source, ObjectStoragePath) else source
+def _rows_in(source: Any, column: str | None = None) -> Iterable[Any]:
+    return read_rows(source, column) if isinstance(source, ObjectStoragePath) else source
 
 
 def _name_of(source: Any) -> str:
@@ -561,23 +614,35 @@ def _describe_os_error(source: Any, error: OSError) -> str:
     return f"there is no file {name}"
 
 
-def _is_list_of_paths(value: object) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) > 0
-        and all(isinstance(each, str | ObjectStoragePath) for each in value)
-    )
+def _read_target(path: Any, sources: Iterable[Any]) -> ObjectStoragePath:
+    """
+    Return where the rows that are not sent go.
 
-
-def _read_target(path: Any, source: Any) -> ObjectStoragePath:
+    :param sources: What is read, and must not be replaced.
+    """
     try:
         target = target_path("rejected_path", path)
     except ValueError as error:
         raise AirflowFailException(str(error)) from None
-    if isinstance(source, ObjectStoragePath) and str(target) == str(source):
-        raise AirflowFailException(f"rejected_path: {str(target)!r:.300} is the file of the contacts. Give another.")
+    if any(_place(target) == _place(source) for source in sources if _is_path(source)):
+        raise AirflowFailException(
+            f"rejected_path: {str(target)!r:.300} is a file that this task reads. Give another path."
+        )
     return target
+
+
+def _is_path(source: object) -> bool:
+    return isinstance(source, str | ObjectStoragePath)
+
+
+def _place(path: str | ObjectStoragePath) -> tuple[str, str]:
+    """Return what two notations of one path have in common, whatever connection they name."""
+    with suppress(ValueError):
+        found = storage_path(path)
+        if found.protocol in ("", "file", "local"):
+            return "file", os.path.realpath(found.path)
+        return found.protocol, found.path
+    return "", str(path)
 
 
 def _read_source(name: str, rows_or_path: object) -> Sequence[Any] | ObjectStoragePath:

@@ -40,8 +40,8 @@ def open_scratch(schema: str) -> sqlite3.Connection:
     Make a database that no other user can read. It is gone once it is closed, even by a kill.
 
     :param schema: Its tables.
-    :raises OSError: There is no space for it, or no folder.
-    :raises sqlite3.Error: Likewise.
+    :raises OSError: There is no folder for it.
+    :raises sqlite3.Error: There is no space for it.
     """
     # At the end of the block, the file loses its name, and takes its space until it is closed.
     with tempfile.TemporaryDirectory(prefix="voicegenie-") as folder:

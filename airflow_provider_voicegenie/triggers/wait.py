@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -24,7 +25,7 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_voicegenie.api.endpoints import campaign
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
-from airflow_provider_voicegenie.api.models import read_time
+from airflow_provider_voicegenie.api.models import Model, read_time
 from airflow_provider_voicegenie.feed.threads import in_thread, open_client, read_settings, send_unless_cancelled
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.waiting.completion import STATISTICS_DELAY
@@ -46,6 +47,12 @@ _PATIENCE = 5.0
 
 #: How many pauses may be under way for their campaigns to be read before.
 _FEW_PAUSES = 10
+
+#: How many requests that change something an event loop sends at a time.
+_MAX_CONCURRENT = 8
+
+#: What a trigger is shown instead of a reading, once its watch woke.
+_AWAKE = object()
 
 #: The pauses under way. An event loop does not keep its tasks alive.
 _PAUSING: set[asyncio.Task[None]] = set()
@@ -96,7 +103,7 @@ class WaitTrigger(BaseTrigger):
         self._subscription: Subscription
         # Whether what the feed reads is what the watch wants.
         self._is_polling = True
-        self._failures = 0
+        self._alarm: asyncio.TimerHandle | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and keyword arguments."""
@@ -120,6 +127,7 @@ class WaitTrigger(BaseTrigger):
                     subscription = self._subscription = self._subscribe(watch)
                     end = None
                     while end is None:
+                        self._set_alarm()
                         update = await subscription.update()
                         end = update if isinstance(update, End) else await self._act(update)
             except TimeoutError:
@@ -130,6 +138,7 @@ class WaitTrigger(BaseTrigger):
             await self._note_end()
             service = None if subscription is None else subscription.service()
         finally:
+            self._cancel_alarm()
             if subscription is not None:
                 subscription.close()
         deferred = {name: getattr(self, name) for name in ("campaign_id", "voicegenie_conn_id", "generation")}
@@ -145,7 +154,31 @@ class WaitTrigger(BaseTrigger):
 
         if watch.needs_single_reads:
             return CampaignWithSources(self.voicegenie_conn_id, self.campaign_id, self.poll_interval, watch.needs)
-        return subscribe(self.voicegenie_conn_id, campaign(self.campaign_id), self.poll_interval, self._on_reading)
+        return subscribe(
+            self.voicegenie_conn_id,
+            campaign(self.campaign_id),
+            self.poll_interval,
+            self._on_reading,
+            is_list_enough=watch.is_list_enough,
+        )
+
+    def _set_alarm(self) -> None:
+        """Have the watch woken when it wants something by itself, whatever the feed can read by then."""
+        self._cancel_alarm()
+        if (at := self._watch.wakes_at) is not None:
+            self._alarm = asyncio.get_running_loop().call_later(max(0.0, at - time.time()), self._wake)
+
+    def _cancel_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _wake(self) -> None:
+        self._watch.pass_time(time.time())
+        if self._watch.is_urgent:
+            self._is_polling = False
+            self._subscription.show(_AWAKE)
+        else:
+            self._set_alarm()
 
     def _on_reading(
         self, reading: Campaign | VoiceGenieError, in_full: bool, now: float
@@ -157,56 +190,64 @@ class WaitTrigger(BaseTrigger):
         return reading if end is None and self._watch.is_urgent else end
 
     async def _act(self, reading: Campaign | VoiceGenieError) -> End | None:
-        """Do what the watch wants at once, after a reading."""
+        """Do what the watch wants at once, after a reading, or as it woke."""
         watch, subscription = self._watch, self._subscription
         if watch.runs_code_of_author:
             # In a thread: a check of the author's own may take its time.
             end = await in_thread(watch.take, reading, time.time())
             if end is not None or not watch.is_urgent:
                 return end
-        request = watch.wants
-        if request == campaign(self.campaign_id):
-            subscription.poll_now()
-            return None
-        self._is_polling = False
-        if not request.has_effect:
-            return await self._read_once(request)
-        response = await self._send(request)
-        end = watch.take(response, time.time())
-        if end is None:
-            is_error = isinstance(response, VoiceGenieError)
-            self._failures = self._failures + 1 if is_error else 0
-            if isinstance(response, VoiceGenieError):
-                delay = watch.delay(self.poll_interval, self._failures, response.retry_after, time.time())
-                await asyncio.sleep(delay)
+        self._cancel_alarm()
+        failures = 0
+        while watch.is_urgent:
+            request = watch.wants
+            if request == campaign(self.campaign_id):
+                break
+            self._is_polling = False
+            is_last = watch.is_left_to_task
+            response = await (self._send(request) if request.has_effect else self._read_once(request))
+            end = None if response is None else watch.take(response, time.time())
+            if end is not None or is_last:
+                return end or watch.time_is_up(time.time(), EndReason.TIMEOUT)
+            if response is None:
+                watch.do_without()
+            failures = 0 if isinstance(response, Model) else failures + 1
+            if failures:
+                retry_after = response.retry_after if isinstance(response, VoiceGenieError) else None
+                await asyncio.sleep(watch.delay(self.poll_interval, failures, retry_after, time.time()))
+            watch.pass_time(time.time())
+        if not self._is_polling:
+            # What was read meanwhile predates what was sent.
             subscription.forget()
             self._is_polling = True
-            if is_error:
-                subscription.poll_now()
-        return end
+        if watch.is_urgent or failures:
+            subscription.poll_now()
+        return None
 
     async def _send(self, request: Request[Any]) -> Any | VoiceGenieError:
+        """Send a request that changes something, with few others: a thousand hours may close in one second."""
         try:
-            client = await open_client(await read_settings(self.voicegenie_conn_id))
-            return await send_unless_cancelled(client, request)
+            async with _few_at_a_time():
+                client = await open_client(await read_settings(self.voicegenie_conn_id))
+                return await send_unless_cancelled(client, request)
         except VoiceGenieError as error:
             return error
 
-    async def _read_once(self, request: Request[Any]) -> End:
-        """Read something besides, if that takes seconds; otherwise leave it to the task, as after an error."""
+    async def _read_once(self, request: Request[Any]) -> Any | VoiceGenieError | None:
+        """Read something besides, if that takes seconds. Otherwise, and for an error of the last read, say ``None``."""
         patience = _PATIENCE
+        if (wakes_at := self._watch.wakes_at) is not None:
+            patience = min(patience, wakes_at - time.time())
         if self.execution_deadline is not None:
             # The task needs some seconds of its own.
             patience = min(patience, self.execution_deadline - STATISTICS_DELAY - time.time())
-        response = None
         try:
-            response = await self._subscription.read_once(request, patience)
-        except VoiceGenieError:
-            pass
+            return await self._subscription.read_once(request, patience)
+        except VoiceGenieError as error:
+            return None if self._watch.is_left_to_task else error
         except Exception:
-            self.log.warning("Campaign %r: the task will read its %s.", self.campaign_id, request.name, exc_info=True)
-        end = None if response is None else self._watch.take(response, time.time())
-        return end or self._watch.time_is_up(time.time(), EndReason.TIMEOUT)
+            self.log.warning("Campaign %r: its %s could not be read.", self.campaign_id, request.name, exc_info=True)
+            return None
 
     async def _note_end(self) -> None:
         # If Airflow would call `on_kill`, and knows whose trigger this is.
@@ -280,6 +321,14 @@ def defer(
         check()
     timeout = deferral_timeout(trigger.deadline, trigger.execution_deadline)
     raise TaskDeferred(trigger=trigger, method_name="execute_complete", timeout=timeout)
+
+
+def _few_at_a_time() -> asyncio.Semaphore:
+    """Return what lets few requests that change something under way in this event loop."""
+    return _semaphores.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_MAX_CONCURRENT))
+
+
+_semaphores: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 @lru_cache(maxsize=1000)

@@ -5,14 +5,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_voicegenie.api.endpoints import campaign, statistics
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, write_time
+from airflow_provider_voicegenie.api.endpoints import campaign, pause, statistics
+from airflow_provider_voicegenie.api.errors import CampaignNotRunningError
+from airflow_provider_voicegenie.api.models import (
+    Campaign,
+    CampaignStats,
+    CampaignStatus,
+    PausedCampaign,
+    write_time,
+)
 from airflow_provider_voicegenie.api.retries import poll_delay
-from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, OutcomeRules
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, OutcomeRules
 from airflow_provider_voicegenie.waiting.final_statistics import add_statistics, find_low_success_rate
+from airflow_provider_voicegenie.waiting.limits import Limits, PauseOrder
 from airflow_provider_voicegenie.waiting.progress import ProgressLog, describe
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch, ago
 
@@ -31,6 +39,13 @@ _STATISTICS_AGE = 35.0
 #: is known, and a task must not hang on its numbers.
 _PATIENCE = 300.0
 _PATIENCE_WITH_INVALID_RESPONSES = 60.0
+
+#: Seconds before a pause that failed is sent again, at first, and after how many failures that grows no more.
+_PAUSE_DELAY = 1.0
+_MOST_PAUSE_FAILURES = 4
+
+#: For what a campaign is paused whose statistics say how it went so far.
+_PAUSED_WITH_STATISTICS = (Condition.CALL_LIMIT_REACHED, Condition.SUCCESS_RATE_TOO_LOW)
 
 _CONDITIONS: Mapping[CampaignStatus, tuple[Condition, str]] = {
     CampaignStatus.FAILED: (Condition.CAMPAIGN_FAILED, "it ended as failed"),
@@ -58,11 +73,14 @@ class CompletionWatch(Watch):
     :param rules: What each condition does to the wait.
     :param now: When the wait began, Unix seconds.
     :param stall_timeout: Seconds without progress in any counter that are too many; ``None`` for any number.
-    :param seen: What is known of the campaign: when its counters were last seen to change (``at``, Unix seconds), and
-        what they were (``completed``, ``failed``). If the task has started a campaign that was paused, the service may
-        show it so for a while: ``pauses_count_from`` (Unix seconds) is when that is over.
+    :param seen: What is known of the campaign: when its counters were last seen to change (``at``, Unix seconds), what
+        they were (``completed``, ``failed``), and how many contacts it has (``total``). If the task has started a
+        campaign that was paused, the service may show it so for a while: ``pauses_count_from`` (Unix seconds) is when
+        that is over.
     :param min_success_rate: Percentage of successful calls among the finished ones that is wanted; ``None`` for any.
     :param statistics_until: When to do without statistics, if none are needed, Unix seconds.
+    :param limits: What the campaign may do meanwhile, as keyword arguments of
+        :class:`~airflow_provider_voicegenie.waiting.limits.Limits`; beyond that, it is paused. ``None`` for anything.
     """
 
     __slots__ = (
@@ -72,10 +90,15 @@ class CompletionWatch(Watch):
         "_failed",
         "_failing_since",
         "_invalid_since",
+        "_is_own_pause",
         "_is_pause_doubted",
+        "_judges",
         "_known_in_full",
+        "_limits",
         "_min_success_rate",
         "_moved_at",
+        "_order",
+        "_pauses",
         "_pauses_count_from",
         "_progress",
         "_seen_at",
@@ -96,6 +119,7 @@ class CompletionWatch(Watch):
         seen: Mapping[str, Any] | None = None,
         min_success_rate: float | None = None,
         statistics_until: float | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(campaign_id, rules, now)
         seen = seen or {}
@@ -111,7 +135,8 @@ class CompletionWatch(Watch):
         self._status: CampaignStatus | None = None
         self._status_text = ""
         #: Calls completed and failed, and contacts, as the last reading had them: a list does not have the failed ones.
-        self._counts_seen: tuple[int | None, int | None, int | None] = (None, None, None)
+        self._counts_seen: tuple[int | None, int | None, int | None]
+        self._counts_seen = (self._completed, self._failed, seen.get("total"))
         self._ended_at: datetime | None = None
         self._progress = ProgressLog()
         self._min_success_rate = min_success_rate
@@ -120,22 +145,65 @@ class CompletionWatch(Watch):
         self._statistics_since: float | None = None
         self._failing_since: float | None = None
         self._invalid_since: float | None = None
+        self._limits = Limits(now, min_success_rate=min_success_rate, **limits) if limits else None
+        #: The pause that is wanted, and those that took effect, as plain JSON.
+        self._order: PauseOrder | None = None
+        self._pauses: list[dict[str, Any]] = []
+        #: Whether it is paused by this wait; and whether the statistics are read to judge the calls so far.
+        self._is_own_pause = False
+        self._judges = False
 
     @property
     def wants(self) -> Request[Any]:
-        """The request to send next: read the campaign, and once it is completed its statistics."""
-        return (campaign if self._completed_end is None else statistics)(self._campaign_id)
+        """The request to send next: read the campaign or its statistics, or pause it."""
+        if self._order is not None:
+            return (campaign if self._order.must_look else pause)(self._campaign_id)
+        return (statistics if self._judges or self.is_left_to_task else campaign)(self._campaign_id)
+
+    @property
+    def is_list_enough(self) -> bool:
+        """Whether the list will do: it does not have the failed calls."""
+        return self._limits is None or not self._limits.counts_calls
+
+    @property
+    def is_left_to_task(self) -> bool:
+        """Whether nothing but the final statistics is left to read."""
+        return self._end is not None and (self._end.is_done or self._end.finding is not None)
+
+    @property
+    def wakes_at(self) -> float | None:
+        """When the calling hours close."""
+        return None if self._limits is None or self._order is not None or self._end else self._limits.closes_at
+
+    def pass_time(self, now: float) -> None:
+        """Want a pause once the calling hours have closed, unless the campaign was last seen to be paused."""
+        closes_at = self.wakes_at
+        if self._limits is None or closes_at is None or now < closes_at:
+            return
+        if self._status is CampaignStatus.PAUSED:
+            self._limits.go_on_after_closing(now)
+        else:
+            self._want_pause(self._limits.have_closed())
 
     def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
-        """Take the campaign or its statistics, or why they could not be read."""
-        if (completed := self._completed_end) is not None:
-            return self._take_statistics(response, completed, now)
+        """Take the campaign or its statistics, the response to a pause, or why there is none."""
+        if self._order is not None and not self._order.must_look:
+            return self._take_pause(response, self._order, now)
+        if self._end is not None and self.is_left_to_task:
+            return self._take_statistics(response, self._end, now)
+        if self._judges:
+            return self._judge(response, now)
         self.is_urgent = False
         if not isinstance(response, Campaign):
-            return self._take_error(response, now)
+            if self._order is None:
+                return self._take_error(response, now)
+            # Nobody can say what came of the pause, so it is sent again.
+            self._log(f"{response.message.rstrip('.')}; pausing it again", now, logging.WARNING)
+            self._order.must_look, self.is_urgent = False, True
+            return None
         self._end = self._take_campaign(response, now, in_full=in_full)
         self._remind(now)
-        if self._completed_end is None:
+        if self._end is None or not self._end.is_done:
             return self._end
         self.is_urgent = True
         return None
@@ -150,21 +218,20 @@ class CompletionWatch(Watch):
         if super().resume(end):
             return True
         self._end = end
-        self.is_urgent = end.is_done and not (end.result or {}).get("statistics")
+        is_paused = end.finding is not None and end.finding.condition in _PAUSED_WITH_STATISTICS
+        self.is_urgent = (end.is_done or is_paused) and not (end.result or {}).get("statistics")
         return self.is_urgent
 
     def delay(self, poll_interval: float, failures: int, retry_after: float | None, now: float) -> float:
         """Return how many seconds to wait before the next request; for statistics, not until Airflow ends the task."""
+        if self._order is not None and failures:
+            return poll_delay(_PAUSE_DELAY, min(failures, _MOST_PAUSE_FAILURES), retry_after)
         if self._statistics_since is None:
             return super().delay(poll_interval, failures, retry_after, now)
         seconds = poll_delay(STATISTICS_DELAY, failures, retry_after)
         if self._statistics_until is None:
             return seconds
         return max(0.0, min(seconds, self._statistics_until - STATISTICS_DELAY - now))
-
-    @property
-    def _completed_end(self) -> End | None:
-        return self._end if self._end is not None and self._end.is_done else None
 
     def _take_campaign(self, campaign: Campaign, now: float, *, in_full: bool) -> End | None:
         status = campaign.status
@@ -180,15 +247,19 @@ class CompletionWatch(Watch):
         self._seen_at = now
         self._recover(now)
         if before is not status:
-            self._announced = None
+            self._announced, self._is_own_pause = None, False
             self._moved_at = now if before is not None else self._moved_at
             if status is CampaignStatus.UNKNOWN:
                 self._log(f"status {campaign.status_text[:40]!r} is unknown here; still waiting", now, logging.WARNING)
         self._count(campaign, now, in_full=in_full)
         if line := self._progress.line(campaign, now):
             self._log(line, now)
+        if self._order is not None:
+            return self._look(self._order, now)
         if status is CampaignStatus.COMPLETED:
-            return End(EndReason.DONE, "it is completed", result=self._result(), at=now)
+            return self._completed_now(now)
+        if self._is_own_pause:
+            return None
         if status in _CONDITIONS:
             condition, words = _CONDITIONS[status]
             return self._meet(Finding(condition, f"{words} ({self.last_seen(now)})"), now)
@@ -200,7 +271,110 @@ class CompletionWatch(Watch):
                 return None
             words = f"no counter has changed for {now - self._moved_at:.0f} s ({self.last_seen(now)})"
             return self._meet(Finding(Condition.CAMPAIGN_STALLED, words), now)
+        if self._limits is not None and self._limits.counts_calls and in_full:
+            self._check_calls(self._limits)
         return None
+
+    def _completed_now(self, now: float) -> End:
+        return End(EndReason.DONE, "it is completed", result=self._result(), at=now)
+
+    # The limits, and the pause that follows.
+
+    def _check_calls(self, limits: Limits) -> None:
+        finished = (self._counts_seen[0] or 0) + (self._counts_seen[1] or 0)
+        if (finding := limits.too_many_calls(finished)) is not None:
+            self._want_pause(finding)
+        elif limits.is_to_be_judged(finished):
+            self._judges = self.is_urgent = True
+
+    def _judge(self, response: CampaignStats | VoiceGenieError, now: float) -> End | None:
+        self.do_without()
+        if isinstance(response, CampaignStats):
+            self._recover(now)
+            finding = None if self._limits is None else self._limits.too_few_successes(response)
+            if finding is not None:
+                self._want_pause(finding)
+            return None
+        return self._take_error(response, now)
+
+    def do_without(self) -> None:
+        """Do without the statistics by which the calls so far would be judged, or without a look before a pause."""
+        self._judges, self.is_urgent = False, self._order is not None
+        if self._order is not None:
+            self._order.must_look = False
+
+    def _want_pause(self, finding: Finding) -> None:
+        self._order = PauseOrder(finding)
+        self._judges, self.is_urgent = False, True
+
+    def _take_pause(self, response: PausedCampaign | VoiceGenieError, order: PauseOrder, now: float) -> End | None:
+        """Take what came of a pause. It is sent until the service refuses it, or the campaign is seen to be paused."""
+        if isinstance(response, PausedCampaign):
+            return self._was_paused(order, now)
+        problem = response.message.rstrip(".")
+        if isinstance(response, CampaignNotRunningError):
+            order.must_look = True
+            return None
+        may_go_on = f"{order.finding.message}, and it could not be paused: {problem}. IT MAY GO ON CALLING"
+        if response.may_have_taken_effect:
+            order.is_lost = order.must_look = True
+            self._log(f"{may_go_on}; looking at it", now, logging.WARNING)
+            return None
+        finding = Finding.of(response)
+        if response.temporary or self._rules.outcome(finding.condition) is Outcome.WAIT:
+            self._log(f"{may_go_on}; trying again", now, logging.WARNING)
+            return None
+        self._order, self.is_urgent = None, False
+        self._end = End(
+            EndReason.CONDITION, finding=finding._replace(message=f"{may_go_on}: pause it"), result=self._result()
+        )
+        return self._end
+
+    def _look(self, order: PauseOrder, now: float) -> End | None:
+        """Settle a pause by the campaign as it was just read."""
+        status = self._status
+        if status is CampaignStatus.PAUSED:
+            return self._was_paused(order, now, is_known=order.is_lost)
+        if status is CampaignStatus.COMPLETED:
+            self._order = None
+            return self._completed_now(now)
+        if status is not None and status in _CONDITIONS:
+            self._order = None
+            condition, words = _CONDITIONS[status]
+            return self._meet(Finding(condition, f"{words} ({self.last_seen(now)})"), now)
+        order.must_look, self.is_urgent = False, True
+        return None
+
+    def _was_paused(self, order: PauseOrder, now: float, *, is_known: bool = True) -> End | None:
+        """
+        Take note that the campaign is paused.
+
+        :param is_known: Whether this wait has paused it.
+        """
+        self._order, self.is_urgent = None, False
+        self._status, self._status_text, self._announced = CampaignStatus.PAUSED, CampaignStatus.PAUSED.value, None
+        self._is_own_pause = is_known
+        if self._limits is not None:
+            self._limits.go_on_after_closing(now)
+        condition, message, _ = order.finding
+        at = write_time(datetime.fromtimestamp(now, UTC))
+        self._pauses.append({"at": at, "why": condition.value, "was_paused_already": not is_known})
+        words = f"{message}, so it was paused" if is_known else f"{message}, and it was paused already"
+        finding = Finding(condition, f"{words}; {self._left()}")
+        if condition not in _PAUSED_WITH_STATISTICS:
+            return self._meet(finding, now)
+        self._end = End(EndReason.CONDITION, finding=finding, result=self._result(), at=now)
+        self.is_urgent = True
+        return None
+
+    def _left(self) -> str:
+        """Say how many contacts have no finished call."""
+        completed, failed, total = self._counts_seen
+        if total is None or completed is None:
+            return "how many contacts are left is not known"
+        return f"{max(0, total - completed - (failed or 0)):,} of {total:,} contacts are left"
+
+    # The statistics at the end.
 
     def _take_statistics(self, response: CampaignStats | VoiceGenieError, completed: End, now: float) -> End | None:
         if self._statistics_since is None:
@@ -211,6 +385,8 @@ class CompletionWatch(Watch):
         if not response.is_final and now - (completed.at or 0.0) < _STATISTICS_AGE:
             return self._do_without(completed, "are not up to date yet", now) if self._is_late(now) else None
         end = add_statistics(completed, response)
+        if not completed.is_done:
+            return end
         return self._finish(end, find_low_success_rate(end, self._min_success_rate))
 
     def _take_statistics_error(self, error: VoiceGenieError, completed: End, now: float) -> End | None:
@@ -227,7 +403,7 @@ class CompletionWatch(Watch):
         is_patient = now - self._failing_since < _PATIENCE and now - invalid_since < _PATIENCE_WITH_INVALID_RESPONSES
         if error.temporary and is_patient and not self._is_late(now):
             return None
-        if self._min_success_rate is None:
+        if self._min_success_rate is None or not completed.is_done:
             return self._do_without(completed, f"cannot be read ({problem})", now)
         words = f"it is completed, but its statistics, which min_success_rate needs, cannot be read: {error.message}"
         return self._finish(completed, Finding(condition, words, error.retry_after))
@@ -236,7 +412,8 @@ class CompletionWatch(Watch):
         return self._statistics_until is not None and now + STATISTICS_DELAY >= self._statistics_until
 
     def _do_without(self, completed: End, why: str, now: float) -> End:
-        self._log(f"its statistics {why}; it is completed, so the task goes on without them", now, logging.WARNING)
+        state = "completed" if completed.is_done else "paused"
+        self._log(f"its statistics {why}; it is {state}, so the task goes on without them", now, logging.WARNING)
         return completed
 
     def _finish(self, end: End, finding: Finding | None) -> End:
@@ -265,6 +442,7 @@ class CompletionWatch(Watch):
             "status": (self._status or CampaignStatus.UNKNOWN).value,
             "completed_at": write_time(ended_at),
             "statistics": None,
+            **({} if self._limits is None else {"pauses": list(self._pauses)}),
         }
 
     def _count(self, campaign: Campaign, now: float, *, in_full: bool) -> None:

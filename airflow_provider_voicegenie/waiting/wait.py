@@ -66,8 +66,12 @@ def wait_here(
     """
     failures = 0
     while True:
+        watch.pass_time(time.time())
         is_over = deadline is not None and time.time() >= deadline
-        response = _send(hook, watch, max_attempts, check)
+        try:
+            response = _send(hook, watch, max_attempts, check)
+        except _AwakeError:
+            continue
         try:
             end = watch.take(response, time.time())
         finally:
@@ -84,6 +88,8 @@ def wait_here(
         seconds = watch.delay(poll_interval, failures, retry_after, now)
         if deadline is not None and not watch.is_urgent:
             seconds = min(seconds, deadline - now)
+        if watch.wakes_at is not None:
+            seconds = min(seconds, watch.wakes_at - now)
         if seconds > 0:
             time.sleep(seconds)
 
@@ -98,7 +104,9 @@ def _send(
             if check is not None:
                 check()
             return hook.send(request, on_sending=check)
-        response = hook.send(request, max_attempts=1 if watch.is_urgent else max_attempts)
+        response = hook.send(
+            request, max_attempts=1 if watch.is_urgent else max_attempts, while_waiting=_wake_up(watch.wakes_at)
+        )
         if Source.QUOTA in watch.needs:
             response = replace(response, quota=hook.get_quota())
         if Source.LIST in watch.needs:
@@ -107,6 +115,22 @@ def _send(
     except VoiceGenieError as error:
         return error
     return response
+
+
+class _AwakeError(Exception):
+    """A watch wants something else than the read that is under way."""
+
+
+def _wake_up(at: float | None) -> Callable[[], None] | None:
+    """Return what breaks off a read when a watch wakes: a pause must not wait for a service that does not respond."""
+    if at is None:
+        return None
+
+    def check() -> None:
+        if time.time() >= at:
+            raise _AwakeError
+
+    return check
 
 
 def wait_on(

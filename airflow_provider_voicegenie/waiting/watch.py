@@ -109,7 +109,7 @@ class Watch:
 
     #: Whether :meth:`take` runs code of the author's, which may take its time, and :meth:`prepare` has to load it.
     runs_code_of_author: ClassVar[bool] = False
-    #: Whether the list does not have all that it needs of the campaign.
+    #: Whether the campaign is read together with something else, which the list does not have.
     needs_single_reads: ClassVar[bool] = False
 
     def __init__(self, campaign_id: str, rules: OutcomeRules, now: float) -> None:
@@ -137,6 +137,32 @@ class Watch:
 
     def prepare(self) -> None:
         """Load the author's code."""
+
+    @property
+    def is_list_enough(self) -> bool:
+        """Whether what the list says of the campaign is as good as the campaign read by itself."""
+        return True
+
+    @property
+    def wakes_at(self) -> float | None:
+        """When it wants something by itself, whatever can be read by then, Unix seconds; ``None`` for never."""
+        return None
+
+    def pass_time(self, now: float) -> None:
+        """
+        Take note of the time. Once it wakes, it is urgent.
+
+        :param now: Unix seconds.
+        """
+
+    @property
+    def is_left_to_task(self) -> bool:
+        """Whether the request that it wants next is the last one, which the task may send instead of the trigger."""
+        return False
+
+    def do_without(self) -> None:
+        """Take note that a read which is not the last one could not be sent now."""
+        self.is_urgent = False
 
     def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
         """

@@ -194,11 +194,11 @@ def test_approval_retry_after_and_asset(shared):
     def states(run_id):
         return dict(shared.query("SELECT task_id, state FROM task_instance WHERE run_id = ?", run_id))
 
-    def answer(run_id, choice):
+    def answer(run_id, choice, dag="approval"):
         # Who answers before the scheduler has noted that the task's process is gone makes it think that it was lost.
         noted = f"state success for task instance .*task_id='approval', run_id='{re.escape(run_id)}'"
         wait_for("the question", lambda: re.search(noted, (shared.home / "scheduler.log").read_text()))
-        path = f"dags/voicegenie_approval/dagRuns/{run_id}/taskInstances/approval/-1/hitlDetails"
+        path = f"dags/voicegenie_{dag}/dagRuns/{run_id}/taskInstances/approval/-1/hitlDetails"
         return services.request("PATCH", path, chosen_options=[choice], params_input={})
 
     has_retry_policies = AIRFLOW_VERSION >= (3, 3)
@@ -206,6 +206,9 @@ def test_approval_retry_after_and_asset(shared):
     assert "days=1" in approval
     assert "poll_interval=60" in watcher
     shared.add_dags("approval", approval)
+    pilot = (EXAMPLES / "voicegenie_pilot.py").read_text()
+    assert '"poll_interval": 10' in pilot
+    shared.add_dags("pilot", pilot.replace('"poll_interval": 10', '"poll_interval": 1'))
     shared.add_dags("asset", watcher.replace("poll_interval=60", "poll_interval=1"))
     shared.add_dags("short", approval.replace("days=1", "seconds=25").replace("_approval", "_short"))
     if has_retry_policies:
@@ -214,10 +217,12 @@ def test_approval_retry_after_and_asset(shared):
     # Approved for 900, and there is one more by the time of the start.
     sandbox.add_campaign(id="grown", total_count=900)
     sandbox.add_campaign(id="busy")
+    sandbox.add_campaign(id="piloted", total_count=30)
     sandbox.add_campaign(id="over/there", status="paused", completed_count=5)
     sandbox.inject("status", "start", campaign_id="busy", status=503, headers={"Retry-After": "1"})
     retried = begin("voicegenie_retry_after", "busy") if has_retry_policies else None
     approved, rejected = begin("voicegenie_approval", "ready"), begin("voicegenie_approval", "paused")
+    piloted = begin("voicegenie_pilot", "piloted")
     grown, unanswered = begin("voicegenie_approval", "grown"), begin("voicegenie_short", "unanswered")
     wait_for("looks at the campaigns", lambda: sandbox.request_count("list") >= 3)
     sandbox.sandbox.store.change("over/there", status="completed")
@@ -237,6 +242,11 @@ def test_approval_retry_after_and_asset(shared):
     assert f"A campaign waits for approval: voicegenie_approval, {approved}" in log
     export = shared.home / "voicegenie_asset" / "calls-over%2Fthere.csv.gz"
     wait_for("the export", export.exists)
+    wait_for("the end of the pilot", lambda: states(piloted).get("pilot") == "success")
+    assert sandbox.status("piloted") == "paused"
+    answer(piloted, "Approve", "pilot")
+    wait_for("the rest", lambda: states(piloted) == {"pilot": "success", "approval": "success", "rest": "success"})
+    assert (sandbox.start_count("piloted"), sandbox.status("piloted")) == (2, "completed")
     if has_retry_policies:
         wait_for("the second try", lambda: states(retried) == {"start": "success"})
         assert shared.query("SELECT try_number FROM task_instance WHERE run_id = ?", retried) == [(2,)]
@@ -250,6 +260,29 @@ def test_approval_retry_after_and_asset(shared):
     header, *rows = gzip.decompress(export.read_bytes()).decode().splitlines()
     assert header == "call_id,status,duration,call_time"
     assert len(rows) == 5
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 1), reason="Airflow asks people since 3.1")
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (
+            {"contacts": 900, "name": "Spring", "starts_at": None, "closes_at": None},
+            "This phones 900 people of Spring as soon as you approve. Times are in UTC.",
+        ),
+        (
+            {"contacts": None, "name": None, "starts_at": "2026-12-01T08:00:00Z", "closes_at": "2026-12-01T17:00:00Z"},
+            "This phones an unknown number of people of the campaign from 2026-12-01T08:00:00Z on. Its calling hours "
+            "close at 2026-12-01T17:00:00Z. Approved later, it starts when they open again. Times are in UTC.",
+        ),
+    ],
+)
+def test_whoever_approves_is_told_what_they_approve(plan, words):
+    module = runpy.run_path(str(EXAMPLES / "voicegenie_approval.py"))
+    approval = module["approval"]
+    task_instance = SimpleNamespace(xcom_pull=lambda task_ids: {"plan": plan}[task_ids])
+    body = approval.render_template(approval.body, {"ti": task_instance})
+    assert " ".join(body.split()) == words
 
 
 @pytest.mark.skipif(IS_AIRFLOW_2, reason="Airflow has watchers since 3.0")

@@ -439,6 +439,16 @@ def test_a_name_of_nothing_but_spaces_is_none():
         ("RU", "8 (912) 345-67-89", "+79123456789"),
         ("FR", "06 12 34 56 78", "+33612345678"),
         ("DK", "20101990", "+4520101990"),
+        ("DE", "4915112345678", "+4915112345678"),
+        ("BR", "005511961234567", "+5511961234567"),
+        ("AU", "0061412345678", "+61412345678"),
+        ("JP", "0081 90 1234 5678", "+819012345678"),
+        ("LT", "(0-612) 34567", "+37061234567"),
+        ("IN", "(+91) 98123 45678", "+919812345678"),
+        ("IN", "tel:+91-98123-45678", "+919812345678"),
+        ("IN", "\u200e+ 91 98123 45678", "+919812345678"),
+        ("IN", "\uff19\uff18\uff11\uff12\uff13\uff14\uff15\uff16\uff17\uff18", "+919812345678"),
+        ("IN", "'9812345678", "+919812345678"),
     ],
 )
 def test_a_number_of_a_region_is_sent_in_e164(region, written, sent):
@@ -449,9 +459,14 @@ def test_a_number_of_a_region_is_sent_in_e164(region, written, sent):
 @pytest.mark.parametrize(
     ("region", "written", "reason"),
     [
-        ("IN", "12345", "not possible in IN"),
+        ("IN", "12345", "cannot be one"),
+        ("IN", "1234567", "not possible in IN"),
+        ("DE", "112", "cannot be one"),
+        ("US", "5550123", "not possible in US"),
+        ("DE", "-1511234518", "cannot be one"),
+        ("DE", "0151 23456789-", "cannot be one"),
         ("US", "555 1234 5678 9012", "not possible in US"),
-        ("DE", "+999 1234567", "cannot be one"),
+        ("DE", "+999 1234567", "not possible in DE"),
         ("DE", "call me", "cannot be one"),
         ("US", "1-800-FLOWERS", "cannot be one"),
         ("DE", "015123456789 ext. 5", "cannot be one"),

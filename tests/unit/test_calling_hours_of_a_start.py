@@ -405,6 +405,27 @@ def test_a_limit_that_renders_to_no_number_starts_nothing(sandbox, given):
     assert sandbox.request_count("start") == 0
 
 
+def test_a_limit_that_is_set_later_counts(sandbox):
+    """As a cluster policy may do it."""
+    operator = Starting(wait_for_completion=False)(deferrable=False)
+    operator.max_contacts = 5
+    with pytest.raises(AirflowFailException, match="TOO_MANY_CONTACTS"):
+        operator.execute(context())
+
+
+def test_a_limit_of_none_is_refused_wherever_it_comes_from():
+    with pytest.raises(ValueError, match="max_contacts must be a whole number of 0 or more; got None"):
+        Starting(max_contacts=None)(deferrable=False)
+
+
+def test_a_plan_waits_until_its_quota_can_be_read(sandbox, clock, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=3))
+    sandbox.inject("status", "quota", status=429, headers={"Retry-After": "7"})
+    plan = Starting(check_only=True, read_quota=True, wait_for_completion=False)(deferrable=False).execute(context())
+    assert plan["quota_left"] == 10_000
+    assert sandbox.request_count("quota") == 2
+
+
 def test_a_limit_that_renders_to_nothing_ends_no_wait(sandbox):
     """What was started is followed, whatever the template gives after the deferral."""
     make = Starting(max_contacts=20_000)

@@ -49,6 +49,7 @@ def test_a_misspelled_outcome_is_refused_with_what_was_meant(changes, words):
     assert words in str(caught.value)
 
 
+PAUSED_BY_THE_TASK = ("CALLING_HOURS_OVER", "CALL_LIMIT_REACHED")
 ENDS = ("FAILED", "STOPPED", "PAUSED", "STALLED")
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +81,7 @@ def test_what_may_count_as_success_or_be_waited_out(kind):
     assert (
         may_succeed
         == {
-            TaskKind.START: {"CAMPAIGN_ALREADY_RUNNING", "CAMPAIGN_COMPLETED"} | ends,
+            TaskKind.START: {"CAMPAIGN_ALREADY_RUNNING", "CAMPAIGN_COMPLETED", *PAUSED_BY_THE_TASK} | ends,
             TaskKind.PAUSE: {"CAMPAIGN_ALREADY_PAUSED", "CAMPAIGN_NOT_RUNNING", "CAMPAIGN_COMPLETED"},
             TaskKind.READY: {"CAMPAIGN_ALREADY_RUNNING", "CAMPAIGN_COMPLETED"},
             TaskKind.COMPLETED: ends,
@@ -90,7 +91,7 @@ def test_what_may_count_as_success_or_be_waited_out(kind):
     )
     patient = set(Condition) - {"INVALID_CAMPAIGN_ID", "PREREQUISITE_IMPOSSIBLE", "SUCCESS_RATE_TOO_LOW"}
     waits = {
-        TaskKind.START: {"CAMPAIGN_PAUSED", "CAMPAIGN_STALLED", "OUTSIDE_CALLING_HOURS"},
+        TaskKind.START: {"CALLING_HOURS_OVER", "CAMPAIGN_PAUSED", "CAMPAIGN_STALLED", "OUTSIDE_CALLING_HOURS"},
         TaskKind.READY: patient,
         TaskKind.COMPLETED: patient,
     }

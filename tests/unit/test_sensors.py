@@ -29,6 +29,7 @@ from helpers.tasks import (
     meanwhile,
 )
 
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors import campaign as sensors
@@ -219,18 +220,14 @@ def ready_of(campaign_id, *prerequisites, **arguments):
     )
 
 
-def rendered(task, **values):
-    with DAG("prerequisites", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)) as dag:
-        dag.add_task(task)
-    task.render_template_fields({"params": values})
-    return task
+def run_with(**values):
+    return {**context(), "params": values}
 
 
 @pytest.mark.parametrize("is_deferrable", [False, True])
 @pytest.mark.parametrize(("wanted", "is_ready"), [("20", True), (20, True), ("21", False)])
 def test_the_numbers_of_prerequisites_are_templates(sandbox, said, is_deferrable, wanted, is_ready):
-    task = rendered(ready_of("ready", HasContacts("{{ params.n }}"), deferrable=is_deferrable), n=wanted)
-    run = context()
+    task, run = ready_of("ready", HasContacts("{{ params.n }}"), deferrable=is_deferrable), run_with(n=wanted)
     if is_ready:
         assert task.execute(run)["total_count"] == 20
         return
@@ -245,9 +242,9 @@ def test_the_numbers_of_prerequisites_are_templates(sandbox, said, is_deferrable
 
 
 def test_the_numbers_of_a_quota_are_templates(sandbox, said):
-    task = rendered(ready_of("ready", HasQuota(calls="{{ params.n }}", minutes=1)), n="1000000000.5")
+    task = ready_of("ready", HasQuota(calls="{{ params.n }}", minutes=1))
     with pytest.raises(AirflowSensorTimeout):
-        task.execute(context())
+        task.execute(run_with(n="1000000000.5"))
     assert "Campaign 'ready': not ready: 10,000 calls left, 1e+09 wanted." in said()
 
 
@@ -256,6 +253,27 @@ def test_the_numbers_of_a_quota_are_templates(sandbox, said):
 def test_a_prerequisite_that_renders_to_no_number_is_an_error(given, make):
     with pytest.raises(ValueError, match=r"must be a (whole )?number|gave nothing"):
         make("{{ params.n }}").rendered(lambda template: given)
+
+
+@pytest.mark.parametrize("prerequisite", [HasContacts("{{ params.n }}"), HasQuota("{{ params.n }}")])
+def test_a_template_that_was_not_rendered_is_no_number(prerequisite):
+    reading = Campaign("c", CampaignStatus.PAUSED, "paused", total_count=5)
+    with pytest.raises(ValueError, match=r"template of (minimum|calls), '\{\{ params.n \}\}', was not rendered"):
+        prerequisite.check(reading, now())
+
+
+@pytest.mark.parametrize("make", [HasContacts, HasQuota])
+def test_the_output_of_a_task_is_no_number(make):
+    with DAG("output", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
+        plan = CampaignReadySensor(task_id="plan", campaign_id="x")
+        with pytest.raises(ValueError, match=r"cannot be the output of a task\. Write .*ti\.xcom_pull.*plan >> ready"):
+            make(plan.output["contacts"])
+
+
+@pytest.mark.parametrize(("make", "given"), [(HasContacts, "9" * 5000), (HasQuota, 10**400), (HasQuota, "1e400")])
+def test_numbers_beyond_reason_are_refused(make, given):
+    with pytest.raises(ValueError, match=f"^{make.__name__}: "):
+        make(given)
 
 
 def test_bounds_are_compared_once_they_are_rendered():

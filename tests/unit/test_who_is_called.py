@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -169,6 +170,15 @@ def without_the_column(folder):
     return lines(folder / "no.csv", ONE[4], column="mobile")
 
 
+def header_without_the_column(folder):
+    return lines(folder / "no.csv", column="mobile;name")
+
+
+def json_without_the_column(folder):
+    (folder / "no.jsonl").write_text('{"mobile": "4915190000001"}\n')
+    return str(folder / "no.jsonl")
+
+
 def unreadable(folder):
     (folder / "no.jsonl").write_text("{")
     return str(folder / "no.jsonl")
@@ -187,9 +197,12 @@ def one_of_two_missing(folder):
     [
         (missing, r"exclude: there is no file '.*no\.csv' on the machine that runs this task"),
         (empty, r"exclude: '.*no\.csv' is empty"),
-        (nothing, r"exclude: '.*no\.csv' is empty"),
+        (nothing, r"exclude: '.*no\.csv' cannot be read from its beginning: it has no column"),
         (lambda folder: [], "exclude: what was given is empty"),
-        (without_the_column, r"exclude: '.*no\.csv' has no column 'phone_number'; exclude_column says which"),
+        (without_the_column, r"exclude: '.*no\.csv' .*it has no column 'phone_number'; exclude_column says which"),
+        (header_without_the_column, r"exclude: '.*no\.csv' .*it has no column 'phone_number'"),
+        (json_without_the_column, r"exclude: '.*no\.jsonl' has no column 'phone_number'; exclude_column says which"),
+        (lambda folder: [5], "exclude: what was given: row 1 is no mapping, but of type int"),
         (unreadable, r"exclude: '.*no\.jsonl' cannot be read from its beginning: it breaks the rules"),
         (without_a_number, r"exclude: '.*no\.csv' has 2 rows, and no phone number that can be read"),
         (one_of_two_missing, r"exclude: there is no file '.*no\.csv'"),
@@ -203,7 +216,7 @@ def test_without_a_list_nothing_is_sent(sandbox, campaign, tmp_path, make, probl
     with pytest.raises(AirflowSkipException, match="EXCLUSIONS_MISSING"):
         upload(campaign, [row(OTHER)], exclude=exclude, outcomes={"EXCLUSIONS_MISSING": "skip"})
     assert not sandbox.request_count("upload")
-    if make in (empty, nothing) or exclude == []:
+    if make is empty or exclude == []:
         assert upload(campaign, [row(OTHER)], exclude=exclude, outcomes={"EXCLUSIONS_MISSING": "succeed"})["uploaded"]
     else:
         with pytest.raises(AirflowFailException, match="a list may be empty, but it must be there"):
@@ -272,6 +285,8 @@ def test_a_list_is_a_path_or_rows_and_only_paths_are_rendered(campaign, tmp_path
         ({"exclude": "no.xlsx"}, r"exclude must be a path .*ends in \.xlsx"),
         ({"exclude": ["a.csv", "no.xlsx"]}, r"exclude must be a path .*ends in \.xlsx"),
         ({"exclude": ""}, "exclude must be a path"),
+        ({"exclude": None}, "exclude: None says nothing. Leave it out if anybody may be called"),
+        ({"exclude": ["a.csv", {"phone_number": "1"}]}, "exclude: it must be a list of paths or a list of rows"),
         ({"exclude_column": ""}, "exclude_column must be the name of a column"),
         ({"rejected_path": "no.xlsx"}, r"rejected_path must be a path .*ends in \.xlsx"),
         ({"region": "India"}, "region must be a country by its two letters"),
@@ -280,6 +295,74 @@ def test_a_list_is_a_path_or_rows_and_only_paths_are_rendered(campaign, tmp_path
 def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments, message):
     with pytest.raises(ValueError, match=message):
         operator("x", "x.csv", **arguments)
+
+
+def test_a_list_that_becomes_paths_and_rows_is_missing(sandbox, campaign, tmp_path):
+    """As a template that gives objects makes it of ["no.csv", "{{ rows }}"]."""
+    task = operator(campaign, [row(OTHER)], exclude=lines(tmp_path / "no.csv", OTHER))
+    task.exclude = [lines(tmp_path / "no.csv", OTHER), {"phone_number": ONE[0]}]
+    with pytest.raises(AirflowFailException, match=r"list of rows, and has both .EXCLUSIONS_MISSING"):
+        task.execute(context())
+    assert not sandbox.request_count("upload")
+
+
+def test_a_list_that_is_set_later_counts(sandbox, campaign, tmp_path):
+    """As a cluster policy may do it."""
+    task = operator(campaign, [row(OTHER), row(ONE[0])])
+    task.exclude = lines(tmp_path / "no.csv", OTHER)
+    assert task.execute(context())["excluded"] == 1
+
+
+def test_a_mapped_list_that_is_none_is_refused(campaign):
+    with DAG("mapped", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
+        mapped = UploadContactsOperator.partial(task_id="upload", contacts="x.csv").expand(
+            campaign_id=["a"], exclude=[None]
+        )
+    with pytest.raises(ValueError, match="exclude: None says nothing"):
+        mapped.unmap({**mapped.partial_kwargs, "campaign_id": "a", "exclude": None})
+
+
+def test_a_parquet_list(sandbox, campaign, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"mobile": [919812345678, None]}), tmp_path / "no.parquet")
+    arguments = {"exclude": str(tmp_path / "no.parquet"), "exclude_column": "mobile", "region": "IN"}
+    assert upload(campaign, [row(ONE[1]), row(OTHER)], **arguments)["excluded"] == 1
+    pq.write_table(pa.table({"name": ["a"]}), tmp_path / "no.parquet")
+    with pytest.raises(AirflowFailException, match="it has no column 'mobile'"):
+        upload(campaign, [row(ONE[1])], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("region", "on_the_list", "written"),
+    [
+        ("DE", "4915112345678", "0151 12345678"),
+        ("BR", "005511961234567", "(11) 96123-4567"),
+        ("AU", "0061412345678", "0412 345 678"),
+        ("IN", "(+91) 98123-45678", "098123 45678"),
+        ("GB", "07400\u2011123456", "+44 7400 123456"),
+        ("RU", "8 (912) 345-67-89", "79123456789"),
+        # Might be a date; whoever is on the list is meant all the same.
+        ("DE", "20261231", "+49 20261231"),
+    ],
+)
+def test_a_list_in_the_notations_of_a_country(sandbox, campaign, region, on_the_list, written):
+    contacts = [row(written), row("+12125550123")]
+    assert upload(campaign, contacts, region=region, exclude=[{"phone_number": on_the_list}])["excluded"] == 1
+
+
+def test_a_later_try_says_that_people_who_were_sent_stay(sandbox, campaign, tmp_path, said):
+    contacts = [row(f"+49151900000{index:02d}") for index in range(4)]
+    exclude = lines(tmp_path / "no.csv", OTHER)
+    store = Store()
+    sandbox.inject("delay", "upload", times=1, seconds=0)
+    sandbox.inject("close", "upload", after_acting=False)
+    with pytest.raises(VoiceGenieRetryException):
+        upload(campaign, contacts, context(store), batch_size=2, exclude=exclude)
+    lines(tmp_path / "no.csv", contacts[0]["phone_number"])
+    upload(campaign, contacts, context(store, try_number=2), batch_size=2, exclude=exclude)
+    assert any(
+        "The people in the 2 rows that the earlier try has sent stay in the campaign." in line for line in said()
+    )
 
 
 # The rows that were not sent.
@@ -335,7 +418,50 @@ def test_a_file_that_cannot_be_written_fails_the_try(sandbox, campaign, tmp_path
         upload(campaign, [row(OTHER)], rejected_path=str(folder))
 
 
-def test_the_file_of_the_contacts_is_not_replaced(campaign, tmp_path):
-    contacts = lines(tmp_path / "x.csv", OTHER)
-    with pytest.raises(AirflowFailException, match="is the file of the contacts"):
+def test_a_file_that_is_read_is_not_replaced(campaign, tmp_path):
+    contacts, exclude = lines(tmp_path / "x.csv", OTHER), lines(tmp_path / "no.csv", ONE[0])
+    (tmp_path / "link.csv").symlink_to(tmp_path / "no.csv")
+    for target in (f"file://{contacts}", exclude, f"{tmp_path}/link.csv", f"{tmp_path}/../{tmp_path.name}/no.csv"):
+        for lists in (exclude, [exclude]):
+            with pytest.raises(AirflowFailException, match="is a file that this task reads"):
+                upload(campaign, contacts, exclude=lists, rejected_path=target)
+    with pytest.raises(AirflowFailException, match="is a file that this task reads"):
         upload(campaign, contacts, rejected_path=contacts)
+
+
+def test_whatever_a_row_is_it_is_written_down(sandbox, campaign, tmp_path):
+    """Most of these are rejected because they cannot be written."""
+    contacts = [
+        {"phone_number": "1", "name": "\ud800"},
+        {"phone_number": "2", "name": 10**5000},
+        {"phone_number": "3", "reason": {("a", 1): 2}, "reason of the row": "x", "why": {1}},
+        {"phone_number": "4", None: ["more"], "None": "n"},
+        {"phone_number": "5", "\udfff": float("nan")},
+    ]
+    for name in ("not.csv", "not.jsonl", "not.parquet"):
+        upload(
+            campaign, contacts, rejected_path=str(tmp_path / name), max_rejected=5, outcomes={"NO_CONTACTS": "succeed"}
+        )
+        found = read(tmp_path / name)
+        assert [int(each["row_number"]) for each in found] == [1, 2, 3, 4, 5]
+        assert found[0]["name"] == r"\ud800"
+        assert found[1]["name"] == "<a value of type int>"
+        assert found[2]["reason of the row of the row"] == "x"
+        assert found[3]["more fields"] == '["more"]'
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_sent(sandbox, campaign, monkeypatch, tmp_path):
+    for path in ("foo://bucket/not.csv", "gs://bucket/not.csv"):
+        with pytest.raises(AirflowFailException, match=r"^rejected_path: .*"):
+            upload(campaign, [row(OTHER)], rejected_path=path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(AirflowFailException, match=r"^rejected_path: Parquet files need pyarrow"):
+        upload(campaign, [row(OTHER)], rejected_path=str(tmp_path / "not.parquet"))
+    assert not sandbox.request_count("upload")
+
+
+def test_without_rows_the_file_of_the_last_run_is_replaced(campaign, tmp_path):
+    (tmp_path / "not.csv").write_text("yesterday")
+    with pytest.raises(AirflowSkipException, match="NO_CONTACTS"):
+        upload(campaign, [], rejected_path=str(tmp_path / "not.csv"))
+    assert read(tmp_path / "not.csv") == []
