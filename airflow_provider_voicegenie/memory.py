@@ -17,7 +17,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from airflow import __version__ as airflow_version
+
 log = logging.getLogger(__name__)
+
+#: Whether this Airflow keeps anything of a task between its pokes and tries.
+KEEPS_TASK_STATE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
 
 #: The key of the document, in Airflow's task state store and in XCom.
 KEY = "voicegenie_task"

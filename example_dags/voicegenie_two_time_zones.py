@@ -36,8 +36,8 @@ with DAG(
         """Return a row for each person. A query to your warehouse could stand here."""
         return [
             {"phone_number": "+351 21 000 0001", "name": "Ana", "time_zone": "Europe/Lisbon"},
-            {"phone_number": "+1 202 555 0101", "name": "Ben", "time_zone": "America/New_York"},
-            {"phone_number": "+1 202 555 0102", "name": "Cleo", "time_zone": "America/New_York"},
+            {"phone_number": "+1 202 555 0191", "name": "Ben", "time_zone": "America/New_York"},
+            {"phone_number": "+1 202 555 0192", "name": "Cleo", "time_zone": "America/New_York"},
         ]
 
     @task

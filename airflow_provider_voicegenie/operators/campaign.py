@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import AirflowFailException, get_current_context
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.memory import Memory
+from airflow_provider_voicegenie.memory import KEEPS_TASK_STATE, Memory
 from airflow_provider_voicegenie.rules.calling_hours import AtClosing, CallingHours, read_at_closing, read_calling_hours
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
@@ -97,7 +97,9 @@ class StartCampaignOperator(CampaignTask):
         campaign, and all guards hold.
     :param at_closing: What to do when the calling hours close while the campaign runs. ``pause`` pauses it, which is
         the condition ``CALLING_HOURS_OVER``; it needs ``wait_for_completion``, and is the default then, if there are
-        calling hours. ``go_on`` does nothing. Windows that adjoin or overlap are one.
+        calling hours. ``pause_and_resume`` pauses it, and starts it again when they open, and so on until it is
+        completed or ``completion_timeout`` is over (Airflow 3.3). ``go_on`` does nothing. Windows that adjoin or
+        overlap are one.
     :param max_contacts: How many contacts the campaign may have at most. More, or a number that the service does not
         say, is the condition ``TOO_MANY_CONTACTS``. No limit if it is left out. A template may give the number that
         somebody has approved; if it gives no number, or ``None``, the task fails. (templated)
@@ -198,6 +200,10 @@ class StartCampaignOperator(CampaignTask):
             )
         self.calling_hours = read_calling_hours(calling_hours)
         self.at_closing = read_at_closing(at_closing, self.calling_hours, is_followed=wait_for_completion)
+        if self.at_closing is AtClosing.PAUSE_AND_RESUME and not KEEPS_TASK_STATE:
+            raise ValueError(
+                "at_closing='pause_and_resume' needs Airflow 3.3, which keeps across tries what was paused."
+            )
         if not (max_contacts is NOT_GIVEN or is_template(max_contacts)):
             read_rendered_number("max_contacts", max_contacts, minimum=0)
         self.max_contacts = max_contacts

@@ -37,6 +37,8 @@ class AtClosing(StrEnum):
 
     #: It pauses the campaign.
     PAUSE = "pause"
+    #: It pauses the campaign, and starts it again when they open.
+    PAUSE_AND_RESUME = "pause_and_resume"
     #: Nothing: the campaign calls on.
     GO_ON = "go_on"
 

@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.memory import Memory
+from airflow_provider_voicegenie.memory import KEEPS_TASK_STATE, Memory
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, with_one_open
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
@@ -55,9 +55,6 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.waiting.watch import End, Watch
 
 _AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
-
-#: Whether this Airflow keeps anything of a task between its pokes and tries.
-_KEEPS_TASK_STATE = _AIRFLOW >= (3, 3)
 
 #: The least time between reads in the triggerer; a sensor may have ``poke_interval=0``.
 _SHORTEST_INTERVAL = 0.1
@@ -358,7 +355,7 @@ class CampaignCompletedSensor(_CampaignSensor):
         )
         self.stall_timeout = read_optional_seconds("stall_timeout", stall_timeout)
         self.min_success_rate = read_percent("min_success_rate", min_success_rate)
-        if self.stall_timeout is not None and self.reschedule and not self.deferrable and not _KEEPS_TASK_STATE:
+        if self.stall_timeout is not None and self.reschedule and not self.deferrable and not KEEPS_TASK_STATE:
             raise ValueError(
                 'stall_timeout needs mode="poke" or deferrable=True before Airflow 3.3: a rescheduled sensor forgets '
                 "what it has seen."

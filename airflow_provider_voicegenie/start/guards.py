@@ -170,12 +170,14 @@ class Moment(NamedTuple):
     :param context: The task's context.
     :param now: The time.
     :param campaign: The campaign as it was just read; ``None`` if it was not.
+    :param is_again: Whether the campaign goes on at the opening of its hours: that it was due is no question then.
     """
 
     task: Any
     context: Mapping[str, Any]
     now: datetime
     campaign: Campaign | None = None
+    is_again: bool = False
 
 
 Guard = Callable[[Moment], Finding | None]
@@ -183,6 +185,8 @@ Guard = Callable[[Moment], Finding | None]
 
 def _run(moment: Moment) -> Finding | None:
     task = moment.task
+    if moment.is_again:
+        return None
     return check_run(
         RunFacts.of(moment.context),
         moment.now,

@@ -8,7 +8,7 @@ A try records its start before it sends it. A campaign is started at most once i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -34,6 +34,8 @@ class StartPhase(StrEnum):
     STARTED = "started"
     #: It took effect, and the campaign was paused when the task's ``execution_timeout`` was over.
     TIMED_OUT = "timed_out"
+    #: It took effect, and the task paused the campaign as its calling hours closed: it starts it again when they open.
+    PAUSED = "paused"
     #: It was refused, or a user has ended it by marking or clearing the task: the next try may start anew.
     CLOSED = "closed"
 
@@ -179,6 +181,8 @@ class OwnStart:
         self.refusals = Refusals(*self.wait_before.get("refusals", ()))
         #: The start of this generation, as far as this process knows it.
         self.record: StartRecord | None = None
+        #: The start whose campaign this task paused as its calling hours closed, and is to start again.
+        self.paused: StartRecord | None = None
         #: The start of an earlier end of this task, whose campaign may go on; known after :meth:`recall`.
         self.owed: StartRecord | None = None
         #: The start of an earlier generation whose campaign may be paused any moment, as a user has cleared the task;
@@ -204,6 +208,11 @@ class OwnStart:
         return (self.memory.document or {}).get("wait") or {}
 
     @property
+    def hours(self) -> Mapping[str, Any]:
+        """What is remembered of the days so far: when the wait ends in any case (``deadline``), and the ``pauses``."""
+        return (self.memory.document or {}).get("hours") or {}
+
+    @property
     def tell_all(self) -> bool:
         """Whether Airflow keeps records, and they can be read: without one, no start was sent."""
         return self.memory.is_kept and not self._is_unreadable
@@ -221,7 +230,9 @@ class OwnStart:
 
     def moment(self, now: datetime | None = None, campaign: Campaign | None = None) -> Moment:
         """Return what guards look at: the task and its run at a time, and the campaign if it was read."""
-        return Moment(self.task, self.context, now or datetime.now(UTC), campaign)
+        return Moment(
+            self.task, self.context, now or datetime.now(UTC), campaign, is_again=bool(self.hours.get("pauses"))
+        )
 
     def service_time(self) -> datetime:
         """Return the time by the service's clock."""
@@ -316,6 +327,14 @@ class OwnStart:
                 exc_info=not expected,
             )
 
+    def take_back(self) -> None:
+        """Record that the start which was about to be sent has no effect. A failure is logged, never raised."""
+        if self.paused is None:
+            self.set_phase(StartPhase.CLOSED)
+            return
+        self.record = self.paused
+        self.set_phase(StartPhase.PAUSED)
+
     def confirm(self, started_at: datetime | None) -> None:
         """
         Record that the start took effect.
@@ -327,16 +346,36 @@ class OwnStart:
 
     # A deferral.
 
-    def before_deferral(self, start: Start) -> dict[str, Any]:
+    def before_deferral(self, start: Start, deadline: float | None) -> dict[str, Any]:
         """
         Record, if that is not done yet, that whoever ends the deferred task wants the campaign paused.
 
         :param start: The start.
+        :param deadline: When the wait ends in any case, Unix seconds.
         :returns: What the resumed task has to know.
         """
         if start.started_by_task and self._is_heard_by_triggerer and self.owed is None:
             self.set_phase(StartPhase.STARTED, must_pause_on_kill=True)
-        return {"start": self.record and self.record.to_document()["start"], "wait": start._asdict()}
+        return {
+            "start": self.record and self.record.to_document()["start"],
+            "wait": start._asdict(),
+            "hours": {"pauses": [], **self.hours, "deadline": deadline},
+        }
+
+    def pause_until_opening(self, deadline: float | None, pauses: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Record that the task has paused the campaign, and is to start it again when the calling hours open.
+
+        :param deadline: When the wait ends in any case, Unix seconds.
+        :param pauses: The pauses so far.
+        :raises Exception: It could not be recorded; the campaign stays paused then.
+        """
+        self.may_be_in_effect = False
+        record = self.record or self.recall()
+        assert record is not None  # noqa: S101  what was started is on record from Airflow 3.3 on
+        self.paused = self.record = record.in_phase(StartPhase.PAUSED, must_pause_on_kill=False)
+        hours = {"deadline": deadline, "pauses": [dict(pause) for pause in pauses]}
+        self.memory.write(**self.record.to_document(), hours=hours, wait=None)
 
     def after_deferral(self) -> Start:
         """Go on with the start that was made before the deferral, and return it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +25,7 @@ from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import CampaignStatus, read_time
 from airflow_provider_voicegenie.memory import Memory, note_end_by_user
 from airflow_provider_voicegenie.metrics import time_end
-from airflow_provider_voicegenie.rules.calling_hours import AtClosing, open_times
+from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, AtClosing, next_opening, open_times
 from airflow_provider_voicegenie.rules.outcomes import Finding, VoiceGenieRetryException, apply_outcome
 from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase
 from airflow_provider_voicegenie.start.send import Plan, rehearse, start
@@ -146,7 +146,8 @@ class StartRun:
         own = self._own
         trigger = TimeDeltaTrigger(timedelta(seconds=seconds))
         # Not as arguments of the method, which `dag.test()` drops.
-        self._memory.write_copy(**own.about, start=None, wait={"refusals": list(own.refusals)})
+        start = None if own.paused is None else own.paused.to_document()["start"]
+        self._memory.write_copy(**own.about, start=start, wait={"refusals": list(own.refusals)})
         own.kill.check_with_airflow(self._context)
         raise TaskDeferred(trigger=trigger, method_name="execute_again")
 
@@ -158,8 +159,8 @@ class StartRun:
 
     def _out_of_time_before_start(self) -> AirflowTaskTimeout:
         return AirflowTaskTimeout(
-            f"Campaign {self._own.campaign_id!r}: execution_timeout was over before the campaign could be started; "
-            "nothing was started."
+            f"Campaign {self._own.campaign_id!r}: execution_timeout was over before the campaign could be started"
+            f"{'' if self._own.paused is None else ' again, so it stays paused'}; nothing was started."
         )
 
     @property
@@ -171,12 +172,13 @@ class StartRun:
     def _wait(self, started: Start) -> dict[str, Any]:
         task, own = self._task, self._own
         deadline = None if task.completion_timeout is None else time.time() + task.completion_timeout
+        deadline = own.hours.get("deadline", deadline)
         if task.deferrable:
             self._defer(started, deadline)
         watch = self._watch(started)
         with own.reading():
             end = wait_here(own.hook, watch, poll_interval=task.poll_interval, deadline=deadline, check=own.kill.check)
-        return self._end(started, end or watch.time_is_up(time.time(), EndReason.TIMEOUT))
+        return self._end(started, end or watch.time_is_up(time.time(), EndReason.TIMEOUT), deadline)
 
     def _watch_arguments(self, started: Start) -> dict[str, Any]:
         return {
@@ -197,6 +199,7 @@ class StartRun:
             # One that is open has opened before, also by the clock of another machine.
             times = [(None if opens <= now else opens, closes) for opens, closes in open_times(task.calling_hours, now)]
             limits["open_times"] = [[each and each.timestamp() for each in window] for window in times]
+            limits["resumes"] = task.at_closing is AtClosing.PAUSE_AND_RESUME
         return limits
 
     def _watch(self, started: Start) -> CompletionWatch:
@@ -214,7 +217,7 @@ class StartRun:
             CompletionWatch,
             rules=task.outcome_rules,
             execution_timeout=task.execution_timeout,
-            copied=own.before_deferral(started),
+            copied=own.before_deferral(started, deadline),
             # Airflow silently refuses to defer a task that a user has just marked.
             check=lambda: own.kill.check_with_airflow(self._context),
             **own.about,
@@ -252,14 +255,35 @@ class StartRun:
             raise
         return self._end(started, end)
 
-    def _end(self, started: Start, end: End) -> dict[str, Any]:
-        result, campaign_id = end.result or {}, self._own.campaign_id
+    def _end(self, started: Start, end: End, deadline: float | None = None) -> dict[str, Any]:
+        result, campaign_id = dict(end.result or {}), self._own.campaign_id
+        if "pauses" in result:
+            result["pauses"] = [*self._own.hours.get("pauses", ()), *result["pauses"]]
+        if end.reason is EndReason.PAUSED:
+            return self._go_on_at_opening(end, result["pauses"], deadline)
         if (completed_at := read_time(result.get("completed_at"))) is not None:
             time_end(self._own.hook.server_time() - completed_at.timestamp())
         apply_end(self._task.outcome_rules, end, campaign_id)
         if end.is_done:
             log.info("Campaign %r is completed: %s.", campaign_id, describe_result(end))
         return self._result(started, result)
+
+    def _go_on_at_opening(
+        self, end: End, pauses: Sequence[Mapping[str, Any]], deadline: float | None
+    ) -> dict[str, Any]:
+        """Start the campaign again when its calling hours open; each time is a start, with its own record."""
+        own, hours = self._own, self._task.calling_hours
+        opens = next_opening(hours, datetime.now(UTC))
+        if opens is None:
+            raise AirflowFailException(
+                f"Campaign {own.campaign_id!r}: {end.message}. They do not open within {DAYS_AHEAD} days, so it stays "
+                "paused. Change calling_hours (days, except_dates)."
+            )
+        own.pause_until_opening(own.hours.get("deadline", deadline), pauses)
+        log.info("Campaign %r: %s. It goes on on %s.", own.campaign_id, end.message, hours[0].local_time(opens))
+        latest = own.hours["deadline"]
+        self._wait_before_start(opens if latest is None else min(opens, datetime.fromtimestamp(latest, UTC)))
+        return self._execute()
 
     def _result(self, started: Start, end: Mapping[str, Any]) -> dict[str, Any]:
         result = {
@@ -282,6 +306,9 @@ class StartRun:
             raise
         except AirflowTaskTimeout:
             self._own.stop_calls(StartPhase.TIMED_OUT)
+            if self._own.paused is not None:
+                # No later try starts it again.
+                self._own.set_phase(StartPhase.TIMED_OUT)
             raise
         except BaseException as error:
             if not self._own.kill.pulled:
@@ -298,7 +325,7 @@ class StartRun:
         if is_ended_by_user:
             note_end_by_user(self._context)
             self._recognize_earlier_start()
-        when = "" if own.may_be_in_effect else " before it started anything"
+        when = "" if own.may_be_in_effect or own.paused is not None else " before it started anything"
         if is_ended_by_user:
             own.stop_calls(StartPhase.CLOSED)
         elif own.may_be_in_effect:

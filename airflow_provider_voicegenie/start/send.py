@@ -7,13 +7,13 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.api.errors import RateLimitError, VoiceGenieError
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, write_time
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time, write_time
 from airflow_provider_voicegenie.api.retries import retry_delay
 from airflow_provider_voicegenie.metrics import count_start
 from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, next_closing, next_opening
@@ -28,7 +28,7 @@ from airflow_provider_voicegenie.start.guards import (
     describe_start,
     first_finding,
 )
-from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase
+from airflow_provider_voicegenie.start.record import OwnStart, Start, StartRecord
 from airflow_provider_voicegenie.start.refusals import PATIENCE
 from airflow_provider_voicegenie.start.take_over import await_pause, await_pause_of_another, may_be_paused_late
 from airflow_provider_voicegenie.waiting.deferral import execution_deadline
@@ -46,6 +46,9 @@ _FRESH_STATE = 1.0
 #: Seconds for which the response to a start is awaited once Airflow has ended the task. Five seconds after it has said
 #: so, it ends the process, and by then the campaign has to be paused.
 _PATIENCE_WITH_RESPONSE = 1.0
+
+#: By how much the service's own times of one start may differ.
+_SAME_START = timedelta(seconds=5)
 
 
 class _NotAllowedError(Exception):
@@ -65,6 +68,8 @@ def start(own: OwnStart) -> Start | datetime:
     before = _read_before(own)
     if not isinstance(before, Campaign):
         return before
+    if own.paused is not None and (as_it_is := _leave_as_it_is(own, own.paused, before)) is not None:
+        return as_it_is
     refused: RateLimitError | None = None
     finding = first_finding(BEFORE_START, own.moment(campaign=before))
     if finding is None:
@@ -85,7 +90,8 @@ def start(own: OwnStart) -> Start | datetime:
     opens = _opening(own, finding, before)
     if isinstance(opens, datetime):
         message = f"{finding.message}; they open on {_describe_opening(own, opens)}"
-        apply_outcome(own.task.outcome_rules, finding._replace(message=message), own.campaign_id)
+        if own.paused is None:
+            apply_outcome(own.task.outcome_rules, finding._replace(message=message), own.campaign_id)
         own.refusals = own.refusals.counted_from(opens)
     return opens
 
@@ -240,8 +246,39 @@ def _may_start(own: OwnStart, at: datetime) -> bool:
     return first_finding(BEFORE_READING, own.moment(at)) is None
 
 
+def _leave_as_it_is(own: OwnStart, paused: StartRecord, before: Campaign) -> Start | None:
+    """
+    Return what the task goes on with, if a campaign that it paused at closing is not to be started again.
+
+    Only one that has been nothing but paused since is.
+    """
+    deadline = own.hours.get("deadline")
+    started_at = read_time(paused.started_at)
+    if deadline is not None and time.time() >= deadline:
+        return Start.by_task(before.status, started_at)
+    if before.status is not CampaignStatus.PAUSED:
+        if before.status.is_running:
+            log.warning(
+                "Campaign %r: somebody has started it since this task paused it; following it.", own.campaign_id
+            )
+            return Start(before.status.value, paused.started_at)
+        return Start.by_task(before.status, started_at)
+    with own.reading():
+        latest = own.hook.get_campaign_stats(own.campaign_id).started_at
+    if started_at is not None and latest is not None and latest > started_at + _SAME_START:
+        log.warning(
+            "Campaign %r: it was started and paused since this task paused it, so this task does not start it again.",
+            own.campaign_id,
+        )
+        return Start(before.status.value, paused.started_at)
+    log.info("Campaign %r: its calling hours are open again, so it goes on.", own.campaign_id)
+    return None
+
+
 def _closes(own: OwnStart) -> bool:
     """Say whether the task does not wait for its calling hours."""
+    if own.paused is not None:
+        return False
     return own.task.outcome_rules.outcome(Condition.OUTSIDE_CALLING_HOURS) is not Outcome.WAIT
 
 
@@ -322,7 +359,7 @@ class _Sending:
             is_refused = isinstance(error, VoiceGenieError) and not error.may_have_taken_effect
             if is_refused or not self._is_sent:
                 own.may_be_in_effect = own.owes_pause
-                own.set_phase(StartPhase.CLOSED)
+                own.take_back()
             raise
 
     def _send(self) -> Start | VoiceGenieError:

@@ -49,11 +49,14 @@ def take_over(own: OwnStart) -> Start | None:
         own.campaign_id, own.hook = last.campaign_id, VoiceGenieHook(last.voicegenie_conn_id)
     if record is not None:
         _refuse_another_campaign(own, record)
-        own.may_be_in_effect = record.phase is not StartPhase.TIMED_OUT
+        own.may_be_in_effect = record.phase not in (StartPhase.TIMED_OUT, StartPhase.PAUSED)
         own.is_confirmed = record.phase is StartPhase.STARTED
     if own.owes_pause:
         own.may_be_in_effect = own.is_confirmed = True
     own.kill.check()
+    own.paused = record if record is not None and record.phase is StartPhase.PAUSED else None
+    if own.paused is not None:
+        return None
     if record is not None:
         return _take_over_recorded(own, record)
     if own.tell_all or own.memory.is_first_try:

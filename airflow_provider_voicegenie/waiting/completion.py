@@ -361,6 +361,9 @@ class CompletionWatch(Watch):
         self._pauses.append({"at": at, "why": condition.value, "was_paused_already": not is_known})
         words = f"{message}, so it was paused" if is_known else f"{message}, and it was paused already"
         finding = Finding(condition, f"{words}; {self._left()}")
+        if condition is Condition.CALLING_HOURS_OVER and is_known and self._limits is not None and self._limits.resumes:
+            self._end = End(EndReason.PAUSED, finding.message, result=self._result(), at=now)
+            return self._end
         if condition not in _PAUSED_WITH_STATISTICS:
             return self._meet(finding, now)
         self._end = End(EndReason.CONDITION, finding=finding, result=self._result(), at=now)

@@ -22,24 +22,28 @@ class Limits:
     :param now: When the wait began, Unix seconds.
     :param open_times: When calling hours open and close, Unix seconds; ``None`` for one that is open already, and for a
         closing beyond what is known. No list of them for any time.
+    :param resumes: Whether the task starts the campaign again when the hours open.
     :param stop_after_calls: How many calls may finish; ``None`` for any number.
     :param judge_success_rate_after: After how many finished calls the success rate is judged; ``None`` for not before
         the end.
     :param min_success_rate: Percentage of successful calls among the finished ones that is wanted.
     """
 
-    __slots__ = ("_judge_after", "_max_calls", "_min_success_rate", "_open_times", "closes_at")
+    __slots__ = ("_judge_after", "_max_calls", "_min_success_rate", "_open_times", "closes_at", "resumes")
 
     def __init__(
         self,
         now: float,
         *,
         open_times: Sequence[Sequence[float | None]] | None = None,
+        resumes: bool = False,
         stop_after_calls: int | None = None,
         judge_success_rate_after: int | None = None,
         min_success_rate: float | None = None,
     ) -> None:
         self._open_times = open_times or ()
+        #: Whether a pause at closing is the task's to end.
+        self.resumes = resumes
         self._max_calls = stop_after_calls
         self._judge_after = judge_success_rate_after
         self._min_success_rate = min_success_rate

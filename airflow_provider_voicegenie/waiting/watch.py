@@ -34,6 +34,8 @@ class EndReason(StrEnum):
 
     #: What was waited for is so.
     DONE = "done"
+    #: The wait has paused the campaign, as its calling hours closed, and the task starts it again when they open.
+    PAUSED = "paused"
     #: A condition whose outcome is not to wait.
     CONDITION = "condition"
     #: The time that the wait was given is over.

@@ -224,7 +224,7 @@ def test_a_task_that_follows_nothing_says_until_when_the_hours_are(sandbox, said
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"at_closing": "stop"}, "at_closing must be one of pause, go_on; got 'stop'"),
+        ({"at_closing": "stop"}, "at_closing must be one of pause, pause_and_resume, go_on; got 'stop'"),
         ({"at_closing": "paus"}, "did you mean 'pause'"),
         ({"at_closing": True}, "at_closing must be one of"),
         ({"at_closing": "pause", "calling_hours": None}, "at_closing='pause' needs calling_hours"),

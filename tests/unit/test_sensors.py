@@ -130,7 +130,7 @@ def reschedule(make, run, clock):
 
 @pytest.mark.parametrize("keeps_state", [True, False])
 def test_a_stall_in_reschedule_mode(sandbox, clock, monkeypatch, keeps_state):
-    monkeypatch.setattr(sensors, "_KEEPS_TASK_STATE", keeps_state)
+    monkeypatch.setattr(sensors, "KEEPS_TASK_STATE", keeps_state)
     task = Following(mode="reschedule", stall_timeout=0.3)
     if not keeps_state:
         with pytest.raises(ValueError, match="stall_timeout"):
@@ -145,7 +145,7 @@ def test_a_stall_in_reschedule_mode(sandbox, clock, monkeypatch, keeps_state):
         assert reschedule(task, context(), clock)["status"] == "completed"
 
 
-@pytest.mark.skipif(not sensors._KEEPS_TASK_STATE, reason="a rescheduled sensor forgets, before Airflow 3.3")
+@pytest.mark.skipif(not sensors.KEEPS_TASK_STATE, reason="a rescheduled sensor forgets, before Airflow 3.3")
 def test_a_retry_in_reschedule_mode_counts_a_stall_from_its_own_begin(sandbox, clock):
     store = Store()
     task = Following(mode="reschedule", stall_timeout=0.5, outcomes={"CAMPAIGN_STALLED": "retry"})
