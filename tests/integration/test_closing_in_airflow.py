@@ -29,7 +29,7 @@ with DAG({dag_id!r}, **once):
             at_closing="pause_and_resume" if task_id == "days" else "pause",
             wait_for_completion=True,
             deferrable=task_id != "in_worker",
-            poll_interval=3600,
+            poll_interval=5 if task_id == "days" else 3600,
         )
 """
 

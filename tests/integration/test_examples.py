@@ -64,6 +64,7 @@ RUNS = [
     ("calling_hours", {"campaign_id": "hours"}, {"ready": "success", "start": "success"}),
     # Nothing more, as it waits on a holiday.
     ("office_hours", {"campaign_id": "office"}, {"start": "success"}),
+    *([("two_days", {"campaign_id": "lasting"}, {"start": "success"})] if AIRFLOW_VERSION >= (3, 3) else []),
     (
         "branch_on_skip",
         {"campaign_id": "branch"},
@@ -95,6 +96,7 @@ STARTED = {
     "abroad",
     "followed",
     "hours",
+    *(["lasting"] if AIRFLOW_VERSION >= (3, 3) else []),
     "portugal",
     "america",
     "branch",
@@ -107,7 +109,7 @@ def test_the_examples(airflow, voicegenie_sandbox):
     voicegenie_sandbox.speed = 30
     for campaign_id in (STARTED | {"locked", "office"}) - {"paused", "ready"}:
         voicegenie_sandbox.add_campaign(
-            id=campaign_id, total_count=20 if campaign_id in ("followed", "office") else 10**6
+            id=campaign_id, total_count=20 if campaign_id in ("followed", "lasting", "office") else 10**6
         )
     voicegenie_sandbox.inject("close", "start", campaign_id="lost", after_acting=True)
     airflow.environment |= {
