@@ -311,12 +311,19 @@ def open_times(hours: Sequence[CallingHours], since: datetime) -> Iterator[tuple
     :param hours: The calling hours; empty for any time.
     :param since: A time with time zone.
     :returns: When each opens and closes; ``None`` if it does not close within these days.
+    :raises ValueError: A function of the author's failed for a date; until then, the times are given.
     """
     opens: datetime | None = None
     for moment in _moments(hours, since):
-        if is_open(hours, moment):
+        try:
+            is_open_now, is_open_soon = is_open(hours, moment), is_open(hours, moment + _LEAST_GAP)
+        except ValueError:
+            if opens is not None:
+                yield opens, moment
+            raise
+        if is_open_now:
             opens = opens or moment
-        elif opens is not None and not is_open(hours, moment + _LEAST_GAP):
+        elif opens is not None and not is_open_soon:
             yield opens, moment
             opens = None
     if opens is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
@@ -166,8 +167,9 @@ def log_start(own: OwnStart, before: Campaign, status: CampaignStatus) -> None:
     """Say in the log that the campaign was started, and whom it phones."""
     more = "" if own.task.wait_for_completion else " The task does not wait for its end."
     hours = own.task.calling_hours
-    if hours and own.task.at_closing is AtClosing.GO_ON and (closes := next_closing(hours, datetime.now(UTC))):
-        more += f" Its calling hours close on {hours[0].local_time(closes)}, and nobody pauses it then."
+    with suppress(ValueError):  # of a function of the author's: it was started all the same
+        if hours and own.task.at_closing is AtClosing.GO_ON and (closes := next_closing(hours, datetime.now(UTC))):
+            more += f" Its calling hours close on {hours[0].local_time(closes)}, and nobody pauses it then."
     log.info(
         "Campaign %r was started: %s, status %s.%s", own.campaign_id, describe_contacts(before), status.value, more
     )

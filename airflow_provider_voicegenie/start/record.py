@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from airflow.providers.common.compat.sdk import AirflowFailException
+
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time, write_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.memory import Generation, Memory
@@ -209,7 +211,12 @@ class OwnStart:
 
     @property
     def hours(self) -> Mapping[str, Any]:
-        """What is remembered of the days so far: when the wait ends in any case (``deadline``), and the ``pauses``."""
+        """
+        What is remembered of the days so far, once there was a pause at closing.
+
+        When the wait ends in any case (``deadline``), the ``pauses``, when the hours open (``opens_at``, Unix seconds),
+        and how many calls had finished before the first start (``calls_before``).
+        """
         return (self.memory.document or {}).get("hours") or {}
 
     @property
@@ -275,6 +282,11 @@ class OwnStart:
             self._close(record)
         return self.record
 
+    def recall_pause(self) -> None:
+        """Recall whether the task has paused its campaign at closing, and is to start it again."""
+        record = self.recall()
+        self.paused = record if record is not None and record.phase is StartPhase.PAUSED else None
+
     def _close(self, record: StartRecord) -> None:
         """Close the start of an earlier generation: a later process of this try may not see the signs of the clear."""
         try:
@@ -327,6 +339,16 @@ class OwnStart:
                 exc_info=not expected,
             )
 
+    def follow_again(self, status: CampaignStatus) -> Start:
+        """
+        Follow the campaign again which this task had paused at closing: somebody else has started it.
+
+        :param status: Its status.
+        """
+        log.warning("Campaign %r: somebody has started it since this task paused it; it is followed.", self.campaign_id)
+        self.may_be_in_effect = self.is_confirmed = True
+        return Start.by_task(status, None if self.paused is None else read_time(self.paused.started_at))
+
     def take_back(self) -> None:
         """Record that the start which was about to be sent has no effect. A failure is logged, never raised."""
         if self.paused is None:
@@ -362,19 +384,39 @@ class OwnStart:
             "hours": {"pauses": [], **self.hours, "deadline": deadline},
         }
 
-    def pause_until_opening(self, deadline: float | None, pauses: Sequence[Mapping[str, Any]]) -> None:
+    @property
+    def calls_before(self) -> int:
+        """How many calls of the campaign had finished before this task started it."""
+        if (known := self.hours.get("calls_before")) is not None:
+            return int(known)
+        before = {} if self.record is None else self.record.before
+        return (before.get("completed_count") or 0) + (before.get("failed_count") or 0)
+
+    def pause_until_opening(self, opens: datetime, deadline: float | None, pauses: Sequence[Mapping[str, Any]]) -> None:
         """
         Record that the task has paused the campaign, and is to start it again when the calling hours open.
 
+        :param opens: When that is.
         :param deadline: When the wait ends in any case, Unix seconds.
         :param pauses: The pauses so far.
         :raises Exception: It could not be recorded; the campaign stays paused then.
         """
         self.may_be_in_effect = False
         record = self.record or self.recall()
-        assert record is not None  # noqa: S101  what was started is on record from Airflow 3.3 on
+        if record is None:
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r}: it is paused, as its calling hours are over, and Airflow has lost the "
+                "record of its start, so this task does not start it again."
+            )
+        hours = {
+            "deadline": deadline,
+            "pauses": [dict(pause) for pause in pauses],
+            "opens_at": opens.timestamp(),
+            "calls_before": self.calls_before,
+        }
         self.paused = self.record = record.in_phase(StartPhase.PAUSED, must_pause_on_kill=False)
-        hours = {"deadline": deadline, "pauses": [dict(pause) for pause in pauses]}
+        # What was refused yesterday does not count today.
+        self.refusals = Refusals().counted_from(opens)
         self.memory.write(**self.record.to_document(), hours=hours, wait=None)
 
     def after_deferral(self) -> Start:

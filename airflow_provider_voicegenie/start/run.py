@@ -26,7 +26,7 @@ from airflow_provider_voicegenie.api.models import CampaignStatus, read_time
 from airflow_provider_voicegenie.memory import Memory, note_end_by_user
 from airflow_provider_voicegenie.metrics import time_end
 from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, AtClosing, next_opening, open_times
-from airflow_provider_voicegenie.rules.outcomes import Finding, VoiceGenieRetryException, apply_outcome
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
 from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase
 from airflow_provider_voicegenie.start.send import Plan, rehearse, start
 from airflow_provider_voicegenie.start.take_over import recognize_earlier_start, take_over
@@ -82,6 +82,7 @@ class StartRun:
         """Begin anew, after a deferral before anything was started."""
 
         def begin() -> dict[str, Any]:
+            self._own.recall_pause()
             self._check_execution_time()
             log.info("Campaign %r: beginning anew, after the wait before its start.", self._own.campaign_id)
             return self._execute()
@@ -123,6 +124,8 @@ class StartRun:
             return take_over(self._own) or start(self._own)
         except VoiceGenieError as error:
             # Only "already running" can come back from here: someone else's start came between.
+            if self._own.paused is not None and Finding.of(error).condition is Condition.CAMPAIGN_ALREADY_RUNNING:
+                return self._own.follow_again(CampaignStatus.RUNNING)
             apply_outcome(self._task.outcome_rules, Finding.of(error), self._own.campaign_id)
             return Start(CampaignStatus.RUNNING.value, must_pause_on_kill=self._own.may_be_in_effect)
 
@@ -172,7 +175,8 @@ class StartRun:
     def _wait(self, started: Start) -> dict[str, Any]:
         task, own = self._task, self._own
         deadline = None if task.completion_timeout is None else time.time() + task.completion_timeout
-        deadline = own.hours.get("deadline", deadline)
+        if own.hours.get("pauses"):
+            deadline = own.hours["deadline"]
         if task.deferrable:
             self._defer(started, deadline)
         watch = self._watch(started)
@@ -186,21 +190,41 @@ class StartRun:
             "seen": None if started.seen is None else dict(started.seen),
             "min_success_rate": self._task.min_success_rate,
             "statistics_until": execution_deadline(self._context, self._task.execution_timeout),
-            "limits": self._limits(),
+            "limits": self._limits(started),
         }
 
-    def _limits(self) -> dict[str, Any]:
+    def _limits(self, started: Start) -> dict[str, Any]:
         """Return what the campaign may do while it is followed, as plain JSON; empty for anything."""
-        task = self._task
+        task, own = self._task, self._own
+        deadline = own.hours.get("deadline")
+        is_over = own.hours.get("pauses") and deadline is not None and time.time() >= deadline
+        if is_over or not started.started_by_task:
+            # Its time is over at night; or it is somebody else's.
+            return {}
         numbers = {name: getattr(task, name) for name in ("stop_after_calls", "judge_success_rate_after")}
         limits: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+        if "stop_after_calls" in limits:
+            limits["stop_after_calls"] += own.calls_before
         if task.at_closing is not AtClosing.GO_ON:
-            now = datetime.now(UTC)
-            # One that is open has opened before, also by the clock of another machine.
-            times = [(None if opens <= now else opens, closes) for opens, closes in open_times(task.calling_hours, now)]
-            limits["open_times"] = [[each and each.timestamp() for each in window] for window in times]
+            limits["open_times"] = self._open_times()
             limits["resumes"] = task.at_closing is AtClosing.PAUSE_AND_RESUME
         return limits
+
+    def _open_times(self) -> list[list[float | None]]:
+        """Return when the hours open and close. A calendar that fails ends the list only: the campaign runs by now."""
+        now = datetime.now(UTC)
+        times: list[list[float | None]] = []
+        try:
+            for opens, closes in open_times(self._task.calling_hours, now):
+                # One that is open has opened before, also by the clock of another machine.
+                times.append(
+                    [None if opens <= now else opens.timestamp(), None if closes is None else closes.timestamp()]
+                )
+        except ValueError as error:
+            log.error(
+                "Campaign %r: %s. Its calling hours are known until that date only.", self._own.campaign_id, error
+            )
+        return times
 
     def _watch(self, started: Start) -> CompletionWatch:
         rules = self._task.outcome_rules.while_waiting()
@@ -257,8 +281,8 @@ class StartRun:
 
     def _end(self, started: Start, end: End, deadline: float | None = None) -> dict[str, Any]:
         result, campaign_id = dict(end.result or {}), self._own.campaign_id
-        if "pauses" in result:
-            result["pauses"] = [*self._own.hours.get("pauses", ()), *result["pauses"]]
+        if "pauses" in result or self._own.hours.get("pauses"):
+            result["pauses"] = [*self._own.hours.get("pauses", ()), *result.get("pauses", ())]
         if end.reason is EndReason.PAUSED:
             return self._go_on_at_opening(end, result["pauses"], deadline)
         if (completed_at := read_time(result.get("completed_at"))) is not None:
@@ -273,13 +297,15 @@ class StartRun:
     ) -> dict[str, Any]:
         """Start the campaign again when its calling hours open; each time is a start, with its own record."""
         own, hours = self._own, self._task.calling_hours
-        opens = next_opening(hours, datetime.now(UTC))
+        # The clock of this machine may be behind that of the triggerer, by which they have closed.
+        closed = datetime.fromtimestamp(max(time.time(), end.at or 0.0), UTC)
+        opens = next_opening(hours, closed)
         if opens is None:
             raise AirflowFailException(
                 f"Campaign {own.campaign_id!r}: {end.message}. They do not open within {DAYS_AHEAD} days, so it stays "
                 "paused. Change calling_hours (days, except_dates)."
             )
-        own.pause_until_opening(own.hours.get("deadline", deadline), pauses)
+        own.pause_until_opening(opens, own.hours.get("deadline", deadline), pauses)
         log.info("Campaign %r: %s. It goes on on %s.", own.campaign_id, end.message, hours[0].local_time(opens))
         latest = own.hours["deadline"]
         self._wait_before_start(opens if latest is None else min(opens, datetime.fromtimestamp(latest, UTC)))
@@ -306,7 +332,7 @@ class StartRun:
             raise
         except AirflowTaskTimeout:
             self._own.stop_calls(StartPhase.TIMED_OUT)
-            if self._own.paused is not None:
+            if self._own.record is not None and self._own.record.phase is StartPhase.PAUSED:
                 # No later try starts it again.
                 self._own.set_phase(StartPhase.TIMED_OUT)
             raise

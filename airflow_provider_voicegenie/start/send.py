@@ -47,8 +47,9 @@ _FRESH_STATE = 1.0
 #: so, it ends the process, and by then the campaign has to be paused.
 _PATIENCE_WITH_RESPONSE = 1.0
 
-#: By how much the service's own times of one start may differ.
+#: By how much the service's own times of one start may differ, and how long after it was recorded one is surely over.
 _SAME_START = timedelta(seconds=5)
+_LONGEST_START = timedelta(minutes=10)
 
 
 class _NotAllowedError(Exception):
@@ -246,31 +247,37 @@ def _may_start(own: OwnStart, at: datetime) -> bool:
     return first_finding(BEFORE_READING, own.moment(at)) is None
 
 
-def _leave_as_it_is(own: OwnStart, paused: StartRecord, before: Campaign) -> Start | None:
+def _leave_as_it_is(own: OwnStart, paused: StartRecord, before: Campaign) -> Start | datetime | None:
     """
     Return what the task goes on with, if a campaign that it paused at closing is not to be started again.
 
-    Only one that has been nothing but paused since is.
+    Only one that has been nothing but paused since is; and not before the hours open that were looked up at closing.
     """
-    deadline = own.hours.get("deadline")
+    now, deadline, opens_at = time.time(), own.hours.get("deadline"), own.hours.get("opens_at", 0.0)
     started_at = read_time(paused.started_at)
-    if deadline is not None and time.time() >= deadline:
+    if before.status.is_running:
+        return own.follow_again(before.status)
+    if before.status is not CampaignStatus.PAUSED or (deadline is not None and now >= deadline):
         return Start.by_task(before.status, started_at)
-    if before.status is not CampaignStatus.PAUSED:
-        if before.status.is_running:
-            log.warning(
-                "Campaign %r: somebody has started it since this task paused it; following it.", own.campaign_id
-            )
-            return Start(before.status.value, paused.started_at)
-        return Start.by_task(before.status, started_at)
+    if now < opens_at:
+        return datetime.fromtimestamp(min(opens_at, deadline or opens_at), UTC)
     with own.reading():
         latest = own.hook.get_campaign_stats(own.campaign_id).started_at
-    if started_at is not None and latest is not None and latest > started_at + _SAME_START:
+    sent_at = read_time(paused.sent_at)
+    if started_at is not None:
+        newest = started_at + _SAME_START
+    elif sent_at is not None:
+        newest = sent_at + _LONGEST_START
+    else:
+        newest = None
+    if latest is None or newest is None or latest > newest:
+        why = "may have been" if latest is None or newest is None else "was"
         log.warning(
-            "Campaign %r: it was started and paused since this task paused it, so this task does not start it again.",
+            "Campaign %r: it %s started and paused since this task paused it, so this task does not start it again.",
             own.campaign_id,
+            why,
         )
-        return Start(before.status.value, paused.started_at)
+        return Start.by_task(before.status, started_at)
     log.info("Campaign %r: its calling hours are open again, so it goes on.", own.campaign_id)
     return None
 

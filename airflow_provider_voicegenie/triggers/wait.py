@@ -48,7 +48,7 @@ _PATIENCE = 5.0
 #: How many pauses may be under way for their campaigns to be read before.
 _FEW_PAUSES = 10
 
-#: How many requests that change something an event loop sends at a time.
+#: How many requests that change something an event loop sends over a connection at a time.
 _MAX_CONCURRENT = 8
 
 #: What a trigger is shown instead of a reading, once its watch woke.
@@ -133,6 +133,8 @@ class WaitTrigger(BaseTrigger):
             except TimeoutError:
                 if not limit.expired():
                     raise
+                if reason is EndReason.TIMEOUT and watch.is_unsettled:
+                    await self._settle()
                 end = watch.time_is_up(time.time(), reason)
             self._is_polling = False
             await self._note_end()
@@ -198,13 +200,14 @@ class WaitTrigger(BaseTrigger):
             if end is not None or not watch.is_urgent:
                 return end
         self._cancel_alarm()
-        failures = 0
+        failures, retry_after = 0, None
         while watch.is_urgent:
             request = watch.wants
             if request == campaign(self.campaign_id):
                 break
             self._is_polling = False
             is_last = watch.is_left_to_task
+            await self._sleep(failures, retry_after if request.has_effect else None)
             response = await (self._send(request) if request.has_effect else self._read_once(request))
             end = None if response is None else watch.take(response, time.time())
             if end is not None or is_last:
@@ -212,10 +215,13 @@ class WaitTrigger(BaseTrigger):
             if response is None:
                 watch.do_without()
             failures = 0 if isinstance(response, Model) else failures + 1
-            if failures:
-                retry_after = response.retry_after if isinstance(response, VoiceGenieError) else None
-                await asyncio.sleep(watch.delay(self.poll_interval, failures, retry_after, time.time()))
+            retry_after = response.retry_after if isinstance(response, VoiceGenieError) else None
+            if not request.has_effect and not watch.is_urgent:
+                # Statistics that could not be read hold up nothing.
+                failures = 0
             watch.pass_time(time.time())
+        if failures and not watch.is_urgent:
+            await self._sleep(failures, retry_after)
         if not self._is_polling:
             # What was read meanwhile predates what was sent.
             subscription.forget()
@@ -224,10 +230,30 @@ class WaitTrigger(BaseTrigger):
             subscription.poll_now()
         return None
 
+    async def _sleep(self, failures: int, retry_after: float | None) -> None:
+        """Wait as long as the watch does before its next request, but not beyond when it wakes."""
+        now, watch = time.time(), self._watch
+        seconds = watch.delay(self.poll_interval, failures, retry_after, now)
+        if watch.wakes_at is not None:
+            seconds = min(seconds, watch.wakes_at - now)
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+    async def _settle(self) -> None:
+        """Send what the watch wants until it is settled, as the end of its time must not cut a pause short."""
+        self._is_polling = False
+        failures, retry_after = 0, None
+        while self._watch.is_unsettled:
+            await self._sleep(failures, retry_after)
+            response = await self._send(self._watch.wants)
+            self._watch.take(response, time.time())
+            failures = failures + 1 if isinstance(response, VoiceGenieError) else 0
+            retry_after = response.retry_after if isinstance(response, VoiceGenieError) else None
+
     async def _send(self, request: Request[Any]) -> Any | VoiceGenieError:
         """Send a request that changes something, with few others: a thousand hours may close in one second."""
         try:
-            async with _few_at_a_time():
+            async with _few_at_a_time(self.voicegenie_conn_id):
                 client = await open_client(await read_settings(self.voicegenie_conn_id))
                 return await send_unless_cancelled(client, request)
         except VoiceGenieError as error:
@@ -323,12 +349,13 @@ def defer(
     raise TaskDeferred(trigger=trigger, method_name="execute_complete", timeout=timeout)
 
 
-def _few_at_a_time() -> asyncio.Semaphore:
-    """Return what lets few requests that change something under way in this event loop."""
-    return _semaphores.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_MAX_CONCURRENT))
+def _few_at_a_time(voicegenie_conn_id: str) -> asyncio.Semaphore:
+    """Return what lets few requests that change something under way in this event loop, over one connection."""
+    of_loop = _semaphores.setdefault(asyncio.get_running_loop(), {})
+    return of_loop.setdefault(voicegenie_conn_id, asyncio.Semaphore(_MAX_CONCURRENT))
 
 
-_semaphores: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+_semaphores: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Semaphore]] = WeakKeyDictionary()
 
 
 @lru_cache(maxsize=1000)

@@ -166,6 +166,11 @@ class CompletionWatch(Watch):
         return self._limits is None or not self._limits.counts_calls
 
     @property
+    def is_unsettled(self) -> bool:
+        """Whether a pause is wanted, which no deadline may cut short."""
+        return self._order is not None
+
+    @property
     def is_left_to_task(self) -> bool:
         """Whether nothing but the final statistics is left to read."""
         return self._end is not None and (self._end.is_done or self._end.finding is not None)
@@ -176,14 +181,10 @@ class CompletionWatch(Watch):
         return None if self._limits is None or self._order is not None or self._end else self._limits.closes_at
 
     def pass_time(self, now: float) -> None:
-        """Want a pause once the calling hours have closed, unless the campaign was last seen to be paused."""
+        """Want a pause once the calling hours have closed, but a look at it first if it was last seen to be paused."""
         closes_at = self.wakes_at
-        if self._limits is None or closes_at is None or now < closes_at:
-            return
-        if self._status is CampaignStatus.PAUSED:
-            self._limits.go_on_after_closing(now)
-        else:
-            self._want_pause(self._limits.have_closed())
+        if self._limits is not None and closes_at is not None and now >= closes_at:
+            self._want_pause(self._limits.have_closed(), must_look=self._status is CampaignStatus.PAUSED)
 
     def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
         """Take the campaign or its statistics, the response to a pause, or why there is none."""
@@ -197,14 +198,18 @@ class CompletionWatch(Watch):
         if not isinstance(response, Campaign):
             if self._order is None:
                 return self._take_error(response, now)
-            # Nobody can say what came of the pause, so it is sent again.
-            self._log(f"{response.message.rstrip('.')}; pausing it again", now, logging.WARNING)
+            # Nobody can say whether it is paused, so a pause is sent.
+            self._log(f"{response.message.rstrip('.')}; pausing it", now, logging.WARNING)
+            self._order.failures += 1
             self._order.must_look, self.is_urgent = False, True
             return None
-        self._end = self._take_campaign(response, now, in_full=in_full)
+        end = self._take_campaign(response, now, in_full=in_full)
+        # An end that waits for statistics is there already.
+        if end is not None or not self.is_urgent:
+            self._end = end
         self._remind(now)
-        if self._end is None or not self._end.is_done:
-            return self._end
+        if end is None or not end.is_done:
+            return end
         self.is_urgent = True
         return None
 
@@ -224,8 +229,9 @@ class CompletionWatch(Watch):
 
     def delay(self, poll_interval: float, failures: int, retry_after: float | None, now: float) -> float:
         """Return how many seconds to wait before the next request; for statistics, not until Airflow ends the task."""
-        if self._order is not None and failures:
-            return poll_delay(_PAUSE_DELAY, min(failures, _MOST_PAUSE_FAILURES), retry_after)
+        if self._order is not None:
+            times = min(self._order.failures, _MOST_PAUSE_FAILURES)
+            return poll_delay(_PAUSE_DELAY, times, retry_after) if times and not self._order.must_look else 0.0
         if self._statistics_since is None:
             return super().delay(poll_interval, failures, retry_after, now)
         seconds = poll_delay(STATISTICS_DELAY, failures, retry_after)
@@ -260,6 +266,13 @@ class CompletionWatch(Watch):
             return self._completed_now(now)
         if self._is_own_pause:
             return None
+        if self._limits is not None and self._limits.began_closed and self._limits.closes_at is not None:
+            if status.is_running:
+                self._want_pause(self._limits.have_closed())
+                return None
+            if status is CampaignStatus.PAUSED:
+                # By this task, in a process that could not say so any more, or by somebody else.
+                return self._was_paused(PauseOrder(self._limits.have_closed()), now, is_known=False)
         if status in _CONDITIONS:
             condition, words = _CONDITIONS[status]
             return self._meet(Finding(condition, f"{words} ({self.last_seen(now)})"), now)
@@ -276,6 +289,7 @@ class CompletionWatch(Watch):
         return None
 
     def _completed_now(self, now: float) -> End:
+        self._failing_since = None
         return End(EndReason.DONE, "it is completed", result=self._result(), at=now)
 
     # The limits, and the pause that follows.
@@ -290,12 +304,15 @@ class CompletionWatch(Watch):
     def _judge(self, response: CampaignStats | VoiceGenieError, now: float) -> End | None:
         self.do_without()
         if isinstance(response, CampaignStats):
-            self._recover(now)
+            self._failing_since = None
             finding = None if self._limits is None else self._limits.too_few_successes(response)
             if finding is not None:
                 self._want_pause(finding)
-            return None
-        return self._take_error(response, now)
+        elif self._failing_since is None:
+            self._failing_since = now
+            problem = response.message.rstrip(".")
+            self._log(f"its statistics cannot be read ({problem}), so its calls are not judged", now, logging.WARNING)
+        return None
 
     def do_without(self) -> None:
         """Do without the statistics by which the calls so far would be judged, or without a look before a pause."""
@@ -303,17 +320,22 @@ class CompletionWatch(Watch):
         if self._order is not None:
             self._order.must_look = False
 
-    def _want_pause(self, finding: Finding) -> None:
+    def _want_pause(self, finding: Finding, *, must_look: bool = False) -> None:
         self._order = PauseOrder(finding)
+        self._order.must_look = must_look
         self._judges, self.is_urgent = False, True
 
     def _take_pause(self, response: PausedCampaign | VoiceGenieError, order: PauseOrder, now: float) -> End | None:
         """Take what came of a pause. It is sent until the service refuses it, or the campaign is seen to be paused."""
+        order.was_sent = True
         if isinstance(response, PausedCampaign):
             return self._was_paused(order, now)
         problem = response.message.rstrip(".")
+        order.failures += 1
         if isinstance(response, CampaignNotRunningError):
             order.must_look = True
+            if order.failures == 1:
+                self._log(f"{order.finding.message}, and the service says that it does not run; looking at it", now)
             return None
         may_go_on = f"{order.finding.message}, and it could not be paused: {problem}. IT MAY GO ON CALLING"
         if response.may_have_taken_effect:
@@ -333,6 +355,11 @@ class CompletionWatch(Watch):
     def _look(self, order: PauseOrder, now: float) -> End | None:
         """Settle a pause by the campaign as it was just read."""
         status = self._status
+        if status is CampaignStatus.PAUSED and not order.was_sent and self._limits is not None:
+            # It is as it was seen before the hours closed.
+            self._order = None
+            self._limits.go_on_after_closing(now)
+            return None
         if status is CampaignStatus.PAUSED:
             return self._was_paused(order, now, is_known=order.is_lost)
         if status is CampaignStatus.COMPLETED:
@@ -367,15 +394,16 @@ class CompletionWatch(Watch):
         if condition not in _PAUSED_WITH_STATISTICS:
             return self._meet(finding, now)
         self._end = End(EndReason.CONDITION, finding=finding, result=self._result(), at=now)
-        self.is_urgent = True
+        self._failing_since, self.is_urgent = None, True
         return None
 
     def _left(self) -> str:
         """Say how many contacts have no finished call."""
-        completed, failed, total = self._counts_seen
+        completed, _, total = self._counts_seen
         if total is None or completed is None:
             return "how many contacts are left is not known"
-        return f"{max(0, total - completed - (failed or 0)):,} of {total:,} contacts are left"
+        # The list does not have the failed ones.
+        return f"{max(0, total - completed - (self._failed or 0)):,} of {total:,} contacts are left"
 
     # The statistics at the end.
 

@@ -29,7 +29,15 @@ class Limits:
     :param min_success_rate: Percentage of successful calls among the finished ones that is wanted.
     """
 
-    __slots__ = ("_judge_after", "_max_calls", "_min_success_rate", "_open_times", "closes_at", "resumes")
+    __slots__ = (
+        "_judge_after",
+        "_max_calls",
+        "_min_success_rate",
+        "_open_times",
+        "began_closed",
+        "closes_at",
+        "resumes",
+    )
 
     def __init__(
         self,
@@ -49,8 +57,11 @@ class Limits:
         self._min_success_rate = min_success_rate
         #: When the campaign is to be paused next, as the hours close; ``None`` if they do not.
         self.closes_at: float | None = None
+        #: Whether they were closed when the wait began: a campaign that is seen to run then is paused at once.
+        self.began_closed = False
         if open_times is not None:
             is_open = any((opens or 0.0) <= now and (closes is None or now < closes) for opens, closes in open_times)
+            self.began_closed = not is_open
             self.closes_at = self._next_closing(now) if is_open else now + _TIME_TO_READ
 
     @property
@@ -64,7 +75,8 @@ class Limits:
 
     def go_on_after_closing(self, now: float) -> None:
         """Look ahead to the closing after this one."""
-        if self.closes_at is not None and now >= self.closes_at:
+        if self.closes_at is not None and (self.began_closed or now >= self.closes_at):
+            self.began_closed = False
             self.closes_at = self._next_closing(now)
 
     def _next_closing(self, now: float) -> float | None:
@@ -102,10 +114,13 @@ class PauseOrder:
     :param finding: Why.
     """
 
-    __slots__ = ("finding", "is_lost", "must_look")
+    __slots__ = ("failures", "finding", "is_lost", "must_look", "was_sent")
 
     def __init__(self, finding: Finding) -> None:
         self.finding = finding
+        #: How often it failed, and whether one was sent.
+        self.failures = 0
+        self.was_sent = False
         #: Whether the response to a pause was lost.
         self.is_lost = False
         #: Whether the campaign is to be looked at before it is paused again.

@@ -162,6 +162,11 @@ class Watch:
         """Whether the request that it wants next is the last one, which the task may send instead of the trigger."""
         return False
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether it wants something that no deadline may cut short."""
+        return False
+
     def do_without(self) -> None:
         """Take note that a read which is not the last one could not be sent now."""
         self.is_urgent = False

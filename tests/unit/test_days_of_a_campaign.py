@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
@@ -306,4 +308,78 @@ def test_what_is_remembered_is_plain(sandbox, starts):
     paused_at_closing(days(completion_timeout=500), store)
     document = store["voicegenie_task"]
     assert json.loads(json.dumps(document)) == document
-    assert set(document["hours"]) == {"deadline", "pauses"}
+    assert set(document["hours"]) == {"calls_before", "deadline", "opens_at", "pauses"}
+
+
+@WAYS
+def test_a_start_that_is_refused_as_somebody_was_faster_is_followed(sandbox, way, starts, monkeypatch):
+    """Or the service's own schedule, at nine o'clock sharp."""
+    store = sandbox.sandbox.store
+    original = store.start
+
+    def start(campaign_id):
+        if len(starts) == 2:
+            store.change(campaign_id, status="running")
+        return original(campaign_id)
+
+    monkeypatch.setattr(store, "start", start)
+    with meanwhile(lambda: len(starts) == 4, complete(sandbox, "long")):
+        result = way(days((-1800, 5), (25, 35), (55, 110)), context(Store()))
+    # Paused at the next closing, too, and started again.
+    assert result["status"] == "completed"
+    assert [name for name, _ in starts][-2:] == ["pause", "start"] or sandbox.status("long") == "completed"
+
+
+def test_a_machine_whose_clock_is_behind_starts_nothing_before_the_opening(sandbox, starts):
+    """A triggerer whose clock is ahead closes the hours; the task resumes on a machine where they are open still."""
+    store, make = Store(), days((-1800, 5), (25, 110))
+    run = context(store)
+    with pytest.raises(TaskDeferred) as caught:
+        make(deferrable=True).execute(run)
+    event = event_of(caught.value.trigger)
+    event["at"] += 3
+    run["ti"].next_method = caught.value.method_name
+    with pytest.raises(TaskDeferred):
+        make(deferrable=True).resume_execution(caught.value.method_name, {"event": event}, run)
+    assert store["voicegenie_task"]["hours"]["opens_at"] == pytest.approx(now().timestamp() + 20, abs=1)
+
+
+def test_an_execution_timeout_during_the_start_at_an_opening_leaves_what_is_known(sandbox, starts):
+    store, make = Store(), days((-1800, 5), (25, 110))
+    paused_at_closing(make, store)
+    sandbox.inject("status", "pause", status=503, times=None)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def start(hook, campaign_id, on_sending, **options):
+            on_sending()
+            sandbox.sandbox.store.start(campaign_id)
+            raise AirflowTaskTimeout("execution_timeout")
+
+        patch.setattr("airflow_provider_voicegenie.hooks.voicegenie.VoiceGenieHook.start_campaign", start)
+        with pytest.raises(AirflowTaskTimeout):
+            make(deferrable=False).execute(context(store, try_number=2))
+    start = store["voicegenie_task"]["start"]
+    assert start["phase"] != "timed_out" or start["must_pause_on_kill"]
+
+
+def test_without_a_time_of_the_start_nothing_is_compared_and_nothing_started(sandbox, starts, monkeypatch, said):
+    store, make = Store(), days((-1800, 5), (25, 110))
+    paused_at_closing(make, store)
+    sandbox.sandbox.store.change("long", started_at=None)
+    stats = "airflow_provider_voicegenie.hooks.voicegenie.VoiceGenieHook.get_campaign_stats"
+    monkeypatch.setattr(stats, lambda hook, campaign_id, **options: SimpleNamespace(started_at=None))
+    later = (lambda: sandbox.request_count("get", "long") > 6, complete(sandbox, "long"))
+    with meanwhile(*later), contextlib.suppress(Exception):
+        make(deferrable=False).execute(context(store, try_number=2))
+    assert sandbox.start_count("long") == 1
+    assert any("may have been started and paused" in line for line in said())
+
+
+@WAYS
+def test_an_execution_timeout_at_night_ends_it_for_good_both_ways(sandbox, way, starts):
+    store, make = Store(), days(execution_timeout=timedelta(seconds=15))
+    run = context(store)
+    with pytest.raises(AirflowTaskTimeout, match="so it stays paused"):
+        way(make, run)
+    assert store["voicegenie_task"]["start"]["phase"] == "timed_out"
+    assert sandbox.start_count("long") == 1

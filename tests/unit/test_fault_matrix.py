@@ -8,19 +8,22 @@ import contextlib
 import json
 import re
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from helpers.clock import now
 from helpers.faults import ANSWERS, CONNECTIONS, Front
 from helpers.leaks import MARKED_PERSON, check_exception, check_for_people
 from helpers.raw_server import raw_server
-from helpers.tasks import WAYS, context, shorten_times, wait_trigger
+from helpers.tasks import WAYS, Store, context, meanwhile, shorten_times, wait_trigger
 
 from airflow_provider_voicegenie.api import retries
 from airflow_provider_voicegenie.feed import feed as feeds
 from airflow_provider_voicegenie.feed import share
-from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.operators import campaign as operators
+from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, TaskKind, VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
@@ -74,6 +77,43 @@ def pause(sandbox):
     ending = ended(lambda: PauseCampaignOperator(task_id="pause", campaign_id="running").execute(context()))
     assert sandbox.status("running") == ("paused" if ending == "success" else "running")
     assert sandbox.request_count("pause") <= 1
+    return ending
+
+
+def hours(*windows):
+    return [
+        CallingHours((now() + timedelta(seconds=a)).time(), (now() + timedelta(seconds=b)).time(), "UTC")
+        for a, b in windows
+    ]
+
+
+def closing(sandbox):
+    operator = StartCampaignOperator(
+        task_id="start",
+        campaign_id="ready",
+        wait_for_completion=True,
+        calling_hours=hours((-600, 3)),
+        outcomes={"CALLING_HOURS_OVER": "succeed"},
+        poll_interval=60,
+    )
+    ending = ended(lambda: {**operator.execute(context()), "statistics": {}})
+    assert sandbox.status("ready") == ("paused" if ending == "success" else "running")
+    assert sandbox.start_count("ready") == 1
+    return ending
+
+
+def opening(sandbox):
+    operator = StartCampaignOperator(
+        task_id="start",
+        campaign_id="ready",
+        wait_for_completion=True,
+        calling_hours=hours((-600, 3), (6, 600)),
+        at_closing="pause_and_resume",
+        poll_interval=60,
+    )
+    with meanwhile(lambda: sandbox.status("ready") == "paused", sandbox.fault):
+        ending = ended(lambda: operator.execute(context(Store())))
+    assert sandbox.start_count("ready") == (2 if ending == "success" else 1)
     return ending
 
 
@@ -137,7 +177,8 @@ def waits_that_share_the_list(sandbox):
 
 def names_for(task, sandbox):
     """Return the campaigns that a fault is about, the one that the task is about first."""
-    first = {start: "ready", pause: "running", upload: "filled"}.get(task) or getattr(task, "campaign_id", "completed")
+    names = {start: "ready", closing: "ready", opening: "ready", pause: "running", upload: "filled"}
+    first = names.get(task) or getattr(task, "campaign_id", "completed")
     return [first, *(campaign.id for campaign in sandbox.sandbox.store.all() if campaign.id != first)]
 
 
@@ -170,11 +211,16 @@ TASKS = {
     ),
     "upload": ("upload", False, 1, lambda number: number == 1, upload),
     "history": ("history", False, 1, lambda number: number == 1, history),
+    "closing": ("pause", False, 1, None, closing),
+    "closing, took effect": ("pause", True, 1, None, closing),
+    "opening": ("start", False, 1, None, opening),
+    "opening, took effect": ("start", True, 1, None, opening),
 }
 
 
 @pytest.fixture
 def sandbox(clock, voicegenie_sandbox, monkeypatch):
+    monkeypatch.setattr(operators, "KEEPS_TASK_STATE", True)
     clock.end_requests_that_are_held(monkeypatch)
     shorten_times(monkeypatch)
     monkeypatch.setattr(feeds.INTERVALS, "connection_after_error", 0.0)
@@ -200,7 +246,7 @@ def test_each_fault_at_each_call(sandbox, monkeypatch, tmp_path, fault, column, 
             made = ANSWERS[fault]
             kind, fields = made(names_for(task, sandbox), f"http://127.0.0.1:{port}/") if callable(made) else made
             sandbox.fault = lambda: sandbox.inject(kind, operation, after_acting=after_acting, times=times, **fields)
-            if task in (start, pause, waits_that_share_the_list, upload, history):
+            if task in (start, pause, closing, waits_that_share_the_list, upload, history):
                 sandbox.fault()
             url = sandbox.url
         else:

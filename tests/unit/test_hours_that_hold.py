@@ -9,7 +9,19 @@ from datetime import datetime, timedelta
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from helpers.clock import now
-from helpers.tasks import ENDS, Starting, Store, both_ways, change, complete, context, is_waiting, meanwhile
+from helpers.tasks import (
+    ENDS,
+    Starting,
+    Store,
+    both_ways,
+    change,
+    complete,
+    context,
+    deferred,
+    in_wait,
+    is_waiting,
+    meanwhile,
+)
 
 from airflow_provider_voicegenie.operators.campaign import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
@@ -342,10 +354,8 @@ def test_a_kill_at_closing_pauses_all_the_same(sandbox, monkeypatch):
         operator.on_kill()
 
     sandbox.inject("status", "pause", status=503, times=2)
-    with (
-        meanwhile(lambda: sandbox.request_count("pause", "long") >= 1, kill),
-        pytest.raises((VoiceGenieRetryException, AirflowFailException)),
-    ):
+    in_wait(monkeypatch, lambda: sandbox.request_count("pause", "long") >= 1, kill)
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
         operator.execute(run)
     assert sandbox.status("long") == "paused"
 
@@ -359,3 +369,115 @@ def test_what_a_trigger_is_given_is_small_and_plain(sandbox):
     windows = arguments["arguments"]["limits"]["open_times"]
     assert 13 <= len(windows) <= 15
     assert len(json.dumps(arguments)) < 3000
+
+
+# What a review found.
+
+
+def test_a_calendar_that_fails_later_leaves_no_started_campaign_alone(sandbox, paused_at, said):
+    """It has no dates of next week; the campaign runs by the time that is found out."""
+    window = closing_in(5)
+    last = now().date() + timedelta(days=3)
+    hours = CallingHours(window.start, window.end, "UTC", except_dates=fails_after)
+    fails_after.last = last
+    make = Starting(calling_hours=hours, poll_interval=60, outcomes=SUCCEED)
+    result = make(deferrable=False).execute(context(Store()))
+    assert result["status"] == "paused"
+    assert any("hours are known until that date only" in line for line in said())
+
+
+def fails_after(day):
+    if day > fails_after.last:
+        raise KeyError("no calendar of that week")
+    return False
+
+
+def test_a_deadline_does_not_cut_a_pause_short(sandbox, clock):
+    """In the triggerer: the pause fails until after completion_timeout."""
+    sandbox.inject("status", "pause", status=503, times=3)
+    make = until(5, completion_timeout=7)
+    with pytest.raises(AirflowFailException):
+        deferred(make, context(Store()))
+    assert sandbox.status("long") == "paused"
+
+
+@both_ways
+def test_a_task_that_comes_late_pauses_what_runs_outside_its_hours(sandbox, clock, way):
+    """Its time is over, and so are its hours: no triggerer ran."""
+    store = Store()
+    way(Starting(wait_for_completion=False), context(store))
+    closed = CallingHours((now() - timedelta(hours=2)).time(), (now() - timedelta(hours=1)).time(), "UTC")
+    with pytest.raises(AirflowFailException, match="CALLING_HOURS_OVER"):
+        way(Starting(calling_hours=closed, completion_timeout=0, poll_interval=60), context(store, try_number=2))
+    assert sandbox.status("long") == "paused"
+
+
+@both_ways
+def test_a_campaign_that_a_person_let_go_on_after_the_last_look_is_paused(sandbox, way, paused_at):
+    pausing = (is_waiting(sandbox, "long"), change(sandbox, "long", status="paused"))
+
+    def go_on():
+        sandbox.inject("status", "list", status=503, times=None)
+        sandbox.inject("status", "get", status=503, times=None)
+        sandbox.sandbox.store.change("long", status="running")
+
+    seen = lambda: sandbox.request_count("get", "long") >= 4  # noqa: E731
+    with meanwhile(*pausing, seen, go_on):
+        assert way(until(9, outcomes=SUCCEED, poll_interval=1), context(Store()))["status"] == "paused"
+    assert len(paused_at) == 1
+
+
+@both_ways
+def test_statistics_that_are_refused_for_long_hold_up_no_pause(sandbox, clock, way, paused_at):
+    sandbox.speed = 60
+    closes = clock.time() + 20
+    sandbox.inject("status", "stats", status=429, headers={"Retry-After": "50"}, times=None)
+    make = until(20, outcomes=SUCCEED, poll_interval=2, judge_success_rate_after=1, min_success_rate=1)
+    way(make, context(Store()))
+    assert paused_at[0] == pytest.approx(closes, abs=0.5)
+
+
+@both_ways
+def test_a_status_that_nobody_knows_is_paused_with_patience(sandbox, clock, way, monkeypatch):
+    """The service refuses the pause, and shows a status that is neither running nor paused nor over."""
+    clock.limit = 400
+
+    def waiting(campaign_id):
+        monkeypatch.setattr(sandbox.sandbox.store, "pause", original)
+        sandbox.sandbox.store.change(campaign_id, status="pending")
+        return original(campaign_id)
+
+    original = sandbox.sandbox.store.pause
+    monkeypatch.setattr(sandbox.sandbox.store, "pause", waiting)
+    later = (lambda: sandbox.request_count("pause") >= 6, change(sandbox, "long", status="running"))
+    with meanwhile(*later):
+        assert way(until(5, outcomes=SUCCEED), context(Store()))["status"] == "paused"
+    assert sandbox.request_count("pause") <= 8
+    assert clock.time() > 0
+
+
+@both_ways
+def test_a_limit_counts_from_the_start_on(sandbox, way):
+    sandbox.speed = 300
+    sandbox.add_campaign(id="begun", status="paused", total_count=10_000, completed_count=500)
+    result = way(limited(campaign_id="begun"), context(Store()))
+    assert result["statistics"]["calls_completed"] + result["statistics"]["calls_failed"] >= 600
+
+
+@both_ways
+def test_somebody_elses_campaign_is_not_paused_at_closing(sandbox, way):
+    sandbox.add_campaign(id="theirs", status="running", total_count=10_000)
+    make = until(5, campaign_id="theirs", outcomes={"CAMPAIGN_ALREADY_RUNNING": "succeed"}, poll_interval=1)
+    with meanwhile(lambda: sandbox.request_count("get", "theirs") > 9, complete(sandbox, "theirs")):
+        result = way(make, context(Store()))
+    assert (result["status"], sandbox.request_count("pause")) == ("completed", 0)
+
+
+def test_a_retry_after_a_timeout_has_all_of_its_time(sandbox, clock):
+    """The deadline of the try before is not its own."""
+    store, make = Store(), Starting(completion_timeout=20, outcomes={"COMPLETION_TIMEOUT": "retry"}, poll_interval=2)
+    for try_number in (1, 2):
+        began = clock.time()
+        with pytest.raises(VoiceGenieRetryException):
+            deferred(make, context(store, try_number=try_number))
+        assert clock.time() - began >= 19
