@@ -74,23 +74,34 @@ def storage_path(path: str | ObjectStoragePath) -> ObjectStoragePath:
     return ObjectStoragePath(expanded)
 
 
-def target_path(name: str, path: str | ObjectStoragePath) -> ObjectStoragePath:
+def given_path(name: str, path: str | ObjectStoragePath) -> ObjectStoragePath:
     """
-    Return the path of a file to write, as a template gave it.
+    Return a path, as a template gave it.
 
     :param name: The parameter's name, for the message.
-    :raises ValueError: It ends in no known format, or begins with the ``~`` of a user who is not there.
+    :raises ValueError: It ends in no known format, is on no storage that Airflow knows, or begins with the ``~`` of a
+        user who is not there.
     """
     try:
         file_format(str(path))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     try:
-        target = storage_path(path)
+        return storage_path(path)
     except FileUnreadableError as error:
         raise ValueError(f"{name}: {error}.") from None
     except ValueError:
         raise ValueError(f"{name}: Airflow knows no storage for {str(path)!r:.300}.") from None
+
+
+def target_path(name: str, path: str | ObjectStoragePath) -> ObjectStoragePath:
+    """
+    Return the path of a file to write, as a template gave it.
+
+    :param name: The parameter's name, for the message.
+    :raises ValueError: It is none, or what writes to its storage, or in its format, is not installed.
+    """
+    target = given_path(name, path)
     try:
         if file_format(str(path))[0] is FileFormat.PARQUET:
             _pyarrow()

@@ -26,6 +26,7 @@ from airflow_provider_voicegenie.api.errors import PayloadTooLargeError, VoiceGe
 from airflow_provider_voicegenie.api.models import CampaignStatus
 from airflow_provider_voicegenie.files import (
     FileUnreadableError,
+    given_path,
     read_rows,
     replacing,
     storage_path,
@@ -33,7 +34,7 @@ from airflow_provider_voicegenie.files import (
     write_rows,
 )
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
-from airflow_provider_voicegenie.rules.file_formats import are_paths, file_format, is_path, wrong_end
+from airflow_provider_voicegenie.rules.file_formats import are_paths, is_path, wrong_end
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
 from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN
 from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, digits_of
@@ -662,18 +663,11 @@ def _read_source(name: str, rows_or_path: object) -> Sequence[Any] | ObjectStora
             )
         if not is_path(rows_or_path):
             raise AirflowFailException(f"{name} must be rows, or {wrong_end(rows_or_path).removeprefix('must be ')}")
+    if isinstance(rows_or_path, str | ObjectStoragePath):
         try:
-            rows_or_path = storage_path(rows_or_path)
-        except FileUnreadableError as error:
-            raise AirflowFailException(f"{name}: {error}.") from None
-        except ValueError:
-            raise AirflowFailException(f"{name}: Airflow knows no storage for {rows_or_path!r:.300}.") from None
-    if isinstance(rows_or_path, ObjectStoragePath):
-        try:
-            file_format(str(rows_or_path))
+            return given_path(name, rows_or_path)
         except ValueError as error:
-            raise AirflowFailException(f"{name}: {error}") from None
-        return rows_or_path
+            raise AirflowFailException(str(error)) from None
     if isinstance(rows_or_path, Sequence):
         return rows_or_path
     raise AirflowFailException(
