@@ -243,7 +243,11 @@ class CompletionWatch(Watch):
         status = campaign.status
         if status is CampaignStatus.PAUSED and self._pauses_count_from is not None and now < self._pauses_count_from:
             self._recover(now)
-            if not self._is_pause_doubted:
+            if self._order is not None:
+                # It proves nothing of the pause that was sent.
+                self._order.must_look, self.is_urgent = False, True
+                self._order.failures += 1
+            elif not self._is_pause_doubted:
                 self._is_pause_doubted = True
                 self._log(f"it is shown as {_OLD_PAUSE}, so the wait goes on", now)
             return None

@@ -481,3 +481,14 @@ def test_a_retry_after_a_timeout_has_all_of_its_time(sandbox, clock):
         with pytest.raises(VoiceGenieRetryException):
             deferred(make, context(store, try_number=try_number))
         assert clock.time() - began >= 19
+
+
+@both_ways
+def test_a_pause_that_may_be_from_before_the_start_proves_nothing(sandbox, clock, way):
+    """It was paused before, and the response to the pause at closing is lost: the service may show the old one."""
+    sandbox.sandbox.store.change("long", status="paused")
+    sandbox.inject("close", "pause", after_acting=True)
+    assert way(until(5, outcomes=SUCCEED, poll_interval=2), context(Store()))["status"] == "paused"
+    assert sandbox.status("long") == "paused"
+    assert sandbox.request_count("pause") <= 12
+    assert sandbox.request_count("get") <= 16
