@@ -202,7 +202,11 @@ def _read_csv(file: Any, column: str | None) -> Iterator[Mapping[Any, Any]]:
 
 
 def _check_names(names: Collection[str], column: str | None) -> None:
+    if column is not None and not names:
+        raise FileUnreadableError("it has no line, not even one with the names of its columns")
     if column is not None and column not in names:
+        if len(names) == 1 and ";" in next(iter(names)):
+            raise FileUnreadableError("its first line has semicolons; between columns, a CSV file needs commas")
         raise FileUnreadableError(f"it has no column {column!r:.80}; exclude_column says which it is")
     if any(count > 1 for count in Counter(names).values()):
         raise FileUnreadableError("two of its columns have the same name")

@@ -56,7 +56,7 @@ with DAG(
     start = StartCampaignOperator(
         task_id="start",
         campaign_id="{{ params.campaign_id }}",
-        max_contacts="{{ ti.xcom_pull(task_ids='plan')['contacts'] }}",
+        max_contacts="{{ (ti.xcom_pull(task_ids='plan') or {}).get('contacts') }}",
         deferrable=True,
     )
     plan >> approval >> start

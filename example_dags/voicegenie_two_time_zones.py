@@ -2,8 +2,8 @@
 ### Use it when the people on one list live in several time zones.
 
 No time zone can be read from a phone number. So each row says in which one its person lives, and each time zone has a
-campaign, an upload and a start of its own, whose calling hours are in local time. Nobody is phoned at night because it
-is day elsewhere.
+campaign, an upload and a start of its own, whose calling hours are in local time. Each campaign is paused when they
+close, so nobody is phoned at night because it is day elsewhere.
 
 The people here are made up, and are in Airflow's database, as a task returns them. If yours must not be there, let the
 task write one file for each time zone, and hand on the paths.
@@ -31,16 +31,19 @@ with DAG(
     tags=["example", "voicegenie"],
 ):
 
-    @task
+    @task(show_return_value_in_logs=False)
     def customers():
         """Return a row for each person. A query to your warehouse could stand here."""
-        return [
+        people = [
             {"phone_number": "+351 21 000 0001", "name": "Ana", "time_zone": "Europe/Lisbon"},
             {"phone_number": "+1 202 555 0191", "name": "Ben", "time_zone": "America/New_York"},
             {"phone_number": "+1 202 555 0192", "name": "Cleo", "time_zone": "America/New_York"},
         ]
+        if elsewhere := {person["time_zone"] for person in people} - set(ZONES):
+            raise ValueError(f"There is no campaign for {', '.join(elsewhere)}")
+        return people
 
-    @task
+    @task(show_return_value_in_logs=False)
     def living_in(zone, rows):
         """Return those who live in one time zone."""
         return [row for row in rows if row["time_zone"] == zone]
@@ -58,6 +61,7 @@ with DAG(
             campaign_id=campaign_id,
             calling_hours=CallingHours("00:00", "23:59:59.999999", zone),
             outcomes={"OUTSIDE_CALLING_HOURS": "wait"},
+            wait_for_completion=True,
             deferrable=True,
         )
         upload >> start

@@ -33,6 +33,10 @@ __all__ = ["UploadContactsOperator"]
 _BATCH_SIZE = 1000
 
 
+#: The column of phone numbers, unless the author names another.
+_NUMBER_COLUMN = "phone_number"
+
+
 class _HiddenRows(Sequence[Any]):
     """Rows that Airflow does not render, and of which its logs, UI and database show only how many there are."""
 
@@ -210,9 +214,9 @@ class UploadContactsOperator(CampaignTask):
         campaign_id: str,
         contacts: Sequence[Mapping[str, Any]] | str | os.PathLike[str] | ObjectStoragePath | XComArg,
         columns: Mapping[str, str] | None = None,
-        region: str | None = None,
+        region: str | NotGiven = NOT_GIVEN,
         exclude: Sequence[Any] | str | os.PathLike[str] | ObjectStoragePath | XComArg | NotGiven = NOT_GIVEN,
-        exclude_column: str = "phone_number",
+        exclude_column: str = _NUMBER_COLUMN,
         rejected_path: str | ObjectStoragePath | None = None,
         voicegenie_conn_id: str = "voicegenie_default",
         batch_size: int = _BATCH_SIZE,
@@ -245,13 +249,20 @@ class UploadContactsOperator(CampaignTask):
                 check_literal_path("exclude", each)
         if rejected_path is not None:
             check_literal_path("rejected_path", rejected_path)
+        if region is None:
+            raise ValueError(
+                'region: None says nothing. Leave it out to send numbers as written, or give such as "IN".'
+            )
+        if exclude is NOT_GIVEN and exclude_column != _NUMBER_COLUMN:
+            raise ValueError("exclude_column: there is no list of people for it. Add exclude, or leave it out.")
+        known_region = None if region is NOT_GIVEN else region
         # Made only to refuse wrong arguments now; a try makes its own.
-        ContactColumns(columns, region)
+        ContactColumns(columns, known_region)
         RejectedLimit(max_rejected)
         if not isinstance(exclude_column, str) or not exclude_column.strip():
             raise ValueError(f"exclude_column must be the name of a column; got {exclude_column!r:.80}.")
         self.columns = columns
-        self.region = region
+        self.region = known_region
         self.exclude_column = exclude_column
         self.rejected_path = rejected_path
         self.batch_size = read_whole_number("batch_size", batch_size, minimum=1)

@@ -171,7 +171,10 @@ def _check_region(region: object) -> None:
     # The library itself takes longer to import than all that a DAG file needs of this provider.
     known = Path(package.origin).with_name("data")
     if not (isinstance(region, str) and re.fullmatch("[A-Z]{2}", region) and (known / f"region_{region}.py").exists()):
-        hint = {"UK": "GB", "EN": "GB", "EL": "GR"}.get(str(region).upper(), "")
+        upper = str(region).upper()
+        hint = {"UK": "GB", "EN": "GB", "EL": "GR"}.get(upper, "")
+        if not hint and re.fullmatch("[A-Z]{2}", upper) and (known / f"region_{upper}.py").exists():
+            hint = upper
         raise ValueError(
             'region must be a country by its two letters in ISO 3166, such as "IN" or "DE"; got '
             f"{region!r:.80}.{f' Did you mean {hint!r}?' if hint else ''}"

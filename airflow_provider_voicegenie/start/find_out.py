@@ -169,7 +169,8 @@ def log_start(own: OwnStart, before: Campaign, status: CampaignStatus) -> None:
     hours = own.task.calling_hours
     with suppress(ValueError):  # of a function of the author's: it was started all the same
         if hours and own.task.at_closing is AtClosing.GO_ON and (closes := next_closing(hours, datetime.now(UTC))):
-            more += f" Its calling hours close on {hours[0].local_time(closes)}, and nobody pauses it then."
+            at = f"{hours[0].local_time(closes)} {hours[0].timezone}"
+            more += f" Its calling hours close on {at}, and nobody pauses it then."
     log.info(
         "Campaign %r was started: %s, status %s.%s", own.campaign_id, describe_contacts(before), status.value, more
     )

@@ -206,7 +206,10 @@ def _limit(task: Any) -> int | None:
     try:
         return read_rendered_number("max_contacts", task.max_contacts, minimum=0)
     except ValueError as error:
-        raise AirflowFailException(f"{error} Nothing was started.") from None
+        raise AirflowFailException(
+            f"Campaign {task.campaign_id!r:.80}: {error} If a template gave that: did the task that it reads return a "
+            "number? Nothing was started."
+        ) from None
 
 
 def _configuration(moment: Moment) -> Finding | None:

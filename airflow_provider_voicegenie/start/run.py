@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -197,7 +197,8 @@ class StartRun:
         """Return what the campaign may do while it is followed, as plain JSON; empty for anything."""
         task, own = self._task, self._own
         deadline = own.hours.get("deadline")
-        is_over = own.hours.get("pauses") and deadline is not None and time.time() >= deadline
+        # Half a second early is over, too: a time is rounded on its way.
+        is_over = own.hours.get("pauses") and deadline is not None and time.time() + 0.5 >= deadline
         if is_over or not started.started_by_task:
             # Its time is over at night; or it is somebody else's.
             return {}
@@ -284,7 +285,7 @@ class StartRun:
         if "pauses" in result or self._own.hours.get("pauses"):
             result["pauses"] = [*self._own.hours.get("pauses", ()), *result.get("pauses", ())]
         if end.reason is EndReason.PAUSED:
-            return self._go_on_at_opening(end, result["pauses"], deadline)
+            return self._go_on_at_opening(started, end._replace(result=result), deadline)
         if (completed_at := read_time(result.get("completed_at"))) is not None:
             time_end(self._own.hook.server_time() - completed_at.timestamp())
         apply_end(self._task.outcome_rules, end, campaign_id)
@@ -292,11 +293,9 @@ class StartRun:
             log.info("Campaign %r is completed: %s.", campaign_id, describe_result(end))
         return self._result(started, result)
 
-    def _go_on_at_opening(
-        self, end: End, pauses: Sequence[Mapping[str, Any]], deadline: float | None
-    ) -> dict[str, Any]:
+    def _go_on_at_opening(self, started: Start, end: End, deadline: float | None) -> dict[str, Any]:
         """Start the campaign again when its calling hours open; each time is a start, with its own record."""
-        own, hours = self._own, self._task.calling_hours
+        own, hours, result = self._own, self._task.calling_hours, end.result or {}
         # The clock of this machine may be behind that of the triggerer, by which they have closed.
         closed = datetime.fromtimestamp(max(time.time(), end.at or 0.0), UTC)
         opens = next_opening(hours, closed)
@@ -305,10 +304,15 @@ class StartRun:
                 f"Campaign {own.campaign_id!r}: {end.message}. They do not open within {DAYS_AHEAD} days, so it stays "
                 "paused. Change calling_hours (days, except_dates)."
             )
-        own.pause_until_opening(opens, own.hours.get("deadline", deadline), pauses)
-        log.info("Campaign %r: %s. It goes on on %s.", own.campaign_id, end.message, hours[0].local_time(opens))
+        own.pause_until_opening(opens, own.hours.get("deadline", deadline), result["pauses"])
+        at = f"{hours[0].local_time(opens)} {hours[0].timezone}"
         latest = own.hours["deadline"]
-        self._wait_before_start(opens if latest is None else min(opens, datetime.fromtimestamp(latest, UTC)))
+        if latest is not None and latest <= opens.timestamp():
+            words = f"{end.message}; it stays so, as completion_timeout is over before they open ({at})"
+            apply_outcome(self._task.outcome_rules, Finding(Condition.COMPLETION_TIMEOUT, words), own.campaign_id)
+            return self._result(started, result)
+        log.info("Campaign %r: %s. It is started again when they open: %s.", own.campaign_id, end.message, at)
+        self._wait_before_start(opens)
         return self._execute()
 
     def _result(self, started: Start, end: Mapping[str, Any]) -> dict[str, Any]:

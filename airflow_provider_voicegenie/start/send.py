@@ -47,6 +47,9 @@ _FRESH_STATE = 1.0
 #: so, it ends the process, and by then the campaign has to be paused.
 _PATIENCE_WITH_RESPONSE = 1.0
 
+#: Seconds by which a time may differ from itself once it was written and read.
+_ROUNDED = 0.001
+
 #: By how much the service's own times of one start may differ, and how long after it was recorded one is surely over.
 _SAME_START = timedelta(seconds=5)
 _LONGEST_START = timedelta(minutes=10)
@@ -118,12 +121,13 @@ class Plan(NamedTuple):
 
         :param hours: When people may be phoned; empty for any time.
         """
+        left = None if self.quota is None else self.quota.calls_remaining
         return {
             "contacts": None if self.campaign is None else self.campaign.total_count,
             "name": None if self.campaign is None else self.campaign.name,
             "starts_at": write_time(self.opens),
             "closes_at": write_time(next_closing(hours, self.opens or datetime.now(UTC))) if hours else None,
-            "quota_left": None if self.quota is None else self.quota.calls_remaining,
+            "quota_left": None if left is None else int(left),
         }
 
 
@@ -149,11 +153,13 @@ def rehearse(own: OwnStart) -> Plan | datetime:
             return plan
         plan = plan._replace(opens=opens)
         first = f"wait until {_describe_opening(own, opens)}, and then "
+    left = None if quota is None else quota.calls_remaining
     log.info(
-        "Campaign %r: would %sstart it: %s. Nothing was sent, as check_only is set.",
+        "Campaign %r: would %sstart it: %s%s. Nothing was sent, as check_only is set.",
         own.campaign_id,
         first,
         describe_start(before, own.task.calling_hours, datetime.now(UTC)),
+        "" if left is None else f", {left:,g} calls left in the quota",
     )
     return plan
 
@@ -253,7 +259,9 @@ def _leave_as_it_is(own: OwnStart, paused: StartRecord, before: Campaign) -> Sta
 
     Only one that has been nothing but paused since is; and not before the hours open that were looked up at closing.
     """
-    now, deadline, opens_at = time.time(), own.hours.get("deadline"), own.hours.get("opens_at", 0.0)
+    # Times are rounded on their way.
+    now = time.time() + _ROUNDED
+    deadline, opens_at = own.hours.get("deadline"), own.hours.get("opens_at", 0.0)
     started_at = read_time(paused.started_at)
     if before.status.is_running:
         return own.follow_again(before.status)

@@ -202,7 +202,7 @@ class ContactUpload:
         duplicates = self._not_sent[Why.DUPLICATE]
         self._write_rejected()
         self._check_rejected(rejected, f"{progress.uploaded:,} contacts were uploaded")
-        if progress.excluded and progress.excluded + duplicates + rejected == self._rows:
+        if self._rows and progress.excluded + duplicates + self._not_sent[Why.REJECTED] == self._rows:
             self._apply(
                 Condition.NO_CONTACTS,
                 f"nobody is left to upload: of {self._rows:,} rows, {progress.excluded:,} are of people who must not "
@@ -437,14 +437,18 @@ class ContactUpload:
                 raise
             problem = getattr(error, "strerror", None) or error
             raise VoiceGenieRetryException(
-                f"rejected_path: {str(path)!r:.300} cannot be written ({problem}). {self._sent()}"
+                f"rejected_path: {str(path)!r:.300} cannot be written ({problem}). "
+                f"{self._progress.uploaded:,} contacts were uploaded."
             ) from None
-        log.info(
-            "Campaign %r: the %s rows that were not sent were written to %s. This file holds personal data.",
-            self._campaign_id,
-            f"{count:,}",
-            path,
-        )
+        if count:
+            log.info(
+                "Campaign %r: the %s rows that were not sent were written to %s. This file holds personal data.",
+                self._campaign_id,
+                f"{count:,}",
+                path,
+            )
+        else:
+            log.info("Campaign %r: no row was left out, so %s has none.", self._campaign_id, path)
 
     # The upload.
 

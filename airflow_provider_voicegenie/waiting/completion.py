@@ -397,6 +397,7 @@ class CompletionWatch(Watch):
             return self._end
         if condition not in _PAUSED_WITH_STATISTICS:
             return self._meet(finding, now)
+        self._log(f"{words}; reading its statistics, which may take half a minute", now)
         self._end = End(EndReason.CONDITION, finding=finding, result=self._result(), at=now)
         self._failing_since, self.is_urgent = None, True
         return None
@@ -407,7 +408,7 @@ class CompletionWatch(Watch):
         if total is None or completed is None:
             return "how many contacts are left is not known"
         # The list does not have the failed ones.
-        return f"{max(0, total - completed - (self._failed or 0)):,} of {total:,} contacts are left"
+        return f"{max(0, total - completed - (self._failed or 0)):,} of {total:,} contacts were left at the last look"
 
     # The statistics at the end.
 

@@ -59,8 +59,8 @@ def test_a_campaign_is_paused_when_its_hours_close(sandbox, clock, way, paused_a
         way(until(5, at_closing=at_closing), context(Store()))
     assert paused_at == [pytest.approx(closes, abs=0.1)]
     assert str(caught.value) == (
-        "Campaign 'long': its calling hours are over, so it was paused; 10,000 of 10,000 contacts are left "
-        "[CALLING_HOURS_OVER: the task fails, without retry]."
+        "Campaign 'long': its calling hours are over, so it was paused; 10,000 of 10,000 contacts were left at "
+        "the last look [CALLING_HOURS_OVER: the task fails, without retry]."
     )
     assert sandbox.status("long") == "paused"
     assert (sandbox.start_count("long"), sandbox.request_count("pause", "long")) == (1, 1)

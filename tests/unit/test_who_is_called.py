@@ -146,6 +146,11 @@ def test_rows_may_be_excluded(sandbox, campaign):
     assert upload(campaign, [row(ONE[4]), row(OTHER)], exclude=[{"phone_number": 919812345678}])["excluded"] == 1
 
 
+def test_nobody_is_left_if_all_are_rejected(sandbox, campaign):
+    with pytest.raises(AirflowSkipException, match=r"nobody is left to upload: .*1 were rejected .NO_CONTACTS"):
+        upload(campaign, [row("foo")], max_rejected="100%")
+
+
 def test_nobody_is_left(sandbox, campaign, tmp_path):
     exclude = lines(tmp_path / "no.csv", ONE[4])
     with pytest.raises(AirflowSkipException, match=r"nobody is left to upload: of 2 rows, 1 are .*NO_CONTACTS"):
@@ -197,10 +202,10 @@ def one_of_two_missing(folder):
     [
         (missing, r"exclude: there is no file '.*no\.csv' on the machine that runs this task"),
         (empty, r"exclude: '.*no\.csv' is empty"),
-        (nothing, r"exclude: '.*no\.csv' cannot be read from its beginning: it has no column"),
+        (nothing, r"exclude: '.*no\.csv' cannot be read from its beginning: it has no line"),
         (lambda folder: [], "exclude: what was given is empty"),
         (without_the_column, r"exclude: '.*no\.csv' .*it has no column 'phone_number'; exclude_column says which"),
-        (header_without_the_column, r"exclude: '.*no\.csv' .*it has no column 'phone_number'"),
+        (header_without_the_column, r"exclude: '.*no\.csv' .*its first line has semicolons; .* needs commas"),
         (json_without_the_column, r"exclude: '.*no\.jsonl' has no column 'phone_number'; exclude_column says which"),
         (lambda folder: [5], "exclude: what was given: row 1 is no mapping, but of type int"),
         (unreadable, r"exclude: '.*no\.jsonl' cannot be read from its beginning: it breaks the rules"),
@@ -287,7 +292,9 @@ def test_a_list_is_a_path_or_rows_and_only_paths_are_rendered(campaign, tmp_path
         ({"exclude": ""}, "exclude must be a path"),
         ({"exclude": None}, "exclude: None says nothing. Leave it out if anybody may be called"),
         ({"exclude": ["a.csv", {"phone_number": "1"}]}, "exclude: it must be a list of paths or a list of rows"),
-        ({"exclude_column": ""}, "exclude_column must be the name of a column"),
+        ({"exclude_column": "mobile"}, "exclude_column: there is no list of people for it"),
+        ({"region": None}, "region: None says nothing"),
+        ({"exclude": "a.csv", "exclude_column": ""}, "exclude_column must be the name of a column"),
         ({"rejected_path": "no.xlsx"}, r"rejected_path must be a path .*ends in \.xlsx"),
         ({"region": "India"}, "region must be a country by its two letters"),
     ],
