@@ -156,11 +156,11 @@ class UploadContactsOperator(CampaignTask):
     is given. It knows no calling hours: upload to a campaign that does not run, and start that within them.
 
     Known limitation: Airflow keeps the result of an upstream task in its database, and the source of a DAG file. If
-    ``contacts`` are rows of one of these, their names and numbers are there; write them to a file instead if they must
-    not be. This task itself shows no number, name or address in its log, its errors, XCom, its rendered templates or
-    its state. What the service says about rejected contacts is not quoted, only counted. While it works, a scratch
-    database in the folder for temporary files holds hashes of the numbers; it is gone with the process. A file of
-    ``rejected_path`` holds the rows themselves.
+    ``contacts`` or ``exclude`` are rows of one of these, or are given to ``partial()``, their names and numbers are
+    there; write them to a file instead if they must not be. This task itself shows no number, name or address in its
+    log, its errors, XCom, its rendered templates or its state. What the service says about rejected contacts is not
+    quoted, only counted. While it works, a scratch database in the folder for temporary files holds hashes of the
+    numbers; it is gone with the process. A file of ``rejected_path`` holds the rows themselves.
 
     Returns to XCom, as plain JSON:
 
