@@ -117,6 +117,13 @@ def opening(sandbox):
     return ending
 
 
+def plan(sandbox):
+    operator = StartCampaignOperator(task_id="plan", campaign_id="ready", check_only=True, read_quota=True)
+    ending = ended(lambda: operator.execute(context()))
+    assert sandbox.request_count("start") == 0
+    return ending
+
+
 def upload(sandbox):
     campaign_id = sandbox.add_campaign(id="filled", total_count=0).id
     contacts = [{**MARKED_PERSON, "phone_number": f"+491519081726{digit}"} for digit in range(3)]
@@ -177,7 +184,7 @@ def waits_that_share_the_list(sandbox):
 
 def names_for(task, sandbox):
     """Return the campaigns that a fault is about, the one that the task is about first."""
-    names = {start: "ready", closing: "ready", opening: "ready", pause: "running", upload: "filled"}
+    names = {start: "ready", plan: "ready", closing: "ready", opening: "ready", pause: "running", upload: "filled"}
     first = names.get(task) or getattr(task, "campaign_id", "completed")
     return [first, *(campaign.id for campaign in sandbox.sandbox.store.all() if campaign.id != first)]
 
@@ -215,6 +222,7 @@ TASKS = {
     "closing, took effect": ("pause", True, 1, None, closing),
     "opening": ("start", False, 1, None, opening),
     "opening, took effect": ("start", True, 1, None, opening),
+    "plan: quota": ("quota", False, 1, lambda number: number == 1, plan),
 }
 
 
@@ -246,7 +254,7 @@ def test_each_fault_at_each_call(sandbox, monkeypatch, tmp_path, fault, column, 
             made = ANSWERS[fault]
             kind, fields = made(names_for(task, sandbox), f"http://127.0.0.1:{port}/") if callable(made) else made
             sandbox.fault = lambda: sandbox.inject(kind, operation, after_acting=after_acting, times=times, **fields)
-            if task in (start, pause, closing, waits_that_share_the_list, upload, history):
+            if task in (start, plan, pause, closing, waits_that_share_the_list, upload, history):
                 sandbox.fault()
             url = sandbox.url
         else:
