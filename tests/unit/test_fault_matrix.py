@@ -274,7 +274,8 @@ def test_each_fault_at_each_call(sandbox, monkeypatch, tmp_path, fault, column, 
         connection = {"conn_type": "voicegenie", "host": url, "password": sandbox.api_key, "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", json.dumps(connection))
         assert task(sandbox) == expected
-        assert not elsewhere
+        # A test of a real Airflow may still look for its API server at a port that was given to this one since.
+        assert not [request for request in elsewhere if b"User-Agent: Python-urllib" not in request]
 
 
 def test_a_class_comes_to_the_same_in_all_waits():
