@@ -21,8 +21,11 @@ from airflow import __version__ as airflow_version
 
 log = logging.getLogger(__name__)
 
+#: Of the Airflow that runs this: the first two numbers.
+AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
+
 #: Whether this Airflow keeps anything of a task between its pokes and tries.
-KEEPS_TASK_STATE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
+KEEPS_TASK_STATE = AIRFLOW_VERSION >= (3, 3)
 
 #: The key of the document, in Airflow's task state store and in XCom.
 KEY = "voicegenie_task"

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Self, TypeVar
@@ -27,6 +27,10 @@ ModelT = TypeVar("ModelT")
 
 #: A number written as a text; Python itself would take more for one, such as "nan" and "1_000".
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+
+
+#: How far the service's own times of one event may differ from one another: its ``Date`` has whole seconds.
+TIME_TOLERANCE = timedelta(seconds=2)
 
 
 class ShapeError(ValueError):

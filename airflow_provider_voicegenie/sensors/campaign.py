@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSkipException,
@@ -20,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.memory import KEEPS_TASK_STATE, Memory
+from airflow_provider_voicegenie.memory import AIRFLOW_VERSION, KEEPS_TASK_STATE, Memory
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, with_one_open
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_voicegenie.waiting.watch import End, Watch
-
-_AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
 
 #: The least time between reads in the triggerer; a sensor may have ``poke_interval=0``.
 _SHORTEST_INTERVAL = 0.1
@@ -286,7 +283,7 @@ class CampaignReadySensor(_CampaignSensor):
         self.prerequisites = with_one_open(effective_prerequisites(prerequisites))
         if self.deferrable and prerequisites:
             # Airflow 2 has the DAG folder on the import path of every process.
-            check_importable(self.prerequisites, None if _AIRFLOW < (3,) else conf.get("core", "dags_folder"))
+            check_importable(self.prerequisites, None if AIRFLOW_VERSION < (3,) else conf.get("core", "dags_folder"))
 
     def _watch_class(self) -> type[Watch]:
         from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch

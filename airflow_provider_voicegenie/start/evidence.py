@@ -12,11 +12,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import Enum
 
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus
+from airflow_provider_voicegenie.api.models import TIME_TOLERANCE, Campaign, CampaignStats, CampaignStatus
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, is_open
-
-#: How far the service's own times may differ from one another: its `Date` has whole seconds.
-_TOLERANCE = timedelta(seconds=2)
 
 #: How far the clocks of Airflow and the service may differ.
 _CLOCK_TOLERANCE = timedelta(minutes=2)
@@ -85,7 +82,7 @@ def took_effect_by_statistics(
     if started_at is None or started_at > now + _CLOCK_TOLERANCE:
         # One in the future is planned.
         return judged
-    if sent_at - _TOLERANCE <= started_at <= now + _TOLERANCE:
+    if sent_at - TIME_TOLERANCE <= started_at <= now + TIME_TOLERANCE:
         return TookEffect.YES
     return judged if started_at < sent_at and is_clock_known else TookEffect.UNKNOWN
 
@@ -113,7 +110,7 @@ def was_started_in_run(
     :param is_clock_known: Whether these two really are the service's, and not our own.
     """
     started_at, status = statistics.started_at, campaign.status
-    latest = now + (_CLOCK_TOLERANCE if status.may_have_been_started else _TOLERANCE)
+    latest = now + (_CLOCK_TOLERANCE if status.may_have_been_started else TIME_TOLERANCE)
     if started_at is None or started_at > latest:
         # One in the future is planned.
         was_not = not status.may_have_been_started or (status is CampaignStatus.PAUSED and run_began is not None)

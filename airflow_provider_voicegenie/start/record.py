@@ -8,9 +8,10 @@ A try records its start before it sends it. A campaign is started at most once i
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ from airflow_provider_voicegenie.start.refusals import Refusals
 from airflow_provider_voicegenie.waiting.stop import KillSwitch, PauseResult, pause_campaign_of_killed_task
 
 log = logging.getLogger(__name__)
+
+#: How long after it was recorded a start is surely over, and with it what the service does for it.
+LONGEST_START = timedelta(minutes=10)
 
 
 class StartPhase(StrEnum):
@@ -183,7 +187,8 @@ class OwnStart:
         self.refusals = Refusals(*self.wait_before.get("refusals", ()))
         #: The start of this generation, as far as this process knows it.
         self.record: StartRecord | None = None
-        #: The start whose campaign this task paused as its calling hours closed, and is to start again.
+        #: The start whose campaign this task paused as its calling hours closed, and is to start again; known after
+        #: :meth:`recall`.
         self.paused: StartRecord | None = None
         #: The start of an earlier end of this task, whose campaign may go on; known after :meth:`recall`.
         self.owed: StartRecord | None = None
@@ -218,6 +223,16 @@ class OwnStart:
         and how many calls had finished before the first start (``calls_before``).
         """
         return (self.memory.document or {}).get("hours") or {}
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """
+        Whether ``completion_timeout`` of all days is over, once there was a pause at closing.
+
+        Half a second early is over, too: a time is rounded on its way.
+        """
+        deadline = self.hours.get("deadline")
+        return bool(self.hours.get("pauses")) and deadline is not None and time.time() + 0.5 >= deadline
 
     @property
     def tell_all(self) -> bool:
@@ -265,7 +280,7 @@ class OwnStart:
 
     def recall(self) -> StartRecord | None:
         """Return the start that an earlier try of this generation made, if there is one; of whichever campaign."""
-        self.record = self.owed = self.cleared = None
+        self.record = self.owed = self.cleared = self.paused = None
         memory = self.memory
         document = memory.read() or memory.cleared
         record = StartRecord.of_document(document)
@@ -277,15 +292,11 @@ class OwnStart:
         self.owed = record if record.must_pause_on_kill else None
         if memory.cleared is None:
             self.record = None if record.phase is StartPhase.CLOSED else record
+            self.paused = record if record.phase is StartPhase.PAUSED else None
         elif record.phase in (StartPhase.SENT, StartPhase.STARTED):
             self.awaits_pause, self.cleared = True, record
             self._close(record)
         return self.record
-
-    def recall_pause(self) -> None:
-        """Recall whether the task has paused its campaign at closing, and is to start it again."""
-        record = self.recall()
-        self.paused = record if record is not None and record.phase is StartPhase.PAUSED else None
 
     def _close(self, record: StartRecord) -> None:
         """Close the start of an earlier generation: a later process of this try may not see the signs of the clear."""

@@ -82,7 +82,7 @@ class StartRun:
         """Begin anew, after a deferral before anything was started."""
 
         def begin() -> dict[str, Any]:
-            self._own.recall_pause()
+            self._own.recall()
             self._check_execution_time()
             log.info("Campaign %r: beginning anew, after the wait before its start.", self._own.campaign_id)
             return self._execute()
@@ -196,10 +196,7 @@ class StartRun:
     def _limits(self, started: Start) -> dict[str, Any]:
         """Return what the campaign may do while it is followed, as plain JSON; empty for anything."""
         task, own = self._task, self._own
-        deadline = own.hours.get("deadline")
-        # Half a second early is over, too: a time is rounded on its way.
-        is_over = own.hours.get("pauses") and deadline is not None and time.time() + 0.5 >= deadline
-        if is_over or not started.started_by_task:
+        if own.is_out_of_time or not started.started_by_task:
             # Its time is over at night; or it is somebody else's.
             return {}
         numbers = {name: getattr(task, name) for name in ("stop_after_calls", "judge_success_rate_after")}

@@ -7,13 +7,13 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.api.errors import RateLimitError, VoiceGenieError
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, read_time, write_time
+from airflow_provider_voicegenie.api.models import TIME_TOLERANCE, Campaign, CampaignStatus, read_time, write_time
 from airflow_provider_voicegenie.api.retries import retry_delay
 from airflow_provider_voicegenie.metrics import count_start
 from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, next_closing, next_opening
@@ -28,7 +28,7 @@ from airflow_provider_voicegenie.start.guards import (
     describe_start,
     first_finding,
 )
-from airflow_provider_voicegenie.start.record import OwnStart, Start, StartRecord
+from airflow_provider_voicegenie.start.record import LONGEST_START, OwnStart, Start, StartRecord
 from airflow_provider_voicegenie.start.refusals import PATIENCE
 from airflow_provider_voicegenie.start.take_over import await_pause, await_pause_of_another, may_be_paused_late
 from airflow_provider_voicegenie.waiting.deferral import execution_deadline
@@ -49,10 +49,6 @@ _PATIENCE_WITH_RESPONSE = 1.0
 
 #: Seconds by which a time may differ from itself once it was written and read.
 _ROUNDED = 0.001
-
-#: By how much the service's own times of one start may differ, and how long after it was recorded one is surely over.
-_SAME_START = timedelta(seconds=5)
-_LONGEST_START = timedelta(minutes=10)
 
 
 class _NotAllowedError(Exception):
@@ -259,23 +255,21 @@ def _leave_as_it_is(own: OwnStart, paused: StartRecord, before: Campaign) -> Sta
 
     Only one that has been nothing but paused since is; and not before the hours open that were looked up at closing.
     """
-    # Times are rounded on their way.
-    now = time.time() + _ROUNDED
     deadline, opens_at = own.hours.get("deadline"), own.hours.get("opens_at", 0.0)
     started_at = read_time(paused.started_at)
     if before.status.is_running:
         return own.follow_again(before.status)
-    if before.status is not CampaignStatus.PAUSED or (deadline is not None and now >= deadline):
+    if before.status is not CampaignStatus.PAUSED or own.is_out_of_time:
         return Start.by_task(before.status, started_at)
-    if now < opens_at:
+    if time.time() + _ROUNDED < opens_at:
         return datetime.fromtimestamp(min(opens_at, deadline or opens_at), UTC)
     with own.reading():
         latest = own.hook.get_campaign_stats(own.campaign_id).started_at
     sent_at = read_time(paused.sent_at)
     if started_at is not None:
-        newest = started_at + _SAME_START
+        newest = started_at + TIME_TOLERANCE
     elif sent_at is not None:
-        newest = sent_at + _LONGEST_START
+        newest = sent_at + LONGEST_START
     else:
         newest = None
     if latest is None or newest is None or latest > newest:

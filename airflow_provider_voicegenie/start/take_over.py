@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -22,12 +22,9 @@ from airflow_provider_voicegenie.start.find_out import (
     find_out,
     raise_unconfirmed,
 )
-from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase, StartRecord
+from airflow_provider_voicegenie.start.record import LONGEST_START, OwnStart, Start, StartPhase, StartRecord
 
 log = logging.getLogger(__name__)
-
-#: How long after it was recorded a start is surely over, and with it what the service does for it.
-_LONGEST_START = timedelta(minutes=10)
 
 #: Seconds for which a cleared task leaves whoever followed its campaign the time to pause it. Airflow gives the
 #: triggerer 30 of them once it has told it of the clear, of which a busy one may hear half a minute late.
@@ -54,7 +51,6 @@ def take_over(own: OwnStart) -> Start | None:
     if own.owes_pause:
         own.may_be_in_effect = own.is_confirmed = True
     own.kill.check()
-    own.paused = record if record is not None and record.phase is StartPhase.PAUSED else None
     if own.paused is not None:
         return None
     if record is not None:
@@ -91,7 +87,7 @@ def _take_over_recorded(own: OwnStart, record: StartRecord) -> Start | None:
             own.campaign_id,
         )
         sent_at = sent_at or datetime.now(UTC)
-        return find_out(own, record.campaign_before(), sent_at, sent_at + _LONGEST_START)
+        return find_out(own, record.campaign_before(), sent_at, sent_at + LONGEST_START)
     return _taken_over(own, read_time(record.started_at), doubt_pauses(own, record.campaign_before(), sent_at))
 
 

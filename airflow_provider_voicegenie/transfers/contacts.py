@@ -432,9 +432,10 @@ class ContactUpload:
         try:
             with replacing(path, self._context) as file:
                 write_rows(lines(), types, file, str(path))
+        except (FileUnreadableError, ScratchSpaceError):
+            # Of the contacts, which are read again here.
+            raise
         except (OSError, ValueError, ImportError) as error:
-            if isinstance(error, ScratchSpaceError):
-                raise
             problem = getattr(error, "strerror", None) or error
             raise VoiceGenieRetryException(
                 f"rejected_path: {str(path)!r:.300} cannot be written ({problem}). "

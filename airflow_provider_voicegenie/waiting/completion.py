@@ -148,7 +148,7 @@ class CompletionWatch(Watch):
         self._limits = Limits(now, min_success_rate=min_success_rate, **limits) if limits else None
         #: The pause that is wanted, and those that took effect, as plain JSON.
         self._order: PauseOrder | None = None
-        self._pauses: list[dict[str, Any]] = []
+        self._pauses: tuple[dict[str, Any], ...] = ()
         #: Whether it is paused by this wait; and whether the statistics are read to judge the calls so far.
         self._is_own_pause = False
         self._judges = False
@@ -389,7 +389,7 @@ class CompletionWatch(Watch):
             self._limits.go_on_after_closing(now)
         condition, message, _ = order.finding
         at = write_time(datetime.fromtimestamp(now, UTC))
-        self._pauses.append({"at": at, "why": condition.value, "was_paused_already": not is_known})
+        self._pauses += ({"at": at, "why": condition.value, "was_paused_already": not is_known},)
         words = f"{message}, so it was paused" if is_known else f"{message}, and it was paused already"
         finding = Finding(condition, f"{words}; {self._left()}")
         if condition is Condition.CALLING_HOURS_OVER and is_known and self._limits is not None and self._limits.resumes:

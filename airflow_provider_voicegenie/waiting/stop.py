@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_voicegenie.api.endpoints import campaign, pause, statistics
 from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
-from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
+from airflow_provider_voicegenie.api.models import TIME_TOLERANCE, Campaign, CampaignStatus
 from airflow_provider_voicegenie.feed.threads import in_thread, read_settings
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.memory import KEY
@@ -55,9 +55,6 @@ _PATIENCE_BEFORE_PAUSE = 5.0
 
 #: Seconds since the start of a campaign for which it may be the start of a task that was cleared just now.
 _LATELY = 120.0
-
-#: Seconds by which the service's own times of one start may differ.
-_TOLERANCE = timedelta(seconds=2)
 
 #: What is said wherever a pause met a campaign that was paused already: the service takes no pause then.
 MAY_GO_ON = (
@@ -460,6 +457,6 @@ def _check_own_start(client: VoiceGenieClient, campaign_id: str, started_at: dat
         log.warning("%s", error)
         return
     # One with a daily schedule starts itself again, which is no reason to leave it.
-    is_later = latest is not None and latest > started_at + _TOLERANCE
+    is_later = latest is not None and latest > started_at + TIME_TOLERANCE
     if latest is not None and is_later and latest.timestamp() > client.server_time() - _LATELY:
         raise NothingToPauseError(f"it was started again at {latest.isoformat()}, since the task was cleared.")

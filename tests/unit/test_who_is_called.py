@@ -425,6 +425,23 @@ def test_a_file_that_cannot_be_written_fails_the_try(sandbox, campaign, tmp_path
         upload(campaign, [row(OTHER)], rejected_path=str(folder))
 
 
+def test_contacts_that_break_while_the_file_is_written_are_named(sandbox, campaign, tmp_path, monkeypatch):
+    contacts, store = tmp_path / "x.jsonl", sandbox.sandbox.store
+    contacts.write_text(json.dumps(row(OTHER)) + "\n")
+    original = store.upload
+
+    def upload_and_break(*given):
+        contacts.write_text(contacts.read_text() + "{")
+        return original(*given)
+
+    monkeypatch.setattr(store, "upload", upload_and_break)
+    with pytest.raises(
+        AirflowFailException, match=r"^contacts: '.*x\.jsonl' cannot be read beyond row 1: .*1 of 1 rows"
+    ):
+        upload(campaign, str(contacts), rejected_path=str(tmp_path / "not.csv"))
+    assert [each.name for each in tmp_path.iterdir()] == ["x.jsonl"]
+
+
 def test_a_file_that_is_read_is_not_replaced(campaign, tmp_path):
     contacts, exclude = lines(tmp_path / "x.csv", OTHER), lines(tmp_path / "no.csv", ONE[0])
     (tmp_path / "link.csv").symlink_to(tmp_path / "no.csv")
