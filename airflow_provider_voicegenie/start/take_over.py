@@ -33,6 +33,9 @@ _PATIENCE_FOR_PAUSE = 90.0
 #: Seconds between two reads meanwhile, which count against the service's limit.
 _PAUSE_POLL_INTERVAL = 3.0
 
+#: Seconds which it leaves them if Airflow has forgotten which campaign that was, so that none can be read.
+_TIME_FOR_UNKNOWN_PAUSE = 20.0
+
 
 def take_over(own: OwnStart) -> Start | None:
     """
@@ -212,7 +215,17 @@ def await_pause(hook: VoiceGenieHook, campaign: Campaign) -> Campaign:
 def await_pause_of_another(own: OwnStart) -> None:
     """Wait for the pause of the campaign that this task started before a user cleared it, if it was another."""
     cleared = own.cleared
-    if cleared is None or not may_be_paused_late(own) or cleared.is_about(**own.about):
+    if not may_be_paused_late(own) or (cleared is not None and cleared.is_about(**own.about)):
+        return
+    if cleared is None:
+        log.info(
+            "Campaign %r: this task was cleared, and Airflow has deleted what it had started before. Waiting %d s, so "
+            "that the campaign it had started is paused first.",
+            own.campaign_id,
+            _TIME_FOR_UNKNOWN_PAUSE,
+        )
+        with own.kill.interruptible():
+            time.sleep(_TIME_FOR_UNKNOWN_PAUSE)
         return
     # Nobody pauses the campaign that comes now.
     own.cleared, own.awaits_pause = None, False

@@ -154,5 +154,5 @@ def test_a_clear_is_a_clear(airflow, voicegenie_sandbox, tmp_path):
         assert (name, voicegenie_sandbox.request_count("pause", name)) == (name, 0)
     sent = [(request.operation, request.campaign_id) for request in voicegenie_sandbox.sandbox.requests]
     if AIRFLOW_VERSION < (3, 4):
-        # From 3.4 on, Airflow forgets which campaign it was.
+        # From 3.4 on, Airflow forgets which campaign it was, so the task waits for some seconds only.
         assert sent.index(("pause", "switched")) < sent.index(("start", "their-switched"))

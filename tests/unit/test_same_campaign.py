@@ -8,6 +8,7 @@ deferral, at each poke of a rescheduled sensor. Here, each such process gets an 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from datetime import timedelta
@@ -116,6 +117,25 @@ def test_a_start_is_resumed(sandbox, caplog, later):
     assert len(said(caplog)) == len(later)
     # Airflow's UI shows the values that count, where they are not those that it has rendered.
     assert bool(getattr(operator, "overwrite_rtif_after_execution", False)) is bool(later)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "run", "seconds"),
+    [
+        ({}, {"try_number": 2, "max_tries": 3}, 20),
+        # No pause can come: no kill pauses, a retry follows no clear, and no try came before the first.
+        ({"pause_on_kill": False}, {"try_number": 2, "max_tries": 3}, 0),
+        ({"wait_for_completion": False}, {"try_number": 2, "max_tries": 3}, 0),
+        ({}, {"try_number": 2}, 0),
+        ({}, {}, 0),
+    ],
+)
+def test_a_pause_of_an_unknown_campaign_has_time_before_the_next_start(sandbox, clock, arguments, run, seconds):
+    """Airflow 3.4 deletes with the clear which campaign the task had started."""
+    with contextlib.suppress(TaskDeferred):
+        starting({"campaign_id": "ready"}, retries=2, **arguments).execute(context(Store(), **run))
+    assert sandbox.start_count("ready") == 1
+    assert sum(clock.sleeps) == seconds
 
 
 @change
