@@ -104,6 +104,26 @@ def test_a_refused_request_is_waited_out_as_asked():
     assert share.next_at < 66, "no longer than a minute, whatever the service asks for"
 
 
+@pytest.mark.parametrize("used", [None, 0.1], ids=["without headers", "with headers"])
+def test_the_time_before_a_refusal_lets_the_share_grow_no_more(used):
+    """It grows by the time since the last response, and a 429 is one."""
+
+    def grown(refused_at):
+        share = FairShare(600)
+        share.take(0.0, 0.0)
+        share.succeeded(used, 1.0, 0.0)
+        share.was_refused(None, refused_at, refused_at - 1)
+        before = share.per_minute
+        for at in (170.0, 171.0):
+            # As many as it may send, so that it could do with more.
+            while share.next_at <= at:
+                share.take(share.next_at, share.next_at)
+            share.succeeded(used, at, at - 0.5)
+        return share.per_minute / before
+
+    assert grown(165.0) < grown(5.0)
+
+
 def test_no_number_of_refusals_is_too_large():
     share, now = FairShare(60), 0.0
     for _ in range(3000):

@@ -1077,6 +1077,16 @@ def look(known, *campaigns, at=NOW, offset=0, total=None, unread=0):
     return [campaign.campaign_id for campaign in known.observe_page(ListedPage(offset, page, at))]
 
 
+def test_whether_any_campaign_of_a_reading_is_known():
+    """So an account is recognized after its key was changed."""
+    known = KnownCampaigns()
+    look(known, seen("open", status="running"), seen("over", ended=NOW - 9))
+    page = lambda *names: ListedPage(0, CampaignPage([seen(name) for name in names], 1, 1), NOW)  # noqa: E731
+    assert known.knows_any_of(page("new", "open"))
+    assert known.knows_any_of(page("over"))
+    assert not known.knows_any_of(page("new", "other"))
+
+
 def kept(known, campaign_ids=None):
     again = KnownCampaigns(campaign_ids)
     again.restore(json.loads(json.dumps(known.to_json(NOW))))

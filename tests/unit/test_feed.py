@@ -317,6 +317,40 @@ def test_so_many_requests_are_under_way(sandbox, monkeypatch, failures, at_a_tim
     assert run(work) == at_a_time
 
 
+# The Airflow connection.
+
+
+@pytest.mark.parametrize(
+    ("found", "is_gone"),
+    [("-", False), ("--", True), ("-+-", False), ("-+--", True), ("-?-", True), ("+", False)],
+)
+def test_a_connection_that_is_missed_twice_in_a_row_is_gone(sandbox, monkeypatch, found, is_gone):
+    """A user may delete it to replace it."""
+
+    async def work():
+        with_client = await feeds.open_client(settings := await feeds.read_settings(CONNECTION))
+        wait = wait_for()
+        feed = wait._feed
+        feed._use(with_client)
+
+        async def read(conn_id):
+            match found[reads.pop()]:
+                case "-":
+                    raise errors.InvalidConnectionError("there is none")
+                case "?":
+                    raise errors.ConnectionFailedError("Airflow cannot be asked")
+            return settings
+
+        monkeypatch.setattr(feeds, "read_settings", read)
+        reads = list(reversed(range(len(found))))
+        while reads:
+            await feed._look_at_connection()
+        wait.close()
+        return feed._client is None
+
+    assert run(work) is is_gone
+
+
 # What slows it.
 
 

@@ -71,6 +71,15 @@ class Elsewhere(MemoryFileSystem):
         super().cp_file(path1, f"{path2}-1", **options)
 
 
+class Asynchronous(Renaming):
+    """A storage such as S3, whose own `mv` expands patterns, and does not come from fsspec's base class."""
+
+    async_impl = True
+
+    def mv(self, path1, path2):
+        raise AssertionError("it would take the name for a pattern")
+
+
 @pytest.fixture
 def folder():
     """Return what returns a folder on a storage of some class."""
@@ -97,7 +106,7 @@ def everything_on(path):
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-@pytest.mark.parametrize("kind", [MemoryFileSystem, Renaming])
+@pytest.mark.parametrize("kind", [MemoryFileSystem, Renaming, Asynchronous])
 def test_a_name_is_no_pattern(folder, kind, name):
     path = folder(kind) / name
     others = {"ab.csv": b"1", "calls1.csv": b"2", "xE.csv": b"3", ".ab.csv.partial": b"4", ".xE.csv.partial": b"5"}

@@ -394,11 +394,13 @@ def fails_after(day):
 
 def test_a_deadline_does_not_cut_a_pause_short(sandbox, clock):
     """In the triggerer: the pause fails until after completion_timeout."""
-    sandbox.inject("status", "pause", status=503, times=3)
-    make = until(5, completion_timeout=7)
+    sandbox.inject("status", "pause", status=503, times=5)
+    make, began = until(5, completion_timeout=7), clock.time()
     with pytest.raises(AirflowFailException):
         deferred(make, context(Store()))
     assert sandbox.status("long") == "paused"
+    # After the deadline, too, there is more time from one to the next.
+    assert (sandbox.request_count("pause", "long"), clock.time() - began > 20) == (6, True)
 
 
 @both_ways

@@ -68,6 +68,16 @@ def test_without_a_region_digits_are_compared(sandbox, campaign, said):
     assert "of 5 rows, 3 were uploaded (batches: 1), 0 were rejected, 2 came twice." in said()[-1]
 
 
+def test_the_log_names_what_is_rejected_and_not_what_came_twice(campaign, said):
+    number = "+4915112345678"
+    rows = [{"phone_number": each} for each in (number, number, "no number", number)]
+    assert upload(campaign, rows, max_rejected=1)["rejected"] == 1
+    (line,) = [line for line in said() if "are no contacts" in line]
+    assert "1 of 4 rows are no contacts: row 3 " in line
+    assert "row 2" not in line
+    assert "row 4" not in line
+
+
 def test_duplicates_are_found_across_batches(sandbox, campaign):
     contacts = [row(f"+49151900000{index:02d}") for index in range(10)]
     result = upload(campaign, [*contacts, *contacts, row("+4915190000099")], batch_size=4)
