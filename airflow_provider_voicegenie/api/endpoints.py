@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, unquote
 
@@ -21,6 +22,7 @@ from airflow_provider_voicegenie.api.models import (
     Campaign,
     CampaignPage,
     CampaignStats,
+    NamedCampaign,
     PausedCampaign,
     Quota,
     StartedCampaign,
@@ -60,6 +62,7 @@ class Request(Generic[Result]):
     :param per_minute: How many of its name the service allows in a minute, besides the connection's limit.
     :param is_about_people: Whether the response may name people: no error message quotes such a response.
     :param has_effect: Whether it changes something.
+    :param is_list: Whether ``data`` of the response is a list, and no object.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Request(Generic[Result]):
     per_minute: int | None = None
     is_about_people: bool = False
     has_effect: bool = False
+    is_list: bool = False
 
     def __str__(self) -> str:
         if self.campaign_id is None:
@@ -140,6 +144,41 @@ def upload(campaign_id: str, contacts: Sequence[Mapping[str, Any]]) -> Request[U
         is_about_people=True,
         has_effect=True,
     )
+
+
+def create(name: str, contacts: Sequence[Mapping[str, Any]], script_id: str | None = None) -> Request[UploadedContacts]:
+    """
+    Make a campaign with its first contacts; nobody is phoned. See the Upload Campaign Data page.
+
+    It is not repeated: each makes a campaign, and several may have one name.
+
+    :param name: Its name.
+    :param contacts: As those of :func:`upload`.
+    :param script_id: The script of its calls.
+    """
+    check_campaign_name(name)
+    script = {} if script_id is None else {"script_id": script_id}
+    return Request(
+        "creation",
+        "/uploadCampaignData",
+        UploadedContacts.from_json,
+        is_repeatable=False,
+        method="POST",
+        json={"campaign_name": name, **script, "contacts": contacts},
+        per_minute=_UPLOADS_PER_MINUTE,
+        is_about_people=True,
+        has_effect=True,
+    )
+
+
+def names(name: str) -> Request[tuple[NamedCampaign, ...]]:
+    """
+    Find the campaigns of one name in the list of all names. See the page Fetch Campaign Data Only Names And All.
+
+    :param name: The name, exactly. Several campaigns may have it.
+    """
+    check_campaign_name(name)
+    return Request("names", "/fetchCampaignDataOnlyNamesAndAll", partial(NamedCampaign.of_name, name), is_list=True)
 
 
 def history(
@@ -259,23 +298,39 @@ def check_campaign_id(campaign_id: object) -> None:
     :raises InvalidCampaignIdError: It is no string, empty, what a template makes of a missing value, too long,
         surrounded by white space, has control or invisible characters, or a ``.`` or ``..`` segment.
     """
-    if not isinstance(campaign_id, str):
-        problem = f"must be a string; got {campaign_id!r:.80} ({type(campaign_id).__name__}). {_NO_STRING}"
-        raise InvalidCampaignIdError(f"campaign_id {_MISSING if campaign_id is None else problem}")
-    if campaign_id.strip().casefold() in _MISSING_WORDS:
-        raise InvalidCampaignIdError(f"campaign_id {campaign_id[:80]!r} {_MISSING}")
-    if not campaign_id.strip():
+    problem = _problem("campaign_id", campaign_id, leads_out)
+    if problem is not None:
+        raise InvalidCampaignIdError(f"{problem} Pass the id as the VoiceGenie dashboard shows it.")
+
+
+def check_campaign_name(name: object) -> None:
+    """
+    Refuse what cannot be the name of a campaign. It goes into no path, so it may have slashes and quotes.
+
+    :raises InvalidCampaignIdError: It is no string, empty, what a template makes of a missing value, too long,
+        surrounded by white space, or has control or invisible characters.
+    """
+    if (problem := _problem("campaign_name", name, lambda _: False)) is not None:
+        raise InvalidCampaignIdError(problem)
+
+
+def _problem(argument: str, value: object, leads_out: Callable[[str], bool]) -> str | None:
+    """Say what is wrong with an id or a name."""
+    if not isinstance(value, str):
+        problem = f"must be a string; got {value!r:.80} ({type(value).__name__}). {_NO_STRING}"
+        return f"{argument} {_MISSING if value is None else problem}"
+    if value.strip().casefold() in _MISSING_WORDS:
+        return f"{argument} {value[:80]!r} {_MISSING}"
+    if not value.strip():
         problem = "is empty"
-    elif len(campaign_id) > MAX_ID_CHARACTERS:
-        problem = f"has {len(campaign_id)} characters, more than {MAX_ID_CHARACTERS}"
-    elif campaign_id != campaign_id.strip():
+    elif len(value) > MAX_ID_CHARACTERS:
+        problem = f"has {len(value)} characters, more than {MAX_ID_CHARACTERS}"
+    elif value != value.strip():
         problem = "has white space around it"
-    elif not campaign_id.isprintable():
+    elif not value.isprintable():
         problem = "has control or invisible characters"
-    elif leads_out(campaign_id):
+    elif leads_out(value):
         problem = "would lead to another path"
     else:
-        return
-    raise InvalidCampaignIdError(
-        f"campaign_id {campaign_id[:80]!r} {problem}. Pass the id as the VoiceGenie dashboard shows it."
-    )
+        return None
+    return f"{argument} {value[:80]!r} {problem}."

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -479,6 +479,29 @@ class UploadedContacts(Model):
     uploaded_count: int = field(metadata=_from(_count, is_required=True))
     #: Contacts that were rejected.
     failed_count: int = field(metadata=_from(_count, is_required=True))
+
+
+@dataclass(frozen=True)
+class NamedCampaign(Model):
+    """A campaign in the list of all names, ``GET /fetchCampaignDataOnlyNamesAndAll``."""
+
+    #: The service's id.
+    campaign_id: str = field(metadata=_from(_whole_text, "campaignId", is_required=True))
+    #: Its name.
+    name: str = field(metadata=_from(_whole_text, "campaignName", is_required=True))
+    #: When it was made.
+    created_at: datetime | None = field(metadata=_from(read_time, "createdAt"))
+
+    @classmethod
+    def of_name(cls, name: str, listed: Sequence[Any]) -> tuple[NamedCampaign, ...]:
+        """
+        Read the campaigns of one name among all; what the others are like does not matter.
+
+        :param name: The name, exactly.
+        :param listed: The response's list.
+        """
+        found = (each for each in listed if isinstance(each, Mapping) and each.get("campaignName") == name)
+        return tuple(cls.from_json(each) for each in found)
 
 
 @dataclass(frozen=True, slots=True)

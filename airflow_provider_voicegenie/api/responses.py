@@ -143,11 +143,12 @@ def _decode(request: Request[Result], response: Response, redactor: Redactor, no
         raise _refusal_with_success(request, response, document, text, redactor, now)
     if "data" not in document:
         raise _invalid(request, response, "has no `data`", redactor.code(_error_code(document)))
-    data = document["data"]
+    data: Any = document["data"]
     if request.decode is None:
         return data  # type: ignore[no-any-return]
-    if not isinstance(data, Mapping):
-        problem = "`data` is not an object"
+    is_right = isinstance(data, list if request.is_list else Mapping)
+    if not is_right:
+        problem = f"`data` is not {'a list' if request.is_list else 'an object'}"
     elif request.id_field and str(data.get(request.id_field)).strip().casefold() != str(request.campaign_id).casefold():
         problem = "it is about another campaign"
     else:

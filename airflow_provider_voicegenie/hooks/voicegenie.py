@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         CallPage,
         Campaign,
         CampaignStats,
+        NamedCampaign,
         PausedCampaign,
         Quota,
         StartedCampaign,
@@ -220,6 +221,37 @@ class VoiceGenieHook(BaseHook):
                 raise ValueError(f"contacts: number {number:,} has no phone_number; nothing was sent.")
         request = endpoints.upload(campaign_id, contacts)
         return self.send(request, before_attempt=before_attempt, on_sending=on_sending)
+
+    def create_campaign(
+        self,
+        name: str,
+        contacts: Sequence[Mapping[str, Any]],
+        *,
+        script_id: str | None = None,
+        on_sending: Callable[[], None] | None = None,
+    ) -> UploadedContacts:
+        """
+        Make a campaign with its first contacts (``POST /uploadCampaignData`` without an id); nobody is phoned.
+
+        Sent once, whatever comes back: several campaigns may have one name. Look with :meth:`find_campaigns` before.
+
+        :param name: Its name.
+        :param contacts: As those of :meth:`upload_contacts`; ``campaign_id`` of the result is the new campaign's.
+        :param script_id: The script of its calls.
+        :param on_sending: Called once the connection is made, right before the request is sent. If it raises, nothing
+            is sent, and this method raises the same.
+        """
+        return self.send(endpoints.create(name, contacts, script_id), on_sending=on_sending)
+
+    def find_campaigns(self, name: str) -> tuple[NamedCampaign, ...]:
+        """
+        Find the campaigns of one name (``GET /fetchCampaignDataOnlyNamesAndAll``).
+
+        The service leaves out those that were deleted or hidden.
+
+        :param name: The name, exactly.
+        """
+        return self.send(endpoints.names(name))
 
     def iter_call_history(
         self,

@@ -132,9 +132,23 @@ def _check_no_references(name: str, rows: object) -> None:
         _check_no_references(name, value)
 
 
+def _check_name(name: object) -> None:
+    """
+    Refuse what cannot be the name of a campaign, as far as that is known at parse time.
+
+    :raises ValueError: It cannot be one.
+    """
+    if not isinstance(name, str):
+        if not hasattr(name, "resolve"):
+            raise ValueError(f"campaign_name must be a text; got {name!r:.80} ({type(name).__name__}).")
+    elif not name.strip() or name != name.strip():
+        problem = "white space around it" if name.strip() else "nothing in it"
+        raise ValueError(f"campaign_name {name[:80]!r} has {problem}. Write the name as the dashboard is to show it.")
+
+
 class UploadContactsOperator(CampaignTask):
     """
-    Upload contacts to a VoiceGenie campaign that exists.
+    Upload contacts to a VoiceGenie campaign that exists, or to one of a name, which is made if there is none.
 
     **A running campaign phones them at once**, so by default the task fails if the campaign runs.
 
@@ -152,8 +166,15 @@ class UploadContactsOperator(CampaignTask):
     sent. These lists are read again by each try, right before its first batch; if one is missing, empty or unreadable,
     the condition ``EXCLUSIONS_MISSING`` holds, and nothing is sent.
 
-    What it does not do: It makes no campaign, removes no contact, and does not change phone numbers, unless ``region``
-    is given. It knows no calling hours: upload to a campaign that does not run, and start that within them.
+    With ``campaign_name``, the task looks for a campaign of exactly that name. If there is none, it makes one, with the
+    first contact; nobody is phoned by that. It records in Airflow that it is about to do so, and sends that request
+    once. If the response is lost, it looks for the campaign several times. If that is not there, the condition
+    ``CREATION_UNCONFIRMED`` holds, as the service may still make it; a later try looks first. If another task, or a
+    person, made the campaign, the condition ``CAMPAIGN_NAME_TAKEN`` holds. If several have the name, the task fails.
+    No campaign is made if nobody is to be uploaded.
+
+    What it does not do: It removes no contact, and does not change phone numbers, unless ``region`` is given. It knows
+    no calling hours: upload to a campaign that does not run, and start that within them.
 
     Known limitation: Airflow keeps the result of an upstream task in its database, and the source of a DAG file. If
     ``contacts`` or ``exclude`` are rows of one of these, or are given to ``partial()``, their names and numbers are
@@ -164,7 +185,9 @@ class UploadContactsOperator(CampaignTask):
 
     Returns to XCom, as plain JSON:
 
-    - ``campaign_id``: the id.
+    - ``campaign_id``: the id; ``None`` if no campaign was made, as there was nobody to upload.
+    - ``campaign_name``: its name.
+    - ``campaign_created``: whether this task made it, in this try or an earlier one.
     - ``uploaded``: contacts that the service added. Of a batch that may have been sent before, by an earlier try or
       before its response was lost, all count that were not rejected.
     - ``rejected``: rows that are no contacts, and contacts that the service rejected.
@@ -172,7 +195,10 @@ class UploadContactsOperator(CampaignTask):
     - ``excluded``: rows of people who must not be called.
     - ``batches``: batches that the service acknowledged.
 
-    :param campaign_id: Id of the campaign. (templated)
+    :param campaign_id: Id of a campaign that exists; or give ``campaign_name``. (templated)
+    :param campaign_name: Name of the campaign, such as ``"reminders {{ ds }}"``. (templated)
+    :param script_id: Id of the script of a campaign that is made. Without one, somebody has to give it a script in the
+        dashboard before it can be started. (templated)
     :param contacts: Rows (a list of dicts, or the output of an upstream task), or the path of a file: a
         string, a ``pathlib.Path`` or an ``ObjectStoragePath``, ending in ``.csv`` (UTF-8, commas, names of the columns
         in the first line), ``.jsonl`` or ``.ndjson`` (one JSON object a line), each also with ``.gz``, or ``.parquet``.
@@ -200,18 +226,29 @@ class UploadContactsOperator(CampaignTask):
     :param upload_in_backfill: Whether backfill runs upload too, and runs that asset events of backfill runs alone have
         triggered. They do not by default.
     :param outcomes: Changes to the outcome table. ``{"CAMPAIGN_ALREADY_RUNNING": "succeed"}`` uploads to a running
-        campaign, which phones the contacts at once; ``{"CONTACTS_REJECTED": "succeed"}`` uploads the others.
+        campaign, which phones the contacts at once; ``{"CONTACTS_REJECTED": "succeed"}`` uploads the others;
+        ``{"CAMPAIGN_NAME_TAKEN": "succeed"}`` uploads to a campaign that this task has not made.
     :raises ValueError: An argument is wrong; raised when the DAG is parsed.
     """
 
-    template_fields: Sequence[str] = ("campaign_id", "contacts", "exclude", "rejected_path", "voicegenie_conn_id")
+    template_fields: Sequence[str] = (
+        "campaign_id",
+        "campaign_name",
+        "script_id",
+        "contacts",
+        "exclude",
+        "rejected_path",
+        "voicegenie_conn_id",
+    )
     ui_color = "#dbe7f6"
     asset_event_fields = ("uploaded",)
 
     def __init__(
         self,
         *,
-        campaign_id: str,
+        campaign_id: str | NotGiven = NOT_GIVEN,
+        campaign_name: str | NotGiven = NOT_GIVEN,
+        script_id: str | None = None,
         contacts: Sequence[Mapping[str, Any]] | str | os.PathLike[str] | ObjectStoragePath | XComArg,
         columns: Mapping[str, str] | None = None,
         region: str | NotGiven = NOT_GIVEN,
@@ -227,8 +264,14 @@ class UploadContactsOperator(CampaignTask):
     ) -> None:
         self.contacts = contacts
         self.exclude = exclude
+        if (campaign_id is NOT_GIVEN) is (campaign_name is NOT_GIVEN):
+            raise ValueError(
+                "campaign_id, campaign_name: give one of the two: the id of a campaign that exists, or the name of one "
+                "that is made if there is none."
+            )
+        is_by_name = campaign_name is not NOT_GIVEN
         super().__init__(
-            campaign_id=campaign_id,
+            campaign_id="" if isinstance(campaign_id, NotGiven) else campaign_id,
             voicegenie_conn_id=voicegenie_conn_id,
             outcome_rules=OutcomeRules(TaskKind.UPLOAD, outcomes),
             **kwargs,
@@ -261,6 +304,14 @@ class UploadContactsOperator(CampaignTask):
         RejectedLimit(max_rejected)
         if not isinstance(exclude_column, str) or not exclude_column.strip():
             raise ValueError(f"exclude_column must be the name of a column; got {exclude_column!r:.80}.")
+        if is_by_name:
+            _check_name(campaign_name)
+        if script_id is not None and not is_by_name:
+            raise ValueError("script_id: a campaign that exists has its script. Leave it out, or give campaign_name.")
+        #: Whether ``campaign_name`` was given, whatever its template renders to.
+        self.is_by_name = is_by_name
+        self.campaign_name = campaign_name if is_by_name else None
+        self.script_id = script_id
         self.columns = columns
         self.region = known_region
         self.exclude_column = exclude_column
@@ -314,10 +365,13 @@ class UploadContactsOperator(CampaignTask):
                 apply_outcome(self.outcome_rules, finding, self.campaign_id)
         hook = self._hook
         try:
-            check_campaign_id(self.campaign_id)
             hook.get_conn()
-            if not self.is_killed:
-                self.keep_link(context, hook)
+            if self.is_by_name:
+                self.campaign_id = ""
+            else:
+                check_campaign_id(self.campaign_id)
+                if not self.is_killed:
+                    self.keep_link(context, hook)
             result = ContactUpload(self, context, hook, memory).run()
         except VoiceGenieError as error:
             apply_outcome(self.outcome_rules, Finding.of(error), self.campaign_id)
@@ -328,10 +382,16 @@ class UploadContactsOperator(CampaignTask):
 
     def _check_same_campaign(self, before: Mapping[str, Any]) -> None:
         """Refuse to go on with another campaign: the contacts that are rendered now may be meant for that one."""
-        for name, now in self.facts().items():
+        made = before.get("creation") or {}
+        before = {**before, "campaign_name": made.get("name", self.campaign_name)}
+        facts = self.facts()
+        if self.is_by_name:
+            facts = {**facts, "campaign_id": before["campaign_id"], "campaign_name": self.campaign_name}
+        for name, now in facts.items():
             if before[name] != now:
+                about = made.get("name") or before["campaign_id"]
                 raise AirflowFailException(
-                    f"An earlier try of this task uploaded to campaign {before['campaign_id']!r:.80}, and the template "
+                    f"An earlier try of this task uploaded to campaign {about!r:.80}, and the template "
                     f"of {name} now gives {now!r:.80} instead of {before[name]!r:.80}. Nothing was sent. To upload to "
                     "another campaign, clear the task."
                 )

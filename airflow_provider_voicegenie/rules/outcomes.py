@@ -76,6 +76,8 @@ class Condition(StrEnum):
     NO_CONTACTS = "NO_CONTACTS"
     CONTACTS_REJECTED = "CONTACTS_REJECTED"
     EXCLUSIONS_MISSING = "EXCLUSIONS_MISSING"
+    CAMPAIGN_NAME_TAKEN = "CAMPAIGN_NAME_TAKEN"
+    CREATION_UNCONFIRMED = "CREATION_UNCONFIRMED"
     CAMPAIGN_STILL_RUNNING = "CAMPAIGN_STILL_RUNNING"
     HISTORY_INCOMPLETE = "HISTORY_INCOMPLETE"
     PREREQUISITE_IMPOSSIBLE = "PREREQUISITE_IMPOSSIBLE"
@@ -153,6 +155,8 @@ _DEFAULTS: Mapping[Condition, tuple[Outcome | None, ...]] = {
     _C.NO_CONTACTS: (None, None, None, None, _SKIP, None),
     _C.CONTACTS_REJECTED: (None, None, None, None, _FAIL, None),
     _C.EXCLUSIONS_MISSING: (None, None, None, None, _FAIL, None),
+    _C.CAMPAIGN_NAME_TAKEN: (None, None, None, None, _FAIL, None),
+    _C.CREATION_UNCONFIRMED: (None, None, None, None, _FAIL, None),
     _C.CAMPAIGN_STILL_RUNNING: (None, None, None, None, None, _FAIL),
     _C.HISTORY_INCOMPLETE: (None, None, None, None, None, _FAIL),
     _C.PREREQUISITE_IMPOSSIBLE: (None, None, _FAIL, None, None, None),
@@ -181,7 +185,13 @@ _MAY_SUCCEED: Mapping[TaskKind, frozenset[Condition]] = {
     TaskKind.COMPLETED: _ENDS_OF_A_WAIT,
     # The task goes on with what it was about to do.
     TaskKind.UPLOAD: frozenset(
-        {_C.CAMPAIGN_ALREADY_RUNNING, _C.NO_CONTACTS, _C.CONTACTS_REJECTED, _C.EXCLUSIONS_MISSING}
+        {
+            _C.CAMPAIGN_ALREADY_RUNNING,
+            _C.NO_CONTACTS,
+            _C.CONTACTS_REJECTED,
+            _C.EXCLUSIONS_MISSING,
+            _C.CAMPAIGN_NAME_TAKEN,
+        }
     ),
     TaskKind.HISTORY: frozenset({_C.CAMPAIGN_STILL_RUNNING, _C.HISTORY_INCOMPLETE}),
 }

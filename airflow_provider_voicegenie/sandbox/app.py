@@ -33,7 +33,7 @@ from airflow_provider_voicegenie.sandbox.store import RequestRefusedError
 #: The open connections by the client's address; the protocol in ``server`` keeps this up to date.
 open_connections: dict[tuple[str, int], asyncio.Transport] = {}
 
-Handler = Callable[[ServiceRequest], Mapping[str, Any]]
+Handler = Callable[[ServiceRequest], Any]
 
 
 def create_app(sandbox: Sandbox) -> Starlette:
@@ -46,6 +46,7 @@ def create_app(sandbox: Sandbox) -> Starlette:
             ("get", "GET", "/campaign/{campaign_id:path}", sandbox.get),
             ("stats", "GET", "/getCampaignStats/{campaign_id:path}", sandbox.stats),
             ("list", "GET", "/fetchCampaignData", sandbox.list),
+            ("names", "GET", "/fetchCampaignDataOnlyNamesAndAll", sandbox.names),
             ("upload", "POST", "/uploadCampaignData", sandbox.upload),
             ("history", "POST", "/getHistory", sandbox.history),
             ("quota", "GET", "/fetchQuota", sandbox.fetch_quota),

@@ -85,7 +85,7 @@ class Fault:
 
 
 #: The requests that can go wrong.
-OPERATIONS = ("start", "pause", "get", "list", "stats", "upload", "history", "quota")
+OPERATIONS = ("start", "pause", "get", "list", "stats", "upload", "history", "quota", "names")
 
 
 class FaultList:

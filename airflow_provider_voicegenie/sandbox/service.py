@@ -7,9 +7,10 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import md5
 from typing import Any
 
 from airflow_provider_voicegenie.api.models import read_time, write_time
@@ -203,6 +204,20 @@ class Sandbox:
             ),
             "completed_count": self.store.progress(campaign).completed,
         }
+
+    def names(self, request: ServiceRequest) -> Sequence[Mapping[str, Any]]:
+        newest_first = sorted(self.store.all(), key=lambda each: each.created_at, reverse=True)
+        return [
+            {
+                "_id": md5(each.id.encode(), usedforsecurity=False).hexdigest()[:24],
+                "campaignName": each.name,
+                "campaignId": each.id,
+                "status": each.status,
+                "createdAt": write_time(each.created_at),
+                "updatedAt": write_time(each.updated_at),
+            }
+            for each in newest_first
+        ]
 
     def upload(self, request: ServiceRequest) -> Mapping[str, Any]:
         if request.size > self.max_upload_bytes:

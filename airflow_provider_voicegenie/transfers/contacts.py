@@ -38,6 +38,7 @@ from airflow_provider_voicegenie.rules.file_formats import are_paths, is_path, w
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
 from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN
 from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, digits_of
+from airflow_provider_voicegenie.transfers.named_campaign import CampaignOfName
 from airflow_provider_voicegenie.transfers.scratch import NumberStore, ScratchSpaceError
 
 if TYPE_CHECKING:
@@ -133,7 +134,10 @@ class ContactUpload:
         self._memory = memory
         self._context = context
         self._hook = hook
-        self._campaign_id = task.campaign_id
+        #: The campaign of this name, if the task is about one; then its id is known later, and messages have the name.
+        self._of_name = CampaignOfName(task, context, hook, memory) if task.is_by_name else None
+        self._campaign_id: str = task.campaign_id if self._of_name is None else self._of_name.name
+        self._name: str | None = None
         self._source = _read_source("contacts", task.rows_or_path)
         self._columns = ContactColumns(task.columns, task.region)
         self._limit = RejectedLimit(task.max_rejected)
@@ -192,12 +196,13 @@ class ContactUpload:
                 self._campaign_id,
                 f"{rows:,}",
             )
-        self._look()
         progress = self._progress
-        if progress.rows:
-            done = f"{progress.rows:,} of {self._rows:,}"
-            log.info("Campaign %r: an earlier try uploaded %s rows; going on behind them.", self._campaign_id, done)
-        self._send_all()
+        if self._of_name is None or self._take_campaign(self._of_name):
+            self._look()
+            if progress.rows:
+                done = f"{progress.rows:,} of {self._rows:,}"
+                log.info("Campaign %r: an earlier try uploaded %s rows; going on behind them.", self._campaign_id, done)
+            self._send_all()
         rejected += progress.refused
         duplicates = self._not_sent[Why.DUPLICATE]
         self._write_rejected()
@@ -221,13 +226,35 @@ class ContactUpload:
             f", and {there:,} were in the campaign already" if there > 0 else "",
         )
         return {
-            "campaign_id": self._campaign_id,
+            "campaign_id": self._task.campaign_id or None,
+            "campaign_name": self._name,
+            "campaign_created": self._is_own,
             "uploaded": progress.uploaded,
             "rejected": rejected,
             "duplicates": duplicates,
             "excluded": progress.excluded,
             "batches": progress.batches,
         }
+
+    def _take_campaign(self, of_name: CampaignOfName) -> bool:
+        """
+        Find the campaign, or make it with the first contact, which the first batch has once more.
+
+        :returns: Whether there is anybody to upload; for nobody, no campaign is made.
+        """
+        contacts = (row.contact for row in self._checked_contacts())
+        first = next((contact for contact in contacts if not isinstance(contact, NotSent)), None)
+        if first is None:
+            self._progress.excluded = self._rows - self._not_sent.total()
+            return False
+        self._campaign_id = self._task.campaign_id = of_name.find() or of_name.make(first)
+        self._task.keep_link(self._context, self._hook)
+        return True
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether this task has made the campaign, whose first contact it has by then."""
+        return self._of_name is not None and self._of_name.is_own
 
     # The rows.
 
@@ -457,7 +484,7 @@ class ContactUpload:
         progress, size = self._progress, self._task.batch_size
         # If an earlier try said how far it came, only the batch behind that may have been sent before.
         knows_how_far = progress.rows > 0
-        may_be_repeated = getattr(self._context.get("ti"), "try_number", 1) > 1
+        may_be_repeated = getattr(self._context.get("ti"), "try_number", 1) > 1 or self._is_own
         logged_at = time.monotonic()
         self._keep()
         waiting = (row for row in self._checked_contacts() if row.number > progress.rows)
@@ -520,7 +547,7 @@ class ContactUpload:
     def _look(self) -> None:
         """Look whether contacts may be uploaded to the campaign now."""
         campaign = self._hook.get_campaign(self._campaign_id)
-        self._looked_at = time.monotonic()
+        self._looked_at, self._name = time.monotonic(), campaign.name
         rows = f"{self._progress.rows:,} of {self._rows:,} rows"
         done = f"{rows} were uploaded before" if self._progress.rows else "nothing was sent"
         if campaign.status in _PHONES_NOBODY:

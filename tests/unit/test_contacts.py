@@ -159,6 +159,8 @@ def test_rows_are_uploaded_in_batches(sandbox, campaign):
     result = upload(campaign, rows(25), batch_size=10)
     assert result == {
         "campaign_id": campaign,
+        "campaign_name": sandbox.sandbox.store.find(campaign).name,
+        "campaign_created": False,
         "uploaded": 25,
         "rejected": 0,
         "duplicates": 0,

@@ -85,7 +85,13 @@ def test_what_may_count_as_success_or_be_waited_out(kind):
             TaskKind.PAUSE: {"CAMPAIGN_ALREADY_PAUSED", "CAMPAIGN_NOT_RUNNING", "CAMPAIGN_COMPLETED"},
             TaskKind.READY: {"CAMPAIGN_ALREADY_RUNNING", "CAMPAIGN_COMPLETED"},
             TaskKind.COMPLETED: ends,
-            TaskKind.UPLOAD: {"CAMPAIGN_ALREADY_RUNNING", "NO_CONTACTS", "CONTACTS_REJECTED", "EXCLUSIONS_MISSING"},
+            TaskKind.UPLOAD: {
+                "CAMPAIGN_ALREADY_RUNNING",
+                "NO_CONTACTS",
+                "CONTACTS_REJECTED",
+                "EXCLUSIONS_MISSING",
+                "CAMPAIGN_NAME_TAKEN",
+            },
             TaskKind.HISTORY: {"CAMPAIGN_STILL_RUNNING", "HISTORY_INCOMPLETE"},
         }[kind]
     )

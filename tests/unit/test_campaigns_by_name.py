@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A campaign of a name is found, or made once, whatever is lost; nobody is phoned by that."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from helpers.tasks import Store, context
+
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
+from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.transfers import named_campaign
+
+ROWS = [{"phone_number": f"+4915112345{number:03}", "name": "Xaverine"} for number in range(5)]
+NAME = "reminders 2026-11-30"
+
+
+@pytest.fixture
+def sandbox(clock, voicegenie_sandbox, monkeypatch):
+    connection = voicegenie_sandbox.connection(max_attempts=2, timeout=60, requests_per_minute=60_000)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+    return voicegenie_sandbox
+
+
+def upload(run=None, *, contacts=ROWS, **arguments):
+    arguments = {"campaign_name": NAME, "script_id": "s-1", **arguments}
+    operator = UploadContactsOperator(task_id="upload", contacts=contacts, **arguments)
+    return operator.execute(context(Store()) if run is None else run)
+
+
+def named(sandbox, name=NAME):
+    return [campaign for campaign in sandbox.sandbox.store.all() if campaign.name == name]
+
+
+def requests(sandbox, operation):
+    return [request for request in sandbox.sandbox.requests if request.operation == operation]
+
+
+def test_a_campaign_is_made_with_one_contact_and_gets_the_others(sandbox):
+    result = upload()
+    (campaign,) = named(sandbox)
+    assert result == {
+        "campaign_id": campaign.id,
+        "campaign_name": NAME,
+        "campaign_created": True,
+        "uploaded": 5,
+        "rejected": 0,
+        "duplicates": 0,
+        "excluded": 0,
+        "batches": 1,
+    }
+    assert sandbox.uploaded(campaign.id) == [row["phone_number"] for row in ROWS]
+    assert (campaign.script_id, campaign.start_count) == ("s-1", 0)
+    assert [request.campaign_id for request in requests(sandbox, "upload")] == [None, campaign.id]
+
+
+@pytest.mark.parametrize(
+    "name", ['says "now"', "a/b/../c?d=1&e#f", "напоминание 30", "予約 · té", "{{ ds }}", "x" * 256, "a'b\\c"]
+)
+def test_a_name_is_data(sandbox, name):
+    # As a rendered template gives it.
+    operator = UploadContactsOperator(task_id="upload", campaign_name="later", contacts=ROWS)
+    operator.campaign_name = name
+    assert operator.execute(context(Store()))["campaign_name"] == name
+    assert len(named(sandbox, name)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        (" a", "white space around it"),
+        ("a\n", "white space around it"),
+        ("", "is empty"),
+        ("  ", "is empty"),
+        ("a\tb", "control or invisible"),
+        ("None", "is missing"),
+        (None, "is missing"),
+        (42, "must be a string"),
+        ("x" * 257, "257 characters"),
+    ],
+)
+def test_what_can_be_no_name_is_refused_before_anything_is_sent(sandbox, name, problem):
+    operator = UploadContactsOperator(task_id="upload", campaign_name="later", contacts=ROWS)
+    operator.campaign_name = name
+    with pytest.raises(AirflowFailException, match=rf"campaign_name.* {problem}.*INVALID_CAMPAIGN_ID"):
+        operator.execute(context(Store()))
+    assert not sandbox.sandbox.requests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({}, "give one of the two"),
+        ({"campaign_id": "a", "campaign_name": "b"}, "give one of the two"),
+        ({"campaign_id": None, "campaign_name": "b"}, "give one of the two"),
+        ({"campaign_name": " b"}, "white space around it"),
+        ({"campaign_name": "b {{ ds }} "}, "white space around it"),
+        ({"campaign_name": ""}, "nothing in it"),
+        ({"campaign_name": None}, "must be a text"),
+        ({"campaign_name": 42}, "must be a text; got 42"),
+        ({"campaign_id": "a", "script_id": "s"}, "script_id: a campaign that exists has its script"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_parse_time(arguments, problem):
+    with pytest.raises(ValueError, match=problem):
+        UploadContactsOperator(task_id="upload", contacts=ROWS, **arguments)
+
+
+def test_a_campaign_of_somebody_else_is_left_alone(sandbox):
+    sandbox.add_campaign(id="theirs", name=NAME, total_count=3)
+    with pytest.raises(AirflowFailException, match=r"'theirs'.*CAMPAIGN_NAME_TAKEN"):
+        upload()
+    with pytest.raises(AirflowSkipException):
+        upload(outcomes={"CAMPAIGN_NAME_TAKEN": "skip"})
+    assert not requests(sandbox, "upload")
+    result = upload(outcomes={"CAMPAIGN_NAME_TAKEN": "succeed"})
+    assert (result["campaign_id"], result["campaign_created"], result["uploaded"]) == ("theirs", False, 5)
+    assert len(named(sandbox)) == 1
+
+
+@pytest.mark.parametrize("other", [NAME.upper(), f"{NAME} ", NAME[:-1]])
+def test_only_exactly_the_name_is_the_name(sandbox, other):
+    sandbox.add_campaign(id="theirs", name=other)
+    assert upload()["campaign_created"] is True
+
+
+def test_several_of_one_name_fail_with_their_ids(sandbox):
+    for campaign_id in ("one", "two"):
+        sandbox.add_campaign(id=campaign_id, name=NAME)
+    with pytest.raises(AirflowFailException, match=r"2 campaigns have this name \('\w+', '\w+'\)"):
+        upload(outcomes={"CAMPAIGN_NAME_TAKEN": "succeed"})
+    assert not requests(sandbox, "upload")
+
+
+@pytest.mark.parametrize("kind", ["close", "not_json", "status"])
+def test_a_lost_response_is_settled_by_the_names(sandbox, kind):
+    sandbox.inject(kind, "upload", after_acting=True, **({"status": 500} if kind == "status" else {}))
+    result = upload()
+    (campaign,) = named(sandbox)
+    assert (result["campaign_id"], result["campaign_created"], result["uploaded"]) == (campaign.id, True, 5)
+
+
+def test_names_that_cannot_be_read_at_first_are_read_again(sandbox, monkeypatch):
+    make = VoiceGenieHook.create_campaign
+
+    def make_and_fail(hook, *arguments, **options):
+        sandbox.inject("close", "upload", after_acting=True)
+        # Two attempts each.
+        sandbox.inject("status", "names", status=500, times=4)
+        return make(hook, *arguments, **options)
+
+    monkeypatch.setattr(VoiceGenieHook, "create_campaign", make_and_fail)
+    assert upload()["campaign_created"] is True
+    assert len(named(sandbox)) == 1
+
+
+def test_names_that_cannot_be_read_at_all_are_read_by_the_next_try(sandbox, monkeypatch):
+    make, store = VoiceGenieHook.create_campaign, Store()
+
+    def make_and_fail(hook, *arguments, **options):
+        sandbox.inject("close", "upload", after_acting=True)
+        sandbox.inject("status", "names", status=500, times=None)
+        return make(hook, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VoiceGenieHook, "create_campaign", make_and_fail)
+        with pytest.raises(VoiceGenieRetryException, match="INTERNAL_SERVER_ERROR"):
+            upload(context(store))
+    sandbox.sandbox.faults.clear()
+    assert upload(context(store, try_number=2))["campaign_created"] is True
+    assert len(named(sandbox)) == 1
+
+
+def lose(sandbox):
+    """Lose the request that makes the campaign, and return what the task then remembers."""
+    store = Store()
+    sandbox.inject("close", "upload")
+    with pytest.raises(AirflowFailException, match=r"no campaign of this name is there.*CREATION_UNCONFIRMED"):
+        upload(context(store))
+    assert len(requests(sandbox, "names")) == 1 + len(named_campaign._LOOK_DELAYS)
+    return store
+
+
+def test_one_that_is_not_there_is_made_by_no_retry_while_the_service_may_still_make_it(sandbox, clock):
+    store = lose(sandbox)
+    clock.limit = 2000
+    with pytest.raises(AirflowFailException, match="CREATION_UNCONFIRMED"):
+        upload(context(store, try_number=2))
+    assert len(requests(sandbox, "upload")) == 1
+    clock.sleep(600)
+    assert upload(context(store, try_number=3))["campaign_created"] is True
+    assert len(named(sandbox)) == 1
+
+
+@pytest.mark.parametrize("changes", [{"try_number": 2}, {"try_number": 2, "max_tries": 3}], ids=["retry", "clear"])
+def test_one_that_came_late_is_gone_on_with(sandbox, changes):
+    store = lose(sandbox)
+    sandbox.add_campaign(id="late", name=NAME, total_count=0)
+    result = upload(context(store, **changes))
+    assert (result["campaign_id"], result["campaign_created"], result["uploaded"]) == ("late", True, 5)
+    assert len(requests(sandbox, "upload")) == 2
+
+
+def test_a_user_who_has_looked_and_clears_the_task_has_it_made(sandbox):
+    store = lose(sandbox)
+    assert upload(context(store, try_number=2, max_tries=3))["campaign_created"] is True
+    assert len(named(sandbox)) == 1
+
+
+@pytest.mark.parametrize("is_cleared", [True, False])
+def test_a_later_try_goes_on_with_the_campaign_that_was_made(sandbox, is_cleared):
+    store = Store()
+    sandbox.inject("status", "get", status=404)
+    with pytest.raises(AirflowFailException, match="NOT_FOUND"):
+        upload(context(store))
+    (campaign,) = named(sandbox)
+    found = len(requests(sandbox, "names"))
+    result = upload(context(store, try_number=2, **({"max_tries": 3} if is_cleared else {})))
+    assert (result["campaign_id"], result["campaign_created"], result["uploaded"]) == (campaign.id, True, 5)
+    # Airflow knows its id.
+    assert len(requests(sandbox, "names")) == found
+
+
+def test_a_process_that_dies_between_the_record_and_the_request_makes_none_at_once(sandbox, monkeypatch):
+    class Crash(BaseException):
+        pass
+
+    def crash(*arguments, **options):
+        raise Crash
+
+    store = Store()
+    with monkeypatch.context() as patch:
+        patch.setattr(VoiceGenieHook, "create_campaign", crash)
+        record = named_campaign.CampaignOfName._record
+
+        # A process that is killed outright takes nothing back.
+        def keep(of_name, **creation):
+            if creation:
+                record(of_name, **creation)
+
+        patch.setattr(named_campaign.CampaignOfName, "_record", keep)
+        with pytest.raises(Crash):
+            upload(context(store))
+    with pytest.raises(AirflowFailException, match="CREATION_UNCONFIRMED"):
+        upload(context(store, try_number=2))
+    assert not requests(sandbox, "upload")
+
+
+def test_what_is_surely_not_made_is_made_by_the_next_try(sandbox):
+    store = Store()
+    sandbox.inject("status", "upload", status=429)
+    with pytest.raises(VoiceGenieRetryException, match="RATE_LIMIT_EXCEEDED"):
+        upload(context(store))
+    assert upload(context(store, try_number=2))["campaign_created"] is True
+    assert len(named(sandbox)) == 1
+
+
+def test_a_record_that_airflow_cannot_keep_makes_no_campaign(sandbox, monkeypatch):
+    class Broken(Store):
+        def set(self, key, value):
+            if value.get("creation"):
+                raise RuntimeError("no database")
+            super().set(key, value)
+
+    with pytest.raises(RuntimeError, match="no database"):
+        upload(context(Broken()))
+    assert not named(sandbox)
+
+
+def test_two_tasks_at_once_are_seen_by_at_least_one(sandbox, monkeypatch):
+    make = VoiceGenieHook.create_campaign
+
+    def another_is_faster(hook, name, contacts, **options):
+        sandbox.add_campaign(id="theirs", name=name)
+        return make(hook, name, contacts, **options)
+
+    monkeypatch.setattr(VoiceGenieHook, "create_campaign", another_is_faster)
+    with pytest.raises(AirflowFailException, match="2 campaigns have this name"):
+        upload()
+    # Of its contacts, nobody but the first is there.
+    assert sum(len(sandbox.uploaded(campaign.id)) for campaign in named(sandbox)) == 1
+
+
+def test_a_task_that_is_killed_makes_none(sandbox):
+    operator = UploadContactsOperator(task_id="upload", campaign_name=NAME, contacts=ROWS)
+    operator.on_kill()
+    store = Store()
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside before the campaign was made"):
+        operator.execute(context(store))
+    assert not requests(sandbox, "upload")
+    assert not store["voicegenie_task"]["creation"]
+
+
+@pytest.mark.parametrize(
+    "contacts", [[], [{"phone_number": "no"}], [{"phone_number": "+4915112345000", "left": "out"}]], ids=str
+)
+def test_for_nobody_no_campaign_is_made(sandbox, contacts):
+    exclude = [{"phone_number": "+4915112345000"}]
+    with pytest.raises(AirflowSkipException, match="NO_CONTACTS"):
+        upload(contacts=contacts, exclude=exclude, max_rejected="100%")
+    outcomes = {"NO_CONTACTS": "succeed"}
+    result = upload(contacts=contacts, exclude=exclude, max_rejected="100%", outcomes=outcomes)
+    assert (result["campaign_id"], result["campaign_created"], result["uploaded"]) == (None, False, 0)
+    assert result["excluded"] == sum("left" in row for row in contacts)
+    assert not requests(sandbox, "upload")
+
+
+def test_a_backfill_makes_nothing(sandbox):
+    run = context(Store())
+    run["dag_run"].run_type = "backfill"
+    with pytest.raises(AirflowSkipException, match="BACKFILL_RUN"):
+        upload(run)
+    assert not sandbox.sandbox.requests
+    assert upload(run, upload_in_backfill=True)["campaign_created"] is True
+
+
+def test_templates_that_give_another_name_at_a_retry_send_nothing(sandbox):
+    store = Store()
+    upload(context(store))
+    sent = len(sandbox.sandbox.requests)
+    with pytest.raises(AirflowFailException, match=r"campaign_name now gives 'another'.*Nothing was sent"):
+        upload(context(store, try_number=2), campaign_name="another")
+    assert len(sandbox.sandbox.requests) == sent
+    assert upload(context(store, try_number=2, max_tries=3), campaign_name="another")["campaign_created"] is True
+
+
+@pytest.mark.parametrize(("age", "is_own"), [(-60, True), (60, False)])
+def test_where_airflow_keeps_nothing_a_later_try_takes_what_was_made_in_its_run(sandbox, age, is_own):
+    made = datetime.now(UTC)
+    sandbox.add_campaign(id="found", name=NAME, created_at=made, total_count=0)
+    run = context(None, try_number=2)
+    run["dag_run"].start_date = made + timedelta(seconds=age)
+    if is_own:
+        assert upload(run, retries=2)["campaign_created"] is True
+    else:
+        with pytest.raises(AirflowFailException, match="CAMPAIGN_NAME_TAKEN"):
+            upload(run, retries=2)
+
+
+def test_the_hook_finds_campaigns_by_name(sandbox):
+    sandbox.add_campaign(id="one", name=NAME)
+    found = VoiceGenieHook().find_campaigns(NAME)
+    assert [(each.campaign_id, each.name) for each in found] == [("one", NAME)]
+    assert VoiceGenieHook().find_campaigns("nobody") == ()
