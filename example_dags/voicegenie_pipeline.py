@@ -1,14 +1,19 @@
 """
-### Use it for the whole way: from customers in one table to their calls in another.
+### Use it for the whole way, every morning: from customers in one table to their calls in another.
 
-A query chooses the customers. A file takes them to the upload. The campaign is started and followed to its end without
-taking a worker slot. Its calls go into a second file, and from there into a table. A report counts them.
+A query chooses the customers. A file takes them to the upload, which makes the campaign of the day. A plan says how
+many people would be phoned. The campaign is started within the calling hours, paused when they close, and followed to
+its end without taking a worker slot. Its calls go into a second file, and from there into a table; a report counts
+them.
+
+A second run for one day finds the campaign of the first, which it has not made, and phones nobody. On a day without
+customers, all is skipped.
 
 Tasks hand on paths and numbers. So names and phone numbers are in the tables and in the files, and never in Airflow's
 database or logs.
 
-The tables are a SQLite file below Airflow's home, with made-up customers; put your own warehouse in its place. In the
-sandbox, the campaign `no-contacts` is ready to start once it has contacts.
+The tables are a SQLite file below Airflow's home, with made-up customers; put your own warehouse in its place, and the
+script of your campaigns into the parameter.
 """
 
 import csv
@@ -22,13 +27,16 @@ from pathlib import Path
 
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, Param, task
 
-from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
+from airflow_provider_voicegenie.operators.campaign import CallingHours, StartCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, ContactsRegistered
 from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
 
 HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "voicegenie_pipeline"
-CAMPAIGN = "{{ params.campaign_id }}"
+# The day of the run; a manual one may have no `ds`.
+DAY = "{{ ds if ds is defined else dag_run.run_after | ds }}"
+# Yours would be fewer, such as CallingHours("09:00", "18:00", "Europe/Berlin", ["mon", "tue", "wed", "thu", "fri"]).
+HOURS = CallingHours("00:00", "23:59:59.999999", "Europe/Berlin")
 FOLDER = "{{ params.folder }}/{{ run_id }}"
 
 
@@ -50,9 +58,10 @@ def warehouse() -> sqlite3.Connection:
 
 with DAG(
     dag_id="voicegenie_pipeline",
+    # Yours would be "0 8 * * *", with a start_date and catchup=False; this example runs whenever you try it.
     schedule=None,
     params={
-        "campaign_id": Param("no-contacts", type="string", minLength=1, description="Id of the campaign"),
+        "script_id": Param("script_1", type="string", minLength=1, description="Id of the script of the calls"),
         "segment": Param("renewal", type="string", minLength=1, description="Customers to call"),
         "folder": Param(str(HOME), type="string", minLength=1, description="Where the files go"),
     },
@@ -74,42 +83,52 @@ with DAG(
         return path
 
     @task
-    def load_calls(path: str, params=None) -> int:
+    def load_calls(path: str, campaign_id: str) -> int:
         """Load the calls into a table. A later try replaces them."""
         insert = "INSERT OR REPLACE INTO calls VALUES (:call_id, :campaign_id, :status, :duration, :call_time)"
         with closing(warehouse()) as database, database, ObjectStoragePath(path).open("r", encoding="utf-8") as file:
             lines = iter(file.readline, "")
-            calls = ({**json.loads(line), "campaign_id": params["campaign_id"]} for line in lines)
+            calls = ({**json.loads(line), "campaign_id": campaign_id} for line in lines)
             return database.executemany(insert, calls).rowcount
 
     @task
-    def report(params=None) -> str:
+    def report(campaign_id: str) -> str:
         """Count the calls of the campaign by how they ended."""
         query = "SELECT status, count(*), avg(duration) FROM calls WHERE campaign_id = ? GROUP BY 1 ORDER BY 2 DESC, 1"
         with closing(warehouse()) as database:
-            rows = database.execute(query, [params["campaign_id"]]).fetchall()
+            rows = database.execute(query, [campaign_id]).fetchall()
         lines = [f"{status:<12}{calls:>8}{seconds or 0:>12.0f}" for status, calls, seconds in rows]
         return "\n".join([f"{'status':<12}{'calls':>8}{'avg seconds':>12}", *lines])
 
     upload = UploadContactsOperator(
         task_id="upload",
-        campaign_id=CAMPAIGN,
+        campaign_name=f"{{{{ params.segment }}}} {DAY}",
+        script_id="{{ params.script_id }}",
         contacts=choose_customers(path=f"{FOLDER}/contacts.csv"),
         columns={"mobile": "phone_number", "full_name": "name"},
         max_rejected="2%",
     )
+    campaign_id = upload.output["campaign_id"]
     ready = CampaignReadySensor(
-        task_id="ready", campaign_id=CAMPAIGN, prerequisites=[ContactsRegistered()], deferrable=True
+        task_id="ready", campaign_id=campaign_id, prerequisites=[ContactsRegistered()], deferrable=True
     )
+    guards = {"calling_hours": HOURS, "outcomes": {"OUTSIDE_CALLING_HOURS": "wait"}, "max_contacts": 1000}
+    plan = StartCampaignOperator(task_id="plan", campaign_id=campaign_id, check_only=True, **guards)
     start = StartCampaignOperator(
-        task_id="start", campaign_id=CAMPAIGN, wait_for_completion=True, deferrable=True, poll_interval=20
+        task_id="start",
+        campaign_id=campaign_id,
+        max_lateness=timedelta(hours=6),
+        wait_for_completion=True,
+        deferrable=True,
+        poll_interval=20,
+        **guards,
     )
     export = CallHistoryToObjectStorageOperator(
         task_id="export",
-        campaign_id=CAMPAIGN,
+        campaign_id=campaign_id,
         path=f"{FOLDER}/calls.jsonl",
         # Nothing here says who was called. To know it, add phone_number; the file then holds personal data.
         columns=["call_id", "status", "duration", "call_time"],
     )
-    upload >> ready >> start >> export
-    load_calls(path=export.output["path"]) >> report()
+    ready >> plan >> start >> export
+    load_calls(path=export.output["path"], campaign_id=campaign_id) >> report(campaign_id=campaign_id)

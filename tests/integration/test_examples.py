@@ -140,23 +140,29 @@ def test_the_examples(airflow, voicegenie_sandbox):
 
 def test_the_pipeline(airflow, voicegenie_sandbox):
     voicegenie_sandbox.speed = 600
-    day = "2026-01-{:02}T00:00:00+00:00".format
-    # The second run finds a campaign that has ended.
-    airflow.run_all([["dags", "test", "voicegenie_pipeline", day(number)] for number in (1, 2)])
-    first, second = airflow.states("voicegenie_pipeline")
-    before, after = ("choose_customers", "upload"), ("ready", "start", "export", "load_calls", "report")
-    assert first == dict.fromkeys(before + after, "success")
-    assert second == {"choose_customers": "success", "upload": "failed"} | dict.fromkeys(after, "upstream_failed")
-    assert voicegenie_sandbox.start_count("no-contacts") == 1
-    numbers = voicegenie_sandbox.uploaded("no-contacts")
-    assert len(numbers) == 20
-    assert numbers[0] == "+1 202 555 0101"
+    # Two days, the first once more, and a day without customers.
+    times = ("2026-01-01T08:00", "2026-01-02T08:00", "2026-01-01T20:00", "2026-01-03T08:00")
+    runs = [["dags", "test", "voicegenie_pipeline", f"{time}:00+00:00"] for time in times]
+    airflow.run_all([*runs[:3], [*runs[3], "--conf", json.dumps({"segment": "nobody"})]])
+    states = airflow.states("voicegenie_pipeline")
+    after = ("ready", "plan", "start", "export", "load_calls", "report")
+    whole = dict.fromkeys(("choose_customers", "upload", *after), "success")
+    again = {"choose_customers": "success", "upload": "failed"} | dict.fromkeys(after, "upstream_failed")
+    nobody = {"choose_customers": "success"} | dict.fromkeys(("upload", *after), "skipped")
+    assert states == [whole, whole, again, nobody]
+    made = {each.name: each for each in voicegenie_sandbox.sandbox.store.all() if each.name.startswith("renewal ")}
+    assert {name: each.start_count for name, each in made.items()} == {"renewal 2026-01-01": 1, "renewal 2026-01-02": 1}
+    campaign_ids = [each.id for each in made.values()]
+    for campaign_id in campaign_ids:
+        numbers = voicegenie_sandbox.uploaded(campaign_id)
+        assert (len(numbers), numbers[0]) == (20, "+1 202 555 0101")
 
-    assert [result["uploaded"] for result in airflow.returned("upload")] == [20]
-    (exported,) = airflow.returned("export")
+    assert [result["uploaded"] for result in airflow.returned("upload")] == [20, 20]
+    assert [result["contacts"] for result in airflow.returned("plan")] == [20, 20]
+    exported, _ = airflow.returned("export")
     by_status = {"answered": 14, "busy": 2, "no_answer": 2, "voicemail": 2}
     assert {status: count for status, count in exported["calls_by_status"].items() if count} == by_status
-    (report,) = airflow.returned("report")
+    report, _ = airflow.returned("report")
     assert report.splitlines() == [
         "status         calls avg seconds",
         "answered          14          30",
@@ -168,8 +174,9 @@ def test_the_pipeline(airflow, voicegenie_sandbox):
     assert folder.stat().st_mode & 0o777 == 0o700
     assert len(Path(exported["path"]).read_text().splitlines()) == 20
     with contextlib.closing(sqlite3.connect(folder / "warehouse.db")) as warehouse:
-        query = "SELECT status, count(*) FROM calls WHERE campaign_id = 'no-contacts' GROUP BY status"
-        assert dict(warehouse.execute(query)) == by_status
+        query = "SELECT status, count(*) FROM calls WHERE campaign_id = ? GROUP BY status"
+        for campaign_id in campaign_ids:
+            assert dict(warehouse.execute(query, [campaign_id])) == by_status
         people = [value for row in warehouse.execute("SELECT full_name, mobile FROM customers") for value in row]
 
     # Names and numbers are in the tables and in the file of the contacts, and nowhere else.
@@ -181,6 +188,34 @@ def test_the_pipeline(airflow, voicegenie_sandbox):
     contacts = (Path(exported["path"]).with_name("contacts.csv")).read_text()
     assert all(number in contacts for number in numbers)
     assert not [person for person in people if person in Path(exported["path"]).read_text()]
+
+
+def test_who_was_not_reached_is_called_again_up_to_three_times_a_week(airflow, voicegenie_sandbox):
+    voicegenie_sandbox.speed = 600
+    days = [f"2026-01-{day:02}" for day in (5, 6, 7)]
+    folder = airflow.home / "voicegenie_call_again"
+    folder.mkdir()
+    numbers = [f"+1 202 555 01{number:02}" for number in range(50, 80)]
+    calls = [{"phone_number": number, "status": "busy"} for number in numbers]
+    # The first was called twice before, so once more is the third time; the last was reached the day before.
+    (folder / "calls-2026-01-03.jsonl").write_text(json.dumps(calls[0]) + "\n")
+    calls.append({"phone_number": numbers[-1], "status": "answered"})
+    (folder / "calls-2026-01-04.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
+    airflow.run_all([["dags", "test", "voicegenie_call_again", f"{day}T08:00:00+00:00"] for day in days])
+    made = {
+        each.name: each.id for each in voicegenie_sandbox.sandbox.store.all() if each.name.startswith("call again ")
+    }
+    first, *later = [
+        voicegenie_sandbox.uploaded(made[f"call again {day}"]) for day in days if f"call again {day}" in made
+    ]
+    assert first == numbers[:-1]
+    # Whom the second day did not reach either, is called a third time, and never a fourth.
+    assert len(later) == 1
+    assert 0 < len(later[0]) < len(first)
+    assert numbers[0] not in later[0]
+    *whole, last = airflow.states("voicegenie_call_again")
+    assert whole == [dict.fromkeys(("choose", "upload", "ready", "start", "export"), "success")] * 2
+    assert last == {"choose": "success"} | dict.fromkeys(("upload", "ready", "start", "export"), "skipped")
 
 
 @pytest.mark.skipif(AIRFLOW_VERSION < (3, 1), reason="Airflow asks people since 3.1")
