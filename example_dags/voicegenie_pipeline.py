@@ -127,7 +127,7 @@ with DAG(
         task_id="export",
         campaign_id=campaign_id,
         path=f"{FOLDER}/calls.jsonl",
-        # Nothing here says who was called. To know it, add phone_number; the file then holds personal data.
+        # Nothing here says who was called. To know it, add contact_key, see docs/pipeline.md.
         columns=["call_id", "status", "duration", "call_time"],
     )
     ready >> plan >> start >> export

@@ -522,6 +522,8 @@ class Call(Model):
     call_time: str | None = field(metadata=_from(_text_or_number))
     #: Where its recording is.
     recording_url: str | None = field(repr=False, metadata=_from(_text_or_number))
+    #: A keyed hash of the number, if it was asked for; the service knows none.
+    contact_key: str | None = None
 
     @property
     def key(self) -> str:

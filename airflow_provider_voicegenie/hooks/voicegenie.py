@@ -25,6 +25,7 @@ from airflow_provider_voicegenie.hooks.connection import (
     unknown_fields,
     unreadable_connection,
 )
+from airflow_provider_voicegenie.rules.contact_keys import MINIMUM_SECRET, contact_key
 from airflow_provider_voicegenie.rules.parameters import read_bounds, read_call_statuses
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ class VoiceGenieHook(BaseHook):
         since: date | str | None = None,
         until: date | str | None = None,
         page_size: int = 1000,
+        contact_key_conn_id: str | None = None,
     ) -> Iterator[Call]:
         """
         Read a campaign's calls (``POST /getHistory``), each page when the iteration comes to it.
@@ -275,9 +277,12 @@ class VoiceGenieHook(BaseHook):
             date begins with that day, in UTC.
         :param until: Only calls until then, in the same forms; a plain date includes that day.
         :param page_size: Calls asked for at a time.
-        :raises ValueError: ``page_size``, a status or a time is wrong.
+        :param contact_key_conn_id: The Airflow connection whose password is the secret of ``contact_key``, which the
+            calls have then; see :func:`~airflow_provider_voicegenie.rules.contact_keys.contact_key`.
+        :raises ValueError: ``page_size``, a status, a time or the secret is wrong.
         """
         _check_page_size(page_size)
+        secret = None if contact_key_conn_id is None else self.contact_key_secret(contact_key_conn_id)
         wanted = read_call_statuses(statuses) or (None,)
         begin, end = read_bounds(since, until)
 
@@ -290,9 +295,29 @@ class VoiceGenieHook(BaseHook):
                     for key, _, call in page.distinct():
                         if key not in seen:
                             seen.add(key)
+                            if secret is not None:
+                                call = replace(call, contact_key=contact_key(secret, call.phone_number))
                             yield call
 
         return calls()
+
+    @unchained()
+    def contact_key_secret(self, conn_id: str) -> str:
+        """
+        Return the secret of contact keys: the password of an Airflow connection, of any type.
+
+        :raises ValueError: There is no such connection, or its password is too short.
+        """
+        try:
+            secret = self.get_connection(conn_id).password or ""
+        except AirflowNotFoundException:
+            raise ValueError(f"contact_key_conn_id: there is no Airflow connection {conn_id!r:.80}.") from None
+        if len(secret) < MINIMUM_SECRET:
+            raise ValueError(
+                f"contact_key_conn_id: the password of connection {conn_id!r:.80} has fewer than {MINIMUM_SECRET} "
+                "characters. With a short secret, the phone numbers behind the keys can be guessed."
+            )
+        return str(secret)
 
     def call_history_pages(
         self,

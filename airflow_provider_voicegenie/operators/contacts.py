@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.memory import Memory
+from airflow_provider_voicegenie.rules.contact_keys import check_key_connection
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
 from airflow_provider_voicegenie.rules.file_formats import are_paths, check_literal_path, is_path, is_path_template
 from airflow_provider_voicegenie.rules.outcomes import (
@@ -204,8 +205,8 @@ class UploadContactsOperator(CampaignTask):
         in the first line), ``.jsonl`` or ``.ndjson`` (one JSON object a line), each also with ``.gz``, or ``.parquet``.
         (A path is templated. Rows are data: nothing in them is rendered, wherever they come from.)
     :param columns: Which columns are which part of a contact: ``{"mobile": "phone_number", "full name": "name"}``.
-        The parts are ``phone_number``, ``name`` and ``email``; columns with these names need none. All others
-        become custom fields of the contact.
+        The parts are ``phone_number``, ``name``, ``email``, and ``contact_id`` for your own id, which becomes a custom
+        field of that name; columns with these names need none. All others become custom fields of the contact.
     :param region: The country of phone numbers without a country code, by its two letters in ISO 3166, such as ``IN``.
         The library ``phonenumbers`` (extra ``phone``) reads them: those that are not possible are rejected, those that
         are possible but not valid are counted in a warning, and all are sent in E.164, such as ``+919812345678``. By
@@ -218,6 +219,12 @@ class UploadContactsOperator(CampaignTask):
         (``rejected``, ``duplicate`` or ``excluded``), ``reason``, and those of the row; in the format that its end
         says. It replaces the one before, whole or not at all, also if the task fails with ``CONTACTS_REJECTED``. **It
         holds personal data.** (templated)
+    :param contact_keys_path: A file for the contacts that were sent, with the columns ``contact_id`` and
+        ``contact_key``: a keyed hash of the phone number, by which they join with the calls of a
+        :class:`~airflow_provider_voicegenie.transfers.history.CallHistoryToObjectStorageOperator`. It replaces the one
+        before, whole or not at all, once all are uploaded. Who has the secret can find out the numbers. (templated)
+    :param contact_key_conn_id: The Airflow connection, of any type, whose password is the secret of the keys: a random
+        text of at least 16 characters.
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)
     :param batch_size: Contacts in a batch.
     :param max_rejected: How many rows may be rejected, as a number or as a percentage of all rows such as ``"2%"``.
@@ -238,6 +245,7 @@ class UploadContactsOperator(CampaignTask):
         "contacts",
         "exclude",
         "rejected_path",
+        "contact_keys_path",
         "voicegenie_conn_id",
     )
     ui_color = "#dbe7f6"
@@ -255,6 +263,8 @@ class UploadContactsOperator(CampaignTask):
         exclude: Sequence[Any] | str | os.PathLike[str] | ObjectStoragePath | XComArg | NotGiven = NOT_GIVEN,
         exclude_column: str = _NUMBER_COLUMN,
         rejected_path: str | ObjectStoragePath | None = None,
+        contact_keys_path: str | ObjectStoragePath | None = None,
+        contact_key_conn_id: str | None = None,
         voicegenie_conn_id: str = "voicegenie_default",
         batch_size: int = _BATCH_SIZE,
         max_rejected: int | str = 0,
@@ -290,8 +300,10 @@ class UploadContactsOperator(CampaignTask):
         for each in paths:
             if isinstance(each, str):
                 check_literal_path("exclude", each)
-        if rejected_path is not None:
-            check_literal_path("rejected_path", rejected_path)
+        for name, path in (("rejected_path", rejected_path), ("contact_keys_path", contact_keys_path)):
+            if path is not None:
+                check_literal_path(name, path)
+        check_key_connection("contact_keys_path", contact_keys_path is not None, contact_key_conn_id)
         if region is None:
             raise ValueError(
                 'region: None says nothing. Leave it out to send numbers as written, or give such as "IN".'
@@ -316,6 +328,8 @@ class UploadContactsOperator(CampaignTask):
         self.region = known_region
         self.exclude_column = exclude_column
         self.rejected_path = rejected_path
+        self.contact_keys_path = contact_keys_path
+        self.contact_key_conn_id = contact_key_conn_id
         self.batch_size = read_whole_number("batch_size", batch_size, minimum=1)
         self.max_rejected = max_rejected
         self.upload_in_backfill = upload_in_backfill

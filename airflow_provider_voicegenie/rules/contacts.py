@@ -23,6 +23,9 @@ from airflow_provider_voicegenie.rules.values import is_blank, is_missing
 #: The service's own fields of a contact.
 CONTACT_FIELDS = ("phone_number", "name", "email")
 
+#: The custom field with the author's own id of a contact.
+CONTACT_ID = "contact_id"
+
 #: One half of a character that UTF-16 writes as two.
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 
@@ -34,8 +37,8 @@ class ContactColumns:
     """
     Maps a row's columns to the fields of a contact. Columns that are not mapped become custom fields.
 
-    :param columns: Name of a column -> ``phone_number``, ``name`` or ``email``. A column that has such a name itself
-        needs none, unless another column is mapped to it.
+    :param columns: Name of a column -> ``phone_number``, ``name``, ``email`` or ``contact_id``. A column that has such
+        a name itself needs none, unless another column is mapped to it.
     :param region: The country of numbers without a country code, see :class:`PhoneNumbers`.
     :raises ValueError: A part is none of the three, or has two columns; or the region is none.
     """
@@ -47,10 +50,10 @@ class ContactColumns:
             raise ValueError(f'columns must be a mapping such as {{"mobile": "phone_number"}}; got {columns!r:.80}.')
         self._columns: dict[str, str] = {}
         for column, part in (columns or {}).items():
-            if part not in CONTACT_FIELDS:
+            if part not in (parts := (*CONTACT_FIELDS, CONTACT_ID)):
                 raise ValueError(
-                    f"columns[{column!r}]: {part!r:.80} is none of {', '.join(CONTACT_FIELDS)}. "
-                    f"{did_you_mean(part, CONTACT_FIELDS) or 'Leave out what becomes a custom field.'}"
+                    f"columns[{column!r}]: {part!r:.80} is none of {', '.join(parts)}. "
+                    f"{did_you_mean(part, parts) or 'Leave out what becomes a custom field.'}"
                 )
             if part in self._columns:
                 raise ValueError(f"columns: {self._columns[part]!r} and {column!r} are both {part}; leave out one.")
@@ -61,7 +64,7 @@ class ContactColumns:
         self.width = 0
         #: Whether the author says which column has the phone number.
         self.names_the_number = "phone_number" in self._columns
-        for part in CONTACT_FIELDS:
+        for part in (*CONTACT_FIELDS, CONTACT_ID):
             self._columns.setdefault(part, part)
 
     def contact(self, row: object) -> dict[str, Any]:
@@ -102,6 +105,8 @@ class ContactColumns:
                 continue
             if (plain := _plain(value)) is not None:
                 custom[_whole_text(str(column))] = plain
+        if (own_id := _plain(row.get(self._columns[CONTACT_ID]))) is not None:
+            custom[CONTACT_ID] = own_id
         if custom:
             contact["custom_fields"] = custom
         return contact

@@ -8,9 +8,11 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_voicegenie.rules.contact_keys import contact_key
 from airflow_provider_voicegenie.transfers.scratch import ScratchSpaceError, open_scratch
 
 if TYPE_CHECKING:
@@ -27,11 +29,13 @@ class CallStore:
     Holds calls in a scratch database. No other user can read it, and it is deleted with this object.
 
     :param columns: The fields of a call to store.
+    :param secret: The secret of the column ``contact_key``, if that is one of them.
     :raises ScratchSpaceError: There is no space for the database.
     """
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    def __init__(self, columns: Sequence[str], secret: str | None = None) -> None:
         self._columns = columns
+        self._secret = secret
 
     def __enter__(self) -> CallStore:
         try:
@@ -108,6 +112,8 @@ class CallStore:
         return dict(sorted(found.items()))
 
     def _data(self, call: Call) -> str:
+        if self._secret is not None:
+            call = replace(call, contact_key=contact_key(self._secret, call.phone_number))
         return json.dumps([getattr(call, name) for name in self._columns])
 
     def _one(self, query: str, *values: object) -> Any:

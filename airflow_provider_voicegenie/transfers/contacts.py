@@ -33,7 +33,8 @@ from airflow_provider_voicegenie.files import (
     target_path,
     write_rows,
 )
-from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
+from airflow_provider_voicegenie.rules.contact_keys import CONTACT_KEY, contact_key
+from airflow_provider_voicegenie.rules.contacts import CONTACT_ID, ContactColumns, RejectedLimit
 from airflow_provider_voicegenie.rules.file_formats import are_paths, is_path, wrong_end
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
 from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN
@@ -141,11 +142,13 @@ class ContactUpload:
         self._source = _read_source("contacts", task.rows_or_path)
         self._columns = ContactColumns(task.columns, task.region)
         self._limit = RejectedLimit(task.max_rejected)
-        self._rejected_path: ObjectStoragePath | None = None
-        if task.rejected_path is not None:
-            people = task.excluded_people
-            lists = people if isinstance(people, Sequence) and not isinstance(people, str) else [people]
-            self._rejected_path = _read_target(task.rejected_path, [self._source, *lists])
+        people = task.excluded_people
+        lists = people if isinstance(people, Sequence) and not isinstance(people, str) else [people]
+        self._rejected_path = _read_target("rejected_path", task.rejected_path, [self._source, *lists])
+        self._keys_path = _read_target(
+            "contact_keys_path", task.contact_keys_path, [self._source, self._rejected_path, *lists]
+        )
+        self._secret = "" if self._keys_path is None else _read_secret(hook, task.contact_key_conn_id)
         self._progress = Progress()
         self._rows = 0
         self._not_sent: Counter[Why] = Counter()
@@ -213,6 +216,7 @@ class ContactUpload:
                 f"nobody is left to upload: of {self._rows:,} rows, {progress.excluded:,} are of people who must not "
                 f"be called, {duplicates:,} came twice, and {rejected:,} were rejected",
             )
+        self._write_keys()
         there = self._rows - rejected - duplicates - progress.excluded - progress.uploaded
         log.info(
             "Campaign %r: of %s rows, %s were uploaded (batches: %s), %s were rejected, %s came twice%s%s.",
@@ -456,18 +460,7 @@ class ContactUpload:
                     yield [number, contact.why.value, contact.reason, *(_text(row.get(name)) for name in names)]
 
         types: dict[str, type] = {"row_number": int, **dict.fromkeys([*own[1:], *names.values()], str)}
-        try:
-            with replacing(path, self._context) as file:
-                write_rows(lines(), types, file, str(path))
-        except (FileUnreadableError, ScratchSpaceError):
-            # Of the contacts, which are read again here.
-            raise
-        except (OSError, ValueError, ImportError) as error:
-            problem = getattr(error, "strerror", None) or error
-            raise VoiceGenieRetryException(
-                f"rejected_path: {str(path)!r:.300} cannot be written ({problem}). "
-                f"{self._progress.uploaded:,} contacts were uploaded."
-            ) from None
+        self._write("rejected_path", path, lines(), types)
         if count:
             log.info(
                 "Campaign %r: the %s rows that were not sent were written to %s. This file holds personal data.",
@@ -477,6 +470,47 @@ class ContactUpload:
             )
         else:
             log.info("Campaign %r: no row was left out, so %s has none.", self._campaign_id, path)
+
+    # The keys of those that were sent.
+
+    def _write_keys(self) -> None:
+        """Write the author's id and the key of each contact that was sent."""
+        path = self._keys_path
+        if path is None:
+            return
+        without_id = 0
+
+        def lines() -> Iterator[list[Any]]:
+            nonlocal without_id
+            for row in self._checked_contacts():
+                if not isinstance(row.contact, NotSent):
+                    own_id = row.contact.get("custom_fields", {}).get(CONTACT_ID)
+                    without_id += own_id is None
+                    yield [_text(own_id), contact_key(self._secret, row.contact["phone_number"])]
+
+        self._write("contact_keys_path", path, lines(), {CONTACT_ID: str, CONTACT_KEY: str})
+        log.info("Campaign %r: the keys of the contacts were written to %s.", self._campaign_id, path)
+        if without_id:
+            log.warning(
+                "Campaign %r: %s contacts have no contact_id, so their keys say nothing. Which column has it? "
+                'columns={"customer_number": "contact_id"}.',
+                self._campaign_id,
+                f"{without_id:,}",
+            )
+
+    def _write(self, name: str, path: ObjectStoragePath, lines: Iterator[list[Any]], types: Mapping[str, type]) -> None:
+        try:
+            with replacing(path, self._context) as file:
+                write_rows(lines, types, file, str(path))
+        except (FileUnreadableError, ScratchSpaceError):
+            # Of the contacts, which are read again here.
+            raise
+        except (OSError, ValueError, ImportError) as error:
+            problem = getattr(error, "strerror", None) or error
+            raise VoiceGenieRetryException(
+                f"{name}: {str(path)!r:.300} cannot be written ({problem}). "
+                f"{self._progress.uploaded:,} contacts were uploaded."
+            ) from None
 
     # The upload.
 
@@ -647,19 +681,28 @@ def _describe_os_error(source: Any, error: OSError) -> str:
     return f"there is no file {name}"
 
 
-def _read_target(path: Any, sources: Iterable[Any]) -> ObjectStoragePath:
-    """
-    Return where the rows that are not sent go.
-
-    :param sources: What is read, and must not be replaced.
-    """
+def _read_secret(hook: VoiceGenieHook, conn_id: str) -> str:
     try:
-        target = target_path("rejected_path", path)
+        return hook.contact_key_secret(conn_id)
+    except ValueError as error:
+        raise AirflowFailException(str(error)) from None
+
+
+def _read_target(name: str, path: Any, sources: Iterable[Any]) -> ObjectStoragePath | None:
+    """
+    Return where a file goes; ``None`` if none is wanted.
+
+    :param sources: What is read, or written besides, and must not be replaced.
+    """
+    if path is None:
+        return None
+    try:
+        target = target_path(name, path)
     except ValueError as error:
         raise AirflowFailException(str(error)) from None
     if any(_place(target) == _place(source) for source in sources if _is_path(source)):
         raise AirflowFailException(
-            f"rejected_path: {str(target)!r:.300} is a file that this task reads. Give another path."
+            f"{name}: {str(target)!r:.300} is a file that this task reads, or writes besides. Give another path."
         )
     return target
 

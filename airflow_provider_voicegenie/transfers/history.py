@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
+from airflow_provider_voicegenie.rules.contact_keys import CONTACT_KEY, check_key_connection
 from airflow_provider_voicegenie.rules.file_formats import check_literal_path
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
@@ -43,6 +44,9 @@ COLUMNS: Mapping[str, type[str] | type[float]] = {
     "call_time": str,
     "recording_url": str,
 }
+
+#: Those that may be written: what the service gives, and what is made of it.
+_ALL_COLUMNS: Mapping[str, type[str] | type[float]] = {**COLUMNS, CONTACT_KEY: str}
 
 #: The columns that identify a person.
 _PERSONAL = ("contact_name", "phone_number", "recording_url")
@@ -93,7 +97,11 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         included. For one day, give the same date twice. (templated)
     :param columns: What is written of a call, in this order: ``call_id``, ``contact_name``, ``phone_number``,
         ``status``, ``duration`` (seconds), ``call_time`` (ISO 8601, as the service writes it), ``recording_url``. All
-        by default.
+        of these by default. Besides, ``contact_key``: a keyed hash of the phone number, by which calls join with the
+        file of :class:`~airflow_provider_voicegenie.operators.contacts.UploadContactsOperator`'s
+        ``contact_keys_path``, without a phone number.
+    :param contact_key_conn_id: The Airflow connection, of any type, whose password is the secret of ``contact_key``: a
+        random text of at least 16 characters.
     :param outcomes: Changes to the outcome table. ``{"CAMPAIGN_STILL_RUNNING": "succeed"}`` exports the calls of a
         running campaign so far, ``{"HISTORY_INCOMPLETE": "succeed"}`` those that could be read.
     :raises ValueError: An argument is wrong; raised when the DAG is parsed. What a template gives is checked when the
@@ -114,6 +122,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         since: date | str | None = None,
         until: date | str | None = None,
         columns: Sequence[str] | None = None,
+        contact_key_conn_id: str | None = None,
         outcomes: Mapping[Condition | str, Outcome | str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -131,6 +140,8 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         self.since = since
         self.until = until
         self.columns = _read_columns(columns)
+        check_key_connection('the column "contact_key"', CONTACT_KEY in self.columns, contact_key_conn_id)
+        self.contact_key_conn_id = contact_key_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Write the file, and return the XCom value described in the class docstring."""
@@ -143,12 +154,16 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         since, until = self._bounds()
         hook = self._hook
         try:
+            secret = None if self.contact_key_conn_id is None else hook.contact_key_secret(self.contact_key_conn_id)
+        except ValueError as error:
+            raise AirflowFailException(str(error)) from None
+        try:
             check_campaign_id(self.campaign_id)
             self.keep_link(context, hook)
             is_running = hook.get_campaign(self.campaign_id).status.is_running
             if is_running:
                 self._apply(Condition.CAMPAIGN_STILL_RUNNING, "the campaign is still running, and has calls to come")
-            with CallStore(self.columns) as calls:
+            with CallStore(self.columns, secret) as calls:
                 self._read(hook, calls, since, until, is_running=is_running)
                 result = self._write(context, calls, path)
         except VoiceGenieError as error:
@@ -214,7 +229,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
         from airflow_provider_voicegenie.files import replacing, write_rows
 
         with replacing(path, context) as file:
-            write_rows(calls.rows(), {name: COLUMNS[name] for name in self.columns}, file, str(path))
+            write_rows(calls.rows(), {name: _ALL_COLUMNS[name] for name in self.columns}, file, str(path))
         if calls.unreadable:
             log.warning(
                 "Campaign %r: %s values that the service gave are not of the type of their column, and are empty in "
@@ -253,7 +268,7 @@ def _read_columns(columns: Sequence[str] | None) -> list[str]:
     if isinstance(columns, str) or not isinstance(columns, Sequence) or not columns:
         raise ValueError(f'columns must be a list such as ["call_id", "status"]; got {columns!r:.80}.')
     for name in columns:
-        if name not in COLUMNS:
-            hint = did_you_mean(name, COLUMNS)
-            raise ValueError(f"columns: {name!r:.80} is none of {', '.join(COLUMNS)}. {hint}".rstrip())
+        if name not in _ALL_COLUMNS:
+            hint = did_you_mean(name, _ALL_COLUMNS)
+            raise ValueError(f"columns: {name!r:.80} is none of {', '.join(_ALL_COLUMNS)}. {hint}".rstrip())
     return list(dict.fromkeys(columns))
