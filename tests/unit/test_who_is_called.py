@@ -78,6 +78,13 @@ def test_the_log_names_what_is_rejected_and_not_what_came_twice(campaign, said):
     assert "row 4" not in line
 
 
+@pytest.mark.parametrize(("columns", "is_hinted"), [(None, True), ({"mobile": "phone_number"}, False)])
+def test_a_hint_names_the_column_of_numbers_if_the_author_does_not(campaign, said, columns, is_hinted):
+    with pytest.raises(AirflowFailException, match="CONTACTS_REJECTED"):
+        upload(campaign, [{"mobile": "no number"}], columns=columns)
+    assert any("is the column of the phone numbers called phone_number" in line for line in said()) is is_hinted
+
+
 def test_duplicates_are_found_across_batches(sandbox, campaign):
     contacts = [row(f"+49151900000{index:02d}") for index in range(10)]
     result = upload(campaign, [*contacts, *contacts, row("+4915190000099")], batch_size=4)
