@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from airflow_provider_voicegenie.links import LINK_KEY, CampaignLink
 from airflow_provider_voicegenie.memory import Memory, note_end_by_user
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, OutcomeRules, apply_outcome
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-    from airflow_provider_voicegenie.rules.outcomes import OutcomeRules
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,14 @@ class CampaignTask(BaseOperator):
         from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
         return VoiceGenieHook(self.voicegenie_conn_id)
+
+    def apply_condition(self, condition: Condition, message: str) -> None:
+        """
+        Raise what ends the task, unless the outcome of a condition is a success.
+
+        :param message: What was seen, in a sentence without its full stop.
+        """
+        apply_outcome(self.outcome_rules, Finding(condition, message), self.campaign_id)
 
     def keep_link(self, context: Context, hook: VoiceGenieHook) -> None:
         """
@@ -166,6 +174,21 @@ class CampaignTask(BaseOperator):
             self.go_on_with(copy)
         if event is not None:
             self._hook.take_up(event.get("service"))
+        return memory
+
+    def recall_after_deferral(self, context: Context, event: Mapping[str, Any] | None = None, *, remedy: str) -> Memory:
+        """
+        Go on as :meth:`go_on_after_deferral` does, but fail the task if Airflow has lost what it remembers.
+
+        :param event: The trigger's, if there is one.
+        :param remedy: What the message says to do then, in whole sentences.
+        """
+        memory = self.go_on_after_deferral(context, event)
+        if memory.document is None:
+            raise AirflowFailException(
+                f"Campaign {self.campaign_id!r}: Airflow has lost what this task remembered across its deferral "
+                f"(XCom). {remedy}"
+            )
         return memory
 
     def remember(self, memory: Memory, **more: Any) -> None:

@@ -132,6 +132,11 @@ class Memory:
         """Whether no try came before this one since the task was created, or last cleared by a user."""
         return is_first_try(self._task_instance) or self._was_ended_by_user
 
+    @property
+    def wait(self) -> Mapping[str, Any]:
+        """What the process before a deferral wrote down of the wait; empty if it wrote nothing."""
+        return (self.document or {}).get("wait") or {}
+
     def read(self) -> dict[str, Any] | None:
         """Read the document that the tries of this generation have written; ``None`` if there is none."""
         stored: Any = None if self._store is None else self._store.get(KEY)

@@ -35,7 +35,7 @@ from airflow_provider_voicegenie.rules.parameters import (
     read_rendered_number,
     read_whole_number,
 )
-from airflow_provider_voicegenie.waiting.deferral import default_deferrable, was_ended_by_airflow
+from airflow_provider_voicegenie.waiting.deferral import read_deferrable, was_ended_by_airflow
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
@@ -182,12 +182,10 @@ class StartCampaignOperator(CampaignTask):
             outcome_rules=OutcomeRules(TaskKind.START, outcomes),
             **kwargs,
         )
-        deferrable = default_deferrable() if deferrable is None else deferrable
         check_flags(
             read_quota=read_quota,
             start_in_backfill=start_in_backfill,
             wait_for_completion=wait_for_completion,
-            deferrable=deferrable,
             pause_on_kill=pause_on_kill,
         )
         if not wait_for_completion:
@@ -216,7 +214,7 @@ class StartCampaignOperator(CampaignTask):
         self.start_in_backfill = start_in_backfill
         self.max_lateness = read_optional_seconds("max_lateness", max_lateness)
         self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
+        self.deferrable = read_deferrable(deferrable)
         self.poll_interval = read_interval("poll_interval", poll_interval)
         self.completion_timeout = read_optional_seconds("completion_timeout", completion_timeout)
         self.pause_on_kill = pause_on_kill
@@ -236,12 +234,7 @@ class StartCampaignOperator(CampaignTask):
 
     def execute_again(self, context: Context, event: object = None) -> dict[str, Any]:
         """Begin anew, after a wait in the triggerer: for the calling hours, or for the service to take requests."""
-        memory = self.go_on_after_deferral(context)
-        if memory.document is None:
-            raise AirflowFailException(
-                f"Campaign {self.campaign_id!r}: Airflow has lost which campaign this task waited with (XCom), so it "
-                "starts nothing. To begin anew, clear the task."
-            )
+        memory = self.recall_after_deferral(context, remedy="The task starts nothing. To begin anew, clear it.")
         return self.add_to_asset_events(context, self._begin(context, self._hook, memory).execute_again())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -268,7 +261,7 @@ class StartCampaignOperator(CampaignTask):
         from airflow_provider_voicegenie.start.run import Rehearsal, StartRun
 
         # What was started before a deferral is followed, whatever a template gives by now.
-        is_started = "status" in ((memory.document or {}).get("wait") or {})
+        is_started = "status" in memory.wait
         is_rehearsal = not is_started and read_flag("check_only", self.check_only)
         self._running = (Rehearsal if is_rehearsal else StartRun)(self, context, hook, memory)
         if self.is_killed:
@@ -276,12 +269,8 @@ class StartCampaignOperator(CampaignTask):
         return self._running
 
     def _begin_after_deferral(self, context: Context, event: Mapping[str, Any] | None = None) -> StartRun:
-        memory = self.go_on_after_deferral(context, event)
-        if memory.document is None:
-            raise AirflowFailException(
-                f"Campaign {self.campaign_id!r}: Airflow has lost what this task knew of its start (XCom). Look at the "
-                "campaign in the VoiceGenie dashboard, and pause it if it must not go on."
-            )
+        remedy = "Look at the campaign in the VoiceGenie dashboard, and pause it if it must not go on."
+        memory = self.recall_after_deferral(context, event, remedy=remedy)
         return self._begin(context, self._hook, memory)
 
 
@@ -375,9 +364,7 @@ class PauseCampaignOperator(CampaignTask):
                 "the campaign once."
             )
         self.poll_interval = read_interval("poll_interval", poll_interval)
-        deferrable = default_deferrable() if deferrable is None else deferrable
-        check_flags(deferrable=deferrable)
-        self.deferrable = deferrable
+        self.deferrable = read_deferrable(deferrable)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Pause the campaign, keep it so if asked to, and return the XCom value described in the class docstring."""
@@ -411,14 +398,9 @@ class PauseCampaignOperator(CampaignTask):
         from airflow_provider_voicegenie.waiting.wait import wait_on
         from airflow_provider_voicegenie.waiting.watch import End
 
-        memory = self.go_on_after_deferral(context, event)
-        if memory.document is None:
-            raise AirflowFailException(
-                f"Campaign {self.campaign_id!r}: Airflow has lost which campaign this task kept paused (XCom). Look at "
-                "it in the VoiceGenie dashboard."
-            )
+        memory = self.recall_after_deferral(context, event, remedy="Look at the campaign in the VoiceGenie dashboard.")
         end = wait_on(self._hook, self._watch(), End.from_json(event), check=self._check_killed)
-        return self.add_to_asset_events(context, self._end(memory.document["wait"], end))
+        return self.add_to_asset_events(context, self._end(memory.wait, end))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral, or say that no triggerer has kept the campaign paused."""
@@ -474,15 +456,16 @@ class PauseCampaignOperator(CampaignTask):
         if status is CampaignStatus.PAUSED and error.may_have_taken_effect:
             log.warning("Campaign %r is paused now, by this task or before. %s", self.campaign_id, MAY_GO_ON)
         elif status is CampaignStatus.PAUSED:
-            self._apply(Condition.CAMPAIGN_ALREADY_PAUSED, "it is already paused")
+            self.apply_condition(Condition.CAMPAIGN_ALREADY_PAUSED, "it is already paused")
             if self.keep_paused_for is None:
                 log.warning("Campaign %r: it was paused already. %s", self.campaign_id, MAY_GO_ON)
         elif status.has_ended:
-            self._apply(Condition.CAMPAIGN_COMPLETED, f"it is over ({status.value}), so there is nothing to pause")
+            message = f"it is over ({status.value}), so there is nothing to pause"
+            self.apply_condition(Condition.CAMPAIGN_COMPLETED, message)
         elif error.may_have_taken_effect or status.is_running:
             raise error
         else:
-            self._apply(
+            self.apply_condition(
                 Condition.CAMPAIGN_NOT_RUNNING,
                 f"it does not run yet (status {campaign.status_text!r:.40}), so it cannot be paused",
             )
@@ -501,11 +484,10 @@ class PauseCampaignOperator(CampaignTask):
 
     def _keep_paused(self, until: float) -> End:
         from airflow_provider_voicegenie.waiting.wait import wait_here
-        from airflow_provider_voicegenie.waiting.watch import EndReason
 
-        watch = self._watch()
-        end = wait_here(self._hook, watch, poll_interval=self.poll_interval, deadline=until, check=self._check_killed)
-        return end or watch.time_is_up(time.time(), EndReason.TIMEOUT)
+        return wait_here(
+            self._hook, self._watch(), poll_interval=self.poll_interval, deadline=until, check=self._check_killed
+        )
 
     def _defer(self, context: Context, memory: Memory, result: dict[str, Any], until: float) -> NoReturn:
         from airflow_provider_voicegenie.triggers.wait import defer
@@ -524,21 +506,18 @@ class PauseCampaignOperator(CampaignTask):
             deadline=until,
         )
 
-    def _end(self, result: dict[str, Any], end: End) -> dict[str, Any]:
+    def _end(self, result: Mapping[str, Any], end: End) -> dict[str, Any]:
         from airflow_provider_voicegenie.waiting.wait import apply_end
 
         apply_end(self.outcome_rules, end, self.campaign_id)
-        result = {**result, **(end.result or {})}
+        kept = {**result, **(end.result or {})}
         log.info(
             "Campaign %r is no longer kept paused: status %s, paused again %d time(s).",
             self.campaign_id,
-            result["status"],
-            result["paused_again"],
+            kept["status"],
+            kept["paused_again"],
         )
-        return result
-
-    def _apply(self, condition: Condition, message: str) -> None:
-        apply_outcome(self.outcome_rules, Finding(condition, message), self.campaign_id)
+        return kept
 
     def _result(self, status: CampaignStatus, paused_at: datetime | None, active_calls: int | None) -> dict[str, Any]:
         from airflow_provider_voicegenie.api.models import write_time

@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
-    AirflowFailException,
     AirflowSkipException,
     AirflowTaskTimeout,
     BaseSensorOperator,
@@ -28,7 +27,7 @@ from airflow_provider_voicegenie.rules.outcomes import (
     TaskKind,
     VoiceGenieRetryException,
 )
-from airflow_provider_voicegenie.rules.parameters import check_flags, read_optional_seconds, read_percent
+from airflow_provider_voicegenie.rules.parameters import read_optional_seconds, read_percent
 from airflow_provider_voicegenie.rules.prerequisites import (
     Check,
     ContactsRegistered,
@@ -41,11 +40,7 @@ from airflow_provider_voicegenie.rules.prerequisites import (
     check_importable,
     effective_prerequisites,
 )
-from airflow_provider_voicegenie.waiting.deferral import (
-    default_deferrable,
-    execution_deadline,
-    was_ended_by_airflow,
-)
+from airflow_provider_voicegenie.waiting.deferral import execution_deadline, read_deferrable, was_ended_by_airflow
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
@@ -102,24 +97,19 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
         super().__init__(
             campaign_id=campaign_id, voicegenie_conn_id=voicegenie_conn_id, outcome_rules=outcome_rules, **kwargs
         )
-        deferrable = default_deferrable() if deferrable is None else deferrable
-        check_flags(deferrable=deferrable)
-        self.deferrable = deferrable
+        self.deferrable = read_deferrable(deferrable)
         self._has_link = False
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the campaign once; defer, if the sensor does and the wait is not over."""
         from airflow_provider_voicegenie.waiting.stop import was_ended_by_user
-        from airflow_provider_voicegenie.waiting.wait import wait_here
+        from airflow_provider_voicegenie.waiting.wait import poll_here
 
         memory = self._remembered(context)
         if self.is_killed and was_ended_by_user(context):
             raise VoiceGenieRetryException(f"Campaign {self.campaign_id!r}: the task was ended from outside.")
         watch = self._watch_of(context)
-        # One poll, as the deadline has passed, and what the watch wants at once after it.
-        end = wait_here(
-            self._hook, watch, deadline=0.0, max_attempts=None, after_read=lambda: self._keep(context, memory, watch)
-        )
+        end = poll_here(self._hook, watch, max_attempts=None, after_read=lambda: self._keep(context, memory, watch))
         if not self._has_link:
             self._has_link = True
             self.keep_link(context, self._hook)
@@ -142,25 +132,18 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
         from airflow_provider_voicegenie.waiting.wait import wait_on
         from airflow_provider_voicegenie.waiting.watch import End
 
-        memory = self.go_on_after_deferral(context, event)
-        if memory.document is None:
-            raise AirflowFailException(
-                f"Campaign {self.campaign_id!r}: Airflow has lost which campaign this task waited for (XCom). To wait "
-                "again, clear the task."
-            )
-        wait = memory.document["wait"]
-        self._seen = wait["seen"]
+        memory = self.recall_after_deferral(context, event, remedy="To wait again, clear the task.")
+        self._seen = memory.wait["seen"]
         outcome = self._apply(wait_on(self._hook, self._watch_of(context), End.from_json(event)))
         if not outcome.is_done:
-            self._defer(context, memory, wait["deadline"])
+            self._defer(context, memory, memory.wait["deadline"])
         return outcome.xcom_value
 
     def execute_late(self, context: Context) -> Any:
         """Poll once more, after Airflow ended the deferral as no triggerer did in time."""
         from airflow_provider_voicegenie.waiting.wait import wait_late
 
-        if (document := self.go_on_after_deferral(context).document) is not None:
-            self._seen = document["wait"]["seen"]
+        self._seen = self.go_on_after_deferral(context).wait.get("seen")
         watch = self._watch_of(context)
         end = wait_late(self._hook, watch, context, self.execution_timeout, max_attempts=None)
         return self._apply(end).xcom_value

@@ -184,7 +184,7 @@ class OwnStart:
         #: Whether Airflow has ended the task.
         self.kill = KillSwitch()
         #: The requests of this try that the service has refused so far.
-        self.refusals = Refusals(*self.wait_before.get("refusals", ()))
+        self.refusals = Refusals(*memory.wait.get("refusals", ()))
         #: The start of this generation, as far as this process knows it.
         self.record: StartRecord | None = None
         #: The start whose campaign this task paused as its calling hours closed, and is to start again; known after
@@ -208,11 +208,6 @@ class OwnStart:
     def about(self) -> dict[str, str]:
         """The campaign and the connection."""
         return {"campaign_id": self.campaign_id, "voicegenie_conn_id": self.hook.voicegenie_conn_id}
-
-    @property
-    def wait_before(self) -> Mapping[str, Any]:
-        """What the process before a deferral wrote down for this one."""
-        return (self.memory.document or {}).get("wait") or {}
 
     @property
     def hours(self) -> Mapping[str, Any]:
@@ -432,7 +427,7 @@ class OwnStart:
 
     def after_deferral(self) -> Start:
         """Go on with the start that was made before the deferral, and return it."""
-        start = Start(**self.wait_before)
+        start = Start(**self.memory.wait)
         self.may_be_in_effect = self.is_confirmed = start.is_paused_on_kill
         self.record = StartRecord.of_document(self.memory.document)
         if start.started_by_task and self._is_heard_by_triggerer:

@@ -168,7 +168,7 @@ class StartRun:
 
     @property
     def _was_started_before_deferral(self) -> bool:
-        return "status" in self._own.wait_before
+        return "status" in self._memory.wait
 
     # The wait for its end.
 
@@ -182,7 +182,7 @@ class StartRun:
         watch = self._watch(started)
         with own.reading():
             end = wait_here(own.hook, watch, poll_interval=task.poll_interval, deadline=deadline, check=own.kill.check)
-        return self._end(started, end or watch.time_is_up(time.time(), EndReason.TIMEOUT), deadline)
+        return self._end(started, end, deadline)
 
     def _watch_arguments(self, started: Start) -> dict[str, Any]:
         return {

@@ -162,7 +162,8 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
             self.keep_link(context, hook)
             is_running = hook.get_campaign(self.campaign_id).status.is_running
             if is_running:
-                self._apply(Condition.CAMPAIGN_STILL_RUNNING, "the campaign is still running, and has calls to come")
+                message = "the campaign is still running, and has calls to come"
+                self.apply_condition(Condition.CAMPAIGN_STILL_RUNNING, message)
             with CallStore(self.columns, secret) as calls:
                 self._read(hook, calls, since, until, is_running=is_running)
                 result = self._write(context, calls, path)
@@ -219,7 +220,7 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
                 return
             if reread < _MAX_REREADS:
                 log.info("Campaign %r: %s calls are missing; reading again.", self.campaign_id, f"{missing:,}")
-        self._apply(
+        self.apply_condition(
             Condition.HISTORY_INCOMPLETE,
             f"the service says that there are {missing:,} more calls than the {len(calls):,} different ones that it "
             f"gave, unless it lists some twice, in {_MAX_REREADS + 1} readings",
@@ -257,9 +258,6 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
             "sha256": file.sha256,
             "calls_by_status": calls.by_status(),
         }
-
-    def _apply(self, condition: Condition, message: str) -> None:
-        apply_outcome(self.outcome_rules, Finding(condition, message), self.campaign_id)
 
 
 def _read_columns(columns: Sequence[str] | None) -> list[str]:

@@ -10,14 +10,24 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
 
+from airflow_provider_voicegenie.rules.parameters import check_flags
+
 #: Seconds after a deadline until Airflow's scheduler ends a deferral by itself: the trigger does so in time, unless no
 #: triggerer runs.
 _TRIGGER_GRACE = 60.0
 
 
-def default_deferrable() -> bool:
-    """Return Airflow's setting ``[operators] default_deferrable``."""
-    return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
+def read_deferrable(value: bool | None) -> bool:
+    """
+    Return whether a task waits in the triggerer.
+
+    :param value: What the author says; ``None`` for Airflow's setting ``[operators] default_deferrable``.
+    :raises ValueError: It is something else.
+    """
+    if value is None:
+        return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
+    check_flags(deferrable=value)
+    return value
 
 
 def execution_deadline(context: Mapping[str, Any], execution_timeout: timedelta | None) -> float | None:

@@ -45,25 +45,52 @@ def wait_here(
     watch: Watch,
     *,
     deadline: float | None,
-    poll_interval: float = 0.0,
+    poll_interval: float,
+    check: Callable[[], None] | None = None,
+) -> End:
+    """
+    Send what a watch wants, from this process, until the wait ends.
+
+    :param deadline: When the last poll is due, Unix seconds. One that has passed leaves one poll.
+    :param poll_interval: Seconds between two polls.
+    :param check: Called before a request that changes something, and again right before it is sent; raises what ends
+        the task.
+    """
+    end = _poll_until(hook, watch, deadline, poll_interval, check=check)
+    return end or watch.time_is_up(time.time(), EndReason.TIMEOUT)
+
+
+def poll_here(
+    hook: VoiceGenieHook,
+    watch: Watch,
+    *,
     max_attempts: int | None = 1,
     check: Callable[[], None] | None = None,
     after_read: Callable[[], None] | None = None,
 ) -> End | None:
     """
-    Send what a watch wants, from this process, until the wait ends.
+    Send what a watch wants, and what it wants at once after that.
 
-    :param hook: The service.
-    :param watch: The rules of the wait.
-    :param deadline: When the last poll is due, Unix seconds. One that has passed leaves one poll.
-    :param poll_interval: Seconds between two polls.
-    :param max_attempts: Attempts of each poll. One is enough if the wait repeats it by itself: then the wait passes its
-        deadline by one request at most.
-    :param check: Called before a request that changes something, and again right before it is sent; raises what ends
-        the task.
+    :param max_attempts: Attempts of each read; the connection's number if it is ``None``.
+    :param check: As for :func:`wait_here`.
     :param after_read: Called after each request.
-    :returns: How the wait ended; ``None`` if the deadline came first.
+    :returns: How the wait ended; ``None`` while it goes on.
     """
+    return _poll_until(hook, watch, 0.0, 0.0, max_attempts=max_attempts, check=check, after_read=after_read)
+
+
+def _poll_until(
+    hook: VoiceGenieHook,
+    watch: Watch,
+    deadline: float | None,
+    poll_interval: float,
+    *,
+    # The loop repeats a poll by itself, so it passes its deadline by one request at most.
+    max_attempts: int | None = 1,
+    check: Callable[[], None] | None = None,
+    after_read: Callable[[], None] | None = None,
+) -> End | None:
+    """Poll until the wait ends; return ``None`` if the deadline came first, and the watch wants nothing at once."""
     failures = 0
     while True:
         watch.pass_time(time.time())
@@ -84,14 +111,21 @@ def wait_here(
             failures, retry_after = failures + 1, response.retry_after
         elif not watch.wants.has_effect:
             failures = 0
-        now = time.time()
-        seconds = watch.delay(poll_interval, failures, retry_after, now)
-        if deadline is not None and not watch.is_urgent:
-            seconds = min(seconds, deadline - now)
-        if watch.wakes_at is not None:
-            seconds = min(seconds, watch.wakes_at - now)
-        if seconds > 0:
-            time.sleep(seconds)
+        _sleep(watch, deadline, poll_interval, failures, retry_after)
+
+
+def _sleep(
+    watch: Watch, deadline: float | None, poll_interval: float, failures: int, retry_after: float | None
+) -> None:
+    """Wait as long as the watch does before its next request, but not beyond when it wakes, or the deadline."""
+    now = time.time()
+    seconds = watch.delay(poll_interval, failures, retry_after, now)
+    if deadline is not None and not watch.is_urgent:
+        seconds = min(seconds, deadline - now)
+    if watch.wakes_at is not None:
+        seconds = min(seconds, watch.wakes_at - now)
+    if seconds > 0:
+        time.sleep(seconds)
 
 
 def _send(
@@ -150,7 +184,7 @@ def wait_on(
     if not watch.resume(end):
         return end
     with reading():
-        last = wait_here(hook, watch, deadline=time.time(), check=check)
+        last = poll_here(hook, watch, check=check)
     return last or watch.time_is_up(time.time(), end.reason if end.is_out_of_time else EndReason.TIMEOUT)
 
 
@@ -163,7 +197,7 @@ def wait_late(
     max_attempts: int | None = 1,
 ) -> End:
     """Poll once more, after Airflow ended the deferral as no triggerer did in time; return how the wait ended."""
-    end = wait_here(hook, watch, deadline=time.time(), max_attempts=max_attempts)
+    end = poll_here(hook, watch, max_attempts=max_attempts)
     now, execution_ends = time.time(), execution_deadline(context, execution_timeout)
     is_out_of_time = execution_ends is not None and now >= execution_ends
     return end or watch.time_is_up(now, EndReason.EXECUTION_TIMEOUT if is_out_of_time else EndReason.TIMEOUT)

@@ -322,7 +322,7 @@ def test_a_check_that_is_neither_is_refused(sandbox, check_only):
 
 def test_without_what_it_waited_with_it_starts_nothing(sandbox):
     operator = waiting(opening_in(5))(deferrable=True)
-    with pytest.raises(AirflowFailException, match="Airflow has lost which campaign this task waited with"):
+    with pytest.raises(AirflowFailException, match=r"Airflow has lost .* starts nothing"):
         operator.resume_execution("execute_again", {"event": "the moment"}, context())
     assert len(sandbox.sandbox.requests) == 0
 

@@ -270,7 +270,7 @@ def test_what_counts_is_kept_through_deferrals_and_not_through_tries(sandbox):
 
 
 def test_what_airflow_lost_starts_nothing(sandbox):
-    with pytest.raises(AirflowFailException, match="Airflow has lost which campaign"):
+    with pytest.raises(AirflowFailException, match=r"Airflow has lost .* starts nothing"):
         starting()(deferrable=True).resume_execution("execute_again", {"event": None}, context())
     assert sandbox.request_count("start") == 0
 

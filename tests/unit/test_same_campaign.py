@@ -267,7 +267,7 @@ def test_a_start_whose_facts_are_lost_says_what_to_do(sandbox):
     run = context()
     defer(starting(), run)
     run["ti"].xcom.clear()
-    with pytest.raises(AirflowFailException, match=r"has lost what this task knew.*pause it"):
+    with pytest.raises(AirflowFailException, match=r"has lost what this task remembered.*pause it"):
         starting().resume_execution("__fail__", {"error": "Trigger timeout"}, run)
 
 
