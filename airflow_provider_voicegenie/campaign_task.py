@@ -35,9 +35,6 @@ class CampaignTask(BaseOperator):
     looked at a campaign, that campaign and the connection are facts, which it remembers, see
     :class:`~airflow_provider_voicegenie.memory.Memory`. Clearing a task makes it forget them.
 
-    :param campaign_id: Id of the campaign.
-    :param voicegenie_conn_id: Id of the Airflow connection.
-    :param outcome_rules: What each condition does to the task.
     :param multiple_outputs: Airflow's: whether each field of the result is an XCom of its own too, so that
         ``start.output["campaign_id"]`` finds it. True by default.
     """
@@ -94,9 +91,6 @@ class CampaignTask(BaseOperator):
         Store the link to the campaign in XCom, if there is one. A failure is logged, never raised.
 
         Airflow 3 would store it once more at the end of each of the task's processes, and an empty one too.
-
-        :param context: The task's context.
-        :param hook: The task's hook.
         """
         try:
             self.campaign_url = hook.campaign_url(self.campaign_id) or ""
@@ -114,9 +108,6 @@ class CampaignTask(BaseOperator):
         Attach the result to the task's asset events, and return it.
 
         OpenLineage is told of it, too, once it asks.
-
-        :param context: The task's context.
-        :param result: What it returns.
         """
         self.returned = result
         known = {name: result[name] for name in self.asset_event_fields if name in result}
@@ -195,7 +186,6 @@ class CampaignTask(BaseOperator):
         """
         Remember the facts across pokes and tries, until a user clears the task; on Airflow 3.3 and later.
 
-        :param memory: What the task remembers.
         :param more: What else is worth that, plain JSON.
         """
         try:

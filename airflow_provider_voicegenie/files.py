@@ -299,7 +299,6 @@ def partial_paths(path: ObjectStoragePath, context: Mapping[str, Any]) -> list[O
     Return where each try of a task, up to this one, writes a file until it is whole.
 
     :param path: The file.
-    :param context: The task's context.
     """
     task = context.get("ti")
     facts = [getattr(task, name, None) for name in ("dag_id", "task_id", "run_id", "map_index")]

@@ -58,8 +58,6 @@ class VoicegenieCampaignDatasetFacet(DatasetFacet):
     """
     The campaign as a start left it, by the names that the task's XCom has.
 
-    :param started_at: When it was started.
-    :param started_by_task: Whether the task started it.
     :param completed_at: When it was completed.
     :param statistics: Its final statistics: numbers only.
     """

@@ -35,13 +35,7 @@ _ENDED_BY_USER = "voicegenie_ended_by_user"
 
 
 class Generation(NamedTuple):
-    """
-    The numbers that a clear changes, as one of the generation's tries saw them.
-
-    :param max_tries: The task instance's.
-    :param clear_number: The DAG run's.
-    :param try_number: The try's.
-    """
+    """The numbers that a clear changes, as one of the generation's tries saw them."""
 
     max_tries: int
     clear_number: int
@@ -101,8 +95,6 @@ class Memory:
 
     *Known limitation.* Airflow before 3.3 keeps nothing across tries: all there is are the copies for the resumes. From
     3.4 on, a clear by a user deletes the document.
-
-    :param context: The task's context.
     """
 
     def __init__(self, context: Mapping[str, Any]) -> None:
@@ -217,8 +209,6 @@ def note_end_by_user(context: Mapping[str, Any]) -> None:
     Note in XCom, from a running task, that a user has marked or cleared it. A failure is logged, never raised.
 
     The task state store takes nothing of a task instance that was cleared.
-
-    :param context: The task's context.
     """
     try:
         context["ti"].xcom_push(key=_ENDED_BY_USER, value=True)

@@ -39,11 +39,7 @@ def count_request(name: str, result: str) -> None:
 
 
 def show_waits(voicegenie_conn_id: str, waits: int) -> None:
-    """
-    Show how many deferred tasks of this triggerer wait for campaigns of one connection.
-
-    :param waits: How many.
-    """
+    """Show how many deferred tasks of this triggerer wait for campaigns of one connection."""
     _report("gauge", f"waits.{_part(socket.gethostname())}.{_part(voicegenie_conn_id)}", waits)
 
 

@@ -45,7 +45,6 @@ class VoiceGenieClient:
 
     It needs no closing: no connection outlives its request.
 
-    :param settings: Where the service is, and how to speak to it.
     :param sleep: Waits so many seconds; for tests.
     :param on_result: Called after each exchange with the name of its request, and with ``ok``, the ``kind`` of its
         error, or ``interrupted``.
@@ -219,7 +218,6 @@ class _Failure(NamedTuple):
     """
     Why there is no response.
 
-    :param error_class: The class of the error.
     :param message: The error's message; ``{connection}`` and ``{address}`` are the connection and its host and port.
     """
 

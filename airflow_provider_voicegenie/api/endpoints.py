@@ -56,7 +56,6 @@ class Request(Generic[Result]):
     :param is_repeatable: Whether sending it again is harmless. Any other is never repeated without looking first.
     :param campaign_id: The campaign it is about.
     :param id_field: The field of ``data`` that must name that campaign.
-    :param method: HTTP method.
     :param params: The query.
     :param json: The body, which counts for equality, but not for the hash.
     :param per_minute: How many of its name the service allows in a minute, besides the connection's limit.
@@ -219,7 +218,6 @@ def other(
     """
     Make a request that this module does not name; its result is ``data`` as it came.
 
-    :param method: HTTP method.
     :param path: Path below the base URL. Escape data in it.
     :param params: The query.
     :param json: The body.

@@ -37,7 +37,6 @@ class VoiceGenieError(Exception):
     :param message: What happened and what to do, in one line without the API key.
     :param status: HTTP status of the response; ``None`` if none came.
     :param code: The service's own error code (``error``, or ``error.code``); ``None`` if it gave none.
-    :param details: The service's ``details`` object.
     :param may_have_taken_effect: Whether the service may have acted on the request although no valid response came.
         Only ever true of a request that changes something, such as a start or a pause.
     :param retry_after: Seconds the service asked to wait; ``None`` if it did not.
@@ -241,7 +240,6 @@ def error_class(status: int, code: str | None, *, in_envelope: bool) -> type[Voi
     Choose the error for a response that is not a success.
 
     :param status: HTTP status, 400 or above.
-    :param code: The service's error code, if there is one.
     :param in_envelope: Whether the body was the service's own error object. A 404 page of a proxy is not, and
         does not prove that a campaign is unknown.
     """
@@ -261,8 +259,6 @@ def refusal_class(success: object, code: str | None, message: str | None) -> typ
     Choose the error for a refusal that came with a success status; ``None`` if the response is no refusal.
 
     :param success: The field ``success``; the service writes ``false``.
-    :param code: The service's error code, if there is one.
-    :param message: The service's message, if there is one.
     """
     if code is not None and code in KNOWN_CODES:
         return KNOWN_CODES[code]

@@ -26,9 +26,9 @@ _WINDOW = 60.0
 
 class RateLimiter:
     """
-    Allows so many requests in any 60 seconds, and none while the service's own window is used up. Safe among threads.
+    Allows so many requests in any 60 seconds, and none while the service's own window is used up.
 
-    :param requests_per_minute: The limit.
+    It is safe among threads.
     """
 
     def __init__(self, requests_per_minute: int) -> None:

@@ -95,7 +95,6 @@ class Response:
     """
     What came back. Its ``repr``, which a traceback may show, holds only the status.
 
-    :param status: HTTP status.
     :param headers: Header fields, names in lower case.
     :param body: The body as it came over the wire, at most :data:`MAX_RESPONSE_BYTES`.
     """

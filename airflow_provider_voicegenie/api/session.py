@@ -320,8 +320,6 @@ class BoundSession(requests.Session):
     Each request takes at most the settings' ``timeout``, whatever ``timeout`` it is given. Responses are read to their
     end before they are returned, and before response hooks are called. An adapter that is mounted on it replaces its
     own, with what that guarantees: a connection of its own for each request, and that none is sent late or twice.
-
-    :param settings: Where the service is, and how to speak to it.
     """
 
     def __init__(self, settings: ClientSettings) -> None:

@@ -18,7 +18,6 @@ def start_thread(work: Callable[[], None], name: str) -> None:
     """
     Start a daemon thread, which does not delay the exit of the process.
 
-    :param work: The function that it runs.
     :raises NoMoreThreadsError: The process can have no more threads.
     """
     try:

@@ -399,9 +399,7 @@ class Subscription(Interest):
     """
     One part in a feed; make it with :func:`subscribe`.
 
-    :param request: The request to send.
     :param interval: Seconds between responses, at most; infinity for one response.
-    :param on_response: Called with each response.
     :param is_list_enough: Whether the list's entry of a campaign is as good as the response to ``campaign(id)``.
     """
 

@@ -92,7 +92,6 @@ class ListedPage:
     A page of the list.
 
     :param offset: How many campaigns come before it.
-    :param page: The page.
     :param asked_at: When it was asked for, Unix seconds.
     """
 

@@ -77,7 +77,6 @@ async def send_unless_cancelled(client: VoiceGenieClient, request: Request[Resul
     """
     Send a request that changes something, unless the caller is cancelled before its first byte is sent.
 
-    :param client: What sends it.
     :raises VoiceGenieError: There is no good response.
     """
     is_cancelled = threading.Event()
@@ -115,9 +114,5 @@ async def read_settings(voicegenie_conn_id: str) -> ClientSettings:
 
 
 async def open_client(settings: ClientSettings) -> VoiceGenieClient:
-    """
-    Return a client. Its ``send`` is for :func:`in_thread`.
-
-    :param settings: Where the service is, and how to speak to it.
-    """
+    """Return a client. Its ``send`` is for :func:`in_thread`."""
     return await in_thread(make_client, settings)

@@ -80,11 +80,7 @@ def client_settings(connection: ConnectionFields) -> ClientSettings:
 
 
 def make_client(settings: ClientSettings) -> VoiceGenieClient:
-    """
-    Return a client whose requests Airflow's metrics count.
-
-    :param settings: Where the service is, and how to speak to it.
-    """
+    """Return a client whose requests Airflow's metrics count."""
     # From here, as it loads the HTTP library.
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
 

@@ -236,7 +236,6 @@ def read_at_closing(value: object, hours: Sequence[CallingHours], *, is_followed
     Return what a task does when its calling hours close; by default it pauses the campaign, if it can.
 
     :param value: As the DAG author wrote it; ``None`` for the default.
-    :param hours: The task's calling hours.
     :param is_followed: Whether the task waits for completion.
     :raises ValueError: It is something else, or cannot be done.
     """
@@ -258,11 +257,7 @@ def read_at_closing(value: object, hours: Sequence[CallingHours], *, is_followed
 
 
 def with_one_open(prerequisites: Iterable[Prerequisite]) -> list[Prerequisite]:
-    """
-    Return prerequisites, several calling hours of which have become one: it is enough that one of them is open.
-
-    :param prerequisites: What must hold.
-    """
+    """Return prerequisites, several calling hours of which have become one: it is enough that one of them is open."""
     wanted = list(prerequisites)
     hours = [each for each in wanted if isinstance(each, CallingHours)]
     if len(hours) < 2:
@@ -284,7 +279,6 @@ def next_opening(hours: Sequence[CallingHours], since: datetime) -> datetime | N
     """
     Return when people may be phoned next, in UTC; ``None`` if they may not within :data:`DAYS_AHEAD` days.
 
-    :param hours: The calling hours.
     :param since: A time with time zone.
     """
     return next((moment for moment in _moments(hours, since) if is_open(hours, moment)), None)

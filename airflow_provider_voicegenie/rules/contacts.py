@@ -165,10 +165,5 @@ class RejectedLimit:
         return self._text
 
     def is_exceeded(self, rejected: int, rows: int) -> bool:
-        """
-        Say whether too many are rejected.
-
-        :param rejected: How many are.
-        :param rows: How many rows there are.
-        """
+        """Say whether too many are rejected."""
         return rejected > (self._percent / 100 * rows if self._most is None else self._most)

@@ -218,7 +218,6 @@ class OutcomeRules:
     """
     The table's column for one kind of task, with the author's changes.
 
-    :param kind: The kind of task.
     :param changes: Condition -> outcome, as the enums or their texts; ``None`` changes nothing.
     :raises ValueError: A condition or an outcome is not one that this kind of task has; the message names those
         that are.
@@ -293,7 +292,6 @@ class VoiceGenieRetryException(AirflowException):
     """
     The task failed in a way that may pass: Airflow's ``retries`` decide.
 
-    :param message: What happened.
     :param condition: The condition it is in the outcome table.
     :param retry_after: Seconds the service asked to wait, for a retry policy to heed; ``None`` if it did not.
     """
@@ -319,7 +317,6 @@ def apply_outcome(rules: OutcomeRules, finding: Finding, campaign_id: object) ->
 
     What it raises chains no error that was being handled: the finding says what there is to say of that.
 
-    :param rules: The task's outcome rules.
     :param finding: The condition, and what was seen.
     :param campaign_id: The campaign, for the message.
     :raises AirflowSkipException: The outcome is ``skip``.

@@ -189,7 +189,6 @@ def check_readiness(prerequisites: Iterable[Prerequisite], campaign: Campaign, n
     """
     Check every prerequisite.
 
-    :param prerequisites: What must hold.
     :param campaign: The campaign as it was just read.
     :param now: The time, with time zone.
     """
@@ -410,7 +409,6 @@ def check_importable(prerequisites: Iterable[Prerequisite], dag_folder: str | No
     """
     Refuse prerequisites that the triggerer cannot import.
 
-    :param prerequisites: What must hold.
     :param dag_folder: The folder that is on the import path of a process that reads DAG files, and not in the
         triggerer; ``None`` if there is none.
     :raises ValueError: One of them is defined in a DAG file, which Airflow loads under a name of its own, or in a

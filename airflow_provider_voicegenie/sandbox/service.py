@@ -81,7 +81,6 @@ class Sandbox:
     ``quota`` is what the account may use, and ``max_upload_bytes`` the largest body that is accepted: the documented
     500 MB. A test sets them.
 
-    :param store: The campaigns.
     :param api_key: The key that is accepted.
     :param enforce_rate_limits: Whether requests above the documented rates get 429.
     :param cache_stats: Whether statistics are up to 30 seconds old, as documented.

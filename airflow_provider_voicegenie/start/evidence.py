@@ -103,8 +103,6 @@ def was_started_in_run(
     """
     Judge whether a campaign was started since a DAG run began: the evidence if nothing is kept across tries.
 
-    :param campaign: The campaign.
-    :param statistics: Its statistics.
     :param run_began: When the run began, by the service's clock; ``None`` if that is not known.
     :param now: The time, by the service's clock.
     :param is_clock_known: Whether these two really are the service's, and not our own.
@@ -129,7 +127,6 @@ def has_started_itself(campaign: Campaign, statistics: CampaignStats, calling_ho
     A task starts nothing outside its calling hours. That is concluded only of a campaign that runs: it is not started
     again in any case.
 
-    :param campaign: The campaign.
     :param statistics: Its statistics, by which it was started since the DAG run began.
     :param calling_hours: The task's; empty for any time.
     """

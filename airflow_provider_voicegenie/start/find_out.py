@@ -34,7 +34,6 @@ def find_out(
     """
     Find out what became of a start that got no valid response; ``None`` if it did not take effect.
 
-    :param own: The start.
     :param before: The campaign as it was before.
     :param sent_at: When the start was sent, by the service's clock.
     :param over_at: When the request was surely over, by the service's clock; ``None`` for just now.
@@ -119,7 +118,6 @@ def await_fresh_statistics(own: OwnStart, over_at: datetime | None = None, waite
 
     How long to sleep is not for a clock of others to say: it is all of that time, less what was waited.
 
-    :param own: The start.
     :param over_at: When it was surely done, by the service's clock; ``None`` for just now.
     :param waited: How long this process has waited since.
     """
@@ -135,7 +133,6 @@ def doubt_pauses(own: OwnStart, before: Campaign | None, sent_at: datetime | Non
     """
     Say from when on the campaign is surely shown as it is after the start, if it may be shown as paused before.
 
-    :param own: The start.
     :param before: The campaign as it was before; ``None`` if nobody knows.
     :param sent_at: When the start was sent, by the service's clock; ``None`` for just now.
     :returns: What the wait is given of that.

@@ -39,11 +39,7 @@ class RunFacts(NamedTuple):
 
     @classmethod
     def of(cls, context: Mapping[str, Any]) -> RunFacts:
-        """
-        Read them from a task's context.
-
-        :param context: The task's context.
-        """
+        """Read them from a task's context."""
         dag_run = context["dag_run"]
         run_type = _run_type(dag_run)
         # Airflow 3 says when a run was due; before, a run was due at the end of its data interval.
@@ -77,7 +73,6 @@ def check_run(run: RunFacts, now: datetime, *, start_in_backfill: bool, max_late
     """
     Check the DAG run, before anything is asked of the service.
 
-    :param run: The run.
     :param now: The time.
     :param start_in_backfill: Whether a backfill may start campaigns.
     :param max_lateness: Seconds that a scheduled run may be late; ``None`` for any.
@@ -99,7 +94,6 @@ def check_backfill(run: RunFacts, rule: str, parameter: str) -> Finding | None:
     """
     Find that a run is a backfill, or comes from backfills alone.
 
-    :param run: The run.
     :param rule: What backfills do not do, in words.
     :param parameter: The parameter by which the author changes that.
     """
@@ -118,7 +112,6 @@ def check_campaign(campaign: Campaign, max_contacts: int | None = None) -> Findi
     """
     Check the campaign as it was just read.
 
-    :param campaign: The campaign.
     :param max_contacts: How many contacts it may have; ``None`` for any number.
     """
     if campaign.status.is_running:
@@ -142,7 +135,6 @@ def check_configuration(campaign: Campaign, now: datetime) -> Finding | None:
     """
     Check what the service would refuse, for a start that is not sent.
 
-    :param campaign: The campaign.
     :param now: The time.
     """
     wanted = [IsStartable(), HasScript(), *([] if campaign.total_count is None else [HasContacts()])]
@@ -167,7 +159,6 @@ class Moment(NamedTuple):
     What guards look at.
 
     :param task: The operator, a ``StartCampaignOperator``.
-    :param context: The task's context.
     :param now: The time.
     :param campaign: The campaign as it was just read; ``None`` if it was not.
     :param is_again: Whether the campaign goes on at the opening of its hours: that it was due is no question then.

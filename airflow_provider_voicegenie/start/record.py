@@ -50,7 +50,6 @@ class Start(NamedTuple):
     """
     What a task knows of the start once it is over.
 
-    :param status: The campaign's status.
     :param started_at: When the service says it started the campaign, ISO 8601.
     :param started_by_task: Whether this task, in this try or an earlier one, started it.
     :param seen: What the wait is told: when its counters were last seen, and what they were (``at``, ``completed``,
@@ -82,9 +81,6 @@ class StartRecord(NamedTuple):
     """
     The start of a task, as it is kept across tries.
 
-    :param campaign_id: The campaign.
-    :param voicegenie_conn_id: The connection.
-    :param phase: How far it has come.
     :param generation: The generation of the task instance that it belongs to.
     :param sent_at: When it was sent, by the service's clock, ISO 8601.
     :param started_at: When the service says it started the campaign, ISO 8601.
@@ -170,9 +166,6 @@ class OwnStart:
     The start of a task instance: what is remembered of it, whether it may be in effect, and the pause that ends it.
 
     :param task: The operator, a ``StartCampaignOperator``.
-    :param context: The task's context.
-    :param hook: The service.
-    :param memory: What the task remembers.
     """
 
     def __init__(self, task: Any, context: Mapping[str, Any], hook: VoiceGenieHook, memory: Memory) -> None:
@@ -323,7 +316,6 @@ class OwnStart:
         """
         Record how far the start has come, if there is one. A failure to record is logged, never raised.
 
-        :param phase: How far.
         :param started_at: When the service says it started the campaign.
         :param must_pause_on_kill: Whether the campaign may go on after the task was ended; ``None`` if that has not
             changed.
@@ -346,11 +338,7 @@ class OwnStart:
             )
 
     def follow_again(self, status: CampaignStatus) -> Start:
-        """
-        Follow the campaign again which this task had paused at closing: somebody else has started it.
-
-        :param status: Its status.
-        """
+        """Follow the campaign again which this task had paused at closing: somebody else has started it."""
         log.warning("Campaign %r: somebody has started it since this task paused it; it is followed.", self.campaign_id)
         self.may_be_in_effect = self.is_confirmed = True
         return Start.by_task(status, None if self.paused is None else read_time(self.paused.started_at))
@@ -378,7 +366,6 @@ class OwnStart:
         """
         Record, if that is not done yet, that whoever ends the deferred task wants the campaign paused.
 
-        :param start: The start.
         :param deadline: When the wait ends in any case, Unix seconds.
         :returns: What the resumed task has to know.
         """
@@ -404,7 +391,6 @@ class OwnStart:
 
         :param opens: When that is.
         :param deadline: When the wait ends in any case, Unix seconds.
-        :param pauses: The pauses so far.
         :raises Exception: It could not be recorded; the campaign stays paused then.
         """
         self.may_be_in_effect = False

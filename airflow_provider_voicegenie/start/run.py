@@ -63,9 +63,6 @@ class StartRun:
     compared with the begin of the DAG run.
 
     :param task: The operator, a ``StartCampaignOperator``.
-    :param context: The task's context.
-    :param hook: The service.
-    :param memory: What the task remembers.
     """
 
     def __init__(self, task: Any, context: Context, hook: VoiceGenieHook, memory: Memory) -> None:

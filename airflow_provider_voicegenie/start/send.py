@@ -100,7 +100,6 @@ class Plan(NamedTuple):
     """
     What a start would do, at the end of a task that only checks.
 
-    :param status: The campaign's status.
     :param campaign: The campaign as it was just read.
     :param opens: When it would be started, if it would wait for its calling hours.
     :param quota: What the account may still use, if it was read.
@@ -226,8 +225,8 @@ def _refused(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start 
     else:
         until = next(at for at in refusals.spread_out(until) if at == until or _may_start(own, at))
         log.warning(
-            "Campaign %r was not started yet: the service takes no requests for now (429). Trying again at %s (%s "
-            "max_attempts is %d).",
+            "Campaign %r: rate limit reached (429), so it is not started yet. Next attempt at %s (%s max_attempts is "
+            "%d).",
             own.campaign_id,
             write_time(until),
             refusals,
@@ -318,7 +317,6 @@ class _Sending:
     Once its connection is made, right before it is sent, run and time are checked again, and that Airflow has not ended
     the task.
 
-    :param own: The start.
     :param before: The campaign as it was just read.
     """
 

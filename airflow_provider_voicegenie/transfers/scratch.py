@@ -23,7 +23,6 @@ class ScratchSpaceError(OSError):
     The folder for temporary files has no space for what a task keeps there.
 
     :param content: What it is, and how much space it takes; sentences.
-    :param error: What happened.
     """
 
     def __init__(self, content: str, error: Exception) -> None:
@@ -91,7 +90,6 @@ class NumberStore:
         """
         Return the first row in which a number was.
 
-        :param number: The number.
         :param row: The row in which it is now.
         """
         hashed = self._hash(number)

@@ -2,9 +2,9 @@
 """
 Which campaigns have ended since they were last looked at. Without I/O.
 
-An account may have a hundred thousand campaigns, most of which ended long ago. So what is kept are those that have not
-ended, and those that ended lately: of any other one, the list's times say that it is old. A campaign is kept as a short
-digest of its id.
+An account may have a hundred thousand campaigns, most of which ended long ago. A watcher keeps the campaigns that have
+not ended, and those that ended in the last day. All others are old by the list's own times. A campaign is kept as a
+short digest of its id.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class CampaignReading(NamedTuple):
     """
     What was read of one campaign.
 
-    :param campaign_id: The campaign.
     :param reading: The campaign, or why it could not be read.
     :param now: Unix seconds.
     """
@@ -135,11 +134,7 @@ class KnownCampaigns:
         )
 
     def ends_in(self, reading: AnyReading) -> list[Campaign]:
-        """
-        Take note of a reading, and return the campaigns that have ended since they were last looked at.
-
-        :param reading: The reading.
-        """
+        """Take note of a reading, and return the campaigns that have ended since they were last looked at."""
         if isinstance(reading, ListedPage):
             return self.observe_page(reading)
         return [
@@ -152,7 +147,6 @@ class KnownCampaigns:
         """
         Take note of a campaign that was read.
 
-        :param campaign: The campaign.
         :param now: Unix seconds.
         :returns: Whether it has ended since it was last looked at.
         """

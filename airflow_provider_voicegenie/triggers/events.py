@@ -32,16 +32,16 @@ class CampaignEndedTrigger(BaseEventTrigger):
     Fires an event each time a campaign of the account ends, whoever started it. For an ``AssetWatcher``.
 
     A campaign has ended when its status is ``completed``, ``stopped`` or ``failed``. If it goes on after that and ends
-    again, that is told too. A campaign that had ended before the watcher first looked is not told.
+    again, that is an event too. A campaign that had ended before the watcher first read it is none.
 
     Airflow 3.3 keeps what a watcher knows, in the state store of its asset, for each account by itself. So each end is
-    told once, also one that comes while no triggerer is running. That it was told is kept after Airflow has stored the
-    events of the look: if the triggerer is stopped or dies in the seconds between, the end is told again. A lost event
-    may be a history that nobody exports; a double one exports it twice. Before 3.3, a watcher tells the ends since its
-    triggerer began.
+    reported once, also one that comes while no triggerer is running. The watcher notes its events after Airflow has
+    stored them: if the triggerer is stopped or dies in the seconds between, it reports the end again. Delivery is at
+    least once: a lost event would lose an export, a repeated one only repeats it. Before 3.3, a watcher reports the
+    ends since its triggerer began.
 
     Of several events at once, Airflow before 3.4 makes a run for the first one only. So the last of several ends is
-    told five seconds after the one before.
+    reported five seconds after the one before.
 
     The payload of an event is plain JSON: ``campaign_id``, ``name``, ``status``, ``ended_at`` (ISO 8601, UTC),
     ``total_count``, ``completed_count`` and ``failed_count``. What the service did not say is ``None``: its list has no

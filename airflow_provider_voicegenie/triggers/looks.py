@@ -96,7 +96,6 @@ class Looks(SharedStreamProducer):
     Looks at the campaigns for all watchers with the same arguments.
 
     :param campaign_ids: The campaigns; ``None`` for all of the account.
-    :param voicegenie_conn_id: Id of the Airflow connection.
     :param poll_interval: Seconds between two looks at a campaign, at most.
     """
 
@@ -166,7 +165,6 @@ class Watcher:
     Airflow keeps that in the state store of each asset that the watcher is for, by a key of its own for each account.
 
     :param stores: Airflow's access to the state stores of its assets; ``None`` before Airflow 3.3, which has none.
-    :param voicegenie_conn_id: Id of the Airflow connection.
     :param campaign_ids: The campaigns that are watched; ``None`` for all of the account.
     """
 
@@ -290,7 +288,6 @@ class Watcher:
 
         :param key: The key of the account.
         :param version: Which state of its knowledge that is.
-        :param state: What is kept.
         """
         try:
             for store in self._stores:

@@ -26,8 +26,6 @@ class CampaignWithSources(Subscription):
     """
     A subscription to a campaign that is read by itself. Each update is the campaign, or why something cannot be read.
 
-    :param voicegenie_conn_id: Id of the Airflow connection.
-    :param campaign_id: The campaign.
     :param interval: Seconds between reads, at most.
     :param needs: What is read besides.
     """

@@ -41,8 +41,6 @@ class Troubles:
         Log a trouble, unless something else met it before and it goes on.
 
         :param about: What is in trouble.
-        :param trouble: Which trouble it is.
-        :param message: The line.
         """
         if trouble not in self._troubles.values():
             log.warning("%s", message)
@@ -64,7 +62,6 @@ def troubles_of(voicegenie_conn_id: str, what: str, over: str | None = None) -> 
     """
     Return the troubles of a connection in the running event loop: the same for all who hold it.
 
-    :param voicegenie_conn_id: Id of the Airflow connection.
     :param what: With what.
     :param over: The line when all are over; ``None`` for none.
     """

@@ -323,11 +323,7 @@ def defer(
 
     What it needs to go on is in the trigger, and in XCom too, as Airflow may end the deferral without an event.
 
-    :param context: The task's context.
-    :param memory: What the task remembers.
     :param watch: The class of its watch.
-    :param rules: Its outcome rules.
-    :param execution_timeout: Its ``execution_timeout``.
     :param copied: What the resumed task has to know besides what it is about, plain JSON.
     :param check: Called at last; raises what ends the task.
     :param arguments: Of the :class:`WaitTrigger`.

@@ -69,7 +69,6 @@ class CompletionWatch(Watch):
 
     Once the campaign is completed, it stays so: the wait ends well even if the statistics cannot be read.
 
-    :param campaign_id: The campaign.
     :param rules: What each condition does to the wait.
     :param now: When the wait began, Unix seconds.
     :param stall_timeout: Seconds without progress in any counter that are too many; ``None`` for any number.

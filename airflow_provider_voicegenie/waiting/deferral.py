@@ -12,8 +12,7 @@ from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_voicegenie.rules.parameters import check_flags
 
-#: Seconds after a deadline until Airflow's scheduler ends a deferral by itself: the trigger does so in time, unless no
-#: triggerer runs.
+#: Grace in seconds before Airflow ends the deferral. It matters only if no triggerer is running.
 _TRIGGER_GRACE = 60.0
 
 

@@ -25,7 +25,6 @@ class PauseWatch(Watch):
     """
     The time for which a campaign is kept paused.
 
-    :param campaign_id: The campaign.
     :param rules: What each condition does to the task.
     :param now: When it began, Unix seconds.
     """

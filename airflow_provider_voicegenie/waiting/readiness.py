@@ -28,7 +28,6 @@ class ReadinessWatch(Watch):
     """
     One wait for a campaign to be ready.
 
-    :param campaign_id: The campaign.
     :param rules: What each condition does to the wait.
     :param now: When the wait began, Unix seconds.
     :param prerequisites: What must hold; until :meth:`prepare`, class path and keyword arguments of each will do.

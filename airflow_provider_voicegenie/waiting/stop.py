@@ -103,7 +103,6 @@ class KillSwitch:
         """
         Stop if Airflow has ended the task, or knows that a user has: its signal may come seconds later.
 
-        :param context: The task's context.
         :raises TaskKilled: It has.
         """
         task_instance = context.get("ti")
@@ -232,8 +231,6 @@ def note_end_of_wait(task_instance: Any) -> None:
 
     If Airflow took a triggerer for dead, two run the same trigger, and the second is cancelled as if by a user. This
     note tells it otherwise. Airflow removes the note when a further try begins.
-
-    :param task_instance: The trigger's.
     """
     XCom.set(_WAIT_IS_OVER, True, **_place(task_instance))
 
@@ -267,7 +264,6 @@ def pause_campaign_of_killed_task(
 
     :param send_pause: Sends one pause.
     :param look: Reads the campaign once.
-    :param campaign_id: The campaign.
     :param may_start_late: Whether a start without a response may still take effect, so that a campaign that is not
         running is looked at again.
     """
@@ -382,9 +378,6 @@ async def pause_campaign_of_deferred_task(
     """
     Pause the campaign of a deferred task, if a user has ended the task.
 
-    :param task_instance: The trigger's.
-    :param campaign_id: The campaign.
-    :param voicegenie_conn_id: The connection.
     :param generation: The generation of the task that the trigger belongs to.
     :param started_at: When the service says that it was started for the task, if it said so.
     :param may_read: Says whether the service's limit leaves room for reads before the pause.

@@ -207,7 +207,6 @@ def apply_end(rules: OutcomeRules, end: End, campaign_id: str) -> Outcome:
     """
     Do to the task what the end of its wait does: raise what ends the task, or return ``SUCCEED`` or ``WAIT``.
 
-    :param rules: The task's outcome rules.
     :param end: How the wait ended.
     :param campaign_id: The campaign, for the message.
     """

@@ -48,7 +48,6 @@ class End(NamedTuple):
     """
     How a wait ended.
 
-    :param reason: Why it ended.
     :param message: What was seen, in a sentence without its full stop; of a condition, its finding says that.
     :param finding: The condition and what was seen, if that is the reason.
     :param result: What is known of the campaign, as plain JSON for XCom.
@@ -102,7 +101,6 @@ class Watch:
     """
     A wait for something to become true of a campaign.
 
-    :param campaign_id: The campaign.
     :param rules: What each condition does to the wait.
     :param now: When the wait began, Unix seconds.
     """

@@ -22,8 +22,8 @@ MODULES = {
 #: What decides, and so can be tested by table; whole rooms, and single modules.
 DECIDES = [
     *("api.endpoints", "api.errors", "api.models", "api.responses", "api.retries", "api.rate_limit", "api.settings"),
-    *("api.times", "rules", "start.guards", "start.evidence"),
-    *("waiting.watch", "waiting.completion", "waiting.readiness", "waiting.pausing"),
+    *("api.times", "rules", "start.guards", "start.evidence", "start.refusals"),
+    *("waiting.watch", "waiting.completion", "waiting.readiness", "waiting.pausing", "waiting.limits"),
     *("waiting.progress", "waiting.final_statistics", "triggers.endings", "feed.plan", "feed.share"),
 ]
 DOES = {"asyncio", "http", "requests", "socket", "subprocess", "time", "urllib3"}

@@ -68,7 +68,7 @@ def test_it_waits_as_asked_and_starts_once(sandbox, clock, way, operation, secon
     assert sandbox.request_count(operation, "long") == 2
     assert sandbox.request_count("pause") == 0
     assert store["voicegenie_task"]["start"]["phase"] == "started"
-    (line,) = [line for line in said() if "was not started yet: the service takes no requests for now (429)" in line]
+    (line,) = [line for line in said() if "rate limit reached (429), so it is not started yet" in line]
     counted = "1 start(s) and 0 read(s)" if operation == "start" else "0 start(s) and 1 read(s)"
     assert f"({counted} were refused, max_attempts is 4)" in line
 
