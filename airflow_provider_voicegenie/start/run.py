@@ -21,7 +21,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.errors import VoiceGenieError, unchained
 from airflow_provider_voicegenie.api.models import CampaignStatus, read_time
 from airflow_provider_voicegenie.memory import Memory, note_end_by_user
 from airflow_provider_voicegenie.metrics import time_end
@@ -322,6 +322,7 @@ class StartRun:
 
     # The end from outside.
 
+    @unchained()
     def _guarded(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Do the task's work; if it is ended from outside, stop the calls as the author wants it."""
         try:
@@ -338,9 +339,9 @@ class StartRun:
             if not self._own.kill.pulled:
                 raise
             message = self._stop()
-            if not isinstance(error, TaskKilled):
-                raise
-        raise VoiceGenieRetryException(message)
+            if isinstance(error, TaskKilled):
+                raise VoiceGenieRetryException(message) from None
+            raise
 
     def _stop(self) -> str:
         """Stop the calls, if a user has ended the task; return what has ended, and when."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_voicegenie.api.errors import RateLimitError, VoiceGenieError
+from airflow_provider_voicegenie.api.errors import RateLimitError, VoiceGenieError, unchained
 from airflow_provider_voicegenie.api.models import TIME_TOLERANCE, Campaign, CampaignStatus, read_time, write_time
 from airflow_provider_voicegenie.api.retries import retry_delay
 from airflow_provider_voicegenie.metrics import count_start
@@ -70,7 +70,6 @@ def start(own: OwnStart) -> Start | datetime:
         return before
     if own.paused is not None and (as_it_is := _leave_as_it_is(own, own.paused, before)) is not None:
         return as_it_is
-    refused: RateLimitError | None = None
     finding = first_finding(BEFORE_START, own.moment(campaign=before))
     if finding is None:
         try:
@@ -81,10 +80,7 @@ def start(own: OwnStart) -> Start | datetime:
             # A response that claims both success and a 429 proves neither.
             if error.may_have_taken_effect:
                 raise
-            refused = error
-    if refused is not None:
-        return _refused(own, refused, was_start=True)
-    assert finding is not None  # noqa: S101
+            return _refused(own, error, was_start=True)
     if finding.condition is not Condition.OUTSIDE_CALLING_HOURS:
         return own.not_started(finding, before.status)
     opens = _opening(own, finding, before)
@@ -181,16 +177,14 @@ def _read_before(own: OwnStart) -> Campaign | Start | datetime:
             if may_be_paused_late(own) and before.status.is_running:
                 before = await_pause(own.hook, before)
     except RateLimitError as error:
-        refused = error
-    else:
-        if before.status is CampaignStatus.UNKNOWN:
-            log.warning(
-                "Campaign %r: its status %.40r is unknown here, so the service decides whether it can be started.",
-                own.campaign_id,
-                before.status_text,
-            )
-        return before
-    return _refused(own, refused, was_start=False)
+        return _refused(own, error, was_start=False)
+    if before.status is CampaignStatus.UNKNOWN:
+        log.warning(
+            "Campaign %r: its status %.40r is unknown here, so the service decides whether it can be started.",
+            own.campaign_id,
+            before.status_text,
+        )
+    return before
 
 
 def _read(own: OwnStart) -> Campaign:
@@ -208,6 +202,7 @@ def _read(own: OwnStart) -> Campaign:
     return own.hook.get_campaign(own.campaign_id, max_attempts=1)
 
 
+@unchained()
 def _refused(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start | datetime:
     """Wait after a 429, as nothing was carried out: as asked, but not for ever, nor past what the task may do."""
     rules, now, maximum = own.task.outcome_rules, time.time(), own.hook.max_attempts

@@ -277,8 +277,7 @@ class CompletionWatch(Watch):
                 # By this task, in a process that could not say so any more, or by somebody else.
                 return self._was_paused(PauseOrder(self._limits.have_closed()), now, is_known=False)
         if status in _CONDITIONS:
-            condition, words = _CONDITIONS[status]
-            return self._meet(Finding(condition, f"{words} ({self.last_seen(now)})"), now)
+            return self._meet(self._finding_of(status, now), now)
         if status not in _MOVING:
             self._moved_at = now
         elif self._stall_timeout is not None and now - self._moved_at >= self._stall_timeout:
@@ -290,6 +289,10 @@ class CompletionWatch(Watch):
         if self._limits is not None and self._limits.counts_calls and in_full:
             self._check_calls(self._limits)
         return None
+
+    def _finding_of(self, status: CampaignStatus, now: float) -> Finding:
+        condition, message = _CONDITIONS[status]
+        return Finding(condition, f"{message} ({self.last_seen(now)})")
 
     def _completed_now(self, now: float) -> End:
         self._failing_since = None
@@ -370,8 +373,7 @@ class CompletionWatch(Watch):
             return self._completed_now(now)
         if status is not None and status in _CONDITIONS:
             self._order = None
-            condition, words = _CONDITIONS[status]
-            return self._meet(Finding(condition, f"{words} ({self.last_seen(now)})"), now)
+            return self._meet(self._finding_of(status, now), now)
         order.must_look, self.is_urgent = False, True
         return None
 
