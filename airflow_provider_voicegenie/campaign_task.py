@@ -164,7 +164,7 @@ class CampaignTask(BaseOperator):
         if (copy := memory.read_copy(event)) is not None:
             self.go_on_with(copy)
         if event is not None:
-            self._hook.take_up(event.get("service"))
+            self._hook.service = event.get("service") or {}
         return memory
 
     def recall_after_deferral(self, context: Context, event: Mapping[str, Any] | None = None, *, remedy: str) -> Memory:

@@ -36,6 +36,7 @@ from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.feed.plan import Interest, ListedPage, PollingPlan, is_of_campaign, is_page, offset_of
 from airflow_provider_voicegenie.feed.share import FairShare
 from airflow_provider_voicegenie.feed.threads import in_thread, open_client, read_settings
+from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.metrics import show_waits
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ Result = TypeVar("Result")
 
 #: Requests under way at a time, so that one that hangs delays no other.
 _MAX_CONCURRENT = 8
+
+#: Reads of something that is read once that may wait: polls come first.
+_MAXIMUM_WAITING = 50
 
 #: Failures in a row after which it is the service that fails, and all requests slow down.
 _FAILING = 3
@@ -144,10 +148,10 @@ class Feed:
     @property
     def is_free(self) -> bool:
         """Whether something that is read once would be read at once."""
-        now, plan = self._loop.time(), self._plan
-        if self._share is None or self._pause_until > now or not plan.has_room:
+        now, before = self._loop.time(), self._plan.waiting_once
+        if self._share is None or self._pause_until > now or before >= _MAXIMUM_WAITING:
             return False
-        return self._share.turn(plan.waiting_once, now) <= now
+        return self._share.turn(before, now) <= now
 
     def service(self) -> dict[str, Any] | None:
         """Return the service's ``address``, and its ``clock_offset`` in seconds, as plain JSON."""
@@ -242,7 +246,7 @@ class Feed:
         client = self._client
         try:
             if client is None:
-                client = await open_client(await read_settings(self._voicegenie_conn_id))
+                client = await open_client(self._voicegenie_conn_id)
                 self._use(client)
                 self._wake.set()
             response = await self._send(client, request, sent_at)
@@ -349,7 +353,7 @@ class Feed:
             settings = await read_settings(self._voicegenie_conn_id)
             self._not_found = 0
             if settings != before.settings:
-                after = await open_client(settings)
+                after = await in_thread(make_client, settings)
         except InvalidConnectionError:
             self._not_found += 1
             if self._not_found >= _GONE:
@@ -401,6 +405,7 @@ class Subscription(Interest):
 
     :param interval: Seconds between responses, at most; infinity for one response.
     :param is_list_enough: Whether the list's entry of a campaign is as good as the response to ``campaign(id)``.
+    :param is_counted: Whether Airflow's metrics count it as one that waits.
     """
 
     __slots__ = (
@@ -415,9 +420,16 @@ class Subscription(Interest):
     )
 
     def __init__(
-        self, feed: Feed, request: Request[Any], interval: float, on_response: OnResponse, is_list_enough: bool = True
+        self,
+        feed: Feed,
+        request: Request[Any],
+        interval: float,
+        on_response: OnResponse,
+        *,
+        is_list_enough: bool = True,
+        is_counted: bool = True,
     ) -> None:
-        super().__init__(interval, is_list_enough, asyncio.get_running_loop().time())
+        super().__init__(interval, is_list_enough, asyncio.get_running_loop().time(), is_counted)
         self.request = request
         #: Whether it wants no more updates.
         self.is_over = False
@@ -561,7 +573,7 @@ def subscribe(
         ``None``, is an update.
     :param is_list_enough: Whether the list's entry of a campaign is as good as the response to ``campaign(id)``.
     """
-    return Subscription(feed_of(voicegenie_conn_id), request, interval, on_response, is_list_enough)
+    return Subscription(feed_of(voicegenie_conn_id), request, interval, on_response, is_list_enough=is_list_enough)
 
 
 def place_of(error: Exception) -> str:

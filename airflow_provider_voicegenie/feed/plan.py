@@ -52,9 +52,8 @@ _MEASURE_AGAIN = 3600.0
 #: and waits come and go all the time.
 _WORTH_A_CHANGE = 1.1
 
-#: How many reads of something that is read once may wait, and be under way: polls come first.
-_MOST_WAITING = 50
-_MOST_UNDER_WAY = 3
+#: How many reads of something that is read once may be under way: polls come first.
+_MAXIMUM_UNDER_WAY = 3
 
 #: Failed pages in a row after which a single read shows whether it is the list alone that fails.
 _DOUBTFUL = 3
@@ -73,17 +72,16 @@ class Interest:
     :param interval: Seconds between two responses, at most; infinity for one response.
     :param is_list_enough: Whether the list's entry of a campaign is as good as the response to ``campaign(id)``.
     :param joined_at: When it subscribed, by the event loop's clock.
+    :param is_counted: Whether Airflow's metrics count it as one that waits.
     """
 
-    __slots__ = ("interval", "is_list_enough", "joined_at")
+    __slots__ = ("interval", "is_counted", "is_list_enough", "joined_at")
 
-    #: Whether Airflow's metrics count it as one that waits.
-    is_counted = True
-
-    def __init__(self, interval: float, is_list_enough: bool, joined_at: float) -> None:
+    def __init__(self, interval: float, is_list_enough: bool, joined_at: float, is_counted: bool = True) -> None:
         self.interval = interval
         self.is_list_enough = is_list_enough
         self.joined_at = joined_at
+        self.is_counted = is_counted
 
 
 @dataclass(frozen=True)
@@ -206,11 +204,6 @@ class PollingPlan:
         """How many reads of something that is read once wait to be sent."""
         return len(self._once)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more may wait: polls come first."""
-        return len(self._once) < _MOST_WAITING
-
     def add(self, request: Request[Any], subscriber: Interest, now: float) -> Poll:
         """
         Send a request on behalf of one more subscriber.
@@ -313,7 +306,7 @@ class PollingPlan:
         """Return when something is to be read once. What nothing asks for any more is left out."""
         while self._once and self._once[0][1]._due != self._once[0][0]:
             self._once.popleft()
-        return self._once[0][0] if self._once and len(self._once_under_way) < _MOST_UNDER_WAY else math.inf
+        return self._once[0][0] if self._once and len(self._once_under_way) < _MAXIMUM_UNDER_WAY else math.inf
 
     # What came of the requests.
 

@@ -113,6 +113,10 @@ async def read_settings(voicegenie_conn_id: str) -> ClientSettings:
             raise unreadable_connection(voicegenie_conn_id, error) from None
 
 
-async def open_client(settings: ClientSettings) -> VoiceGenieClient:
-    """Return a client. Its ``send`` is for :func:`in_thread`."""
-    return await in_thread(make_client, settings)
+async def open_client(voicegenie_conn_id: str) -> VoiceGenieClient:
+    """
+    Read an Airflow connection, and return a client for it. Its ``send`` is for :func:`in_thread`.
+
+    :raises VoiceGenieError: As :func:`read_settings` does.
+    """
+    return await in_thread(make_client, await read_settings(voicegenie_conn_id))

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError, unchained
@@ -32,6 +32,8 @@ from airflow_provider_voicegenie.metrics import count_request
 from airflow_provider_voicegenie.rules.parameters import did_you_mean
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
 
 log = logging.getLogger(__name__)
@@ -46,22 +48,11 @@ _HOST_NAME = re.compile(r"[\w.-]+")
 _NO_HOST = f"{_HOST} is not a host or base URL. Enter a host name, or https://host/path."
 
 
-class ConnectionFields(Protocol):
-    """The part of an Airflow connection that counts here."""
-
-    conn_id: Any
-    host: Any
-    schema: Any
-    port: Any
-    password: Any
-    extra: Any
-
-
 class _FieldError(Exception):
     """A field has no usable value; the message is a sentence that begins with the field."""
 
 
-def client_settings(connection: ConnectionFields) -> ClientSettings:
+def client_settings(connection: Connection) -> ClientSettings:
     """
     Check a connection and turn it into settings.
 
@@ -100,7 +91,7 @@ def unreadable_connection(conn_id: str, error: Exception) -> ConnectionFailedErr
     return ConnectionFailedError(f"Connection {conn_id!r} could not be read from Airflow ({type(error).__name__}).")
 
 
-def _check(connection: ConnectionFields) -> ClientSettings:
+def _check(connection: Connection) -> ClientSettings:
     extra = _read_extra(connection.conn_id, connection.extra)
     base_url = _base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False))
     api_key = _api_key(connection.password)
@@ -132,7 +123,7 @@ def _refuse_key_in(field: str, url: str, api_key: str) -> None:
         )
 
 
-def _base_url(connection: ConnectionFields, *, insecure_allowed: bool) -> str:
+def _base_url(connection: Connection, *, insecure_allowed: bool) -> str:
     host = (connection.host or "").strip()
     if not host:
         log.info(

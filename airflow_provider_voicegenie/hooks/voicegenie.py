@@ -75,8 +75,9 @@ class VoiceGenieHook(BaseHook):
     conn_type = "voicegenie"
     hook_name = "VoiceGenie"
 
-    #: The service's address and clock, as the triggerer found them.
-    _told: Mapping[str, Any] = MappingProxyType({})
+    #: The service's ``address``, and its ``clock_offset`` in seconds, from a trigger's event. They count until this
+    #: hook reads its connection itself.
+    service: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, voicegenie_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -352,21 +353,11 @@ class VoiceGenieHook(BaseHook):
             if page.size == 0 or (offset >= page.total and count_known() == known):
                 return
 
-    @property
-    def max_attempts(self) -> int:
-        """The connection's ``max_attempts``."""
-        return self.client.settings.max_attempts
-
     def server_time(self) -> float:
         """Return the service's clock in Unix seconds, as its last response showed it."""
-        client = self.__dict__.get("client")
-        return time.time() + self._told["clock_offset"] if client is None and self._told else self.client.server_time()
-
-    @property
-    def is_clock_known(self) -> bool:
-        """Whether :meth:`server_time` is the service's clock: its last response had no unbelievable ``Date``."""
-        client = self.__dict__.get("client")
-        return client is None or client.is_clock_known
+        if "client" not in self.__dict__ and self.service:
+            return float(time.time() + self.service["clock_offset"])
+        return self.client.server_time()
 
     def campaign_url(self, campaign_id: str) -> str | None:
         """Return the address at which people see a campaign; ``None`` if Extra has no ``campaign_url``."""
@@ -376,15 +367,7 @@ class VoiceGenieHook(BaseHook):
     def known_address(self) -> str | None:
         """Host and port of the service, in words; ``None`` while the connection has not been read."""
         client = self.__dict__.get("client")
-        return self._told.get("address") if client is None else client.settings.address
-
-    def take_up(self, service: Mapping[str, Any] | None) -> None:
-        """
-        Use the service's address and clock from a trigger's event, until this hook reads its connection itself.
-
-        :param service: From the trigger's event: ``address``, and ``clock_offset`` in seconds.
-        """
-        self._told = service or {}
+        return self.service.get("address") if client is None else client.settings.address
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask the service once for one campaign of the list, which changes nothing, and say in words how it went."""

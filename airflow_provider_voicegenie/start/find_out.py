@@ -45,7 +45,7 @@ def find_out(
     started_at = None
     if took_effect is not TookEffect.YES:
         took_effect = took_effect_by_statistics(
-            took_effect, statistics, sent_at, own.service_time(), is_clock_known=own.hook.is_clock_known
+            took_effect, statistics, sent_at, own.service_time(), is_clock_known=own.hook.client.is_clock_known
         )
         if took_effect is TookEffect.YES and statistics is not None:
             started_at = statistics.started_at
@@ -121,7 +121,7 @@ def await_fresh_statistics(own: OwnStart, over_at: datetime | None = None, waite
     :param over_at: When it was surely done, by the service's clock; ``None`` for just now.
     :param waited: How long this process has waited since.
     """
-    if over_at is not None and own.hook.is_clock_known and own.service_time() > over_at + _STATISTICS_LAG:
+    if over_at is not None and own.hook.client.is_clock_known and own.service_time() > over_at + _STATISTICS_LAG:
         return
     seconds = (_STATISTICS_LAG - waited).total_seconds()
     if seconds > 0:

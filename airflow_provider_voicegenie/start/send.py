@@ -189,7 +189,7 @@ def _read_before(own: OwnStart) -> Campaign | Start | datetime:
 
 def _read(own: OwnStart) -> Campaign:
     """Read the campaign. A 429 is not waited out here: the task does that, and may leave its worker for it."""
-    maximum = own.hook.max_attempts
+    maximum = own.hook.client.settings.max_attempts
     for attempt in range(1, maximum):
         try:
             return own.hook.get_campaign(own.campaign_id, max_attempts=1)
@@ -205,7 +205,7 @@ def _read(own: OwnStart) -> Campaign:
 @unchained()
 def _refused(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start | datetime:
     """Wait after a 429, as nothing was carried out: as asked, but not for ever, nor past what the task may do."""
-    rules, now, maximum = own.task.outcome_rules, time.time(), own.hook.max_attempts
+    rules, now, maximum = own.task.outcome_rules, time.time(), own.hook.client.settings.max_attempts
     refusals = own.refusals = own.refusals.one_more(now, was_start=was_start)
     until = refusals.earliest_attempt(error.retry_after, now, maximum)
     if until is None:

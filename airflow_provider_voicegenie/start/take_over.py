@@ -182,7 +182,7 @@ def _was_started_in_run(own: OwnStart, campaign: Campaign, statistics: CampaignS
     if began is not None:
         # By the service's clock.
         began += service_time - datetime.now(UTC)
-    return was_started_in_run(campaign, statistics, began, service_time, is_clock_known=own.hook.is_clock_known)
+    return was_started_in_run(campaign, statistics, began, service_time, is_clock_known=own.hook.client.is_clock_known)
 
 
 def _has_started_itself(own: OwnStart, campaign: Campaign, statistics: CampaignStats) -> bool:

@@ -15,13 +15,6 @@ from airflow_provider_voicegenie.feed.plan import LIST, ListedPage
 from airflow_provider_voicegenie.rules.prerequisites import Source
 
 
-class _SourceSubscription(Subscription):
-    """The part in the feed for what is read besides the campaign."""
-
-    #: The campaign's own is.
-    is_counted = False
-
-
 class CampaignWithSources(Subscription):
     """
     A subscription to a campaign that is read by itself. Each update is the campaign, or why something cannot be read.
@@ -48,7 +41,7 @@ class CampaignWithSources(Subscription):
             Source.QUOTA: (quota(), self._on_quota),
         }
         self._others = [
-            _SourceSubscription(self._feed, request, interval, on_response)
+            Subscription(self._feed, request, interval, on_response, is_counted=False)
             for request, on_response in map(sources.__getitem__, needs)
         ]
 

@@ -26,7 +26,7 @@ from asgiref.sync import sync_to_async
 from airflow_provider_voicegenie.api.endpoints import campaign
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Model, read_time
-from airflow_provider_voicegenie.feed.threads import in_thread, open_client, read_settings, send_unless_cancelled
+from airflow_provider_voicegenie.feed.threads import in_thread, open_client, send_unless_cancelled
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.waiting.completion import STATISTICS_DELAY
 from airflow_provider_voicegenie.waiting.deferral import (
@@ -254,7 +254,7 @@ class WaitTrigger(BaseTrigger):
         """Send a request that changes something, with few others: a thousand hours may close in one second."""
         try:
             async with _few_at_a_time(self.voicegenie_conn_id):
-                client = await open_client(await read_settings(self.voicegenie_conn_id))
+                client = await open_client(self.voicegenie_conn_id)
                 return await send_unless_cancelled(client, request)
         except VoiceGenieError as error:
             return error

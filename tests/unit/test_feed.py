@@ -300,7 +300,7 @@ def test_so_many_requests_are_under_way(sandbox, monkeypatch, failures, at_a_tim
         feed = waits[0]._feed
         # Until the connection is known, it is one.
         assert feed._allowed() == 1
-        feed._use(await feeds.open_client(await feeds.read_settings(CONNECTION)))
+        feed._use(await feeds.open_client(CONNECTION))
         # There is room in the share.
         feed._share.per_minute = 10.0**9
         monkeypatch.setattr(feeds, "in_thread", held)
@@ -328,7 +328,7 @@ def test_a_connection_that_is_missed_twice_in_a_row_is_gone(sandbox, monkeypatch
     """A user may delete it to replace it."""
 
     async def work():
-        with_client = await feeds.open_client(settings := await feeds.read_settings(CONNECTION))
+        with_client = await feeds.open_client(CONNECTION)
         wait = wait_for()
         feed = wait._feed
         feed._use(with_client)
@@ -339,7 +339,7 @@ def test_a_connection_that_is_missed_twice_in_a_row_is_gone(sandbox, monkeypatch
                     raise errors.InvalidConnectionError("there is none")
                 case "?":
                     raise errors.ConnectionFailedError("Airflow cannot be asked")
-            return settings
+            return with_client.settings
 
         monkeypatch.setattr(feeds, "read_settings", read)
         reads = list(reversed(range(len(found))))

@@ -25,7 +25,7 @@ from airflow_provider_voicegenie.api.client import VoiceGenieClient
 from airflow_provider_voicegenie.api.endpoints import campaign as read_campaign
 from airflow_provider_voicegenie.api.errors import ConnectionFailedError, InvalidConnectionError
 from airflow_provider_voicegenie.feed import feed as feeds
-from airflow_provider_voicegenie.feed import plan as plans
+from airflow_provider_voicegenie.feed import threads
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
@@ -389,7 +389,8 @@ def test_a_connection_that_is_gone_for_a_moment_ends_no_wait(sandbox, monkeypatc
             raise ConnectionFailedError("away")
         return await original(conn_id)
 
-    monkeypatch.setattr(feeds, "read_settings", read_settings)
+    for module in (feeds, threads):
+        monkeypatch.setattr(module, "read_settings", read_settings)
 
     async def meanwhile():
         await eventually(lambda: len(looks) >= 2)
@@ -818,7 +819,7 @@ def test_a_wait_that_is_over_says_nothing_more(sandbox, held, monkeypatch, caplo
 
 
 def test_if_many_end_at_once_the_statistics_of_most_are_left_to_their_tasks(sandbox, clock, held, monkeypatch):
-    monkeypatch.setattr(plans, "_MOST_WAITING", 3)
+    monkeypatch.setattr(feeds, "_MAXIMUM_WAITING", 3)
     sandbox.inject("delay", "stats", seconds=0.5)
     began = clock.monotonic()
     payloads = wait_for(*(trigger(completed_campaign(sandbox)) for _ in range(100)))
