@@ -4,24 +4,21 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, get_current_context
+from airflow.providers.common.compat.sdk import get_current_context
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.memory import KEEPS_TASK_STATE, Memory
 from airflow_provider_voicegenie.rules.calling_hours import AtClosing, CallingHours, read_at_closing, read_calling_hours
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
-    Finding,
     Outcome,
     OutcomeRules,
     TaskKind,
     VoiceGenieRetryException,
-    apply_outcome,
 )
 from airflow_provider_voicegenie.rules.parameters import (
     NOT_GIVEN,
@@ -41,12 +38,9 @@ from airflow_provider_voicegenie.waiting.deferral import read_deferrable, was_en
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
-    from airflow_provider_voicegenie.api.errors import VoiceGenieError
-    from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+    from airflow_provider_voicegenie.pause_run import PauseRun
     from airflow_provider_voicegenie.start.run import StartRun
-    from airflow_provider_voicegenie.waiting.pausing import PauseWatch
-    from airflow_provider_voicegenie.waiting.watch import End
 
 log = logging.getLogger(__name__)
 
@@ -368,39 +362,15 @@ class PauseCampaignOperator(CampaignTask):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Pause the campaign, keep it so if asked to, and return the XCom value described in the class docstring."""
-        from airflow_provider_voicegenie.api.models import CampaignStatus
-
         memory = Memory(context)
         if (remembered := memory.read()) is not None:
             self.go_on_with(remembered)
-        until: float | None = (remembered or {}).get("until") if self.keep_paused_for else None
-        if until is not None and until <= time.time():
-            raise AirflowFailException(
-                f"Campaign {self.campaign_id!r}: the time for which an earlier try kept it paused is over, so this try "
-                "sends nothing. Look at it in the VoiceGenie dashboard; to pause it again, clear this task."
-            )
-        result = self._pause(context, memory)
-        if self.keep_paused_for is None:
-            return self.add_to_asset_events(context, result)
-        result["paused_again"] = 0
-        if CampaignStatus(result["status"]).has_ended:
-            return self.add_to_asset_events(context, result)
-        until = until or time.time() + self.keep_paused_for
-        self.remember(memory, until=until)
-        end = datetime.fromtimestamp(until, UTC)
-        log.info("Campaign %r is kept paused until %s.", self.campaign_id, f"{end:%Y-%m-%d %H:%M:%S} UTC")
-        if self.deferrable:
-            self._defer(context, memory, result, until)
-        return self.add_to_asset_events(context, self._end(result, self._keep_paused(until)))
+        return self.add_to_asset_events(context, self._begin(context, memory).execute())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the campaign was kept paused from the triggerer."""
-        from airflow_provider_voicegenie.waiting.wait import wait_on
-        from airflow_provider_voicegenie.waiting.watch import End
-
         memory = self.recall_after_deferral(context, event, remedy="Look at the campaign in the VoiceGenie dashboard.")
-        end = wait_on(self._hook, self._watch(), End.from_json(event), check=self._check_killed)
-        return self.add_to_asset_events(context, self._end(memory.wait, end))
+        return self.add_to_asset_events(context, self._begin(context, memory).resume(event))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral, or say that no triggerer has kept the campaign paused."""
@@ -411,120 +381,7 @@ class PauseCampaignOperator(CampaignTask):
             )
         return super().resume_execution(next_method, next_kwargs, context)
 
-    def _pause(self, context: Context, memory: Memory) -> dict[str, Any]:
-        from airflow_provider_voicegenie.api.endpoints import check_campaign_id
-        from airflow_provider_voicegenie.api.errors import CampaignNotRunningError, VoiceGenieError
+    def _begin(self, context: Context, memory: Memory) -> PauseRun:
+        from airflow_provider_voicegenie.pause_run import PauseRun
 
-        hook, is_later_try = self._hook, memory.document is not None
-        try:
-            check_campaign_id(self.campaign_id)
-            hook.get_conn()
-            if not is_later_try:
-                self.remember(memory)
-            try:
-                self._check_killed()
-                paused = hook.pause_campaign(self.campaign_id, on_sending=self._check_killed)
-            except VoiceGenieRetryException:
-                if not is_later_try:
-                    memory.clear()
-                raise
-            except VoiceGenieError as error:
-                if not (error.may_have_taken_effect or isinstance(error, CampaignNotRunningError)):
-                    if not is_later_try:
-                        memory.clear()
-                    raise
-                log.info("%s Looking at the campaign.", error)
-                return self._find_out(hook.get_campaign(self.campaign_id), error)
-        except VoiceGenieError as error:
-            apply_outcome(self.outcome_rules, Finding.of(error), self.campaign_id)
-            raise
-        finally:
-            self.keep_link(context, hook)
-        log.info(
-            "Campaign %r was paused: %s call(s) still in progress.",
-            self.campaign_id,
-            "an unknown number of" if paused.active_calls is None else paused.active_calls,
-        )
-        return self._result(paused.status, paused.paused_at, paused.active_calls)
-
-    def _find_out(self, campaign: Campaign, error: VoiceGenieError) -> dict[str, Any]:
-        """Apply the condition that the campaign's state is, after a refusal or a lost response."""
-        from airflow_provider_voicegenie.api.models import CampaignStatus
-        from airflow_provider_voicegenie.waiting.stop import MAY_GO_ON
-
-        status = campaign.status
-        if status is CampaignStatus.PAUSED and error.may_have_taken_effect:
-            log.warning("Campaign %r is paused now, by this task or before. %s", self.campaign_id, MAY_GO_ON)
-        elif status is CampaignStatus.PAUSED:
-            self.apply_condition(Condition.CAMPAIGN_ALREADY_PAUSED, "it is already paused")
-            if self.keep_paused_for is None:
-                log.warning("Campaign %r: it was paused already. %s", self.campaign_id, MAY_GO_ON)
-        elif status.has_ended:
-            message = f"it is over ({status.value}), so there is nothing to pause"
-            self.apply_condition(Condition.CAMPAIGN_COMPLETED, message)
-        elif error.may_have_taken_effect or status.is_running:
-            raise error
-        else:
-            self.apply_condition(
-                Condition.CAMPAIGN_NOT_RUNNING,
-                f"it does not run yet (status {campaign.status_text!r:.40}), so it cannot be paused",
-            )
-        return self._result(status, None, None)
-
-    def _check_killed(self) -> None:
-        if self.is_killed:
-            raise VoiceGenieRetryException(
-                f"Campaign {self.campaign_id!r}: the task was ended from outside before it sent the pause."
-            )
-
-    def _watch(self) -> PauseWatch:
-        from airflow_provider_voicegenie.waiting.pausing import PauseWatch
-
-        return PauseWatch(self.campaign_id, self.outcome_rules.while_waiting(), time.time())
-
-    def _keep_paused(self, until: float) -> End:
-        from airflow_provider_voicegenie.waiting.wait import wait_here
-
-        return wait_here(
-            self._hook, self._watch(), poll_interval=self.poll_interval, deadline=until, check=self._check_killed
-        )
-
-    def _defer(self, context: Context, memory: Memory, result: dict[str, Any], until: float) -> NoReturn:
-        from airflow_provider_voicegenie.triggers.wait import defer
-        from airflow_provider_voicegenie.waiting.pausing import PauseWatch
-
-        defer(
-            context,
-            memory,
-            PauseWatch,
-            rules=self.outcome_rules,
-            execution_timeout=self.execution_timeout,
-            copied={"wait": result},
-            **self.facts(),
-            arguments={},
-            poll_interval=self.poll_interval,
-            deadline=until,
-        )
-
-    def _end(self, result: Mapping[str, Any], end: End) -> dict[str, Any]:
-        from airflow_provider_voicegenie.waiting.wait import apply_end
-
-        apply_end(self.outcome_rules, end, self.campaign_id)
-        kept = {**result, **(end.result or {})}
-        log.info(
-            "Campaign %r is no longer kept paused: status %s, paused again %d time(s).",
-            self.campaign_id,
-            kept["status"],
-            kept["paused_again"],
-        )
-        return kept
-
-    def _result(self, status: CampaignStatus, paused_at: datetime | None, active_calls: int | None) -> dict[str, Any]:
-        from airflow_provider_voicegenie.api.models import write_time
-
-        return {
-            "campaign_id": self.campaign_id,
-            "status": status.value,
-            "paused_at": write_time(paused_at),
-            "active_calls": active_calls,
-        }
+        return PauseRun(self, context, self._hook, memory)

@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
-    AirflowTaskTimeout,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
 )
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
-from airflow_provider_voicegenie.memory import AIRFLOW_VERSION, KEEPS_TASK_STATE, Memory
+from airflow_provider_voicegenie.memory import AIRFLOW_VERSION, KEEPS_TASK_STATE, Generation, Memory
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, with_one_open
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
@@ -46,10 +44,7 @@ from airflow_provider_voicegenie.waiting.deferral import execution_deadline, rea
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_voicegenie.waiting.watch import End, Watch
-
-#: The least time between reads in the triggerer; a sensor may have ``poke_interval=0``.
-_SHORTEST_INTERVAL = 0.1
+    from airflow_provider_voicegenie.sensor_run import SensorRun
 
 __all__ = [
     "CallingHours",
@@ -68,22 +63,14 @@ __all__ = [
 ]
 
 
-def _try_number(context: Context) -> int | None:
-    return getattr(context.get("ti"), "try_number", None)
-
-
 class _CampaignSensor(CampaignTask, BaseSensorOperator):
     """Base class of the campaign sensors: polls in the worker, or defers to a trigger."""
 
     ui_color = "#e3ecfb"
 
     stall_timeout: float | None = None
-    #: The decisions of this wait, from poke to poke.
-    _watch: Watch | None = None
-    #: What an earlier process of this task knew of the counters.
-    _seen: Mapping[str, Any] | None = None
-    #: What the task remembers, once this process has read it.
-    _memory: Memory | None = None
+    #: Its run in this process, from poke to poke.
+    _running: SensorRun | None = None
 
     def __init__(
         self,
@@ -98,55 +85,28 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
             campaign_id=campaign_id, voicegenie_conn_id=voicegenie_conn_id, outcome_rules=outcome_rules, **kwargs
         )
         self.deferrable = read_deferrable(deferrable)
-        self._has_link = False
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the campaign once; defer, if the sensor does and the wait is not over."""
-        from airflow_provider_voicegenie.waiting.stop import was_ended_by_user
-        from airflow_provider_voicegenie.waiting.wait import poll_here
-
-        memory = self._remembered(context)
-        if self.is_killed and was_ended_by_user(context):
-            raise VoiceGenieRetryException(f"Campaign {self.campaign_id!r}: the task was ended from outside.")
-        watch = self._watch_of(context)
-        end = poll_here(self._hook, watch, max_attempts=None, after_read=lambda: self._keep(context, memory, watch))
-        if not self._has_link:
-            self._has_link = True
-            self.keep_link(context, self._hook)
-        outcome = PokeReturnValue(False) if end is None else self._apply(end)
-        if self.deferrable and not outcome.is_done:
-            self._defer(context, memory, time.time() + self.timeout)
-        return outcome
-
-    def _remembered(self, context: Context) -> Memory:
-        if self._memory is None:
-            self._memory = Memory(context)
-            if (document := self._memory.read()) is not None:
+        if self._running is None:
+            memory, seen = Memory(context), None
+            if (document := memory.read()) is not None:
                 self.go_on_with(document)
                 # A retry counts from its own begin.
-                self._seen = document.get("seen") if document.get("try_number") == _try_number(context) else None
-        return self._memory
+                is_same_try = document.get("try_number") == Generation.of(context).try_number
+                seen = document.get("seen") if is_same_try else None
+            self._running = self._begin(context, memory, seen)
+        return self._running.poke()
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after the wait in the triggerer."""
-        from airflow_provider_voicegenie.waiting.wait import wait_on
-        from airflow_provider_voicegenie.waiting.watch import End
-
         memory = self.recall_after_deferral(context, event, remedy="To wait again, clear the task.")
-        self._seen = memory.wait["seen"]
-        outcome = self._apply(wait_on(self._hook, self._watch_of(context), End.from_json(event)))
-        if not outcome.is_done:
-            self._defer(context, memory, memory.wait["deadline"])
-        return outcome.xcom_value
+        return self._begin(context, memory, memory.wait["seen"]).resume(event)
 
     def execute_late(self, context: Context) -> Any:
         """Poll once more, after Airflow ended the deferral as no triggerer did in time."""
-        from airflow_provider_voicegenie.waiting.wait import wait_late
-
-        self._seen = self.go_on_after_deferral(context).wait.get("seen")
-        watch = self._watch_of(context)
-        end = wait_late(self._hook, watch, context, self.execution_timeout, max_attempts=None)
-        return self._apply(end).xcom_value
+        memory = self.go_on_after_deferral(context)
+        return self._begin(context, memory, memory.wait.get("seen")).resume_late()
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
@@ -160,61 +120,16 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
                 raise skip.__cause__ from None
             raise
 
-    def _apply(self, end: End) -> PokeReturnValue:
-        """Return whether the wait is over and what goes to XCom, or raise what ends the task otherwise."""
-        from airflow_provider_voicegenie.waiting.wait import apply_end
+    def _begin(self, context: Context, memory: Memory, seen: Mapping[str, Any] | None) -> SensorRun:
+        from airflow_provider_voicegenie.sensor_run import SensorRun
 
-        try:
-            outcome = apply_end(self.outcome_rules, end, self.campaign_id)
-        except AirflowTaskTimeout as error:
-            if self.soft_fail:  # which Airflow heeds in a poke, but not after a deferral
-                raise AirflowSkipException(str(error)) from None
-            raise
-        return PokeReturnValue(False) if outcome is Outcome.WAIT else PokeReturnValue(True, self._xcom(end))
-
-    def _defer(self, context: Context, memory: Memory, deadline: float) -> NoReturn:
-        from airflow_provider_voicegenie.triggers.wait import defer
-
-        seen = self._watch_of(context).seen()
-        defer(
-            context,
-            memory,
-            self._watch_class(),
-            rules=self.outcome_rules,
-            execution_timeout=self.execution_timeout,
-            copied={"wait": {"seen": seen, "deadline": deadline}},
-            **self.facts(),
-            arguments=self._watch_arguments(context, seen, are_stored=True),
-            poll_interval=max(self.poke_interval, _SHORTEST_INTERVAL),
-            deadline=deadline,
-        )
-
-    def _keep(self, context: Context, memory: Memory, watch: Watch) -> None:
-        """Remember, once the campaign was read, that it is what the task is about; and what was seen of it."""
-        # A rescheduled sensor forgets what it has seen.
-        seen = watch.seen() if self.reschedule and self.stall_timeout is not None else None
-        if watch.has_read and (seen is not None or memory.document is None):
-            self.remember(memory, seen=seen, try_number=_try_number(context))
-
-    def _watch_of(self, context: Context) -> Watch:
-        if self._watch is None:
-            arguments = self._watch_arguments(context, self._seen)
-            self._watch = self._watch_class()(self.campaign_id, self.outcome_rules, time.time(), **arguments)
-        return self._watch
+        return SensorRun(self, context, self._hook, memory, seen)
 
     @abstractmethod
-    def _watch_class(self) -> type[Watch]:
-        """Return the class of the watch."""
-
-    @abstractmethod
-    def _watch_arguments(
+    def watch_arguments(
         self, context: Context, seen: Mapping[str, Any] | None, *, are_stored: bool = False
     ) -> dict[str, Any]:
         """Return the watch's own arguments; as plain JSON if they are stored."""
-
-    def _xcom(self, end: End) -> Any:
-        """Return what goes to XCom."""
-        return None if end.result is None else dict(end.result)
 
 
 class CampaignReadySensor(_CampaignSensor):
@@ -268,14 +183,10 @@ class CampaignReadySensor(_CampaignSensor):
             # Airflow 2 has the DAG folder on the import path of every process.
             check_importable(self.prerequisites, None if AIRFLOW_VERSION < (3,) else conf.get("core", "dags_folder"))
 
-    def _watch_class(self) -> type[Watch]:
-        from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
-
-        return ReadinessWatch
-
-    def _watch_arguments(
+    def watch_arguments(
         self, context: Context, seen: Mapping[str, Any] | None, *, are_stored: bool = False
     ) -> dict[str, Any]:
+        """Return the prerequisites."""
         # Not with the other templates: Airflow renders those of a mapped task by a way of its own.
         wanted = [each.rendered(lambda value: self.render_template(value, context)) for each in self.prerequisites]
         return {"prerequisites": [list(each.serialize()) if are_stored else each for each in wanted]}
@@ -341,28 +252,13 @@ class CampaignCompletedSensor(_CampaignSensor):
                 "what it has seen."
             )
 
-    def _watch_class(self) -> type[Watch]:
-        from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-
-        return CompletionWatch
-
-    def _watch_arguments(
+    def watch_arguments(
         self, context: Context, seen: Mapping[str, Any] | None, *, are_stored: bool = False
     ) -> dict[str, Any]:
+        """Return what the campaign must keep to, and what was seen of it."""
         return {
             "stall_timeout": self.stall_timeout,
             "seen": seen,
             "min_success_rate": self.min_success_rate,
             "statistics_until": execution_deadline(context, self.execution_timeout),
         }
-
-    def _apply(self, end: End) -> PokeReturnValue:
-        from airflow_provider_voicegenie.waiting.final_statistics import describe_result
-
-        outcome = super()._apply(end)
-        if end.is_done:
-            self.log.info("Campaign %r is completed: %s.", self.campaign_id, describe_result(end))
-        return outcome
-
-    def _xcom(self, end: End) -> Any:
-        return {"campaign_id": self.campaign_id, **(end.result or {})}

@@ -36,6 +36,8 @@ ROOMS = [
         "sensors",
         "transfers",
         "start",
+        "pause_run",
+        "sensor_run",
         "campaign_task",
         "triggers",
         "waiting",

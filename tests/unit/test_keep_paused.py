@@ -12,11 +12,11 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout
 from helpers.tasks import Store, both_ways, change, context, deferred, event_of, in_worker, meanwhile, wait_trigger
 
+from airflow_provider_voicegenie import pause_run
 from airflow_provider_voicegenie.api.errors import ServerError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind, VoiceGenieRetryException
-from airflow_provider_voicegenie.waiting import wait
 from airflow_provider_voicegenie.waiting.pausing import PauseWatch
 from airflow_provider_voicegenie.waiting.watch import EndReason
 
@@ -128,7 +128,7 @@ def test_a_later_try_goes_on_until_the_same_time(sandbox, clock, monkeypatch):
         until.append(deadline)
         raise OSError("the worker is gone")
 
-    monkeypatch.setattr(wait, "wait_here", keep)
+    monkeypatch.setattr(pause_run, "wait_here", keep)
     for try_number in (1, 2):
         with pytest.raises(OSError, match="gone"):
             in_worker(keeping(keep_paused_for=3600), context(store, try_number=try_number))
