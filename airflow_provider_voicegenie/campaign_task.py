@@ -74,6 +74,7 @@ class CampaignTask(BaseOperator):
 
     @cached_property
     def _hook(self) -> VoiceGenieHook:
+        # Parsing a DAG file needs no hook.
         from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
         return VoiceGenieHook(self.voicegenie_conn_id)
@@ -120,6 +121,7 @@ class CampaignTask(BaseOperator):
 
     def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any]:
         """Return what is known for OpenLineage; asked at the end too, as there is no method for that."""
+        # It needs Airflow's OpenLineage provider, which may not be installed.
         from airflow_provider_voicegenie.lineage import lineage_of
 
         return lineage_of(self)
@@ -199,6 +201,7 @@ class CampaignTask(BaseOperator):
 
     def note_end_by_user(self, context: Context) -> None:
         """Note, if a user ended this process, that the next try is to forget what this one remembers."""
+        # It loads the feed.
         from airflow_provider_voicegenie.waiting.stop import was_ended_by_user
 
         if self.is_killed and was_ended_by_user(context):

@@ -252,6 +252,7 @@ class StartCampaignOperator(CampaignTask):
                 self._begin(context, self._hook, memory).end_before_resuming()
 
     def _begin(self, context: Context, hook: VoiceGenieHook, memory: Memory) -> StartRun:
+        # Parsing a DAG file needs no run.
         from airflow_provider_voicegenie.start.run import Rehearsal, StartRun
 
         # What was started before a deferral is followed, whatever a template gives by now.
@@ -382,6 +383,7 @@ class PauseCampaignOperator(CampaignTask):
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _begin(self, context: Context, memory: Memory) -> PauseRun:
+        # Parsing a DAG file needs no run.
         from airflow_provider_voicegenie.pause_run import PauseRun
 
         return PauseRun(self, context, self._hook, memory)

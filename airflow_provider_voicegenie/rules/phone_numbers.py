@@ -137,6 +137,7 @@ class PhoneNumbers:
 
     def _mobile_numbers_have(self, digits: int) -> bool:
         """Say how long mobile numbers are: if it is eight digits, some can be read as dates."""
+        # As above.
         import phonenumbers
 
         example = phonenumbers.example_number_for_type(self._region, phonenumbers.PhoneNumberType.MOBILE)

@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the sandbox until it is interrupted."""
     options = _parser().parse_args(arguments)
     try:
+        # Here, so that --help and this message do without them.
         from airflow_provider_voicegenie.sandbox.server import address_of, listen, make_server
         from airflow_provider_voicegenie.sandbox.service import Sandbox
         from airflow_provider_voicegenie.sandbox.store import SandboxStore

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+# Pytest loads this module at each of its starts, so what only the fixture needs is imported in functions.
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.sandbox.campaign import SandboxCampaign
     from airflow_provider_voicegenie.sandbox.service import Sandbox

@@ -24,6 +24,7 @@ from airflow_provider_voicegenie.rules.outcomes import (
 )
 from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_bounds, read_call_statuses
 
+# What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
@@ -145,7 +146,6 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Write the file, and return the XCom value described in the class docstring."""
-        # From here, and so below, as DAG files import this module.
         from airflow_provider_voicegenie.api.endpoints import check_campaign_id
         from airflow_provider_voicegenie.api.errors import VoiceGenieError
         from airflow_provider_voicegenie.transfers.calls import CallStore
