@@ -23,7 +23,12 @@ from airflow_provider_voicegenie.memory import Generation, Memory
 from airflow_provider_voicegenie.rules.outcomes import Finding, apply_outcome
 from airflow_provider_voicegenie.start.guards import Moment
 from airflow_provider_voicegenie.start.refusals import Refusals
-from airflow_provider_voicegenie.waiting.stop import KillSwitch, PauseResult, pause_campaign_of_killed_task
+from airflow_provider_voicegenie.waiting.stop import (
+    CampaignToPause,
+    KillSwitch,
+    PauseResult,
+    pause_campaign_of_killed_task,
+)
 
 log = logging.getLogger(__name__)
 
@@ -432,10 +437,7 @@ class OwnStart:
             return
         self.may_be_in_effect = False
         stop = pause_campaign_of_killed_task(
-            self.hook.pause_campaign,
-            lambda campaign_id: self.hook.get_campaign(campaign_id, max_attempts=1),
-            self.campaign_id,
-            may_start_late=not self.is_confirmed,
+            CampaignToPause(self.campaign_id, self.hook.send), may_start_late=not self.is_confirmed
         )
         # A start that may still take effect stays on record as sent: the next try looks for it.
         if stop is not PauseResult.FAILED or self.is_confirmed:

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from enum import Enum
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import XCom
@@ -64,7 +63,7 @@ MAY_GO_ON = (
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
-    from airflow_provider_voicegenie.api.models import PausedCampaign
+    from airflow_provider_voicegenie.api.endpoints import Request
 
 log = logging.getLogger(__name__)
 
@@ -248,42 +247,57 @@ class PauseResult(Enum):
     PAUSED_ALREADY = "paused already"
     #: It may go on calling.
     FAILED = "failed"
+    #: It does not run any more by the start that is to be stopped.
+    NOTHING_TO_PAUSE = "nothing to pause"
 
 
-def pause_campaign_of_killed_task(
-    send_pause: Callable[[str], object],
-    look: Callable[[str], Campaign],
-    campaign_id: str,
-    *,
-    may_start_late: bool = False,
-) -> PauseResult:
+class CampaignToPause:
+    """
+    The campaign of a task that was killed. Each call sends one request.
+
+    :param send: Sends a request, as :meth:`~airflow_provider_voicegenie.api.client.VoiceGenieClient.send` does.
+    """
+
+    def __init__(self, campaign_id: str, send: Callable[..., Any]) -> None:
+        self.campaign_id = campaign_id
+        self._send = send
+
+    def pause(self) -> str | None:
+        """Pause it; return why there is nothing to pause, if so, in a sentence."""
+        self._send(pause(self.campaign_id))
+        return None
+
+    def read(self) -> Campaign:
+        """Read it."""
+        found: Campaign = self._send(campaign(self.campaign_id), max_attempts=1)
+        return found
+
+
+def pause_campaign_of_killed_task(target: CampaignToPause, *, may_start_late: bool = False) -> PauseResult:
     """
     Pause the campaign of a task that was killed, and say whether its calls are stopped.
 
     A pause whose response was lost is sent again: the second one is refused if the first took effect.
 
-    :param send_pause: Sends one pause.
-    :param look: Reads the campaign once.
     :param may_start_late: Whether a start without a response may still take effect, so that a campaign that is not
         running is looked at again.
     """
     try:
         try:
-            _send_with_retries(send_pause, campaign_id, may_start_late=may_start_late)
+            return _settled(target, _pause_with_retries(target, may_start_late=may_start_late))
         except CampaignNotRunningError:
-            return _after_refusal(send_pause, look, campaign_id, may_start_late=may_start_late)
+            return _after_refusal(target, may_start_late=may_start_late)
     except VoiceGenieError as error:
         log.error(
             "Campaign %r: the task was killed, and the campaign could not be paused: %s IT MAY GO ON CALLING: pause it "
             "in the VoiceGenie dashboard.",
-            campaign_id,
+            target.campaign_id,
             error,
         )
         return PauseResult.FAILED
-    return _paused(campaign_id)
 
 
-def _send_with_retries(send_pause: Callable[[str], object], campaign_id: str, *, may_start_late: bool) -> None:
+def _pause_with_retries(target: CampaignToPause, *, may_start_late: bool) -> str | None:
     """Send a pause, and repeat it while that may help."""
     # Few tasks come here, and Airflow's SDK no longer loads it.
     from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
@@ -297,7 +311,7 @@ def _send_with_retries(send_pause: Callable[[str], object], campaign_id: str, *,
         error = state.outcome.exception() if state.outcome else None
         log.warning(
             "Campaign %r: the task was killed, and the campaign could not be paused: %s Trying again.",
-            campaign_id,
+            target.campaign_id,
             error,
         )
 
@@ -308,13 +322,12 @@ def _send_with_retries(send_pause: Callable[[str], object], campaign_id: str, *,
         before_sleep=warn,
         reraise=True,
     )
-    retrying(send_pause, campaign_id)
+    return retrying(target.pause)
 
 
-def _after_refusal(
-    send_pause: Callable[[str], object], look: Callable[[str], Campaign], campaign_id: str, *, may_start_late: bool
-) -> PauseResult:
+def _after_refusal(target: CampaignToPause, *, may_start_late: bool) -> PauseResult:
     """Find out why the service refused a pause, and pause the campaign if it runs after all."""
+    campaign_id = target.campaign_id
     if may_start_late:
         log.warning(
             "Campaign %r: the task was killed while it started the campaign. The campaign is not running now; if the "
@@ -323,7 +336,7 @@ def _after_refusal(
         )
         return PauseResult.FAILED
     try:
-        status = look(campaign_id).status
+        status = target.read().status
     except VoiceGenieError as error:
         log.warning("%s", error)
         return _paused_already("says that it is not running, so it may be", campaign_id)
@@ -334,14 +347,16 @@ def _after_refusal(
         return PauseResult.STOPPED
     if not status.is_running:
         # A start that was accepted may take effect late.
-        return pause_campaign_of_killed_task(send_pause, look, campaign_id, may_start_late=True)
+        return pause_campaign_of_killed_task(target, may_start_late=True)
     # It began to run just now.
-    send_pause(campaign_id)
-    return _paused(campaign_id)
+    return _settled(target, target.pause())
 
 
-def _paused(campaign_id: str) -> PauseResult:
-    log.warning("Campaign %r: the task was killed, so the campaign was paused.", campaign_id)
+def _settled(target: CampaignToPause, nothing_to_pause: str | None) -> PauseResult:
+    if nothing_to_pause is not None:
+        log.warning("Campaign %r: the task was cleared. Nothing is paused: %s", target.campaign_id, nothing_to_pause)
+        return PauseResult.NOTHING_TO_PAUSE
+    log.warning("Campaign %r: the task was killed, so the campaign was paused.", target.campaign_id)
     return PauseResult.STOPPED
 
 
@@ -351,19 +366,6 @@ def _paused_already(seen: str, campaign_id: str) -> PauseResult:
 
 
 # The pause in the triggerer.
-
-
-class NothingToPauseError(Exception):
-    """
-    A campaign does not run any more by the start that is to be stopped.
-
-    :param message: Why, in a sentence.
-    :param is_paused: Whether that is because it is paused.
-    """
-
-    def __init__(self, message: str, *, is_paused: bool = False) -> None:
-        super().__init__(message)
-        self.is_paused = is_paused
 
 
 async def pause_campaign_of_deferred_task(
@@ -392,64 +394,61 @@ async def pause_campaign_of_deferred_task(
         return
     loop = asyncio.get_running_loop()
 
-    def client(timeout: float = math.inf) -> VoiceGenieClient:
+    def client(timeout: float) -> VoiceGenieClient:
         settings = asyncio.run_coroutine_threadsafe(read_settings(voicegenie_conn_id), loop).result()
         return make_client(replace(settings, timeout=min(timeout, settings.timeout)))
 
-    def look(campaign_id: str) -> Campaign:
-        return client().send(campaign(campaign_id), max_attempts=1)
+    def send(request: Request[Any], **options: Any) -> Any:
+        return client(math.inf).send(request, **options)
 
-    def send_pause(campaign_id: str) -> PausedCampaign:
-        return client().send(pause(campaign_id))
-
-    is_checked = end is DeferralEnd.CLEARED and may_read()
-    send = _of_own_start(send_pause, client, started_at) if is_checked else send_pause
-    try:
-        await in_thread(pause_campaign_of_killed_task, send, look, campaign_id)
-    except NothingToPauseError as reason:
-        log.warning("Campaign %r: the task was cleared. Nothing is paused: %s", campaign_id, reason)
+    target = CampaignToPause(campaign_id, send)
+    if end is DeferralEnd.CLEARED and may_read():
+        target = _CampaignOfClearedTask(campaign_id, send, client, started_at)
+    await in_thread(pause_campaign_of_killed_task, target)
 
 
-def _of_own_start(
-    send_pause: Callable[[str], PausedCampaign],
-    client: Callable[[float], VoiceGenieClient],
-    started_at: datetime | None,
-) -> Callable[[str], PausedCampaign | None]:
-    """Return what sends a pause of a campaign that still runs by the start of the task that was cleared."""
-    attempts = count(1)
+class _CampaignOfClearedTask(CampaignToPause):
+    """
+    The campaign of a task that was cleared. It is paused only while it still runs by the start of that task.
 
-    def send(campaign_id: str) -> PausedCampaign | None:
-        is_repeated = next(attempts) > 1
+    :param client: Returns a client whose requests take so many seconds at most.
+    :param started_at: When the service says that it was started for the task, if it said so.
+    """
+
+    def __init__(
+        self,
+        campaign_id: str,
+        send: Callable[..., Any],
+        client: Callable[[float], VoiceGenieClient],
+        started_at: datetime | None,
+    ) -> None:
+        super().__init__(campaign_id, send)
+        self._client = client
+        self._started_at = started_at
+        self._attempts = 0
+
+    def pause(self) -> str | None:
+        """Pause it, unless it is paused, or was started again since."""
+        self._attempts += 1
+        client = self._client(_PATIENCE_BEFORE_PAUSE)
         try:
-            _check_own_start(client(_PATIENCE_BEFORE_PAUSE), campaign_id, started_at)
-        except NothingToPauseError as reason:
-            if reason.is_paused and is_repeated:
-                # The pause whose response was lost took effect.
-                return None
-            raise
-        return send_pause(campaign_id)
+            if client.send(campaign(self.campaign_id), max_attempts=1).status is CampaignStatus.PAUSED:
+                # Of a later attempt: the pause whose response was lost took effect.
+                return f"it is paused already. {MAY_GO_ON}" if self._attempts == 1 else None
+            started_again = self._started_again(client)
+        except VoiceGenieError as error:
+            # What cannot be read is taken to run by the task's own start.
+            log.warning("%s", error)
+            started_again = None
+        return super().pause() if started_again is None else started_again
 
-    return send
-
-
-def _check_own_start(client: VoiceGenieClient, campaign_id: str, started_at: datetime | None) -> None:
-    """
-    Check that a campaign still runs by the start of a task that was cleared, and not by that of the task's next try.
-
-    If it cannot be read, it is taken to do so.
-
-    :raises NothingToPauseError: It is paused, or was started again since.
-    """
-    try:
-        if client.send(campaign(campaign_id), max_attempts=1).status is CampaignStatus.PAUSED:
-            raise NothingToPauseError(f"it is paused already. {MAY_GO_ON}", is_paused=True)
-        if started_at is None:
-            return
-        latest = client.send(statistics(campaign_id), max_attempts=1).started_at
-    except VoiceGenieError as error:
-        log.warning("%s", error)
-        return
-    # One with a daily schedule starts itself again, which is no reason to leave it.
-    is_later = latest is not None and latest > started_at + TIME_TOLERANCE
-    if latest is not None and is_later and latest.timestamp() > client.server_time() - _LATELY:
-        raise NothingToPauseError(f"it was started again at {latest.isoformat()}, since the task was cleared.")
+    def _started_again(self, client: VoiceGenieClient) -> str | None:
+        """Say that the campaign was started after the task was cleared, as by the task's next try."""
+        if self._started_at is None:
+            return None
+        latest = client.send(statistics(self.campaign_id), max_attempts=1).started_at
+        # One with a daily schedule starts itself again, which is no reason to leave it.
+        is_later = latest is not None and latest > self._started_at + TIME_TOLERANCE
+        if latest is not None and is_later and latest.timestamp() > client.server_time() - _LATELY:
+            return f"it was started again at {latest.isoformat()}, since the task was cleared."
+        return None

@@ -12,6 +12,7 @@ from helpers.tasks import TaskInstance
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, PausedCampaign
 from airflow_provider_voicegenie.waiting.stop import (
+    CampaignToPause,
     DeferralEnd,
     KillSwitch,
     PauseResult,
@@ -27,17 +28,17 @@ LOST = errors.RedirectedError("lost", may_have_taken_effect=True)
 BUSY = errors.ConnectionFailedError("busy")
 
 
-def one_by_one(results):
-    """Return what returns or raises one result after the other."""
+def to_pause(results, looks=()):
+    """Return a campaign whose pauses and reads return or raise one result after the other."""
 
-    def act(campaign_id):
-        assert campaign_id == "c"
-        result = results.pop(0)
+    def send(request, **options):
+        assert (request.campaign_id, options) in (("c", {}), ("c", {"max_attempts": 1}))
+        result = {"pause": results, "get": looks}[request.name].pop(0)
         if isinstance(result, Exception):
             raise result
         return result
 
-    return act
+    return CampaignToPause("c", send)
 
 
 def looks_like(word):
@@ -107,7 +108,7 @@ def test_the_pause_of_a_killed_task(monkeypatch, caplog, results, look, stop, le
     monkeypatch.setattr(time, "sleep", waits.append)
     caplog.set_level("INFO", "airflow_provider_voicegenie")
     pending, looks = list(results), [] if look is None else [look]
-    assert pause_campaign_of_killed_task(one_by_one(pending), one_by_one(looks), "c") is stop
+    assert pause_campaign_of_killed_task(to_pause(pending, looks)) is stop
     assert not pending
     assert not looks
     last = caplog.records[-1]
@@ -129,7 +130,7 @@ def test_the_pause_of_a_killed_task(monkeypatch, caplog, results, look, stop, le
 def test_a_start_that_may_take_effect_late_is_waited_for(monkeypatch, caplog, results, is_stopped):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     pending = list(results)
-    stop = pause_campaign_of_killed_task(one_by_one(pending), one_by_one([]), "c", may_start_late=True)
+    stop = pause_campaign_of_killed_task(to_pause(pending), may_start_late=True)
     assert stop is (PauseResult.STOPPED if is_stopped else PauseResult.FAILED)
     assert not pending
     assert ("if the start takes effect late, pause it" in caplog.text) is not is_stopped
@@ -137,7 +138,7 @@ def test_a_start_that_may_take_effect_late_is_waited_for(monkeypatch, caplog, re
 
 def test_what_is_not_of_the_service_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        pause_campaign_of_killed_task(lambda campaign_id: 1 / 0, one_by_one([]), "c")
+        pause_campaign_of_killed_task(to_pause([ZeroDivisionError()]))
 
 
 def break_off(kill, *, at_once=False):
