@@ -38,7 +38,6 @@ from airflow_provider_voicegenie.waiting.deferral import read_deferrable, was_en
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
-    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
     from airflow_provider_voicegenie.pause_run import PauseRun
     from airflow_provider_voicegenie.start.run import StartRun
 
@@ -221,15 +220,14 @@ class StartCampaignOperator(CampaignTask):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the campaign, wait for it if asked to, and return the XCom value described in the class docstring."""
-        hook = self._hook
         if not self.is_killed:
-            self.keep_link(context, hook)
-        return self.add_to_asset_events(context, self._begin(context, hook, Memory(context)).execute())
+            self.keep_link(context, self._hook)
+        return self.add_to_asset_events(context, self._begin(context, Memory(context)).execute())
 
     def execute_again(self, context: Context, event: object = None) -> dict[str, Any]:
         """Begin anew, after a wait in the triggerer: for the calling hours, or for the service to take requests."""
         memory = self.recall_after_deferral(context, remedy="The task starts nothing. To begin anew, clear it.")
-        return self.add_to_asset_events(context, self._begin(context, self._hook, memory).execute_again())
+        return self.add_to_asset_events(context, self._begin(context, memory).execute_again())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
@@ -249,16 +247,16 @@ class StartCampaignOperator(CampaignTask):
         elif (context := _context_of_resumed_task_on_airflow_2()) is not None:
             memory = self.go_on_after_deferral(context)
             if memory.document is not None:
-                self._begin(context, self._hook, memory).end_before_resuming()
+                self._begin(context, memory).end_before_resuming()
 
-    def _begin(self, context: Context, hook: VoiceGenieHook, memory: Memory) -> StartRun:
+    def _begin(self, context: Context, memory: Memory) -> StartRun:
         # Parsing a DAG file needs no run.
-        from airflow_provider_voicegenie.start.run import Rehearsal, StartRun
+        from airflow_provider_voicegenie.start.run import StartRun
 
         # What was started before a deferral is followed, whatever a template gives by now.
         is_started = "status" in memory.wait
         is_rehearsal = not is_started and read_flag("check_only", self.check_only)
-        self._running = (Rehearsal if is_rehearsal else StartRun)(self, context, hook, memory)
+        self._running = StartRun(self, context, self._hook, memory, is_rehearsal=is_rehearsal)
         if self.is_killed:
             self._running.kill()
         return self._running
@@ -266,7 +264,7 @@ class StartCampaignOperator(CampaignTask):
     def _begin_after_deferral(self, context: Context, event: Mapping[str, Any] | None = None) -> StartRun:
         remedy = "Look at the campaign in the VoiceGenie dashboard, and pause it if it must not go on."
         memory = self.recall_after_deferral(context, event, remedy=remedy)
-        return self._begin(context, self._hook, memory)
+        return self._begin(context, memory)
 
 
 def _read_optional_number(name: str, value: object) -> int | None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -63,36 +64,63 @@ class StartRun:
     compared with the begin of the DAG run.
 
     :param task: The operator, a ``StartCampaignOperator``.
+    :param is_rehearsal: Whether to do everything but the start: the reads and guards. A rehearsal is about no earlier
+        start either.
     """
 
-    def __init__(self, task: Any, context: Context, hook: VoiceGenieHook, memory: Memory) -> None:
+    def __init__(
+        self, task: Any, context: Context, hook: VoiceGenieHook, memory: Memory, *, is_rehearsal: bool = False
+    ) -> None:
         self._task = task
         self._context = context
+        self._is_rehearsal = is_rehearsal
         self._memory = memory
         self._own = OwnStart(task, context, hook, memory)
 
     def execute(self) -> dict[str, Any]:
         """Start the campaign, and wait for it if asked to."""
-        return self._guarded(self._execute)
+        with self._guarded():
+            return self._execute()
 
     def execute_again(self) -> dict[str, Any]:
         """Begin anew, after a deferral before anything was started."""
-
-        def begin() -> dict[str, Any]:
+        with self._guarded():
             self._own.recall()
             self._check_execution_time()
             log.info("Campaign %r: beginning anew, after the wait before its start.", self._own.campaign_id)
             return self._execute()
 
-        return self._guarded(begin)
-
     def resume(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on after the wait in the triggerer."""
-        return self._guarded(lambda: self._resume(End.from_json(event)))
+        own = self._own
+        with self._guarded():
+            end = End.from_json(event)
+            started = own.after_deferral()
+            own.kill.check()
+            watch = self._watch(started)
+            try:
+                end = wait_on(own.hook, watch, end, reading=own.reading)
+            except VoiceGenieError:
+                # Airflow did not give the connection: what is left to read is tried all the same.
+                end = wait_on(own.hook, watch, end)
+            return self._end(started, end)
 
     def resume_late(self) -> dict[str, Any]:
         """Go on after Airflow ended the deferral, as no triggerer did in time."""
-        return self._guarded(self._resume_late)
+        own = self._own
+        with self._guarded():
+            if not self._was_started_before_deferral:
+                raise self._out_of_time_before_start()
+            started = own.after_deferral()
+            watch = self._watch(started)
+            try:
+                with own.reading():
+                    end = wait_late(own.hook, watch, self._context, self._task.execution_timeout)
+            except VoiceGenieError as error:
+                # Airflow did not give the connection.
+                apply_outcome(self._task.outcome_rules, Finding.of(error), own.campaign_id)
+                raise
+            return self._end(started, end)
 
     def kill(self) -> None:
         """Take note, in a signal handler too, that Airflow ends the task."""
@@ -108,6 +136,8 @@ class StartRun:
     # The start, and the wait for the calling hours, or for the service to take requests again.
 
     def _execute(self) -> dict[str, Any]:
+        if self._is_rehearsal:
+            return self._rehearse()
         while isinstance(started := self._start(), datetime):
             self._wait_before_start(started)
         self._own.kill.check()
@@ -166,6 +196,25 @@ class StartRun:
     @property
     def _was_started_before_deferral(self) -> bool:
         return "status" in self._memory.wait
+
+    # The rehearsal.
+
+    def _rehearse(self) -> dict[str, Any]:
+        while isinstance(plan := self._plan(), datetime):
+            self._wait_before_start(plan)
+        self._own.kill.check()
+        return {
+            **self._result(Start(plan.status), {}),
+            **plan.to_json(self._task.calling_hours),
+            "check_only": True,
+        }
+
+    def _plan(self) -> Plan | datetime:
+        try:
+            return rehearse(self._own)
+        except VoiceGenieError as error:
+            apply_outcome(self._task.outcome_rules, Finding.of(error), self._own.campaign_id)
+            raise
 
     # The wait for its end.
 
@@ -247,33 +296,6 @@ class StartRun:
             started_at=started.started_at,
         )
 
-    def _resume(self, end: End) -> dict[str, Any]:
-        own = self._own
-        started = own.after_deferral()
-        own.kill.check()
-        watch = self._watch(started)
-        try:
-            end = wait_on(own.hook, watch, end, reading=own.reading)
-        except VoiceGenieError:
-            # Airflow did not give the connection: what is left to read is tried all the same.
-            end = wait_on(own.hook, watch, end)
-        return self._end(started, end)
-
-    def _resume_late(self) -> dict[str, Any]:
-        if not self._was_started_before_deferral:
-            raise self._out_of_time_before_start()
-        own = self._own
-        started = own.after_deferral()
-        watch = self._watch(started)
-        try:
-            with own.reading():
-                end = wait_late(own.hook, watch, self._context, self._task.execution_timeout)
-        except VoiceGenieError as error:
-            # Airflow did not give the connection.
-            apply_outcome(self._task.outcome_rules, Finding.of(error), own.campaign_id)
-            raise
-        return self._end(started, end)
-
     def _end(self, started: Start, end: End, deadline: float | None = None) -> dict[str, Any]:
         result, campaign_id = dict(end.result or {}), self._own.campaign_id
         if "pauses" in result or self._own.hours.get("pauses"):
@@ -322,26 +344,27 @@ class StartRun:
 
     # The end from outside.
 
-    @unchained()
-    def _guarded(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do the task's work; if it is ended from outside, stop the calls as the author wants it."""
-        try:
-            return work()
-        except (AirflowFailException, AirflowSkipException):
-            raise
-        except AirflowTaskTimeout:
-            self._own.stop_calls(StartPhase.TIMED_OUT)
-            if self._own.record is not None and self._own.record.phase is StartPhase.PAUSED:
-                # No later try starts it again.
-                self._own.set_phase(StartPhase.TIMED_OUT)
-            raise
-        except BaseException as error:
-            if not self._own.kill.pulled:
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Stop the calls as the author wants it, if the task is ended from outside while this block runs."""
+        with unchained():
+            try:
+                yield
+            except (AirflowFailException, AirflowSkipException):
                 raise
-            message = self._stop()
-            if isinstance(error, TaskKilled):
-                raise VoiceGenieRetryException(message) from None
-            raise
+            except AirflowTaskTimeout:
+                self._own.stop_calls(StartPhase.TIMED_OUT)
+                if self._own.record is not None and self._own.record.phase is StartPhase.PAUSED:
+                    # No later try starts it again.
+                    self._own.set_phase(StartPhase.TIMED_OUT)
+                raise
+            except BaseException as error:
+                if not self._own.kill.pulled:
+                    raise
+                message = self._stop()
+                if isinstance(error, TaskKilled):
+                    raise VoiceGenieRetryException(message) from None
+                raise
 
     def _stop(self) -> str:
         """Stop the calls, if a user has ended the task; return what has ended, and when."""
@@ -349,7 +372,8 @@ class StartRun:
         is_ended_by_user = was_ended_by_user(self._context)
         if is_ended_by_user:
             note_end_by_user(self._context)
-            self._recognize_earlier_start()
+            if not self._is_rehearsal:
+                recognize_earlier_start(self._own)
         when = "" if own.may_be_in_effect or own.paused is not None else " before it started anything"
         if is_ended_by_user:
             own.stop_calls(StartPhase.CLOSED)
@@ -360,30 +384,3 @@ class StartRun:
                 own.campaign_id,
             )
         return f"Campaign {own.campaign_id!r}: the task was ended from outside{when}."
-
-    def _recognize_earlier_start(self) -> None:
-        recognize_earlier_start(self._own)
-
-
-class Rehearsal(StartRun):
-    """A run that does everything but the start: the reads and guards. It is about no earlier start either."""
-
-    def _execute(self) -> dict[str, Any]:
-        while isinstance(plan := self._rehearse(), datetime):
-            self._wait_before_start(plan)
-        self._own.kill.check()
-        return {
-            **self._result(Start(plan.status), {}),
-            **plan.to_json(self._task.calling_hours),
-            "check_only": True,
-        }
-
-    def _rehearse(self) -> Plan | datetime:
-        try:
-            return rehearse(self._own)
-        except VoiceGenieError as error:
-            apply_outcome(self._task.outcome_rules, Finding.of(error), self._own.campaign_id)
-            raise
-
-    def _recognize_earlier_start(self) -> None:
-        """Nothing is paused that a rehearsal has not started."""
