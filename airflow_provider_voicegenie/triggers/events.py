@@ -21,10 +21,7 @@ from airflow_provider_voicegenie.rules.parameters import read_interval
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
-    from airflow.triggers.shared_stream import SharedStreamProducer
-
-    from airflow_provider_voicegenie.api.models import Campaign
-    from airflow_provider_voicegenie.triggers.looks import Look
+    from airflow_provider_voicegenie.triggers.looks import Look, Looks
 
 
 class CampaignEndedTrigger(BaseEventTrigger):
@@ -92,7 +89,7 @@ class CampaignEndedTrigger(BaseEventTrigger):
         return __name__, self.voicegenie_conn_id, self.poll_interval, tuple(self.campaign_ids or ())
 
     @classmethod
-    def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> SharedStreamProducer:
+    def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> Looks:
         """Return what looks for all watchers with these arguments. Called by Airflow 3.3 and later."""
         from airflow_provider_voicegenie.triggers.looks import Looks
 
@@ -100,19 +97,18 @@ class CampaignEndedTrigger(BaseEventTrigger):
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Look]) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end that the looks show. Called by Airflow 3.3 and later."""
-        from airflow_provider_voicegenie.triggers.looks import Watcher
+        from airflow_provider_voicegenie.triggers.looks import Watcher, event_payload
 
         watcher = Watcher(getattr(self, "asset_state_store", None), self.voicegenie_conn_id, self.campaign_ids)
         async for look in shared_stream:
             async with contextlib.aclosing(watcher.events(look)) as ended:
                 async for campaign in ended:
-                    yield TriggerEvent(_payload(campaign))  # type: ignore[no-untyped-call]
+                    yield TriggerEvent(event_payload(campaign))  # type: ignore[no-untyped-call]
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end. Called by Airflow before 3.3, which keeps nothing for a watcher."""
-        from airflow_provider_voicegenie.triggers.looks import Looks
-
-        async with contextlib.aclosing(Looks(**self.serialize()[1]).open_stream()) as looks:
+        stream = self.create_shared_stream_producer(self.serialize()[1]).open_stream()
+        async with contextlib.aclosing(stream) as looks:
             async for event in self.filter_shared_stream(look async for look, _ in looks):
                 yield event
 
@@ -141,17 +137,3 @@ def _read_campaign_ids(campaign_ids: object) -> list[str] | None:
                 "Write the ids, or leave it out and look at the event's campaign_id in the DAG."
             )
     return sorted(set(campaign_ids))
-
-
-def _payload(campaign: Campaign) -> dict[str, Any]:
-    from airflow_provider_voicegenie.api.models import write_time
-
-    return {
-        "campaign_id": campaign.campaign_id,
-        "name": campaign.name,
-        "status": campaign.status.value,
-        "ended_at": write_time(campaign.ended_at),
-        "total_count": campaign.total_count,
-        "completed_count": campaign.completed_count,
-        "failed_count": campaign.failed_count,
-    }

@@ -7,16 +7,18 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from airflow_provider_voicegenie.api import endpoints
 from airflow_provider_voicegenie.api.errors import InvalidConnectionError, UnauthorizedError, VoiceGenieError
-from airflow_provider_voicegenie.api.models import Campaign
+from airflow_provider_voicegenie.api.models import Campaign, write_time
 from airflow_provider_voicegenie.feed.feed import Subscription, place_of, subscribe
 from airflow_provider_voicegenie.feed.plan import LIST, ListedPage
 from airflow_provider_voicegenie.triggers.endings import (
@@ -26,7 +28,6 @@ from airflow_provider_voicegenie.triggers.endings import (
     add_others,
     kept_at,
 )
-from airflow_provider_voicegenie.triggers.troubles import Troubles, troubles_of
 from airflow_provider_voicegenie.waiting.progress import describe
 
 if TYPE_CHECKING:
@@ -51,6 +52,68 @@ BETWEEN_EVENTS = 5.0
 
 #: What stands for all campaigns of an account, in place of an id.
 _ALL = ""
+
+
+class Troubles:
+    """
+    What all watchers of a connection meet together, and log once. Get it with :meth:`of`.
+
+    Each trouble is logged when it begins, and one line when all of them are over.
+
+    :param over: The line at the end; ``None`` for none.
+    """
+
+    #: Those that a watcher holds, by event loop, connection and what they are about.
+    _held: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[tuple[str, str], Troubles]]] = (
+        WeakKeyDictionary()
+    )
+
+    def __init__(self, over: str | None) -> None:
+        self._over = over
+        self._troubles: dict[Hashable, str] = {}
+        self._users: Counter[Hashable] = Counter()
+
+    @classmethod
+    def of(cls, voicegenie_conn_id: str, what: str, over: str | None = None) -> Troubles:
+        """
+        Return the troubles of a connection in the running event loop: the same for all who hold it.
+
+        :param what: With what.
+        :param over: The line when all are over; ``None`` for none.
+        """
+        held = cls._held.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+        found = held.get((voicegenie_conn_id, what))
+        if found is None:
+            found = held[voicegenie_conn_id, what] = cls(over)
+        return found
+
+    def join(self, *about: Hashable) -> None:
+        """Count one more watcher that something is read for."""
+        self._users.update(about)
+
+    def leave(self, *about: Hashable) -> None:
+        """Forget the trouble with what is read for nobody any more."""
+        self._users.subtract(about)
+        for each in about:
+            if self._users[each] <= 0:
+                del self._users[each]
+                self._troubles.pop(each, None)
+
+    def begin(self, about: Hashable, trouble: str, message: str) -> None:
+        """
+        Log a trouble, unless something else met it before and it goes on.
+
+        :param about: What is in trouble.
+        """
+        if trouble not in self._troubles.values():
+            log.warning("%s", message)
+        self._troubles[about] = trouble
+
+    def end(self, *about: Hashable) -> None:
+        """Take note that something is in no trouble."""
+        ended = [self._troubles.pop(each, None) for each in about]
+        if any(ended) and not self._troubles and self._over is not None:
+            log.info("%s", self._over)
 
 
 class Pace:
@@ -110,7 +173,7 @@ class Looks(SharedStreamProducer):
     async def open_stream(self) -> AsyncGenerator[tuple[Look, Look], None]:
         """Yield each look: for the watchers, and for :meth:`advance`."""
         over = f"The campaigns of the connection {self._voicegenie_conn_id!r} can be read again."
-        troubles = troubles_of(self._voicegenie_conn_id, "campaigns", over)
+        troubles = Troubles.of(self._voicegenie_conn_id, "campaigns", over)
         parts = [self._subscribe(campaign_id, troubles) for campaign_id in self._campaign_ids or [_ALL]]
         pace = Pace()
         try:
@@ -184,9 +247,9 @@ class Watcher:
         self._kept_version: int | None = None
         self._has_begun = False
         self._event_pace = Pace()
-        self._unusable = troubles_of(voicegenie_conn_id, "use of what was read")
-        self._with_reading = troubles_of(voicegenie_conn_id, "reading of the state")
-        self._with_keeping = troubles_of(voicegenie_conn_id, "keeping of the state", "What was told is kept again.")
+        self._unusable = Troubles.of(voicegenie_conn_id, "use of what was read")
+        self._with_reading = Troubles.of(voicegenie_conn_id, "reading of the state")
+        self._with_keeping = Troubles.of(voicegenie_conn_id, "keeping of the state", "What was told is kept again.")
 
     async def events(self, look: Look) -> AsyncGenerator[Campaign, None]:
         """Yield the campaigns that have ended since they were last looked at, the last of several after a while."""
@@ -300,6 +363,19 @@ class Watcher:
         if key == self._key:
             self._kept_version = version
         self._with_keeping.end(key)
+
+
+def event_payload(campaign: Campaign) -> dict[str, Any]:
+    """Return the payload of the event that a campaign has ended, as plain JSON."""
+    return {
+        "campaign_id": campaign.campaign_id,
+        "name": campaign.name,
+        "status": campaign.status.value,
+        "ended_at": write_time(campaign.ended_at),
+        "total_count": campaign.total_count,
+        "completed_count": campaign.completed_count,
+        "failed_count": campaign.failed_count,
+    }
 
 
 def _log_trouble(troubles: Troubles, about: str, response: object) -> None:
