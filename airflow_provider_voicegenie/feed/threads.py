@@ -8,7 +8,7 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
@@ -46,14 +46,6 @@ async def in_thread(
     future: asyncio.Future[Result] = loop.create_future()
     context = contextvars.copy_context()
 
-    def deliver(result: Result | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
     def work() -> None:
         result: Result | None = None
         error: BaseException | None = None
@@ -64,13 +56,22 @@ async def in_thread(
         except BaseException as caught:  # noqa: BLE001  it is raised again, where it is waited for
             error = caught
         with contextlib.suppress(RuntimeError):  # the event loop has ended
-            loop.call_soon_threadsafe(deliver, result, error)
+            loop.call_soon_threadsafe(_deliver, future, result, error)
 
     try:
         start_thread(work, "voicegenie-trigger")
     except NoMoreThreadsError as error:
         raise ConnectionFailedError(f"The triggerer cannot start one more thread ({error}).") from None
     return await future
+
+
+def _deliver(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 async def send_unless_cancelled(client: VoiceGenieClient, request: Request[Result]) -> Result:

@@ -242,27 +242,9 @@ class CompletionWatch(Watch):
         status = campaign.status
         if status is CampaignStatus.PAUSED and self._pauses_count_from is not None and now < self._pauses_count_from:
             self._recover(now)
-            if self._order is not None:
-                # It proves nothing of the pause that was sent.
-                self._order.must_look, self.is_urgent = False, True
-                self._order.failures += 1
-            elif not self._is_pause_doubted:
-                self._is_pause_doubted = True
-                self._log(f"it is shown as {_OLD_PAUSE}, so the wait goes on", now)
+            self._doubt_pause(now)
             return None
-        before, self._status = self._status, status
-        self._status_text, self._ended_at = campaign.status_text, campaign.ended_at
-        self._counts_seen = (campaign.completed_count, campaign.failed_count, campaign.total_count)
-        self._seen_at = now
-        self._recover(now)
-        if before is not status:
-            self._announced, self._is_own_pause = None, False
-            self._moved_at = now if before is not None else self._moved_at
-            if status is CampaignStatus.UNKNOWN:
-                self._log(f"status {campaign.status_text[:40]!r} is unknown here; still waiting", now, logging.WARNING)
-        self._count(campaign, now, in_full=in_full)
-        if line := self._progress.line(campaign, now):
-            self._log(line, now)
+        self._note(campaign, now, in_full=in_full)
         if self._order is not None:
             return self._look(self._order, now)
         if status is CampaignStatus.COMPLETED:
@@ -284,11 +266,37 @@ class CompletionWatch(Watch):
             if not in_full:
                 self.is_urgent = True
                 return None
-            words = f"no counter has changed for {now - self._moved_at:.0f} s ({self.last_seen(now)})"
-            return self._meet(Finding(Condition.CAMPAIGN_STALLED, words), now)
+            message = f"no counter has changed for {now - self._moved_at:.0f} s ({self.last_seen(now)})"
+            return self._meet(Finding(Condition.CAMPAIGN_STALLED, message), now)
         if self._limits is not None and self._limits.counts_calls and in_full:
             self._check_calls(self._limits)
         return None
+
+    def _doubt_pause(self, now: float) -> None:
+        """Take note that the campaign is shown as paused, which may be from before its start."""
+        if self._order is not None:
+            # It proves nothing of the pause that was sent.
+            self._order.must_look, self.is_urgent = False, True
+            self._order.failures += 1
+        elif not self._is_pause_doubted:
+            self._is_pause_doubted = True
+            self._log(f"it is shown as {_OLD_PAUSE}, so the wait goes on", now)
+
+    def _note(self, campaign: Campaign, now: float, *, in_full: bool) -> None:
+        """Take note of status and counters, and log what has changed."""
+        before, self._status = self._status, campaign.status
+        self._status_text, self._ended_at = campaign.status_text, campaign.ended_at
+        self._counts_seen = (campaign.completed_count, campaign.failed_count, campaign.total_count)
+        self._seen_at = now
+        self._recover(now)
+        if before is not campaign.status:
+            self._announced, self._is_own_pause = None, False
+            self._moved_at = now if before is not None else self._moved_at
+            if campaign.status is CampaignStatus.UNKNOWN:
+                self._log(f"status {campaign.status_text[:40]!r} is unknown here; still waiting", now, logging.WARNING)
+        self._count(campaign, now, in_full=in_full)
+        if line := self._progress.line(campaign, now):
+            self._log(line, now)
 
     def _finding_of(self, status: CampaignStatus, now: float) -> Finding:
         condition, message = _CONDITIONS[status]
