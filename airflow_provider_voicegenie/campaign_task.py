@@ -132,7 +132,7 @@ class CampaignTask(BaseOperator):
         """Return the campaign and the connection."""
         return {name: getattr(self, name) for name in _FACTS}
 
-    def go_on_with(self, facts: Mapping[str, Any]) -> None:
+    def keep_campaign(self, facts: Mapping[str, Any]) -> None:
         """
         Keep the campaign that the task first read, whatever its templates render now.
 
@@ -164,7 +164,7 @@ class CampaignTask(BaseOperator):
         """
         memory = Memory(context)
         if (copy := memory.read_copy(event)) is not None:
-            self.go_on_with(copy)
+            self.keep_campaign(copy)
         if event is not None:
             self._hook.service = event.get("service") or {}
         return memory

@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 
 _EXCERPT_CHARACTERS = 160
-_MOST_CHARACTERS = 8 * _EXCERPT_CHARACTERS
+_MAXIMUM_CHARACTERS = 8 * _EXCERPT_CHARACTERS
 _REDACTED = "***"
 _NOT_SHOWN = "what the service says is not shown, as it may name people"
 
@@ -199,14 +199,14 @@ def _refusal(
     code, message, details = _error_code(document), _message(document, redactor), _details(document)
     in_envelope = bool(code or message)
     chosen = error_class(response.status, code, in_envelope=in_envelope)
-    words = message or (redactor.quote(code) if code else redactor.excerpt(text))
+    excerpt = message or (redactor.quote(code) if code else redactor.excerpt(text))
     if missing := details.get("missing"):
         missing = ", ".join(map(str, missing)) if isinstance(missing, list) else str(missing)
-        words = f"{words} Missing: {redactor.quote(missing)}"
+        excerpt = f"{excerpt} Missing: {redactor.quote(missing)}"
     # A refusal that says success contradicts itself; a failing server may have acted before it failed.
     contradictory = document.get("success") is True
     error = chosen(
-        f"{request}: {_shorten(words).rstrip('.')} ({_numbers(response.status, redactor.code(code))}).",
+        f"{request}: {_shorten(excerpt).rstrip('.')} ({_numbers(response.status, redactor.code(code))}).",
         status=response.status,
         code=redactor.code(code),
         details=redactor.details(details),
@@ -268,6 +268,6 @@ def _details(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _shorten(text: str) -> str:
     """Make a text of the service fit one line of a log."""
-    words = "".join(c if c.isprintable() else " " for c in text[:_MOST_CHARACTERS]).split()
+    words = "".join(c if c.isprintable() else " " for c in text[:_MAXIMUM_CHARACTERS]).split()
     line = " ".join(words)
     return line if len(line) <= _EXCERPT_CHARACTERS else f"{line[:_EXCERPT_CHARACTERS]}..."

@@ -111,12 +111,12 @@ class Feed:
         self._pause_until = -math.inf
         self._failures = 0
         self._restarts = 0
-        self._looked_at = 0.0
+        self._connection_read_at = 0.0
         self._not_found = 0
         self._shown_at = -math.inf
         self._logged_at = -math.inf
         self._poller = self._begin()
-        self._keeper = self._start(self._keep_looking_at_connection())
+        self._keeper = self._start(self._keep_reading_connection())
 
     @property
     def account(self) -> Account | None:
@@ -326,24 +326,24 @@ class Feed:
 
     # The connection.
 
-    async def _keep_looking_at_connection(self) -> None:
+    async def _keep_reading_connection(self) -> None:
         """Look now and then, as a connection that works may be changed or deleted all the same."""
         while True:
             await asyncio.sleep(INTERVALS.connection)
             try:
-                await self._look_at_connection()
-            except Exception as error:  # noqa: BLE001  it is looked at again
+                await self._read_connection()
+            except Exception as error:  # noqa: BLE001  it is read again
                 self._log_unexpected(error)
 
     async def _connection_has_changed(self, client: VoiceGenieClient | None) -> bool:
         """Look whether someone has mended the Airflow connection since a client was made."""
-        if self._loop.time() - self._looked_at >= INTERVALS.connection_after_error:
-            await self._look_at_connection()
+        if self._loop.time() - self._connection_read_at >= INTERVALS.connection_after_error:
+            await self._read_connection()
         return client is not None and self._client is not client
 
-    async def _look_at_connection(self) -> None:
+    async def _read_connection(self) -> None:
         """Use the new settings if the Airflow connection has changed, and none if it is gone."""
-        self._looked_at = self._loop.time()
+        self._connection_read_at = self._loop.time()
         before = self._client
         if before is None:
             # Each request reads it.
@@ -362,13 +362,13 @@ class Feed:
             # Airflow cannot be asked now.
             return
         if after is not before and self._client is before:
-            self._go_on_with(after)
+            self._change_client(after)
 
     def _use(self, client: VoiceGenieClient | None) -> None:
         self._client = client
         self._share = None if client is None else FairShare(client.settings.requests_per_minute)
 
-    def _go_on_with(self, client: VoiceGenieClient | None) -> None:
+    def _change_client(self, client: VoiceGenieClient | None) -> None:
         account = self.account
         self._use(client)
         self._not_found = 0

@@ -340,7 +340,7 @@ class PollingPlan:
         self._offset += size
         if size == 0 or self._offset >= total:
             self._offset = 0
-            self._look_for_missing(now)
+            self._read_missing(now)
         due = self._page_due if self._page_due is not None else now
         self._choose(now)
         if self._reads_list:
@@ -505,7 +505,7 @@ class PollingPlan:
         costs[math.inf] = singly
         return costs
 
-    def _look_for_missing(self, now: float) -> None:
+    def _read_missing(self, now: float) -> None:
         """Read those by themselves that a whole pass over the list did not show: pages shift while they are read."""
         for poll in self._polls.values():
             if not poll.is_single and poll.read_at < self._pass_began and poll.joined_at < self._pass_began:

@@ -16,7 +16,7 @@ _WINDOW = 60.0
 _FIRST_SHARE, _SMALLEST_SHARE, _LARGEST_SHARE, _BURST = 1 / 20, 1 / 100, 0.8, 1 / 30
 
 #: Requests a minute below which a share neither begins nor falls, however small the limit is.
-_LEAST_FIRST_SHARE, _LEAST_SHARE = 3.0, 0.5
+_MINIMUM_FIRST_SHARE, _MINIMUM_SHARE = 3.0, 0.5
 
 #: Parts of the limit that all use together: above the one, shares become smaller; below the other, they double in a
 #: minute.
@@ -56,7 +56,7 @@ class FairShare:
     def __init__(self, requests_per_minute: float) -> None:
         self._limit = requests_per_minute
         #: Requests a minute.
-        self.per_minute = self._part(_FIRST_SHARE, _LEAST_FIRST_SHARE)
+        self.per_minute = self._part(_FIRST_SHARE, _MINIMUM_FIRST_SHARE)
         #: When the next request may be sent.
         self.next_at = -math.inf
         self._is_short = False
@@ -64,7 +64,7 @@ class FairShare:
         self._decreased_at = -math.inf
         self._responded_at: float | None = None
         self._used: float | None = None
-        self._told_at = -math.inf
+        self._reported_at = -math.inf
         self._was_refused = False
         self._refusals_in_a_row = 0
 
@@ -96,18 +96,18 @@ class FairShare:
         :param sent_at: When the request was sent.
         """
         self._refusals_in_a_row = 0
-        minutes = self._minutes_since_answer(now)
+        minutes = self._minutes_since_response(now)
         if used is None:
-            is_stale = self._used is not None and now - self._told_at > _STALE
+            is_stale = self._used is not None and now - self._reported_at > _STALE
             used = 0.0 if is_stale else self._used
         else:
-            self._told_at = now
+            self._reported_at = now
             if used > _CROWDED:
                 self._decrease(_LESS, now, sent_at)
         if self._is_short and (used is None or used <= _CROWDED):
             is_first = used is None and not self._was_refused
             is_roomy = used is not None and max(used, self._used or 0.0) < _ROOMY
-            self._increase(minutes, doubles=is_first or is_roomy, is_told=used is not None)
+            self._increase(minutes, doubles=is_first or is_roomy, is_reported=used is not None)
         self._used = used
 
     def was_refused(self, asked: float | None, now: float, sent_at: float) -> None:
@@ -118,7 +118,7 @@ class FairShare:
         :param sent_at: When the request was sent.
         """
         self._was_refused = True
-        self._minutes_since_answer(now)
+        self._minutes_since_response(now)
         self._refusals_in_a_row += 1
         self._decrease(_HALF, now, sent_at)
         backoff = min(2.0 ** min(self._refusals_in_a_row - 1, 10), _LONGEST_PAUSE) * random.uniform(0.8, 1.0)  # noqa: S311
@@ -126,7 +126,7 @@ class FairShare:
         apart = random.uniform(0.0, min(5.0, 30.0 / self.per_minute))  # noqa: S311
         self.next_at = max(self.next_at, now + max(backoff, min(asked or 0.0, _LONGEST_ASKED)) + apart)
 
-    def _minutes_since_answer(self, now: float) -> float:
+    def _minutes_since_response(self, now: float) -> float:
         before, self._responded_at = self._responded_at, now
         return 0.0 if before is None else min((now - before) / 60.0, _LONGEST_GAP)
 
@@ -134,17 +134,17 @@ class FairShare:
         self._minutes_since_decrease = 0.0
         if sent_at - self._decreased_at >= _WINDOW:
             self._decreased_at = now
-            self.per_minute = max(self.per_minute * part, self._part(_SMALLEST_SHARE, _LEAST_SHARE))
+            self.per_minute = max(self.per_minute * part, self._part(_SMALLEST_SHARE, _MINIMUM_SHARE))
 
     def _part(self, part: float, minimum: float) -> float:
         return max(self._limit * part, min(self._limit * _LARGEST_SHARE / 2, minimum))
 
-    def _increase(self, minutes: float, *, doubles: bool, is_told: bool) -> None:
+    def _increase(self, minutes: float, *, doubles: bool, is_reported: bool) -> None:
         if doubles:
             self.per_minute *= 2.0**minutes
         else:
             self._minutes_since_decrease += minutes
-            if is_told:
+            if is_reported:
                 step, doublings = _STEP, self._minutes_since_decrease / 2.0
             else:
                 step = _SMALL_STEP

@@ -363,7 +363,7 @@ class PauseCampaignOperator(CampaignTask):
         """Pause the campaign, keep it so if asked to, and return the XCom value described in the class docstring."""
         memory = Memory(context)
         if (remembered := memory.read()) is not None:
-            self.go_on_with(remembered)
+            self.keep_campaign(remembered)
         return self.add_to_asset_events(context, self._begin(context, memory).execute())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "su
 _DAY = timedelta(days=1)
 _QUARTER = timedelta(minutes=15)
 #: The least time between two windows that are not one.
-_LEAST_GAP = timedelta(milliseconds=1)
+_MINIMUM_GAP = timedelta(milliseconds=1)
 
 #: What some write for the end of a day.
 _MIDNIGHT_AT_THE_END = re.compile(r"\s*24(?![0-9])|\s*24(00){1,2}\s*$")
@@ -310,7 +310,7 @@ def open_times(hours: Sequence[CallingHours], since: datetime) -> Iterator[tuple
     opens: datetime | None = None
     for moment in _moments(hours, since):
         try:
-            is_open_now, is_open_soon = is_open(hours, moment), is_open(hours, moment + _LEAST_GAP)
+            is_open_now, is_open_soon = is_open(hours, moment), is_open(hours, moment + _MINIMUM_GAP)
         except ValueError:
             if opens is not None:
                 yield opens, moment

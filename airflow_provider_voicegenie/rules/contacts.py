@@ -148,10 +148,10 @@ class RejectedLimit:
 
     def __init__(self, value: int | str) -> None:
         self._text = f"max_rejected={value!r}"
-        self._most: int | None = None
+        self._maximum: int | None = None
         self._percent = Fraction(0)
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            self._most = value
+            self._maximum = value
         elif isinstance(value, str) and (found := re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*", value)):
             self._percent = Fraction(found[1])
             if self._percent > 100:
@@ -166,4 +166,4 @@ class RejectedLimit:
 
     def is_exceeded(self, rejected: int, rows: int) -> bool:
         """Say whether too many are rejected."""
-        return rejected > (self._percent / 100 * rows if self._most is None else self._most)
+        return rejected > (self._percent / 100 * rows if self._maximum is None else self._maximum)

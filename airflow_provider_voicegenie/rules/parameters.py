@@ -56,7 +56,7 @@ def read_whole_number(name: str, value: object, *, minimum: int) -> int:
 
 
 #: Digits of the largest number that a template may give.
-_MOST_DIGITS = 15
+_MAXIMUM_DIGITS = 15
 
 
 class NotGiven(Enum):
@@ -87,7 +87,7 @@ def read_rendered_number(name: str, value: object, *, minimum: int) -> int:
     :raises ValueError: It is something else.
     """
     text = value.strip() if isinstance(value, str) else ""
-    is_number = text.isdecimal() and len(text) <= _MOST_DIGITS
+    is_number = text.isdecimal() and len(text) <= _MAXIMUM_DIGITS
     return read_whole_number(name, int(text) if is_number else value, minimum=minimum)
 
 

@@ -91,7 +91,7 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
         if self._running is None:
             memory, seen = Memory(context), None
             if (document := memory.read()) is not None:
-                self.go_on_with(document)
+                self.keep_campaign(document)
                 # A retry counts from its own begin.
                 is_same_try = document.get("try_number") == Generation.of(context).try_number
                 seen = document.get("seen") if is_same_try else None

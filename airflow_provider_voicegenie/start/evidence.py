@@ -27,14 +27,14 @@ class TookEffect(Enum):
     UNKNOWN = "whether the start took effect is unknown"
 
 
-def took_effect_by_status(before: Campaign, looks: Sequence[Campaign]) -> TookEffect:
+def took_effect_by_status(before: Campaign, readings: Sequence[Campaign]) -> TookEffect:
     """
     Judge by the campaign alone. A status that we do not know proves nothing, neither before the start nor after it.
 
     :param before: The campaign as it was read before the start.
-    :param looks: The campaign as it was read since, one time at least.
+    :param readings: The campaign as it was read since, one time at least.
     """
-    after = looks[-1]
+    after = readings[-1]
     if before.status is CampaignStatus.UNKNOWN:
         return TookEffect.UNKNOWN
     if after.status in (CampaignStatus.RUNNING, CampaignStatus.COMPLETED):
@@ -45,10 +45,10 @@ def took_effect_by_status(before: Campaign, looks: Sequence[Campaign]) -> TookEf
     if _calls_made(after) > _calls_made(before):
         # The calls of a paused campaign go on to their end.
         return TookEffect.UNKNOWN if before.status is CampaignStatus.PAUSED else TookEffect.YES
-    if before.status is CampaignStatus.NOT_YET_STARTED or any(look.status is not before.status for look in looks):
+    if before.status is CampaignStatus.NOT_YET_STARTED or any(each.status is not before.status for each in readings):
         # One that is pending may have been taken in, and begin later.
         return TookEffect.UNKNOWN
-    if before.status is CampaignStatus.PAUSED and _was_touched(before, looks):
+    if before.status is CampaignStatus.PAUSED and _was_touched(before, readings):
         # It may have been started and paused again.
         return TookEffect.UNKNOWN
     return TookEffect.NO
@@ -87,9 +87,9 @@ def took_effect_by_statistics(
     return judged if started_at < sent_at and is_clock_known else TookEffect.UNKNOWN
 
 
-def _was_touched(before: Campaign, looks: Sequence[Campaign]) -> bool:
-    """Whether ``updated_at`` changed once; one that changes at every look says nothing."""
-    moments = {look.updated_at for look in looks}
+def _was_touched(before: Campaign, readings: Sequence[Campaign]) -> bool:
+    """Whether ``updated_at`` changed once; one that changes at every reading says nothing."""
+    moments = {each.updated_at for each in readings}
     return len(moments) == 1 and before.updated_at not in moments
 
 

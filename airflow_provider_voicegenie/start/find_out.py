@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds before each look at a campaign whose start got no response: a gateway may give up on a request that the
 #: service behind it still carries out.
-_LOOK_DELAYS = (0.0, 1.0, 2.0, 4.0)
+_READ_DELAYS = (0.0, 1.0, 2.0, 4.0)
 
 #: How long after a moment the statistics are sure to be of a later one: they may come from a cache of 30 seconds.
 _STATISTICS_LAG = timedelta(seconds=32)
@@ -40,8 +40,8 @@ def find_out(
     :param problem: What went wrong, for the message.
     """
     with own.reading():
-        looks, statistics = _look_for_start(own, before, over_at)
-    took_effect = took_effect_by_status(before, looks) if looks else TookEffect.UNKNOWN
+        readings, statistics = _read_until_started(own, before, over_at)
+    took_effect = took_effect_by_status(before, readings) if readings else TookEffect.UNKNOWN
     started_at = None
     if took_effect is not TookEffect.YES:
         took_effect = took_effect_by_statistics(
@@ -49,7 +49,7 @@ def find_out(
         )
         if took_effect is TookEffect.YES and statistics is not None:
             started_at = statistics.started_at
-    seen = _describe(before, looks, statistics, took_effect)
+    seen = _describe(before, readings, statistics, took_effect)
     log.info("Campaign %r: %s (%s).", own.campaign_id, took_effect.value, seen)
     if took_effect is TookEffect.UNKNOWN:
         raise_unconfirmed(
@@ -63,21 +63,21 @@ def find_out(
         return None
     own.confirm(started_at)
     count_start(was_ambiguous=True)
-    log_start(own, before, looks[-1].status)
-    return Start.by_task(looks[-1].status, started_at, doubt_pauses(own, before))
+    log_start(own, before, readings[-1].status)
+    return Start.by_task(readings[-1].status, started_at, doubt_pauses(own, before))
 
 
 def _describe(
-    before: Campaign, looks: list[Campaign], statistics: CampaignStats | None, took_effect: TookEffect
+    before: Campaign, readings: list[Campaign], statistics: CampaignStats | None, took_effect: TookEffect
 ) -> str:
-    now = f", is now {describe_status(looks[-1])}" if looks else ", and it cannot be read now"
+    now = f", is now {describe_status(readings[-1])}" if readings else ", and it cannot be read now"
     seen = f"status was {describe_status(before)}{now}"
-    if took_effect is TookEffect.UNKNOWN and looks and statistics is None:
+    if took_effect is TookEffect.UNKNOWN and readings and statistics is None:
         seen += ", and its statistics cannot be read now"
     return seen
 
 
-def _look_for_start(
+def _read_until_started(
     own: OwnStart, before: Campaign, over_at: datetime | None
 ) -> tuple[list[Campaign], CampaignStats | None]:
     """
@@ -85,31 +85,31 @@ def _look_for_start(
 
     The campaign may be shown as it was before, so only statistics from after the start show that nothing happened.
     """
-    looks: list[Campaign] = []
-    for delay in _LOOK_DELAYS:
+    readings: list[Campaign] = []
+    for delay in _READ_DELAYS:
         time.sleep(delay)
-        if _look(own, before, looks):
-            return looks, None
-    if not looks:
-        return looks, None
-    await_fresh_statistics(own, over_at, timedelta(seconds=sum(_LOOK_DELAYS)))
-    if _look(own, before, looks):
-        return looks, None
+        if _read(own, before, readings):
+            return readings, None
+    if not readings:
+        return readings, None
+    await_fresh_statistics(own, over_at, timedelta(seconds=sum(_READ_DELAYS)))
+    if _read(own, before, readings):
+        return readings, None
     try:
-        return looks, own.hook.get_campaign_stats(own.campaign_id)
+        return readings, own.hook.get_campaign_stats(own.campaign_id)
     except VoiceGenieError as error:
         log.warning("%s", error)
-        return looks, None
+        return readings, None
 
 
-def _look(own: OwnStart, before: Campaign, looks: list[Campaign]) -> bool:
+def _read(own: OwnStart, before: Campaign, readings: list[Campaign]) -> bool:
     """Read the campaign, and say whether it shows that the start took effect."""
     try:
-        looks.append(own.hook.get_campaign(own.campaign_id))
+        readings.append(own.hook.get_campaign(own.campaign_id))
     except VoiceGenieError as error:
         log.warning("%s", error)
         return False
-    return took_effect_by_status(before, looks) is TookEffect.YES
+    return took_effect_by_status(before, readings) is TookEffect.YES
 
 
 def await_fresh_statistics(own: OwnStart, over_at: datetime | None = None, waited: timedelta = timedelta()) -> None:

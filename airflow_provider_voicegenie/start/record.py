@@ -228,12 +228,12 @@ class OwnStart:
         return bool(self.hours.get("pauses")) and deadline is not None and time.time() + 0.5 >= deadline
 
     @property
-    def tell_all(self) -> bool:
+    def keeps_records(self) -> bool:
         """Whether Airflow keeps records, and they can be read: without one, no start was sent."""
         return self.memory.is_kept and not self._is_unreadable
 
     @property
-    def owes_pause(self) -> bool:
+    def must_pause_on_kill(self) -> bool:
         """Whether an earlier end of this task left the campaign so that it may go on."""
         return self.owed is not None and self.owed.is_about(**self.about)
 
@@ -312,7 +312,7 @@ class OwnStart:
         :raises Exception: It could not be recorded; the start must not be sent then.
         """
         record = StartRecord.of(before, **self.about, generation=self.memory.generation, sent_at=sent_at)
-        self.record = record._replace(must_pause_on_kill=self.owes_pause)
+        self.record = record._replace(must_pause_on_kill=self.must_pause_on_kill)
         self.memory.write(**self.record.to_document())
 
     def set_phase(

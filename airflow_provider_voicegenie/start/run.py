@@ -324,8 +324,8 @@ class StartRun:
         at = f"{hours[0].local_time(opens)} {hours[0].timezone}"
         latest = own.hours["deadline"]
         if latest is not None and latest <= opens.timestamp():
-            words = f"{end.message}; it stays so, as completion_timeout is over before they open ({at})"
-            apply_outcome(self._task.outcome_rules, Finding(Condition.COMPLETION_TIMEOUT, words), own.campaign_id)
+            message = f"{end.message}; it stays so, as completion_timeout is over before they open ({at})"
+            apply_outcome(self._task.outcome_rules, Finding(Condition.COMPLETION_TIMEOUT, message), own.campaign_id)
             return self._result(started, result)
         log.info("Campaign %r: %s. It is started again when they open: %s.", own.campaign_id, end.message, at)
         self._wait_before_start(opens)

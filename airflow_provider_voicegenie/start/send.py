@@ -360,7 +360,7 @@ class _Sending:
             # Also if it was interrupted, as by a kill or by `execution_timeout`.
             is_refused = isinstance(error, VoiceGenieError) and not error.may_have_taken_effect
             if is_refused or not self._is_sent:
-                own.may_be_in_effect = own.owes_pause
+                own.may_be_in_effect = own.must_pause_on_kill
                 own.take_back()
             raise
 

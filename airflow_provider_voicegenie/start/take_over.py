@@ -51,14 +51,14 @@ def take_over(own: OwnStart) -> Start | None:
         _refuse_another_campaign(own, record)
         own.may_be_in_effect = record.phase not in (StartPhase.TIMED_OUT, StartPhase.PAUSED)
         own.is_confirmed = record.phase is StartPhase.STARTED
-    if own.owes_pause:
+    if own.must_pause_on_kill:
         own.may_be_in_effect = own.is_confirmed = True
     own.kill.check()
     if own.paused is not None:
         return None
     if record is not None:
         return _take_over_recorded(own, record)
-    if own.tell_all or own.memory.is_first_try:
+    if own.keeps_records or own.memory.is_first_try:
         return None
     return _take_over_by_evidence(own)
 
@@ -146,7 +146,7 @@ def _take_over_by_evidence(own: OwnStart) -> Start | None:
 
 def recognize_earlier_start(own: OwnStart) -> None:
     """Ask the service whether a killed task's earlier try started the campaign, if Airflow keeps nothing of it."""
-    if own.may_be_in_effect or own.tell_all or own.memory.is_first_try:
+    if own.may_be_in_effect or own.keeps_records or own.memory.is_first_try:
         return
     try:
         campaign = own.hook.get_campaign(own.campaign_id)

@@ -21,7 +21,7 @@ from airflow_provider_voicegenie.rules.parameters import read_interval
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
-    from airflow_provider_voicegenie.triggers.looks import Look, Looks
+    from airflow_provider_voicegenie.triggers.watchers import ReadingBatch, ReadingStream
 
 
 class CampaignEndedTrigger(BaseEventTrigger):
@@ -85,31 +85,31 @@ class CampaignEndedTrigger(BaseEventTrigger):
         return f"{type(self).__module__}.{type(self).__name__}", arguments
 
     def shared_stream_key(self) -> Hashable:
-        """Return what watchers have in common that Airflow shows the same looks. Called by Airflow 3.3 and later."""
+        """Return what watchers have in common that Airflow shows the same batches. Called by Airflow 3.3 and later."""
         return __name__, self.voicegenie_conn_id, self.poll_interval, tuple(self.campaign_ids or ())
 
     @classmethod
-    def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> Looks:
-        """Return what looks for all watchers with these arguments. Called by Airflow 3.3 and later."""
-        from airflow_provider_voicegenie.triggers.looks import Looks
+    def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> ReadingStream:
+        """Return what reads for all watchers with these arguments. Called by Airflow 3.3 and later."""
+        from airflow_provider_voicegenie.triggers.watchers import ReadingStream
 
-        return Looks(**kwargs)
+        return ReadingStream(**kwargs)
 
-    async def filter_shared_stream(self, shared_stream: AsyncIterator[Look]) -> AsyncIterator[TriggerEvent]:
-        """Yield an event for each end that the looks show. Called by Airflow 3.3 and later."""
-        from airflow_provider_voicegenie.triggers.looks import Watcher, event_payload
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[ReadingBatch]) -> AsyncIterator[TriggerEvent]:
+        """Yield an event for each end that the batches show. Called by Airflow 3.3 and later."""
+        from airflow_provider_voicegenie.triggers.watchers import Watcher, event_payload
 
         watcher = Watcher(getattr(self, "asset_state_store", None), self.voicegenie_conn_id, self.campaign_ids)
-        async for look in shared_stream:
-            async with contextlib.aclosing(watcher.events(look)) as ended:
+        async for batch in shared_stream:
+            async with contextlib.aclosing(watcher.events(batch)) as ended:
                 async for campaign in ended:
                     yield TriggerEvent(event_payload(campaign))  # type: ignore[no-untyped-call]
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end. Called by Airflow before 3.3, which keeps nothing for a watcher."""
         stream = self.create_shared_stream_producer(self.serialize()[1]).open_stream()
-        async with contextlib.aclosing(stream) as looks:
-            async for event in self.filter_shared_stream(look async for look, _ in looks):
+        async with contextlib.aclosing(stream) as batches:
+            async for event in self.filter_shared_stream(batch async for batch, _ in batches):
                 yield event
 
 

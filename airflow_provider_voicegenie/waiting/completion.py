@@ -42,7 +42,7 @@ _PATIENCE_WITH_INVALID_RESPONSES = 60.0
 
 #: Seconds before a pause that failed is sent again, at first, and after how many failures that grows no more.
 _PAUSE_DELAY = 1.0
-_MOST_PAUSE_FAILURES = 4
+_MAXIMUM_PAUSE_FAILURES = 4
 
 #: For what a campaign is paused whose statistics say how it went so far.
 _PAUSED_WITH_STATISTICS = (Condition.CALL_LIMIT_REACHED, Condition.SUCCESS_RATE_TOO_LOW)
@@ -156,7 +156,7 @@ class CompletionWatch(Watch):
     def wants(self) -> Request[Any]:
         """The request to send next: read the campaign or its statistics, or pause it."""
         if self._order is not None:
-            return (campaign if self._order.must_look else pause)(self._campaign_id)
+            return (campaign if self._order.must_read else pause)(self._campaign_id)
         return (statistics if self._judges or self.is_left_to_task else campaign)(self._campaign_id)
 
     @property
@@ -183,11 +183,11 @@ class CompletionWatch(Watch):
         """Want a pause once the calling hours have closed, but a look at it first if it was last seen to be paused."""
         closes_at = self.wakes_at
         if self._limits is not None and closes_at is not None and now >= closes_at:
-            self._want_pause(self._limits.have_closed(), must_look=self._status is CampaignStatus.PAUSED)
+            self._want_pause(self._limits.have_closed(), must_read=self._status is CampaignStatus.PAUSED)
 
     def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
         """Take the campaign or its statistics, the response to a pause, or why there is none."""
-        if self._order is not None and not self._order.must_look:
+        if self._order is not None and not self._order.must_read:
             return self._take_pause(response, self._order, now)
         if self._end is not None and self.is_left_to_task:
             return self._take_statistics(response, self._end, now)
@@ -200,7 +200,7 @@ class CompletionWatch(Watch):
             # Nobody can say whether it is paused, so a pause is sent.
             self._log(f"{response.message.rstrip('.')}; pausing it", now, logging.WARNING)
             self._order.failures += 1
-            self._order.must_look, self.is_urgent = False, True
+            self._order.must_read, self.is_urgent = False, True
             return None
         end = self._take_campaign(response, now, in_full=in_full)
         # An end that waits for statistics is there already.
@@ -229,8 +229,8 @@ class CompletionWatch(Watch):
     def delay(self, poll_interval: float, failures: int, retry_after: float | None, now: float) -> float:
         """Return how many seconds to wait before the next request; for statistics, not until Airflow ends the task."""
         if self._order is not None:
-            times = min(self._order.failures, _MOST_PAUSE_FAILURES)
-            return poll_delay(_PAUSE_DELAY, times, retry_after) if times and not self._order.must_look else 0.0
+            times = min(self._order.failures, _MAXIMUM_PAUSE_FAILURES)
+            return poll_delay(_PAUSE_DELAY, times, retry_after) if times and not self._order.must_read else 0.0
         if self._statistics_since is None:
             return super().delay(poll_interval, failures, retry_after, now)
         seconds = poll_delay(STATISTICS_DELAY, failures, retry_after)
@@ -246,7 +246,7 @@ class CompletionWatch(Watch):
             return None
         self._note(campaign, now, in_full=in_full)
         if self._order is not None:
-            return self._look(self._order, now)
+            return self._settle_pause(self._order, now)
         if status is CampaignStatus.COMPLETED:
             return self._completed_now(now)
         if self._is_own_pause:
@@ -276,7 +276,7 @@ class CompletionWatch(Watch):
         """Take note that the campaign is shown as paused, which may be from before its start."""
         if self._order is not None:
             # It proves nothing of the pause that was sent.
-            self._order.must_look, self.is_urgent = False, True
+            self._order.must_read, self.is_urgent = False, True
             self._order.failures += 1
         elif not self._is_pause_doubted:
             self._is_pause_doubted = True
@@ -332,11 +332,11 @@ class CompletionWatch(Watch):
         """Do without the statistics by which the calls so far would be judged, or without a look before a pause."""
         self._judges, self.is_urgent = False, self._order is not None
         if self._order is not None:
-            self._order.must_look = False
+            self._order.must_read = False
 
-    def _want_pause(self, finding: Finding, *, must_look: bool = False) -> None:
+    def _want_pause(self, finding: Finding, *, must_read: bool = False) -> None:
         self._order = PauseOrder(finding)
-        self._order.must_look = must_look
+        self._order.must_read = must_read
         self._judges, self.is_urgent = False, True
 
     def _take_pause(self, response: PausedCampaign | VoiceGenieError, order: PauseOrder, now: float) -> End | None:
@@ -347,13 +347,13 @@ class CompletionWatch(Watch):
         problem = response.message.rstrip(".")
         order.failures += 1
         if isinstance(response, CampaignNotRunningError):
-            order.must_look = True
+            order.must_read = True
             if order.failures == 1:
                 self._log(f"{order.finding.message}, and the service says that it does not run; looking at it", now)
             return None
         may_go_on = f"{order.finding.message}, and it could not be paused: {problem}. IT MAY GO ON CALLING"
         if response.may_have_taken_effect:
-            order.is_lost = order.must_look = True
+            order.is_lost = order.must_read = True
             self._log(f"{may_go_on}; looking at it", now, logging.WARNING)
             return None
         finding = Finding.of(response)
@@ -366,7 +366,7 @@ class CompletionWatch(Watch):
         )
         return self._end
 
-    def _look(self, order: PauseOrder, now: float) -> End | None:
+    def _settle_pause(self, order: PauseOrder, now: float) -> End | None:
         """Settle a pause by the campaign as it was just read."""
         status = self._status
         if status is CampaignStatus.PAUSED and not order.was_sent and self._limits is not None:
@@ -382,7 +382,7 @@ class CompletionWatch(Watch):
         if status is not None and status in _CONDITIONS:
             self._order = None
             return self._meet(self._finding_of(status, now), now)
-        order.must_look, self.is_urgent = False, True
+        order.must_read, self.is_urgent = False, True
         return None
 
     def _was_paused(self, order: PauseOrder, now: float, *, is_known: bool = True) -> End | None:
@@ -399,14 +399,14 @@ class CompletionWatch(Watch):
         condition, message, _ = order.finding
         at = write_time(datetime.fromtimestamp(now, UTC))
         self._pauses += ({"at": at, "why": condition.value, "was_paused_already": not is_known},)
-        words = f"{message}, so it was paused" if is_known else f"{message}, and it was paused already"
-        finding = Finding(condition, f"{words}; {self._left()}")
+        message += ", so it was paused" if is_known else ", and it was paused already"
+        finding = Finding(condition, f"{message}; {self._left()}")
         if condition is Condition.CALLING_HOURS_OVER and is_known and self._limits is not None and self._limits.resumes:
             self._end = End(EndReason.PAUSED, finding.message, result=self._result(), at=now)
             return self._end
         if condition not in _PAUSED_WITH_STATISTICS:
             return self._meet(finding, now)
-        self._log(f"{words}; reading its statistics, which may take half a minute", now)
+        self._log(f"{message}; reading its statistics, which may take half a minute", now)
         self._end = End(EndReason.CONDITION, finding=finding, result=self._result(), at=now)
         self._failing_since, self.is_urgent = None, True
         return None
@@ -450,8 +450,8 @@ class CompletionWatch(Watch):
             return None
         if self._min_success_rate is None or not completed.is_done:
             return self._do_without(completed, f"cannot be read ({problem})", now)
-        words = f"it is completed, but its statistics, which min_success_rate needs, cannot be read: {error.message}"
-        return self._finish(completed, Finding(condition, words, error.retry_after))
+        message = f"it is completed, but its statistics, which min_success_rate needs, cannot be read: {error.message}"
+        return self._finish(completed, Finding(condition, message, error.retry_after))
 
     def _is_late(self, now: float) -> bool:
         return self._statistics_until is not None and now + STATISTICS_DELAY >= self._statistics_until
@@ -478,8 +478,8 @@ class CompletionWatch(Watch):
         if self._status is None:
             seen = f"last seen: {_OLD_PAUSE}" if self._is_pause_doubted else "never seen"
             return f"{seen}{self._since_then()}"
-        words = describe(self._status_text, *self._counts_seen)
-        return f"last seen{ago(now - self._seen_at)}: {words}{self._since_then()}"
+        progress = describe(self._status_text, *self._counts_seen)
+        return f"last seen{ago(now - self._seen_at)}: {progress}{self._since_then()}"
 
     def _result(self) -> Mapping[str, Any]:
         ended_at = self._ended_at if self._status is CampaignStatus.COMPLETED else None

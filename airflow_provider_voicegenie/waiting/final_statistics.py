@@ -35,8 +35,8 @@ def find_low_success_rate(end: End, minimum: float | None) -> Finding | None:
     if minimum is None or (rate is not None and rate >= minimum):
         return None
     ended = "no call has ended" if rate is None else f"{rate:g} % of the finished calls were successful"
-    words = f"it is completed, but {ended}, and at least {minimum:g} % is wanted"
-    return Finding(Condition.SUCCESS_RATE_TOO_LOW, words)
+    message = f"it is completed, but {ended}, and at least {minimum:g} % is wanted"
+    return Finding(Condition.SUCCESS_RATE_TOO_LOW, message)
 
 
 def describe_result(end: End) -> str:

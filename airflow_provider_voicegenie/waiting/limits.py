@@ -114,7 +114,7 @@ class PauseOrder:
     :param finding: Why.
     """
 
-    __slots__ = ("failures", "finding", "is_lost", "must_look", "was_sent")
+    __slots__ = ("failures", "finding", "is_lost", "must_read", "was_sent")
 
     def __init__(self, finding: Finding) -> None:
         self.finding = finding
@@ -123,5 +123,5 @@ class PauseOrder:
         self.was_sent = False
         #: Whether the response to a pause was lost.
         self.is_lost = False
-        #: Whether the campaign is to be looked at before it is paused again.
-        self.must_look = False
+        #: Whether the campaign is to be read before it is paused again.
+        self.must_read = False

@@ -105,10 +105,10 @@ class PauseWatch(Watch):
         seen = "never seen" if self._status is None else f"last seen{ago(now - self._seen_at)}: {self._status.value}"
         return f"{seen}, paused again {self._count} time(s){self._since_then()}"
 
-    def _was_paused(self, words: str, now: float) -> None:
+    def _was_paused(self, message: str, now: float) -> None:
         self._is_lost, self._is_held = False, True
         self._count += 1
-        self._log(f"{words} ({self._count} time(s) so far)", now, logging.WARNING)
+        self._log(f"{message} ({self._count} time(s) so far)", now, logging.WARNING)
 
     def _result(self) -> Mapping[str, Any]:
         """Return what goes to XCom."""

@@ -72,25 +72,25 @@ class ProgressLog:
         if seconds <= 0 or made <= 0:
             return ""
         rate = made / seconds
-        words = f", {60 * rate:.1f} {'calls' if failed is not None else 'completed'} a minute"
+        message = f", {60 * rate:.1f} {'calls' if failed is not None else 'completed'} a minute"
         if failed is not None and total is not None and total > done:
             try:
                 end = datetime.fromtimestamp(now + (total - done) / rate, UTC)
             except (OverflowError, ValueError, OSError):
-                return words
-            words += f", expected end {end:%Y-%m-%d %H:%M} UTC"
-        return words
+                return message
+            message += f", expected end {end:%Y-%m-%d %H:%M} UTC"
+        return message
 
 
 def describe(status_text: str, completed: int | None, failed: int | None, total: int | None) -> str:
     """Say in a few words how far a campaign has come."""
-    words = f"status {status_text[:40]!r}"
+    message = f"status {status_text[:40]!r}"
     if completed is None:
-        return words
+        return message
     # If the failed calls are not known, those that were completed are not all that are done.
     done, verb = completed + (failed or 0), "completed" if failed is None else "done"
     if total:
-        words += f", {done} of {total} calls {verb} ({100 * done / total:.0f} %)"
+        message += f", {done} of {total} calls {verb} ({100 * done / total:.0f} %)"
     else:
-        words += f", {done} calls {verb}"
-    return words if failed is None else f"{words}, {failed} failed"
+        message += f", {done} calls {verb}"
+    return message if failed is None else f"{message}, {failed} failed"

@@ -215,7 +215,7 @@ def apply_end(rules: OutcomeRules, end: End, campaign_id: str) -> Outcome:
     finding = end.finding
     if end.reason is EndReason.TIMEOUT:
         if rules.kind in _TIMEOUTS:
-            exception, words = _TIMEOUTS[rules.kind]
-            raise exception(f"Campaign {campaign_id!r}: {words.format(end.message)}")
+            exception, message = _TIMEOUTS[rules.kind]
+            raise exception(f"Campaign {campaign_id!r}: {message.format(end.message)}")
         finding = Finding(Condition.COMPLETION_TIMEOUT, end.message)
     return Outcome.SUCCEED if finding is None else apply_outcome(rules, finding, campaign_id)

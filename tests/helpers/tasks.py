@@ -316,7 +316,7 @@ def kill_at(patch, step, operator, run, state="failed", *, tells=True):
         "campaign_id": (TaskInstance, "xcom_push"),
         "start": (VoiceGenieHook, "start_campaign"),
         "phase": (record.OwnStart, "set_phase"),
-        "look": (find_out, "_look_for_start"),
+        "look": (find_out, "_read_until_started"),
         "deferral": (TaskInstance, "xcom_push"),
     }.get(step, (None, None))
 
@@ -344,5 +344,5 @@ def kill_at(patch, step, operator, run, state="failed", *, tells=True):
 
 def shorten_times(patch):
     """Let what waits for seconds or minutes after a start without a response wait for next to nothing."""
-    patch.setattr(find_out, "_LOOK_DELAYS", (0.0, 0.05))
+    patch.setattr(find_out, "_READ_DELAYS", (0.0, 0.05))
     patch.setattr(find_out, "_STATISTICS_LAG", timedelta(0))

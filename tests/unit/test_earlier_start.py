@@ -100,7 +100,7 @@ def test_what_is_no_record_is_none(data):
     assert records.recall() is None
     assert not records.awaits_pause
     # What this version cannot read is not taken for nothing.
-    assert records.tell_all is (data is None)
+    assert records.keeps_records is (data is None)
 
 
 def record_json(**changed):

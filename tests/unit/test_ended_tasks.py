@@ -224,7 +224,7 @@ def test_a_deferral_that_airflow_would_refuse_pauses_the_campaign(sandbox):
 
 @pytest.mark.parametrize("state", ["failed", "running"])
 def test_a_kill_while_a_lost_start_is_looked_into_ends_that_at_once(sandbox, monkeypatch, state):
-    monkeypatch.setattr(find_out, "_LOOK_DELAYS", (30.0,))
+    monkeypatch.setattr(find_out, "_READ_DELAYS", (30.0,))
     run = context(Store())
     operator = Starting()(deferrable=False)
     sandbox.inject("close", "start", after_acting=True)

@@ -33,9 +33,10 @@ from airflow_provider_voicegenie.feed import plan as plans
 from airflow_provider_voicegenie.feed import share
 from airflow_provider_voicegenie.feed.plan import LIST, Interest, ListedPage, PollingPlan, is_page, offset_of
 from airflow_provider_voicegenie.sandbox.store import seed_campaigns
-from airflow_provider_voicegenie.triggers import endings, looks
+from airflow_provider_voicegenie.triggers import endings, watchers
 from airflow_provider_voicegenie.triggers.endings import KnownCampaigns, add_others
 from airflow_provider_voicegenie.triggers.events import CampaignEndedTrigger
+from airflow_provider_voicegenie.triggers.watchers import ReadingBatch, Watcher
 
 try:
     from airflow.triggers.shared_stream import SharedStreamManager
@@ -52,8 +53,8 @@ def sandbox(clock, voicegenie_sandbox, monkeypatch):
     connection = voicegenie_sandbox.connection(timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     monkeypatch.setattr(feeds.INTERVALS, "connection_after_error", 0.0)
-    monkeypatch.setattr(looks, "_TRY_AGAIN", 0.05)
-    monkeypatch.setattr(looks, "BETWEEN_EVENTS", 0.05)
+    monkeypatch.setattr(watchers, "_TRY_AGAIN", 0.05)
+    monkeypatch.setattr(watchers, "BETWEEN_EVENTS", 0.05)
     return voicegenie_sandbox
 
 
@@ -523,7 +524,7 @@ def test_a_look_of_which_some_events_were_not_stored_keeps_nothing():
             kept.append(state)
 
     key = (Watcher(), "key")
-    batch = [(looks.Look([], {key: (number, {})}), SimpleNamespace(failed=int(number == 3))) for number in range(4)]
+    batch = [(ReadingBatch([], {key: (number, {})}), SimpleNamespace(failed=int(number == 3))) for number in range(4)]
     stream = CampaignEndedTrigger.create_shared_stream_producer(CampaignEndedTrigger().serialize()[1])
     run(lambda: stream.advance(batch))
     # Of several, the last is enough.
@@ -926,7 +927,7 @@ async def told_at(told, count):
 @pytest.mark.parametrize("only_some", [False, True])
 def test_the_last_of_several_ends_comes_after_a_while(sandbox, monkeypatch, shares, only_some):
     """Of events in the same moment, Airflow makes a run for the first; the last comes when that run was made."""
-    monkeypatch.setattr(looks, "BETWEEN_EVENTS", 2.0)
+    monkeypatch.setattr(watchers, "BETWEEN_EVENTS", 2.0)
     names = [running(sandbox) for _ in range(5)]
     if only_some:
         sandbox.inject("status", "list", status=403, times=None)
@@ -953,7 +954,7 @@ def test_the_last_of_several_ends_comes_after_a_while(sandbox, monkeypatch, shar
 @keeps_state
 @pytest.mark.parametrize("only_some", [False, True])
 def test_the_state_is_kept_soon_after_the_last_of_several_ends(sandbox, held, monkeypatch, only_some):
-    monkeypatch.setattr(looks, "BETWEEN_EVENTS", 0.5)
+    monkeypatch.setattr(watchers, "BETWEEN_EVENTS", 0.5)
     names = [running(sandbox) for _ in range(5)]
     stores = Stores()
 
@@ -1439,7 +1440,7 @@ def test_an_end_that_is_told_in_the_middle_of_a_pass_is_kept_with_it():
     stores = Stores()
     stores.kept[STATE_KEY] = json.dumps(known.to_json(NOW))
     pages = [CampaignPage((each,), 1, 2) for each in (seen(ended=NOW), seen("d", status="running"))]
-    shown = [looks.Look([ListedPage(number, page, NOW)], account=ACCOUNT) for number, page in enumerate(pages)]
+    shown = [ReadingBatch([ListedPage(number, page, NOW)], account=ACCOUNT) for number, page in enumerate(pages)]
 
     async def stream():
         for each in shown:
@@ -1465,9 +1466,9 @@ def test_nothing_is_kept_before_the_first_pass_has_shown_all():
 
 
 async def check_nothing_is_kept_before_all_are_shown():
-    watcher = looks.Watcher(Stores(), "voicegenie_default", None)
+    watcher = Watcher(Stores(), "voicegenie_default", None)
     pages = [CampaignPage((each,), 1, 2) for each in (seen(status="completed", ended=NOW + DAY), seen("d"))]
-    shown = [looks.Look([ListedPage(number, page, NOW)], account=ACCOUNT) for number, page in enumerate(pages)]
+    shown = [ReadingBatch([ListedPage(number, page, NOW)], account=ACCOUNT) for number, page in enumerate(pages)]
     for each in shown:
         assert [campaign async for campaign in watcher.events(each)] == []
         watcher._keep_after(each)
@@ -1488,8 +1489,8 @@ def test_what_was_kept_last_is_gone_on_from():
             store.kept = {} if state is None else {STATE_KEY: state}
 
         async def recalled(stores=stores):
-            watcher = looks.Watcher(Stores(**stores), "voicegenie_default", None)
-            async for _ in watcher.events(looks.Look([], account=ACCOUNT)):
+            watcher = Watcher(Stores(**stores), "voicegenie_default", None)
+            async for _ in watcher.events(ReadingBatch([], account=ACCOUNT)):
                 pass
             return watcher._known
 

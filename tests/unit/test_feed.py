@@ -19,9 +19,9 @@ from airflow_provider_voicegenie.feed.feed import feed_of, subscribe
 from airflow_provider_voicegenie.feed.plan import LIST, ListedPage, PollingPlan
 from airflow_provider_voicegenie.rules.prerequisites import Source
 from airflow_provider_voicegenie.sensors.campaign import ContactsRegistered, HasQuota
-from airflow_provider_voicegenie.triggers.looks import Looks
 from airflow_provider_voicegenie.triggers.sources import CampaignWithSources
 from airflow_provider_voicegenie.triggers.wait import WaitTrigger
+from airflow_provider_voicegenie.triggers.watchers import ReadingStream
 
 PATIENCE = 20
 CONNECTION = "voicegenie_default"
@@ -131,7 +131,7 @@ def test_each_update_is_taken_once_and_none_is_lost_by_who_gives_up():
 @pytest.mark.usefixtures("clock", "quiet")
 def test_a_watcher_of_some_campaigns_is_shown_none_twice_in_the_wrong_order():
     async def work():
-        stream = Looks(["c"], CONNECTION, 60).open_stream()
+        stream = ReadingStream(["c"], CONNECTION, 60).open_stream()
         next_look = asyncio.create_task(anext(stream))
         await asyncio.sleep(0.01)
         (part,) = feed_of(CONNECTION)._plan.poll_of("c").subscribers
@@ -344,7 +344,7 @@ def test_a_connection_that_is_missed_twice_in_a_row_is_gone(sandbox, monkeypatch
         monkeypatch.setattr(feeds, "read_settings", read)
         reads = list(reversed(range(len(found))))
         while reads:
-            await feed._look_at_connection()
+            await feed._read_connection()
         wait.close()
         return feed._client is None
 

@@ -189,7 +189,7 @@ def test_a_pause_by_someone_is_waited_out_and_said_once(sandbox, way, task, capl
 def test_a_campaign_that_is_shown_as_it_was_before_its_start_is_followed(sandbox, monkeypatch, way, is_lost, word):
     """The service shows a campaign as paused for some reads after its start."""
     monkeypatch.setattr(find_out, "_STATISTICS_LAG", timedelta(seconds=32))
-    monkeypatch.setattr(find_out, "_LOOK_DELAYS", (0.0,))
+    monkeypatch.setattr(find_out, "_READ_DELAYS", (0.0,))
     store, original = sandbox.sandbox.store, sandbox.sandbox.store.start
     sandbox.add_campaign(id="held", status=word, total_count=10**6)
 

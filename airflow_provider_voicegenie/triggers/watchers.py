@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How watchers look at campaigns, what they log, and what Airflow keeps for them."""
+"""What watchers read of campaigns, what they log, and what Airflow keeps for them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Troubles:
 
 class Pace:
     """
-    Keeps the looks of one stream apart after an event.
+    Keeps the batches of one stream apart after an event.
 
     Airflow notes once that an asset has an event for a DAG, and drops the note when it makes the run: of events in the
     same moment, only the first makes one. The last of them has to come when the run is made.
@@ -138,14 +138,14 @@ class Pace:
 
 
 @dataclass(eq=False)
-class Look:
+class ReadingBatch:
     """
-    What was read since the look before.
+    What was read since the batch before.
 
     :param readings: Pages of the list, readings of campaigns, and errors.
-    :param to_keep: What is to be kept once Airflow has stored the events of this look, by the watcher and the key.
+    :param to_keep: What is to be kept once Airflow has stored the events of this batch, by the watcher and the key.
     :param account: Whose campaigns they are; ``None`` if there is no connection.
-    :param pace: Keeps the next look back after an event.
+    :param pace: Keeps the next batch back after an event.
     """
 
     readings: Sequence[AnyReading]
@@ -154,24 +154,24 @@ class Look:
     pace: Pace = field(default_factory=Pace)
 
 
-class Looks(SharedStreamProducer):
+class ReadingStream(SharedStreamProducer):
     """
-    Looks at the campaigns for all watchers with the same arguments.
+    Reads the campaigns for all watchers with the same arguments.
 
     :param campaign_ids: The campaigns; ``None`` for all of the account.
-    :param poll_interval: Seconds between two looks at a campaign, at most.
+    :param poll_interval: Seconds between two reads of a campaign, at most.
     """
 
     def __init__(self, campaign_ids: Collection[str] | None, voicegenie_conn_id: str, poll_interval: float) -> None:
         self._campaign_ids = campaign_ids
         self._voicegenie_conn_id = voicegenie_conn_id
         self._poll_interval = poll_interval
-        #: What was read and is in no look yet, and whose campaigns it is of.
+        #: What was read and is in no batch yet, and whose campaigns it is of.
         self._read: list[tuple[Account | None, AnyReading]] = []
         self._came = asyncio.Event()
 
-    async def open_stream(self) -> AsyncGenerator[tuple[Look, Look], None]:
-        """Yield each look: for the watchers, and for :meth:`advance`."""
+    async def open_stream(self) -> AsyncGenerator[tuple[ReadingBatch, ReadingBatch], None]:
+        """Yield each batch: for the watchers, and for :meth:`advance`."""
         over = f"The campaigns of the connection {self._voicegenie_conn_id!r} can be read again."
         troubles = Troubles.of(self._voicegenie_conn_id, "campaigns", over)
         parts = [self._subscribe(campaign_id, troubles) for campaign_id in self._campaign_ids or [_ALL]]
@@ -181,14 +181,14 @@ class Looks(SharedStreamProducer):
                 while not self._read:
                     self._came.clear()
                     await self._came.wait()
-                # After an event, what is read for some seconds makes one look.
+                # After an event, what is read for some seconds makes one batch.
                 await pace.wait()
-                # A look is of one account.
+                # A batch is of one account.
                 account, of_account = next(groupby(self._read, key=itemgetter(0)))
                 readings = [reading for _, reading in of_account]
                 del self._read[: len(readings)]
-                look = Look(readings, account=account, pace=pace)
-                yield look, look
+                batch = ReadingBatch(readings, account=account, pace=pace)
+                yield batch, batch
         finally:
             for part in parts:
                 about = part.request.campaign_id or _ALL
@@ -211,19 +211,19 @@ class Looks(SharedStreamProducer):
         return part
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
-        """Keep what was told; the events of these looks are stored."""
+        """Keep what the watchers know; the events of these batches are stored."""
         to_keep: dict[tuple[Watcher, str], tuple[int, dict[str, Any]]] = {}
-        for look, outcome in batch:
-            # If one watcher's events were not stored, all keep it after a later look.
+        for read, outcome in batch:
+            # If one watcher's events were not stored, all keep it after a later batch.
             if not outcome.failed:
-                to_keep |= look.to_keep
+                to_keep |= read.to_keep
         for (watcher, key), (version, state) in to_keep.items():
             await watcher.keep(key, version, state)
 
 
 class Watcher:
     """
-    What one watcher does with the looks: it finds the ends, logs them, and has what it knows kept.
+    What one watcher does with the batches: it finds the ends, logs them, and has what it knows kept.
 
     Airflow keeps that in the state store of each asset that the watcher is for, by a key of its own for each account.
 
@@ -251,20 +251,20 @@ class Watcher:
         self._with_reading = Troubles.of(voicegenie_conn_id, "reading of the state")
         self._with_keeping = Troubles.of(voicegenie_conn_id, "keeping of the state", "What was told is kept again.")
 
-    async def events(self, look: Look) -> AsyncGenerator[Campaign, None]:
-        """Yield the campaigns that have ended since they were last looked at, the last of several after a while."""
-        if look.account is not None and look.account != self._account:
-            await self._turn_to(look.account, look.readings)
-        ended = self._observe(look.readings)
+    async def events(self, batch: ReadingBatch) -> AsyncGenerator[Campaign, None]:
+        """Yield the campaigns that have ended since they were last read, the last of several after a while."""
+        if batch.account is not None and batch.account != self._account:
+            await self._turn_to(batch.account, batch.readings)
+        ended = self._observe(batch.readings)
         for number, campaign in enumerate(ended, start=1):
             if number == len(ended):
                 await self._event_pace.wait()
             yield campaign
             self._event_pace.event()
-            look.pace.event()
+            batch.pace.event()
         if ended or not self._known.is_in_pass:
             # Not before the events: a watcher that is cancelled between them has not told them all.
-            self._keep_after(look)
+            self._keep_after(batch)
 
     async def _turn_to(self, account: Account, readings: Sequence[AnyReading]) -> None:
         """Go on with what is known of an account, which is not that of before if the connection has changed."""
@@ -296,10 +296,10 @@ class Watcher:
                 )
         self._log_begin()
         for campaign in ended:
-            words = describe(
+            progress = describe(
                 campaign.status_text, campaign.completed_count, campaign.failed_count, campaign.total_count
             )
-            log.info("Campaign %r has ended: %s.", campaign.campaign_id, words)
+            log.info("Campaign %r has ended: %s.", campaign.campaign_id, progress)
         return ended
 
     def _log_begin(self) -> None:
@@ -311,8 +311,8 @@ class Watcher:
         elif self._known.knows_all and not self._known.is_in_pass:
             self._has_begun = True
             number = _count(self._known.listed_count)
-            words = "Watching %s of the connection %r, of which %s have not ended."
-            log.info(words, number, self._voicegenie_conn_id, f"{self._known.open_count:,}")
+            message = "Watching %s of the connection %r, of which %s have not ended."
+            log.info(message, number, self._voicegenie_conn_id, f"{self._known.open_count:,}")
 
     async def _recall(self, key: str) -> None:
         """Let the watcher know what was kept, however long that takes: it could not tell old ends from new ones."""
@@ -340,10 +340,10 @@ class Watcher:
                 "Going on from what was last kept, %s UTC.", f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
             )
 
-    def _keep_after(self, look: Look) -> None:
-        """Keep what the watcher knows now, if there is anything new, once the events of a look are stored."""
+    def _keep_after(self, batch: ReadingBatch) -> None:
+        """Keep what the watcher knows now, if there is anything new, once the events of a batch are stored."""
         if self._key and self._stores and self._known.version != self._kept_version and self._known.is_ready:
-            look.to_keep[self, self._key] = (self._known.version, self._known.to_json(time.time()))
+            batch.to_keep[self, self._key] = (self._known.version, self._known.to_json(time.time()))
 
     async def keep(self, key: str, version: int, state: dict[str, Any]) -> None:
         """
@@ -356,7 +356,7 @@ class Watcher:
             for store in self._stores:
                 others = None if self._campaign_ids is None else await store.aget(key)
                 await store.aset(key, add_others(state, others, self._campaign_ids or ()))
-        except Exception as error:  # noqa: BLE001  it is tried again after the next look
+        except Exception as error:  # noqa: BLE001  it is tried again after the next batch
             message = "What was told cannot be kept. If the triggerer restarts now, it is told again."
             self._with_keeping.begin(key, "not kept", f"{message} Airflow says: {error!r}")
             return
