@@ -3,37 +3,25 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date
 from typing import TYPE_CHECKING, Any
-
-from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.rules.contact_keys import CONTACT_KEY, check_key_connection
 from airflow_provider_voicegenie.rules.file_formats import check_literal_path
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
-    Finding,
     Outcome,
     OutcomeRules,
     TaskKind,
-    VoiceGenieRetryException,
-    apply_outcome,
 )
 from airflow_provider_voicegenie.rules.parameters import did_you_mean, read_bounds, read_call_statuses
 
-# What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
-    from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-    from airflow_provider_voicegenie.transfers.calls import CallStore
-
 __all__ = ["CallHistoryToObjectStorageOperator"]
-
-log = logging.getLogger(__name__)
 
 #: The columns, and their types in the file.
 COLUMNS: Mapping[str, type[str] | type[float]] = {
@@ -48,12 +36,6 @@ COLUMNS: Mapping[str, type[str] | type[float]] = {
 
 #: Those that may be written: what the service gives, and what is made of it.
 _ALL_COLUMNS: Mapping[str, type[str] | type[float]] = {**COLUMNS, CONTACT_KEY: str}
-
-#: The columns that identify a person.
-_PERSONAL = ("contact_name", "phone_number", "recording_url")
-
-#: How often the history is read anew if calls are missing.
-_MAX_REREADS = 3
 
 
 class CallHistoryToObjectStorageOperator(CampaignTask):
@@ -146,118 +128,11 @@ class CallHistoryToObjectStorageOperator(CampaignTask):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Write the file, and return the XCom value described in the class docstring."""
-        from airflow_provider_voicegenie.api.endpoints import check_campaign_id
-        from airflow_provider_voicegenie.api.errors import VoiceGenieError
-        from airflow_provider_voicegenie.transfers.calls import CallStore
+        # Parsing a DAG file needs no export.
+        from airflow_provider_voicegenie.transfers.history_export import HistoryExport
 
-        path = self._path()
-        since, until = self._bounds()
-        hook = self._hook
-        try:
-            secret = None if self.contact_key_conn_id is None else hook.contact_key_secret(self.contact_key_conn_id)
-        except ValueError as error:
-            raise AirflowFailException(str(error)) from None
-        try:
-            check_campaign_id(self.campaign_id)
-            self.keep_link(context, hook)
-            is_running = hook.get_campaign(self.campaign_id).status.is_running
-            if is_running:
-                message = "the campaign is still running, and has calls to come"
-                self.apply_condition(Condition.CAMPAIGN_STILL_RUNNING, message)
-            with CallStore(self.columns, secret) as calls:
-                self._read(hook, calls, since, until, is_running=is_running)
-                result = self._write(context, calls, path)
-        except VoiceGenieError as error:
-            apply_outcome(self.outcome_rules, Finding.of(error), self.campaign_id)
-            raise
-        return self.add_to_asset_events(context, result)
-
-    def _bounds(self) -> tuple[datetime | None, datetime | None]:
-        try:
-            return read_bounds(self.since, self.until)
-        except ValueError as error:
-            raise AirflowFailException(str(error)) from None
-
-    def _path(self) -> ObjectStoragePath:
-        from airflow_provider_voicegenie.files import target_path
-
-        try:
-            return target_path("path", self.path)
-        except ValueError as error:
-            raise AirflowFailException(str(error)) from None
-
-    def _read(
-        self,
-        hook: VoiceGenieHook,
-        calls: CallStore,
-        since: datetime | None,
-        until: datetime | None,
-        *,
-        is_running: bool,
-    ) -> None:
-        """Read all calls, anew if some are missing."""
-        missing = 0
-        for reread in range(_MAX_REREADS + 1):
-            missing = 0
-            for status in self.statuses or (None,):
-                total = 0
-                calls.begin_pass(status)
-                for page in hook.call_history_pages(
-                    self.campaign_id, lambda: calls.known, status=status, since=since, until=until
-                ):
-                    if self.is_killed:
-                        raise VoiceGenieRetryException(
-                            f"Campaign {self.campaign_id!r}: the task was ended from outside before it wrote the file."
-                        )
-                    total = page.total
-                    calls.add(page)
-                missing += max(0, total - calls.repeated - calls.known)
-            if not missing:
-                return
-            if is_running:
-                # There are always some more.
-                log.info("Campaign %r: %s calls came while the others were read.", self.campaign_id, f"{missing:,}")
-                return
-            if reread < _MAX_REREADS:
-                log.info("Campaign %r: %s calls are missing; reading again.", self.campaign_id, f"{missing:,}")
-        self.apply_condition(
-            Condition.HISTORY_INCOMPLETE,
-            f"the service says that there are {missing:,} more calls than the {len(calls):,} different ones that it "
-            f"gave, unless it lists some twice, in {_MAX_REREADS + 1} readings",
-        )
-
-    def _write(self, context: Context, calls: CallStore, path: ObjectStoragePath) -> dict[str, Any]:
-        from airflow_provider_voicegenie.files import replacing, write_rows
-
-        with replacing(path, context) as file:
-            write_rows(calls.rows(), {name: _ALL_COLUMNS[name] for name in self.columns}, file, str(path))
-        if calls.unreadable:
-            log.warning(
-                "Campaign %r: %s values that the service gave are not of the type of their column, and are empty in "
-                "the file: %s.",
-                self.campaign_id,
-                f"{calls.unreadable.total():,}",
-                ", ".join(f"{name} ({calls.unreadable[name]:,})" for name in self.columns if calls.unreadable[name]),
-            )
-        personal = [name for name in self.columns if name in _PERSONAL]
-        log.info(
-            "Campaign %r: %s calls were written to %s (%s bytes), with the columns %s. %s",
-            self.campaign_id,
-            f"{len(calls):,}",
-            path,
-            f"{file.size:,}",
-            ", ".join(self.columns),
-            f"This file holds personal data: {', '.join(personal)}."
-            if personal
-            else "None of them says who was called.",
-        )
-        return {
-            "path": str(path),
-            "rows": len(calls),
-            "bytes": file.size,
-            "sha256": file.sha256,
-            "calls_by_status": calls.by_status(),
-        }
+        columns = {name: _ALL_COLUMNS[name] for name in self.columns}
+        return self.add_to_asset_events(context, HistoryExport(self, context, self._hook, columns).execute())
 
 
 def _read_columns(columns: Sequence[str] | None) -> list[str]:
