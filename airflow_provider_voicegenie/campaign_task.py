@@ -85,7 +85,12 @@ class CampaignTask(BaseOperator):
 
         :param message: What was seen, in a sentence without its full stop.
         """
-        apply_outcome(self.outcome_rules, Finding(condition, message), self.campaign_id)
+        apply_outcome(self.outcome_rules, Finding(condition, message), self.campaign_label)
+
+    @property
+    def campaign_label(self) -> str:
+        """The campaign in messages: its id."""
+        return self.campaign_id
 
     def keep_link(self, context: Context, hook: VoiceGenieHook) -> None:
         """

@@ -363,6 +363,11 @@ class UploadContactsOperator(CampaignTask):
         """Who must not be called, as the task was given it."""
         return getattr(self._exclude, "hidden", self._exclude)
 
+    @property
+    def campaign_label(self) -> str:
+        """The campaign in messages: its id, or its name while the id is not known."""
+        return self.campaign_id or str(self.campaign_name)
+
     def execute(self, context: Context) -> dict[str, Any]:
         """Upload the contacts, and return the XCom value described in the class docstring."""
         from airflow_provider_voicegenie.api.endpoints import check_campaign_id
@@ -376,7 +381,7 @@ class UploadContactsOperator(CampaignTask):
         if not self.upload_in_backfill:
             finding = check_backfill(RunFacts.of(context), "upload nothing", "upload_in_backfill")
             if finding is not None:
-                apply_outcome(self.outcome_rules, finding, self.campaign_id)
+                apply_outcome(self.outcome_rules, finding, self.campaign_label)
         hook = self._hook
         try:
             hook.get_conn()
@@ -388,7 +393,7 @@ class UploadContactsOperator(CampaignTask):
                     self.keep_link(context, hook)
             result = ContactUpload(self, context, hook, memory).run()
         except VoiceGenieError as error:
-            apply_outcome(self.outcome_rules, Finding.of(error), self.campaign_id)
+            apply_outcome(self.outcome_rules, Finding.of(error), self.campaign_label)
             raise
         finally:
             self.note_end_by_user(context)

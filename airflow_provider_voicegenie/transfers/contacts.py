@@ -36,7 +36,7 @@ from airflow_provider_voicegenie.files import (
 from airflow_provider_voicegenie.rules.contact_keys import CONTACT_KEY, contact_key
 from airflow_provider_voicegenie.rules.contacts import CONTACT_ID, ContactColumns, RejectedLimit
 from airflow_provider_voicegenie.rules.file_formats import are_paths, is_path, wrong_end
-from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
+from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
 from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN
 from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, digits_of
 from airflow_provider_voicegenie.transfers.named_campaign import CampaignOfName
@@ -182,7 +182,7 @@ class ContactUpload:
         self._check_rows()
         if not self._rows:
             self._write_rejected()
-            self._apply(Condition.NO_CONTACTS, "there are no rows, so there is nothing to upload")
+            self._task.apply_condition(Condition.NO_CONTACTS, "there are no rows, so there is nothing to upload")
         self._read_exclusions()
         rejected = self._not_sent[Why.REJECTED]
         self._check_rejected(rejected, "nothing was sent")
@@ -211,7 +211,7 @@ class ContactUpload:
         self._write_rejected()
         self._check_rejected(rejected, f"{progress.uploaded:,} contacts were uploaded")
         if self._rows and progress.excluded + duplicates + self._not_sent[Why.REJECTED] == self._rows:
-            self._apply(
+            self._task.apply_condition(
                 Condition.NO_CONTACTS,
                 f"nobody is left to upload: of {self._rows:,} rows, {progress.excluded:,} are of people who must not "
                 f"be called, {duplicates:,} came twice, and {rejected:,} were rejected",
@@ -414,7 +414,9 @@ class ContactUpload:
                 self._numbers.exclude(number)
                 self._fingerprint.update(digits_of(number).encode() + b",")
         if not rows:
-            self._apply(Condition.EXCLUSIONS_MISSING, f"{name} is empty, so nobody says who must not be called")
+            self._task.apply_condition(
+                Condition.EXCLUSIONS_MISSING, f"{name} is empty, so nobody says who must not be called"
+            )
             return
         if not has_column:
             self._refuse_exclusions(f"{name} has no column {column!r:.80}; exclude_column says which it is")
@@ -434,7 +436,7 @@ class ContactUpload:
 
     def _refuse_exclusions(self, problem: str) -> NoReturn:
         """Apply the condition; but an author who permits an empty list does not permit one that cannot be read."""
-        self._apply(Condition.EXCLUSIONS_MISSING, problem)
+        self._task.apply_condition(Condition.EXCLUSIONS_MISSING, problem)
         raise AirflowFailException(
             f"Campaign {self._campaign_id!r}: {problem}. Nothing was sent: with "
             f'outcomes={{"{Condition.EXCLUSIONS_MISSING}": "succeed"}}, a list may be empty, but it must be there.'
@@ -587,17 +589,17 @@ class ContactUpload:
         if campaign.status in _PHONES_NOBODY:
             return
         if campaign.status.has_ended:
-            self._apply(
+            self._task.apply_condition(
                 Condition.CAMPAIGN_COMPLETED,
                 f"the campaign is over ({campaign.status.value}; {done}); upload to another one",
             )
         elif campaign.status.is_running:
-            self._apply(
+            self._task.apply_condition(
                 Condition.CAMPAIGN_ALREADY_RUNNING,
                 f"the campaign is running, and phones whoever is uploaded to it at once ({done})",
             )
         else:
-            self._apply(
+            self._task.apply_condition(
                 Condition.CAMPAIGN_ALREADY_RUNNING,
                 f"the campaign's status {campaign.status_text!r:.40} is unknown here, so it may phone whoever is "
                 f"uploaded to it at once ({done})",
@@ -612,13 +614,10 @@ class ContactUpload:
         if not self._progress.rows:
             self._write_rejected()
         too_large = f"; {self._too_large:,} of them too large by themselves" if self._too_large else ""
-        self._apply(
+        self._task.apply_condition(
             Condition.CONTACTS_REJECTED,
             f"{rejected:,} of {self._rows:,} rows are rejected, more than {self._limit} allows{too_large} ({done})",
         )
-
-    def _apply(self, condition: Condition, message: str) -> None:
-        apply_outcome(self._task.outcome_rules, Finding(condition, message), self._campaign_id)
 
 
 def _digest(rows: Iterable[NumberedRow]) -> bytes:

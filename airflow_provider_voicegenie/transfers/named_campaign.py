@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_voicegenie.api.endpoints import check_campaign_name
 from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import NamedCampaign, read_time, write_time
-from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
+from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
@@ -81,7 +81,7 @@ class CampaignOfName:
         if found is not None:
             self.is_own = sent_at is not None or self._was_made_in_run(found)
             if not self.is_own:
-                self._apply(
+                self._task.apply_condition(
                     Condition.CAMPAIGN_NAME_TAKEN,
                     f"this task did not make it, so its contacts would be called too (id {found.campaign_id!r:.80})",
                 )
@@ -178,14 +178,10 @@ class CampaignOfName:
         self._memory.write(**about, creation=self._creation)
 
     def _raise_unconfirmed(self, what: str) -> NoReturn:
-        finding = Finding(
-            Condition.CREATION_UNCONFIRMED,
+        message = (
             f"it may have been made, as {what}, but no campaign of this name is there. Nobody was phoned. Look in the "
             "VoiceGenie dashboard, and clear this task: it goes on with the campaign if that is there by then, and "
-            "makes it otherwise",
+            "makes it otherwise"
         )
-        apply_outcome(self._task.outcome_rules, finding, self.name)
-        raise AirflowFailException(finding.message)
-
-    def _apply(self, condition: Condition, message: str) -> None:
-        apply_outcome(self._task.outcome_rules, Finding(condition, message), self.name)
+        self._task.apply_condition(Condition.CREATION_UNCONFIRMED, message)
+        raise AirflowFailException(f"Campaign {self.name!r}: {message}.")
