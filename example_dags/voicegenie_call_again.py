@@ -5,8 +5,8 @@ The calls of each day are exported to a file of the day. From yesterday's, those
 nobody who was called three times in a week. They go into a campaign of today. The service redials by itself, too; but
 nobody can say afterwards what it did, so here each call is one of a campaign that a task started.
 
-The files have phone numbers, and nothing else of a person. They are below Airflow's home. In the first run, made-up
-calls stand in the place of yesterday's.
+The files have phone numbers, and nothing else of a person. They are below Airflow's home. To try it without any, let
+made-up calls stand in the place of yesterday's.
 """
 
 import json
@@ -42,6 +42,7 @@ with DAG(
     schedule=None,
     params={
         "script_id": Param("script_1", type="string", minLength=1, description="Id of the script of the calls"),
+        "made_up_calls": Param(False, type="boolean", description="For the sandbox: make yesterday's calls up"),
         "folder": Param(str(HOME), type="string", minLength=1, description="Where the files go"),
     },
     default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
@@ -55,12 +56,13 @@ with DAG(
         folder, today = params["folder"], date.fromisoformat(day)
         ObjectStoragePath(folder).mkdir(parents=True, exist_ok=True)
         week = [calls_of(folder, today - timedelta(days=days)) for days in range(1, 8)]
-        if not any(week):
+        if params["made_up_calls"]:
             statuses = {"+1 202 555 0151": "busy", "+1 202 555 0152": "no_answer", "+1 202 555 0153": "answered"}
             week = [[{"phone_number": number, "status": status} for number, status in statuses.items()]]
         times = Counter(call["phone_number"] for calls in week for call in calls)
-        # The last call of each number counts.
-        last = {call["phone_number"]: call["status"] for call in week[0]}
+        # The last call of each number counts; the service promises no order.
+        calls = sorted(week[0], key=lambda call: call.get("call_time") or "")
+        last = {call["phone_number"]: call["status"] for call in calls}
         missed = [number for number, status in last.items() if status in ("busy", "no_answer")]
         path = f"{folder}/contacts-{day}.jsonl"
         with ObjectStoragePath(path).open("w", encoding="utf-8") as file:
@@ -93,6 +95,6 @@ with DAG(
         task_id="export",
         campaign_id=campaign_id,
         path=f"{{{{ params.folder }}}}/calls-{DAY}.jsonl",
-        columns=["phone_number", "status"],
+        columns=["phone_number", "status", "call_time"],
     )
     ready >> start >> export

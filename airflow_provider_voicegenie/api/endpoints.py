@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, Generic, TypeVar
+from unicodedata import category
 from urllib.parse import quote, unquote
 
 from airflow_provider_voicegenie.api.errors import InvalidCampaignIdError
@@ -156,6 +157,8 @@ def create(name: str, contacts: Sequence[Mapping[str, Any]], script_id: str | No
     :param script_id: The script of its calls.
     """
     check_campaign_name(name)
+    if script_id is not None and (problem := _problem("script_id", script_id)) is not None:
+        raise InvalidCampaignIdError(f"{problem} Pass the id of the script as the VoiceGenie dashboard shows it.")
     script = {} if script_id is None else {"script_id": script_id}
     return Request(
         "creation",
@@ -164,7 +167,6 @@ def create(name: str, contacts: Sequence[Mapping[str, Any]], script_id: str | No
         is_repeatable=False,
         method="POST",
         json={"campaign_name": name, **script, "contacts": contacts},
-        per_minute=_UPLOADS_PER_MINUTE,
         is_about_people=True,
         has_effect=True,
     )
@@ -296,7 +298,7 @@ def check_campaign_id(campaign_id: object) -> None:
     :raises InvalidCampaignIdError: It is no string, empty, what a template makes of a missing value, too long,
         surrounded by white space, has control or invisible characters, or a ``.`` or ``..`` segment.
     """
-    problem = _problem("campaign_id", campaign_id, leads_out)
+    problem = _problem("campaign_id", campaign_id, leads_out=leads_out)
     if problem is not None:
         raise InvalidCampaignIdError(f"{problem} Pass the id as the VoiceGenie dashboard shows it.")
 
@@ -306,13 +308,24 @@ def check_campaign_name(name: object) -> None:
     Refuse what cannot be the name of a campaign. It goes into no path, so it may have slashes and quotes.
 
     :raises InvalidCampaignIdError: It is no string, empty, what a template makes of a missing value, too long,
-        surrounded by white space, or has control or invisible characters.
+        surrounded by white space, or has control characters.
     """
-    if (problem := _problem("campaign_name", name, lambda _: False)) is not None:
+    if (problem := _problem("campaign_name", name, is_readable=_is_one_line)) is not None:
         raise InvalidCampaignIdError(problem)
 
 
-def _problem(argument: str, value: object, leads_out: Callable[[str], bool]) -> str | None:
+def _is_one_line(name: str) -> bool:
+    """Say whether a name has no control characters; letters of some alphabets are joined by invisible ones."""
+    return not any(category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
+
+
+def _problem(
+    argument: str,
+    value: object,
+    *,
+    is_readable: Callable[[str], bool] = str.isprintable,
+    leads_out: Callable[[str], bool] = lambda _: False,
+) -> str | None:
     """Say what is wrong with an id or a name."""
     if not isinstance(value, str):
         problem = f"must be a string; got {value!r:.80} ({type(value).__name__}). {_NO_STRING}"
@@ -325,7 +338,7 @@ def _problem(argument: str, value: object, leads_out: Callable[[str], bool]) -> 
         problem = f"has {len(value)} characters, more than {MAX_ID_CHARACTERS}"
     elif value != value.strip():
         problem = "has white space around it"
-    elif not value.isprintable():
+    elif not is_readable(value):
         problem = "has control or invisible characters"
     elif leads_out(value):
         problem = "would lead to another path"

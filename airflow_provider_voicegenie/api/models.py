@@ -499,7 +499,12 @@ class NamedCampaign(Model):
 
         :param name: The name, exactly.
         :param listed: The response's list.
+        :raises ShapeError: It is no list of campaigns with names.
         """
+        names = [each.get("campaignName") for each in listed if isinstance(each, Mapping)]
+        if len(names) < len(listed) or (listed and not any(isinstance(each, str) for each in names)):
+            # Not the same as a list without this name, of which one would be made.
+            raise ShapeError("`data` is not a list of campaigns with a `campaignName`")
         found = (each for each in listed if isinstance(each, Mapping) and each.get("campaignName") == name)
         return tuple(cls.from_json(each) for each in found)
 

@@ -49,6 +49,12 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
+def _check_contacts(contacts: Sequence[Mapping[str, Any]]) -> None:
+    for number, contact in enumerate(contacts, start=1):
+        if not contact.get("phone_number"):
+            raise ValueError(f"contacts: number {number:,} has no phone_number; nothing was sent.")
+
+
 def _check_page_size(page_size: object) -> None:
     if isinstance(page_size, bool) or not isinstance(page_size, int) or not 1 <= page_size <= endpoints.MAX_PAGE_SIZE:
         raise ValueError(f"page_size must be a whole number from 1 to {endpoints.MAX_PAGE_SIZE}, not {page_size!r}.")
@@ -218,9 +224,7 @@ class VoiceGenieHook(BaseHook):
             raises, nothing more is sent, and this method raises the same.
         :raises ValueError: A contact has no ``phone_number``.
         """
-        for number, contact in enumerate(contacts, start=1):
-            if not contact.get("phone_number"):
-                raise ValueError(f"contacts: number {number:,} has no phone_number; nothing was sent.")
+        _check_contacts(contacts)
         request = endpoints.upload(campaign_id, contacts)
         return self.send(request, before_attempt=before_attempt, on_sending=on_sending)
 
@@ -242,7 +246,11 @@ class VoiceGenieHook(BaseHook):
         :param script_id: The script of its calls.
         :param on_sending: Called once the connection is made, right before the request is sent. If it raises, nothing
             is sent, and this method raises the same.
+        :raises ValueError: There is no contact, or one has no ``phone_number``.
         """
+        if not contacts:
+            raise ValueError("contacts: there is none; nothing was sent.")
+        _check_contacts(contacts)
         return self.send(endpoints.create(name, contacts, script_id), on_sending=on_sending)
 
     def find_campaigns(self, name: str) -> tuple[NamedCampaign, ...]:

@@ -318,6 +318,8 @@ class UploadContactsOperator(CampaignTask):
             raise ValueError(f"exclude_column must be the name of a column; got {exclude_column!r:.80}.")
         if is_by_name:
             _check_name(campaign_name)
+        if script_id is not None and not isinstance(script_id, str) and not hasattr(script_id, "resolve"):
+            raise ValueError(f"script_id must be a text; got {script_id!r:.80} ({type(script_id).__name__}).")
         if script_id is not None and not is_by_name:
             raise ValueError("script_id: a campaign that exists has its script. Leave it out, or give campaign_name.")
         #: Whether ``campaign_name`` was given, whatever its template renders to.
@@ -399,18 +401,23 @@ class UploadContactsOperator(CampaignTask):
             self.note_end_by_user(context)
         return self.add_to_asset_events(context, result)
 
+    def facts(self) -> dict[str, Any]:
+        """Return the campaign, by its name too if it has one, and the connection."""
+        return {**super().facts(), **({"campaign_name": self.campaign_name} if self.is_by_name else {})}
+
     def _check_same_campaign(self, before: Mapping[str, Any]) -> None:
         """Refuse to go on with another campaign: the contacts that are rendered now may be meant for that one."""
-        made = before.get("creation") or {}
-        before = {**before, "campaign_name": made.get("name", self.campaign_name)}
         facts = self.facts()
         if self.is_by_name:
-            facts = {**facts, "campaign_id": before["campaign_id"], "campaign_name": self.campaign_name}
+            # Its id is what the name leads to.
+            del facts["campaign_id"]
+        elif not before["campaign_id"]:
+            return
         for name, now in facts.items():
-            if before[name] != now:
-                about = made.get("name") or before["campaign_id"]
+            if (then := before.get(name)) != now:
+                about = before["campaign_id"] or before.get("campaign_name")
                 raise AirflowFailException(
-                    f"An earlier try of this task uploaded to campaign {about!r:.80}, and the template "
-                    f"of {name} now gives {now!r:.80} instead of {before[name]!r:.80}. Nothing was sent. To upload to "
-                    "another campaign, clear the task."
+                    f"An earlier try of this task was about campaign {about!r:.80}, and the template of {name} now "
+                    f"gives {now!r:.80} instead of {then!r:.80}. Nothing was sent. To upload to another campaign, "
+                    "clear the task."
                 )

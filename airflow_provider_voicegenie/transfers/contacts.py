@@ -186,26 +186,13 @@ class ContactUpload:
         self._read_exclusions()
         rejected = self._not_sent[Why.REJECTED]
         self._check_rejected(rejected, "nothing was sent")
-        before = self._memory.document or {}
-        if before.get("fingerprint") == self._fingerprint.hexdigest():
-            # Ignore the progress of another version of this provider: the service skips the numbers that it has.
-            with suppress(KeyError, TypeError):
-                self._progress = Progress(**before["progress"])
-        elif rows := (before.get("progress") or {}).get("rows"):
-            log.warning(
-                "Campaign %r: the contacts, or who must not be called, have changed since an earlier try, so this one "
-                "begins with the first row. The people in the %s rows that the earlier try has sent stay in the "
-                "campaign.",
-                self._campaign_id,
-                f"{rows:,}",
-            )
-        progress = self._progress
+        before = self._memory.document or self._memory.cleared or {}
         if self._of_name is None or self._take_campaign(self._of_name):
+            if before.get("campaign_id") == self._campaign_id:
+                self._take_up(before)
             self._look()
-            if progress.rows:
-                done = f"{progress.rows:,} of {self._rows:,}"
-                log.info("Campaign %r: an earlier try uploaded %s rows; going on behind them.", self._campaign_id, done)
             self._send_all()
+        progress = self._progress
         rejected += progress.refused
         duplicates = self._not_sent[Why.DUPLICATE]
         self._write_rejected()
@@ -239,6 +226,28 @@ class ContactUpload:
             "excluded": progress.excluded,
             "batches": progress.batches,
         }
+
+    def _take_up(self, before: Mapping[str, Any]) -> None:
+        """Go on behind what an earlier try has sent to this campaign, if it had the same rows."""
+        if before.get("fingerprint") != self._fingerprint.hexdigest():
+            if rows := (before.get("progress") or {}).get("rows"):
+                log.warning(
+                    "Campaign %r: the contacts, or who must not be called, have changed since an earlier try, so this "
+                    "one begins with the first row. The people in the %s rows that the earlier try has sent stay in "
+                    "the campaign.",
+                    self._campaign_id,
+                    f"{rows:,}",
+                )
+            return
+        if self._memory.document is None:
+            # A user who clears the task wants all of it once more.
+            return
+        # Ignore the progress of another version of this provider: the service skips the numbers that it has.
+        with suppress(KeyError, TypeError):
+            self._progress = Progress(**before["progress"])
+        if rows := self._progress.rows:
+            done = f"{rows:,} of {self._rows:,}"
+            log.info("Campaign %r: an earlier try uploaded %s rows; going on behind them.", self._campaign_id, done)
 
     def _take_campaign(self, of_name: CampaignOfName) -> bool:
         """

@@ -6,13 +6,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.api.endpoints import check_campaign_name
-from airflow_provider_voicegenie.api.errors import VoiceGenieError
+from airflow_provider_voicegenie.api.errors import NotFoundError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import NamedCampaign, read_time, write_time
 from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
 
@@ -28,6 +29,10 @@ _LOOK_DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0)
 #: For how long the service may still make a campaign after such a request; its longest upload takes a minute.
 _LONGEST_CREATION = timedelta(minutes=10)
 
+#: How many seconds after its record the request may be sent. A process that was suspended for longer is not the only
+#: one any more.
+_LONGEST_CONNECT = 120.0
+
 #: How many ids a message names.
 _NAMED = 5
 
@@ -38,18 +43,17 @@ class CampaignOfName:
 
     *How it works.* The names of all campaigns are read first. If none has the name, the task records that it is about
     to make one, and sends one request, with one contact. The names are read once more: another task may have done the
-    same. If the request got no valid response, they are read several times, and nothing else is done before.
+    same. If the request got no valid response, they are read several times, and nothing else is done before. A campaign
+    that turns up then is the task's own if it has no more than that one contact.
 
     *What it does not do.* It never makes a second campaign while the service may still make the first one.
 
     *Known limitation.* Names need not be unique for the service, so of two tasks at the same moment each may make one.
     At least one of them sees both, and fails. Airflow before 3.3 keeps no record across tries: there, a campaign that
-    was made since the run began is taken for the task's own by a later try.
+    was made since the run began is taken for the task's own by a later try, and a process that is killed outright while
+    it sends may have a second one made. From 3.4 on, a clear by a user deletes the record.
 
     :param task: The operator, an ``UploadContactsOperator``.
-    :param context: The task's context.
-    :param hook: The task's hook.
-    :param memory: What the task remembers.
     :raises VoiceGenieError: The name cannot be one.
     """
 
@@ -62,9 +66,10 @@ class CampaignOfName:
         self._context = context
         self._hook = hook
         self._memory = memory
-        before = (memory.document or memory.cleared or {}).get("creation") or {}
-        #: What is on record of its making: when the request was sent, and the id.
-        self._creation: Mapping[str, Any] = before if before.get("name") == self.name else {}
+        before = memory.document or memory.cleared or {}
+        is_same = all(before.get(each) == getattr(task, each) for each in ("campaign_name", "voicegenie_conn_id"))
+        #: What is on record of its making: when the request was sent, or the id.
+        self._creation: Mapping[str, Any] = (before.get("creation") or {}) if is_same else {}
 
     def find(self) -> str | None:
         """
@@ -72,23 +77,18 @@ class CampaignOfName:
 
         :raises AirflowFailException: Several have the name, or a condition fails the task.
         """
-        if (campaign_id := self._creation.get("campaign_id")) is not None:
-            log.info("Campaign %r: an earlier try of this task made it; its id is %r.", self.name, campaign_id)
-            self.is_own = True
-            return str(campaign_id)
         sent_at = read_time(self._creation.get("sent_at"))
-        found = self._the_one() if sent_at is None else self._look_for_own()
-        if found is not None:
-            self.is_own = sent_at is not None or self._was_made_in_run(found)
-            if not self.is_own:
-                self._task.apply_condition(
-                    Condition.CAMPAIGN_NAME_TAKEN,
-                    f"this task did not make it, so its contacts would be called too (id {found.campaign_id!r:.80})",
-                )
-            return found.campaign_id
-        if sent_at is not None and not self._may_make_again(sent_at):
-            self._raise_unconfirmed("an earlier try of this task sent the request that makes it")
-        return None
+        found = self._look_several_times() if sent_at is not None or self._may_lack_record else self._the_one()
+        if (recorded := self._creation.get("campaign_id")) is not None:
+            return self._find_own(str(recorded), found)
+        if found is None:
+            if sent_at is not None and self._hook.server_time() < (sent_at + _LONGEST_CREATION).timestamp():
+                self._raise_unconfirmed("an earlier try of this task may have sent the request that makes it", sent_at)
+            return None
+        if self._may_be_own(found, sent_at):
+            return self._keep(found.campaign_id)
+        self._raise_taken(found)
+        return found.campaign_id
 
     def make(self, contact: Mapping[str, Any]) -> str:
         """
@@ -97,55 +97,73 @@ class CampaignOfName:
         :raises VoiceGenieError: The service refused.
         :raises AirflowFailException: Whether it was made is unknown, or another task has made one of this name.
         """
-        is_sent = False
+        is_sent, recorded_at = False, time.time()
 
         def on_sending() -> None:
             nonlocal is_sent
-            if self._task.is_killed:
+            if self._task.is_killed or time.time() - recorded_at > _LONGEST_CONNECT:
                 raise VoiceGenieRetryException(
                     f"Campaign {self.name!r}: the task was ended from outside before the campaign was made."
                 )
             is_sent = True
 
+        sent_at = datetime.fromtimestamp(self._hook.server_time(), UTC)
         # Without the record, a later try would make a second campaign.
-        self._record(sent_at=write_time(datetime.fromtimestamp(self._hook.server_time(), UTC)))
+        self._record(sent_at=write_time(sent_at))
         try:
-            made = self._hook.create_campaign(
+            made = self._send(contact, on_sending, sent_at)
+        except BaseException:
+            # Also if it was interrupted, as by `execution_timeout`.
+            if not is_sent and time.time() - recorded_at <= _LONGEST_CONNECT:
+                self._take_back()
+            raise
+        log.info("Campaign %r: it was made; its id is %r.", self.name, made)
+        self._keep(made)
+        listed = self._the_one()
+        if listed is None:
+            log.warning(
+                "Campaign %r: it is not in the list of names yet, so one of another task may not be either.", made
+            )
+        elif listed.campaign_id != made:
+            self._raise_several(made, listed.campaign_id)
+        return made
+
+    def _send(self, contact: Mapping[str, Any], on_sending: Any, sent_at: datetime) -> str:
+        """Send the request; without a valid response, look for the campaign before anything else."""
+        try:
+            return self._hook.create_campaign(
                 self.name, [contact], script_id=self._task.script_id, on_sending=on_sending
             ).campaign_id
         except VoiceGenieError as error:
             if not error.may_have_taken_effect:
-                self._record()
+                self._take_back()
                 raise
             log.warning("%s The campaign may have been made; looking for it before anything else.", error)
-            found = self._look_for_own()
-            if found is None:
-                self._raise_unconfirmed(f"no valid response came ({error.message.rstrip('.')})")
-            made = found.campaign_id
-        except BaseException:
-            if not is_sent:
-                self._record()
-            raise
-        self._record(campaign_id=made)
-        self.is_own = True
-        log.info("Campaign %r: it was made; its id is %r.", self.name, made)
-        self._the_one()
-        return made
+            problem = f"no valid response came ({error.message.rstrip('.')})"
+        try:
+            found = self._look_several_times()
+            if found is not None and not self._may_be_own(found, sent_at):
+                self._raise_taken(found)
+        except VoiceGenieError as error:
+            if self._memory.is_kept:
+                # The next try looks first.
+                raise
+            found, problem = None, f"{problem}, and then: {error.message.rstrip('.')}"
+        if found is None:
+            self._raise_unconfirmed(problem, sent_at)
+        return found.campaign_id
+
+    # What is there.
 
     def _the_one(self) -> NamedCampaign | None:
         """Return the campaign of this name, if there is one."""
         found = self._hook.find_campaigns(self.name)
         if len(found) > 1:
-            ids = ", ".join(repr(each.campaign_id)[:80] for each in found[:_NAMED])
-            raise AirflowFailException(
-                f"Campaign {self.name!r}: {len(found)} campaigns have this name ({ids}"
-                f"{', and others' if len(found) > _NAMED else ''}), so nobody can say which is meant. Rename or delete "
-                "all but one, or give campaign_id instead of campaign_name."
-            )
+            self._raise_several(*(each.campaign_id for each in found))
         return next(iter(found), None)
 
-    def _look_for_own(self) -> NamedCampaign | None:
-        """Look several times for a campaign whose making got no valid response."""
+    def _look_several_times(self) -> NamedCampaign | None:
+        """Look for a campaign that the service may be about to make."""
         for delay in _LOOK_DELAYS[:-1]:
             time.sleep(delay)
             try:
@@ -156,16 +174,55 @@ class CampaignOfName:
         time.sleep(_LOOK_DELAYS[-1])
         return self._the_one()
 
-    def _may_make_again(self, sent_at: datetime) -> bool:
-        """Whether a campaign that is not there will not come any more, or a user has looked, and cleared the task."""
-        return self._memory.document is None or self._hook.server_time() > (sent_at + _LONGEST_CREATION).timestamp()
+    @property
+    def _may_lack_record(self) -> bool:
+        """Whether an earlier try may have sent the request, and Airflow has no record of it that can be read."""
+        memory = self._memory
+        if self._creation or memory.generation.try_number <= 1:
+            return False
+        # From Airflow 3.4 on, a clear deletes it.
+        return memory.is_unreadable or not memory.is_kept or (memory.is_first_try and memory.cleared is None)
 
-    def _was_made_in_run(self, found: NamedCampaign) -> bool:
-        """Whether it was made since the run began, if this is a later try, and Airflow keeps no record."""
+    def _may_be_own(self, found: NamedCampaign, sent_at: datetime | None) -> bool:
+        """Say whether a campaign that was found is what this task's request has made."""
         memory, began = self._memory, getattr(self._context.get("dag_run"), "start_date", None)
+        if sent_at is not None:
+            # That has one contact at most; more were uploaded by somebody else.
+            return self._hook.get_campaign(found.campaign_id).total_count in (0, 1)
         if memory.is_kept or memory.is_first_try or began is None or found.created_at is None:
             return False
         return bool(found.created_at >= began)
+
+    def _find_own(self, recorded: str, found: NamedCampaign | None) -> str | None:
+        """Return the campaign that is on record, if it is still there."""
+        if found is not None and found.campaign_id != recorded:
+            self._raise_several(recorded, found.campaign_id)
+        try:
+            if found is None:
+                self._hook.get_campaign(recorded)
+        except NotFoundError:
+            if self._memory.document is not None:
+                raise
+            log.info(
+                "Campaign %r: the one that this task made before it was cleared is gone (%r).", self.name, recorded
+            )
+            self._creation = {}
+            return None
+        log.info("Campaign %r: an earlier try of this task made it; its id is %r.", self.name, recorded)
+        return self._keep(recorded)
+
+    # What Airflow keeps.
+
+    def _keep(self, campaign_id: str) -> str:
+        """Record that a campaign is the task's own, also for the tries after a clear."""
+        self._record(campaign_id=campaign_id)
+        self.is_own = True
+        return campaign_id
+
+    def _take_back(self) -> None:
+        """Record that nothing was sent. If that fails, the next try looks for the campaign."""
+        with suppress(Exception):
+            self._record()
 
     def _record(self, **creation: Any) -> None:
         """
@@ -173,15 +230,34 @@ class CampaignOfName:
 
         :raises Exception: Airflow could not keep it.
         """
-        self._creation = {"name": self.name, **creation} if creation else {}
+        self._creation = creation
         about = {**self._task.facts(), "campaign_id": creation.get("campaign_id") or ""}
-        self._memory.write(**about, creation=self._creation)
+        self._memory.write(**about, creation=creation)
 
-    def _raise_unconfirmed(self, what: str) -> NoReturn:
+    # What ends the task.
+
+    def _raise_taken(self, found: NamedCampaign) -> None:
+        self._task.apply_condition(
+            Condition.CAMPAIGN_NAME_TAKEN,
+            f"Airflow has no record that this task made it, so its contacts would be called too (id "
+            f"{found.campaign_id!r:.80})",
+        )
+
+    def _raise_several(self, *campaign_ids: str) -> NoReturn:
+        ids = ", ".join(repr(each)[:80] for each in campaign_ids[:_NAMED])
+        raise AirflowFailException(
+            f"Campaign {self.name!r}: {len(campaign_ids)} campaigns have this name ({ids}"
+            f"{', and others' if len(campaign_ids) > _NAMED else ''}), so nobody can say which is meant. Rename or "
+            "delete all but one, or give campaign_id instead of campaign_name."
+        )
+
+    def _raise_unconfirmed(self, what: str, sent_at: datetime) -> NoReturn:
         message = (
             f"it may have been made, as {what}, but no campaign of this name is there. Nobody was phoned. Look in the "
-            "VoiceGenie dashboard, and clear this task: it goes on with the campaign if that is there by then, and "
-            "makes it otherwise"
+            f"VoiceGenie dashboard. Clear this task after {write_time(sent_at + _LONGEST_CREATION)}: it looks again, "
+            "and makes the campaign if that is not there"
         )
-        self._task.apply_condition(Condition.CREATION_UNCONFIRMED, message)
-        raise AirflowFailException(f"Campaign {self.name!r}: {message}.")
+        if self._memory.is_kept:
+            self._task.apply_condition(Condition.CREATION_UNCONFIRMED, message)
+        # A retry that knows nothing of this would make another one.
+        raise AirflowFailException(f"Campaign {self.name!r}: {message} [{Condition.CREATION_UNCONFIRMED}].")

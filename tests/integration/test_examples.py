@@ -196,10 +196,10 @@ def test_who_was_not_reached_is_called_again_up_to_three_times_a_week(airflow, v
     folder = airflow.home / "voicegenie_call_again"
     folder.mkdir()
     numbers = [f"+1 202 555 01{number:02}" for number in range(50, 80)]
-    calls = [{"phone_number": number, "status": "busy"} for number in numbers]
+    calls = [{"phone_number": number, "status": "busy", "call_time": "2026-01-04T09:00:00Z"} for number in numbers]
     # The first was called twice before, so once more is the third time; the last was reached the day before.
     (folder / "calls-2026-01-03.jsonl").write_text(json.dumps(calls[0]) + "\n")
-    calls.append({"phone_number": numbers[-1], "status": "answered"})
+    calls.insert(0, {"phone_number": numbers[-1], "status": "answered", "call_time": "2026-01-04T10:00:00Z"})
     (folder / "calls-2026-01-04.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
     airflow.run_all([["dags", "test", "voicegenie_call_again", f"{day}T08:00:00+00:00"] for day in days])
     made = {

@@ -477,7 +477,7 @@ def test_a_later_try_uploads_to_no_other_campaign(sandbox, campaign):
     with pytest.raises(VoiceGenieRetryException):
         upload(campaign, rows(20), context(store))
     other = sandbox.add_campaign(total_count=0).id
-    with pytest.raises(AirflowFailException, match=f"uploaded to campaign '{campaign}'.*now gives '{other}'"):
+    with pytest.raises(AirflowFailException, match=f"was about campaign '{campaign}'.*now gives '{other}'"):
         upload(other, rows(20, first=50), context(store, try_number=2))
     assert not sandbox.uploaded(other)
     assert not sandbox.uploaded(campaign)
