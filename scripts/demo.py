@@ -39,7 +39,7 @@ SAYS = {
     "plan": lambda result: f"{result['contacts']} people would be phoned now; nobody was",
     "start": lambda result: (
         f"{result['status']}: {result['statistics']['calls_completed']} of "
-        f"{result['total_count']} calls were successful"
+        f"{result['statistics']['total_contacts']} calls were successful"
     ),
     "export": lambda result: f"{result['rows']} calls are in {Path(result['path']).name}",
     "load_calls": lambda count: f"{count} calls are in the table",
@@ -141,7 +141,9 @@ def states_of(home: Path) -> dict[str, str]:
 def returned_by(home: Path, task: str) -> Any:
     """Return what a task returned; ``None`` for nothing."""
     query = "SELECT value FROM xcom WHERE dag_id = ? AND task_id = ? AND key = 'return_value'"
-    return next((json.loads(value) for (value,) in ask(home, query, DAG_ID, task)), None)
+    ((value,),) = ask(home, query, DAG_ID, task) or [("null",)]
+    # SQLite makes a number of what looks like one.
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def ask(home: Path, query: str, *values: str) -> list[tuple[Any, ...]]:

@@ -96,7 +96,8 @@ def test_what_is_killed_in_the_middle_is_done_in_the_end(shared, tmp_path_factor
     # Two batches and the lost one; then from the lost one on, or all five.
     assert sandbox.request_count("upload", "filled") == 3 + (3 if HAS_TASK_STATE_STORE else 5)
     assert sandbox.uploaded("filled") == numbers
-    uploaded = {"campaign_id": "filled", "uploaded": 50, "rejected": 0, "duplicates": 0, "excluded": 0, "batches": 5}
+    campaign = {"campaign_id": "filled", "campaign_name": "campaign", "campaign_created": False}
+    uploaded = {**campaign, "uploaded": 50, "rejected": 0, "duplicates": 0, "excluded": 0, "batches": 5}
     assert shared.returned("upload", "moves") == [uploaded]
     asset = "dataset" if IS_AIRFLOW_2 else "asset"
     of_test = f"SELECT id FROM {asset} WHERE uri = 'contacts'"
