@@ -211,7 +211,7 @@ def run_tests(session: nox.Session, airflow: str, python: str) -> None:
     parts: dict[str, tuple[str, ...]] = {
         # Tests of one group share an Airflow.
         "integration": ("-n", "3", "--dist", "loadgroup", "tests/integration", f"--ignore={DISTRIBUTED}"),
-        "unit": ("-n", "6", "--dist", "worksteal", "tests/unit"),
+        "unit": ("-n", "4", "--dist", "worksteal", "tests/unit"),
     }
     if airflow == NEWEST:
         parts["pure"] = ("tests/pure", "tests/contract")

@@ -63,5 +63,6 @@ with DAG(
             outcomes={"OUTSIDE_CALLING_HOURS": "wait"},
             wait_for_completion=True,
             deferrable=True,
+            poll_interval=20,
         )
         upload >> start

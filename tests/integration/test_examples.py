@@ -138,12 +138,45 @@ def test_the_examples(airflow, voicegenie_sandbox):
     assert voicegenie_sandbox.status("staffed") == voicegenie_sandbox.status("unstaffed") == "paused"
 
 
+DAYS_OF_CALLS = [f"2026-01-{day:02}" for day in (5, 6, 7)]
+
+
+def prepare_missed_calls(airflow):
+    """Write the calls of before, and return the numbers: the first was called twice, the last was reached at last."""
+    folder = airflow.home / "voicegenie_call_again"
+    folder.mkdir()
+    numbers = [f"+1 202 555 01{number:02}" for number in range(50, 80)]
+    calls = [{"phone_number": number, "status": "busy", "call_time": "2026-01-04T09:00:00Z"} for number in numbers]
+    (folder / "calls-2026-01-03.jsonl").write_text(json.dumps(calls[0]) + "\n")
+    calls.insert(0, {"phone_number": numbers[-1], "status": "answered", "call_time": "2026-01-04T10:00:00Z"})
+    (folder / "calls-2026-01-04.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
+    return numbers
+
+
+def check_missed_calls(airflow, sandbox, numbers):
+    """Check that those whom nobody reached were called again, up to three times a week."""
+    made = {each.name: each.id for each in sandbox.sandbox.store.all() if each.name.startswith("call again ")}
+    assert list(made) == [f"call again {day}" for day in DAYS_OF_CALLS[:2]]
+    first, second = map(sandbox.uploaded, made.values())
+    assert first == numbers[:-1]
+    # Whom the first day did not reach either, is called a third time, and never a fourth.
+    assert 0 < len(second) < len(first)
+    assert numbers[0] not in second
+    *whole, last = airflow.states("voicegenie_call_again")
+    assert whole == [dict.fromkeys(("choose", "upload", "ready", "start", "export"), "success")] * 2
+    assert last == {"choose": "success"} | dict.fromkeys(("upload", "ready", "start", "export"), "skipped")
+
+
 def test_the_pipeline(airflow, voicegenie_sandbox):
     voicegenie_sandbox.speed = 600
     # Two days, the first once more, and a day without customers.
     times = ("2026-01-01T08:00", "2026-01-02T08:00", "2026-01-01T20:00", "2026-01-03T08:00")
     runs = [["dags", "test", "voicegenie_pipeline", f"{time}:00+00:00"] for time in times]
-    airflow.run_all([*runs[:3], [*runs[3], "--conf", json.dumps({"segment": "nobody"})]])
+    runs[3] += ["--conf", json.dumps({"segment": "nobody"})]
+    missed = prepare_missed_calls(airflow)
+    runs += [["dags", "test", "voicegenie_call_again", f"{day}T08:00:00+00:00"] for day in DAYS_OF_CALLS]
+    airflow.run_all(runs)
+    check_missed_calls(airflow, voicegenie_sandbox, missed)
     states = airflow.states("voicegenie_pipeline")
     after = ("ready", "plan", "start", "export", "load_calls", "report")
     whole = dict.fromkeys(("choose_customers", "upload", *after), "success")
@@ -157,9 +190,9 @@ def test_the_pipeline(airflow, voicegenie_sandbox):
         numbers = voicegenie_sandbox.uploaded(campaign_id)
         assert (len(numbers), numbers[0]) == (20, "+1 202 555 0101")
 
-    assert [result["uploaded"] for result in airflow.returned("upload")] == [20, 20]
+    assert [result["uploaded"] for result in airflow.returned("upload", "voicegenie_pipeline")] == [20, 20]
     assert [result["contacts"] for result in airflow.returned("plan")] == [20, 20]
-    exported, _ = airflow.returned("export")
+    exported, _ = airflow.returned("export", "voicegenie_pipeline")
     by_status = {"answered": 14, "busy": 2, "no_answer": 2, "voicemail": 2}
     assert {status: count for status, count in exported["calls_by_status"].items() if count} == by_status
     report, _ = airflow.returned("report")
@@ -188,34 +221,6 @@ def test_the_pipeline(airflow, voicegenie_sandbox):
     contacts = (Path(exported["path"]).with_name("contacts.csv")).read_text()
     assert all(number in contacts for number in numbers)
     assert not [person for person in people if person in Path(exported["path"]).read_text()]
-
-
-def test_who_was_not_reached_is_called_again_up_to_three_times_a_week(airflow, voicegenie_sandbox):
-    voicegenie_sandbox.speed = 600
-    days = [f"2026-01-{day:02}" for day in (5, 6, 7)]
-    folder = airflow.home / "voicegenie_call_again"
-    folder.mkdir()
-    numbers = [f"+1 202 555 01{number:02}" for number in range(50, 80)]
-    calls = [{"phone_number": number, "status": "busy", "call_time": "2026-01-04T09:00:00Z"} for number in numbers]
-    # The first was called twice before, so once more is the third time; the last was reached the day before.
-    (folder / "calls-2026-01-03.jsonl").write_text(json.dumps(calls[0]) + "\n")
-    calls.insert(0, {"phone_number": numbers[-1], "status": "answered", "call_time": "2026-01-04T10:00:00Z"})
-    (folder / "calls-2026-01-04.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
-    airflow.run_all([["dags", "test", "voicegenie_call_again", f"{day}T08:00:00+00:00"] for day in days])
-    made = {
-        each.name: each.id for each in voicegenie_sandbox.sandbox.store.all() if each.name.startswith("call again ")
-    }
-    first, *later = [
-        voicegenie_sandbox.uploaded(made[f"call again {day}"]) for day in days if f"call again {day}" in made
-    ]
-    assert first == numbers[:-1]
-    # Whom the second day did not reach either, is called a third time, and never a fourth.
-    assert len(later) == 1
-    assert 0 < len(later[0]) < len(first)
-    assert numbers[0] not in later[0]
-    *whole, last = airflow.states("voicegenie_call_again")
-    assert whole == [dict.fromkeys(("choose", "upload", "ready", "start", "export"), "success")] * 2
-    assert last == {"choose": "success"} | dict.fromkeys(("upload", "ready", "start", "export"), "skipped")
 
 
 @pytest.mark.skipif(AIRFLOW_VERSION < (3, 1), reason="Airflow asks people since 3.1")
