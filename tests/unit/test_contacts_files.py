@@ -18,7 +18,7 @@ from helpers.tasks import Store, context
 
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
-from airflow_provider_voicegenie.transfers import contacts as module
+from airflow_provider_voicegenie.transfers import contact_rows, contact_sources
 from airflow_provider_voicegenie.transfers.contacts import ContactUpload
 
 pytestmark = pytest.mark.usefixtures("nobody_is_named")
@@ -97,7 +97,7 @@ def test_a_file_that_changes_after_the_check_is_not_sent(sandbox, campaign, tmp_
 def test_only_what_was_checked_is_sent_before_a_change_is_seen(
     sandbox, campaign, tmp_path, after_batches, monkeypatch, change
 ):
-    monkeypatch.setattr(module, "_COMPARED_ROWS", 10)
+    monkeypatch.setattr(contact_rows, "_COMPARED_ROWS", 10)
     # The file is read in blocks, so its rest has to be longer than one.
     content = [{**row, "note": "x" * 20_000} for row in rows(30)]
     path = tmp_path / "x.jsonl"
@@ -119,7 +119,7 @@ def test_rows_in_memory_that_change_are_not_sent(sandbox, campaign, after_batche
 
 
 def test_a_later_try_compares_the_rows_that_it_skips(sandbox, campaign, tmp_path, after_batches, monkeypatch):
-    monkeypatch.setattr(module, "_COMPARED_ROWS", 10)
+    monkeypatch.setattr(contact_rows, "_COMPARED_ROWS", 10)
     path = tmp_path / "x.jsonl"
     write(path, rows(40))
     store = Store()
@@ -148,7 +148,7 @@ def test_a_later_try_with_other_batches_goes_on_behind_the_same_row(sandbox, cam
 
 def test_as_many_rows_as_are_compared_at_once_make_no_difference(sandbox, campaign, monkeypatch):
     for compared, size in ((1, 3), (7, 3), (20, 20), (19, 20), (21, 4)):
-        monkeypatch.setattr(module, "_COMPARED_ROWS", compared)
+        monkeypatch.setattr(contact_rows, "_COMPARED_ROWS", compared)
         target = sandbox.add_campaign(total_count=0).id
         assert upload(target, rows(20), batch_size=size)["uploaded"] == 20
         assert sandbox.uploaded(target) == [number(index) for index in range(20)]
@@ -198,7 +198,7 @@ def test_a_storage_that_gives_nothing_says_why(sandbox, campaign, tmp_path, monk
     def fail(*arguments, **more):
         raise OSError(code, "Xaverine")
 
-    monkeypatch.setattr(module, "read_rows", fail)
+    monkeypatch.setattr(contact_sources, "read_rows", fail)
     with pytest.raises(VoiceGenieRetryException, match=os.strerror(code)) as caught:
         upload(campaign, str(path))
     check_for_people(caught.value)
