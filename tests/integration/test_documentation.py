@@ -48,6 +48,17 @@ def test_the_blocks_that_are_tests(airflow):
     assert len(tests) >= 2
 
 
+def test_the_first_dag_of_the_readme_ends_by_itself(airflow, voicegenie_sandbox):
+    voicegenie_sandbox.speed = 600
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    airflow.dags = airflow.home / "dags"
+    airflow.dags.mkdir()
+    (airflow.dags / "first.py").write_text(blocks[0])
+    result = airflow.run("dags", "test", "first")
+    assert airflow.states("first") == [{"ready": "success", "start": "success"}], result.stdout + result.stderr
+    assert voicegenie_sandbox.status("ready") == "completed"
+
+
 def export(value):
     name, _, text = value.partition("=")
     if name != "AIRFLOW_CONN_VOICEGENIE_DEFAULT":
@@ -105,11 +116,13 @@ def bash_line(line):
         case ["sudo", "apt-get", "install", *packages]:
             # What the tests that need them name.
             assert set(packages) <= {"redis-server", "postgresql", "chromium"}
-        case ["airflow", "db", "migrate"] | ["mkdir", "dags"] | ["pytest", "dags"]:
-            # As the fixture `airflow` and `test_the_blocks_that_are_tests` do.
+        case (
+            ["airflow", "db", "migrate"] | ["mkdir", "dags"] | ["pytest", "dags"] | ["airflow", "dags", "test", "first"]
+        ):
+            # As the fixture `airflow` and the first two tests do.
             pass
         case ["voicegenie-sandbox", *arguments]:
-            sandbox(arguments)
+            sandbox([argument for argument in arguments if argument != "&"])
         case ["nox", "-s", session, *arguments]:
             command = [sys.executable, "-m", "nox", "--list", "-s", session]
             listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
