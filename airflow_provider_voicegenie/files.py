@@ -202,11 +202,12 @@ def _read_csv(file: Any, column: str | None) -> Iterator[Mapping[Any, Any]]:
 
 
 def _check_names(names: Collection[str], column: str | None) -> None:
+    for character, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and character in next(iter(names)) and column not in names:
+            raise FileUnreadableError(f"its first line has {word}; between columns, a CSV file needs commas")
     if column is not None and not names:
         raise FileUnreadableError("it has no line, not even one with the names of its columns")
     if column is not None and column not in names:
-        if len(names) == 1 and ";" in next(iter(names)):
-            raise FileUnreadableError("its first line has semicolons; between columns, a CSV file needs commas")
         raise FileUnreadableError(f"it has no column {column!r:.80}; exclude_column says which it is")
     if any(count > 1 for count in Counter(names).values()):
         raise FileUnreadableError("two of its columns have the same name")

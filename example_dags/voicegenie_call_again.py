@@ -23,8 +23,8 @@ from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, Co
 from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
 
 HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "voicegenie_call_again"
-# The day of the run; a manual one may have no `ds`.
-DAY = "{{ ds if ds is defined else dag_run.run_after | ds }}"
+# The day on which the run is due. `ds` may be another day, and a manual run may have none.
+DAY = "{{ (data_interval_end if data_interval_end is defined else dag_run.run_after) | ds }}"
 MOST_CALLS_IN_A_WEEK = 3
 
 

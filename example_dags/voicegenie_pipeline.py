@@ -33,8 +33,8 @@ from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, Co
 from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
 
 HOME = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "voicegenie_pipeline"
-# The day of the run; a manual one may have no `ds`.
-DAY = "{{ ds if ds is defined else dag_run.run_after | ds }}"
+# The day on which the run is due. `ds` may be another day, and a manual run may have none.
+DAY = "{{ (data_interval_end if data_interval_end is defined else dag_run.run_after) | ds }}"
 # Yours would be fewer, such as CallingHours("09:00", "18:00", "Europe/Berlin", ["mon", "tue", "wed", "thu", "fri"]).
 HOURS = CallingHours("00:00", "23:59:59.999999", "Europe/Berlin")
 FOLDER = "{{ params.folder }}/{{ run_id }}"

@@ -320,11 +320,15 @@ class VoiceGenieHook(BaseHook):
         try:
             secret = self.get_connection(conn_id).password or ""
         except AirflowNotFoundException:
-            raise ValueError(f"contact_key_conn_id: there is no Airflow connection {conn_id!r:.80}.") from None
-        if len(secret) < MINIMUM_SECRET:
             raise ValueError(
-                f"contact_key_conn_id: the password of connection {conn_id!r:.80} has fewer than {MINIMUM_SECRET} "
-                "characters. With a short secret, the phone numbers behind the keys can be guessed."
+                f"contact_key_conn_id: there is no Airflow connection {conn_id!r:.80}. Add one of any type, whose "
+                "password is a random text, such as the output of `openssl rand -hex 32`."
+            ) from None
+        if len(secret) < MINIMUM_SECRET:
+            problem = f"has a password of fewer than {MINIMUM_SECRET} characters" if secret else "has no password"
+            raise ValueError(
+                f"contact_key_conn_id: connection {conn_id!r:.80} {problem}. With a short secret, the phone numbers "
+                "behind the keys can be guessed: take a random text, such as the output of `openssl rand -hex 32`."
             )
         return str(secret)
 

@@ -197,7 +197,7 @@ class UploadContactsOperator(CampaignTask):
     - ``batches``: batches that the service acknowledged.
 
     :param campaign_id: Id of a campaign that exists; or give ``campaign_name``. (templated)
-    :param campaign_name: Name of the campaign, such as ``"reminders {{ ds }}"``. (templated)
+    :param campaign_name: Name of the campaign, such as ``"reminders {{ dag_run.run_after | ds }}"``. (templated)
     :param script_id: Id of the script of a campaign that is made. Without one, somebody has to give it a script in the
         dashboard before it can be started. (templated)
     :param contacts: Rows (a list of dicts, or the output of an upstream task), or the path of a file: a
@@ -326,6 +326,8 @@ class UploadContactsOperator(CampaignTask):
         self.is_by_name = is_by_name
         self.campaign_name = campaign_name if is_by_name else None
         self.script_id = script_id
+        # What a template makes of a missing value may stand in the middle of a name.
+        self.may_be_named_none = not isinstance(campaign_name, str) or "None" in campaign_name
         self.columns = columns
         self.region = known_region
         self.exclude_column = exclude_column
@@ -349,7 +351,10 @@ class UploadContactsOperator(CampaignTask):
     @property
     def rows_or_path(self) -> Any:
         """What the task was given."""
-        return getattr(self._contacts, "hidden", self._contacts)
+        given = self._contacts
+        if isinstance(given, list):
+            return [getattr(each, "hidden", each) for each in given]
+        return getattr(given, "hidden", given)
 
     @property
     def exclude(self) -> Any:

@@ -51,10 +51,10 @@ class ContactColumns:
         self._columns: dict[str, str] = {}
         for column, part in (columns or {}).items():
             if part not in (parts := (*CONTACT_FIELDS, CONTACT_ID)):
-                raise ValueError(
-                    f"columns[{column!r}]: {part!r:.80} is none of {', '.join(parts)}. "
-                    f"{did_you_mean(part, parts) or 'Leave out what becomes a custom field.'}"
-                )
+                remedy = did_you_mean(part, parts) or "Leave out what becomes a custom field."
+                if column in parts:
+                    remedy = f'It seems to be turned round: write {{"{part}": "{column}"}}.'
+                raise ValueError(f"columns[{column!r}]: {part!r:.80} is none of {', '.join(parts)}. {remedy}")
             if part in self._columns:
                 raise ValueError(f"columns: {self._columns[part]!r} and {column!r} are both {part}; leave out one.")
             self._columns[part] = column

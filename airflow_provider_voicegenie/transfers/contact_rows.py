@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_voicegenie.api.errors import unchained
 from airflow_provider_voicegenie.files import FileUnreadableError
-from airflow_provider_voicegenie.rules.contacts import ContactColumns
+from airflow_provider_voicegenie.rules.contacts import CONTACT_ID, ContactColumns
 from airflow_provider_voicegenie.rules.file_formats import are_paths
 from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
 from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN
@@ -99,6 +99,8 @@ class ContactRows:
         #: How many there are, and of those that are not sent, why. Known after :meth:`check`.
         self.count = 0
         self.not_sent: Counter[Why] = Counter()
+        #: How many contacts have the author's own id.
+        self.identified = 0
         #: The columns of all rows that are not sent, and of those that may be excluded.
         self.column_names: dict[str, None] = {}
         #: The hash of all rows, and of the people who must not be called.
@@ -159,6 +161,7 @@ class ContactRows:
     def check(self) -> None:
         """Read all rows once, before anything is sent, and count which are no contacts, or come twice."""
         problems: list[str] = []
+        beginnings: Counter[str] = Counter()
         rows = self._all()
         while part := list(islice(rows, _COMPARED_ROWS)):
             self.count = part[-1].number
@@ -172,6 +175,9 @@ class ContactRows:
                     self.not_sent[row.contact.why] += 1
                     if row.contact.why is Why.REJECTED and len(problems) < _NAMED:
                         problems.append(f"row {row.number:,} {row.contact.reason}")
+                else:
+                    beginnings[row.contact["phone_number"][:1]] += 1
+                    self.identified += CONTACT_ID in row.contact.get("custom_fields", {})
         if self.count and (unseen := sorted(self._columns.unseen, key=str)):
             raise AirflowFailException(
                 f"columns: no row has a column {' or '.join(map(repr, unseen))}. The first row has "
@@ -179,12 +185,24 @@ class ContactRows:
                 "between them; nothing was sent."
             )
         self._log_rejected(problems)
+        self._warn_of_missing_country_codes(beginnings["0"], beginnings["+"])
         if not_valid := self._columns.numbers.not_valid:
             log.warning(
                 "Campaign %r: phone numbers that are possible, but in no range that phonenumbers knows: %s. "
                 "They are sent, as ranges may be newer than the library.",
                 self._task.campaign_label,
                 f"{not_valid:,}",
+            )
+
+    def _warn_of_missing_country_codes(self, national: int, international: int) -> None:
+        """Without ``region``, one person may be there in two notations, and be called twice."""
+        if national and international and self._task.region is None:
+            log.warning(
+                "Campaign %r: %s phone numbers begin with 0, and %s with +. Without region, the same number in two "
+                "notations counts as two people, who are both called: give region.",
+                self._task.campaign_label,
+                f"{national:,}",
+                f"{international:,}",
             )
 
     def _log_rejected(self, problems: Sequence[str]) -> None:
@@ -235,7 +253,7 @@ class ContactRows:
 
     def _read_exclusion_list(self, name: str, source: Any) -> None:
         column = self._task.exclude_column
-        rows, readable, unreadable = 0, 0, 0
+        rows, readable, unreadable, national = 0, 0, 0, 0
         has_column = False
         named: list[int] = []
         for rows, row in enumerate(rows_in(source, column), start=1):
@@ -250,6 +268,7 @@ class ContactRows:
                     named.append(rows)
                 continue
             readable += 1
+            national += self._task.region is None and numbers[0].startswith("0")
             for number in numbers:
                 self._numbers.exclude(number)
                 self.fingerprint.update(digits_of(number).encode() + b",")
@@ -262,6 +281,14 @@ class ContactRows:
             self._refuse_exclusions(f"{name} has no column {column!r:.80}; exclude_column says which it is")
         if not readable:
             self._refuse_exclusions(f"{name} has {rows:,} rows, and no phone number that can be read")
+        if national:
+            log.warning(
+                "Campaign %r: %s: %s phone numbers begin with 0, so without region they exclude nobody whose number "
+                "has a country code: give region.",
+                self._task.campaign_label,
+                name,
+                f"{national:,}",
+            )
         if unreadable:
             log.warning(
                 "Campaign %r: %s: of %s rows, %s have no phone number that can be read, so those people may be called: "

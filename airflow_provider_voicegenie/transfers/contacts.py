@@ -145,6 +145,11 @@ class ContactUpload:
         if not self._rows.count:
             self._write_rejected()
             self._task.apply_condition(Condition.NO_CONTACTS, "there are no rows, so there is nothing to upload")
+        if self._keys_path is not None and self._rows.count and not self._rows.identified:
+            raise AirflowFailException(
+                "contact_keys_path: no row has a contact_id, so the keys would say nothing. Say which column has your "
+                'own id: columns={"customer_number": "contact_id"}. Nothing was sent.'
+            )
         self._rows.read_exclusions()
         rejected = self._rows.not_sent[Why.REJECTED]
         self._check_rejected(rejected, "nothing was sent")

@@ -60,6 +60,11 @@ class CampaignOfName:
     def __init__(self, task: Any, context: Mapping[str, Any], hook: VoiceGenieHook, memory: Memory) -> None:
         check_campaign_name(task.campaign_name)
         self.name: str = task.campaign_name
+        if "None" in self.name.split() and not task.may_be_named_none:
+            raise AirflowFailException(
+                f"campaign_name {self.name!r}: the template made None of a value that is missing. Check the param, "
+                "variable, XCom or field of conf that it names. Nothing was sent."
+            )
         #: Whether this task made it, in this try or an earlier one.
         self.is_own = False
         self._task = task
@@ -239,8 +244,10 @@ class CampaignOfName:
     def _raise_taken(self, found: NamedCampaign) -> None:
         self._task.apply_condition(
             Condition.CAMPAIGN_NAME_TAKEN,
-            f"Airflow has no record that this task made it, so its contacts would be called too (id "
-            f"{found.campaign_id!r:.80})",
+            f"a campaign of this name is there already (id {found.campaign_id!r:.80}), and Airflow has no record that "
+            "this task made it: its contacts would be called too. If another run made it for the same day, there is "
+            f"nothing to do. To upload to it all the same, give campaign_id, or "
+            f'outcomes={{"{Condition.CAMPAIGN_NAME_TAKEN}": "succeed"}}',
         )
 
     def _raise_several(self, *campaign_ids: str) -> NoReturn:

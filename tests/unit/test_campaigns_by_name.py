@@ -143,6 +143,25 @@ def test_only_exactly_the_name_is_the_name(sandbox, other):
     assert upload()["campaign_created"] is True
 
 
+@pytest.mark.parametrize(
+    ("template", "conf", "is_refused"),
+    [
+        ("rem {{ dag_run.conf.get('day') }}", {}, True),
+        ("rem {{ dag_run.conf.get('day') }}", {"day": "None-Such"}, False),
+        ("None of {{ dag_run.conf.get('day') }}", {"day": "x"}, False),
+    ],
+)
+def test_a_name_with_a_missing_value_in_it_is_refused(sandbox, template, conf, is_refused):
+    operator = UploadContactsOperator(task_id="upload", campaign_name=template, contacts=ROWS)
+    operator.render_template_fields({"dag_run": SimpleNamespace(conf=conf)})
+    if is_refused:
+        with pytest.raises(AirflowFailException, match="campaign_name 'rem None': the template made None"):
+            operator.execute(context(Store()))
+        assert not sandbox.sandbox.requests
+    else:
+        assert operator.execute(context(Store()))["campaign_created"] is True
+
+
 def test_several_of_one_name_fail_with_their_ids(sandbox):
     for campaign_id in ("one", "two"):
         sandbox.add_campaign(id=campaign_id, name=NAME)

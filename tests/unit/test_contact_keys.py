@@ -121,15 +121,22 @@ def test_who_must_not_be_called_has_no_key(sandbox, tmp_path):
 
 
 def test_contacts_without_an_id_are_counted(sandbox, tmp_path, said):
-    upload(tmp_path / "keys.csv", columns={"mobile": "phone_number"})
-    assert any("2 contacts have no contact_id" in line for line in said())
+    rows = [*ROWS, {"mobile": "+919812345671"}]
+    upload(tmp_path / "keys.csv", contacts=rows)
+    assert any("1 contacts have no contact_id" in line for line in said())
+
+
+def test_keys_that_would_say_nothing_are_refused_before_anything_is_sent(sandbox, tmp_path):
+    with pytest.raises(AirflowFailException, match=r'contact_keys_path: no row has a contact_id.*"contact_id"}'):
+        upload(tmp_path / "keys.csv", columns={"mobile": "phone_number"})
+    assert not sandbox.sandbox.requests
 
 
 @pytest.mark.parametrize(
     ("conn_id", "problem"),
     [
         ("short", "fewer than 16 characters"),
-        ("none", "fewer than 16 characters"),
+        ("none", "has no password"),
         ("nowhere", "no Airflow connection 'nowhere'"),
     ],
 )

@@ -78,6 +78,38 @@ def test_the_log_names_what_is_rejected_and_not_what_came_twice(campaign, said):
     assert "row 4" not in line
 
 
+@pytest.mark.parametrize(
+    ("numbers", "region", "is_warned"),
+    [
+        (["015112345678", "+4915112345679"], {}, True),
+        (["015112345678", "+4915112345679"], {"region": "DE"}, False),
+        (["015112345678", "015112345679"], {}, False),
+        (["+4915112345678", "+4915112345679"], {}, False),
+    ],
+)
+def test_numbers_in_two_notations_are_warned_of_without_a_region(campaign, said, numbers, region, is_warned):
+    upload(campaign, [row(number) for number in numbers], **region)
+    assert any("both called: give region" in line for line in said()) is is_warned
+
+
+@pytest.mark.parametrize(
+    ("number", "region", "is_warned"),
+    [("0049 15155500001", {}, True), ("+4915155500001", {}, False), ("0049 15155500001", {"region": "DE"}, False)],
+)
+def test_a_list_without_country_codes_is_warned_of_without_a_region(campaign, said, number, region, is_warned):
+    upload(campaign, [row("+4915112345679")], exclude=[row(number)], **region)
+    assert any("they exclude nobody whose number has a country code" in line for line in said()) is is_warned
+
+
+@pytest.mark.parametrize(("character", "word"), [(";", "semicolons"), ("\t", "tabs")])
+@pytest.mark.parametrize("columns", [None, {"mobile": "phone_number"}])
+def test_a_csv_file_without_commas_is_named_as_such(campaign, tmp_path, character, word, columns):
+    path = tmp_path / "contacts.csv"
+    path.write_text(f"mobile{character}name\n+4915112345679{character}Ana\n")
+    with pytest.raises(AirflowFailException, match=f"contacts: .*first line has {word}"):
+        upload(campaign, str(path), columns=columns)
+
+
 @pytest.mark.parametrize(("columns", "is_hinted"), [(None, True), ({"mobile": "phone_number"}, False)])
 def test_a_hint_names_the_column_of_numbers_if_the_author_does_not(campaign, said, columns, is_hinted):
     with pytest.raises(AirflowFailException, match="CONTACTS_REJECTED"):
