@@ -128,7 +128,8 @@ def succeeds(arguments: list[str], environment: dict[str, str], progress: Progre
             progress.show()
         if process.returncode:
             output.seek(0)
-            print(f"`airflow {' '.join(arguments)}` failed with exit code {process.returncode}:\n{output.read()}")
+            # Not all arguments: one may be a password.
+            print(f"`airflow {' '.join(arguments[:2])}` failed with exit code {process.returncode}:\n{output.read()}")
     return process.returncode == 0
 
 

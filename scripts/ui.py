@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from demo import airflow, airflow_environment
+from demo import airflow_environment, succeeds
 
 from airflow_provider_voicegenie.sandbox.server import running
 from airflow_provider_voicegenie.sandbox.service import Sandbox
@@ -106,9 +106,7 @@ def serve(home: Path, environment: dict[str, str], port: int, url: str, api_key:
         ["connections", "add", "voicegenie_default", *connection],
         ["pools", "set", "voicegenie", "4", "For the example voicegenie_mapped_start"],
     ):
-        result = airflow(arguments, environment)
-        if result.returncode:
-            print(f"`airflow {arguments[0]} {arguments[1]}` failed:\n{result.stdout}{result.stderr}", file=sys.stderr)
+        if not succeeds(arguments, environment):
             return 1
     print("Starting Airflow (half a minute or more) ...", flush=True)
     with services(home, environment) as processes:
