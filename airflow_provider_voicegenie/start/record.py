@@ -195,6 +195,8 @@ class OwnStart:
         self.cleared: StartRecord | None = None
         #: Whether such a pause may come; Airflow need not have kept which start that was.
         self.awaits_pause = False
+        #: Whether this try has left time for the pause of a campaign that nobody knows, in this process or before.
+        self.has_waited_for_pause = bool(memory.wait)
         # Whether Airflow keeps a record that this version cannot read; known after :meth:`recall`.
         self._is_unreadable = False
         #: Whether a start of this task is in effect, or may be.

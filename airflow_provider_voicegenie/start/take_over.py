@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow_provider_voicegenie.api.errors import NotFoundError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus, read_time, write_time
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.memory import AIRFLOW_VERSION
 from airflow_provider_voicegenie.start.evidence import TookEffect, has_started_itself, was_started_in_run
 from airflow_provider_voicegenie.start.find_out import (
     await_fresh_statistics,
@@ -32,6 +33,9 @@ _PATIENCE_FOR_PAUSE = 90.0
 
 #: Seconds between two reads meanwhile, which count against the service's limit.
 _PAUSE_POLL_INTERVAL = 3.0
+
+#: Whether this Airflow forgets with a clear what a task has started.
+_FORGETS_AT_CLEAR = AIRFLOW_VERSION >= (3, 4)
 
 #: Seconds which it leaves them if Airflow has forgotten which campaign that was, so that none can be read.
 _TIME_FOR_UNKNOWN_PAUSE = 20.0
@@ -218,9 +222,12 @@ def await_pause_of_another(own: OwnStart) -> None:
     if not may_be_paused_late(own) or (cleared is not None and cleared.is_about(**own.about)):
         return
     if cleared is None:
+        if not _FORGETS_AT_CLEAR or own.has_waited_for_pause:
+            return
+        own.has_waited_for_pause = True
         log.info(
-            "Campaign %r: this task was cleared, and Airflow has deleted what it had started before. Waiting %d s, so "
-            "that the campaign it had started is paused first.",
+            "Campaign %r: this task was cleared, and Airflow has deleted what it may have started before. Waiting "
+            "%d s, so that such a campaign is paused first.",
             own.campaign_id,
             _TIME_FOR_UNKNOWN_PAUSE,
         )

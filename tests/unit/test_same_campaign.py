@@ -26,6 +26,9 @@ from helpers.tasks import Store, TaskInstance, context, event_of
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
+from airflow_provider_voicegenie.start import take_over
+
+TIMEOUT = {"COMPLETION_TIMEOUT": "succeed"}
 
 #: What the templates give at first, and later: another campaign, another connection, or both.
 FIRST = {"campaign_id": "ours", "voicegenie_conn_id": "voicegenie_default"}
@@ -130,12 +133,31 @@ def test_a_start_is_resumed(sandbox, caplog, later):
         ({}, {}, 0),
     ],
 )
-def test_a_pause_of_an_unknown_campaign_has_time_before_the_next_start(sandbox, clock, arguments, run, seconds):
+def test_a_pause_of_an_unknown_campaign_has_time_before_the_next_start(
+    sandbox, clock, monkeypatch, arguments, run, seconds
+):
     """Airflow 3.4 deletes with the clear which campaign the task had started."""
+    monkeypatch.setattr(take_over, "_FORGETS_AT_CLEAR", True)
     with contextlib.suppress(TaskDeferred):
         starting({"campaign_id": "ready"}, retries=2, **arguments).execute(context(Store(), **run))
     assert sandbox.start_count("ready") == 1
     assert sum(clock.sleeps) == seconds
+
+
+def test_it_has_that_time_once(sandbox, clock, monkeypatch):
+    """Not again after each 429, and not before Airflow 3.4, which forgets nothing."""
+    connection = sandbox.connection(max_attempts=5, timeout=60, requests_per_minute=60_000)
+    monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
+    clock.limit = 2000
+    run, arguments = {"try_number": 2, "max_tries": 3}, {"deferrable": False, "completion_timeout": 0.1}
+    for forgets, times in ((True, 1), (False, 0)):
+        monkeypatch.setattr(take_over, "_FORGETS_AT_CLEAR", forgets)
+        sandbox.sandbox.store.change("ours", status="paused")
+        sandbox.inject("status", "start", status=429, headers={"Retry-After": "1"}, times=2)
+        clock.sleeps.clear()
+        starting(retries=2, outcomes=TIMEOUT, **arguments).execute(context(Store(), **run))
+        assert clock.sleeps.count(20) == times
+        assert len(clock.sleeps) >= 2
 
 
 @change
