@@ -505,8 +505,7 @@ class NamedCampaign(Model):
         if len(names) < len(listed) or (listed and not any(isinstance(each, str) for each in names)):
             # Not the same as a list without this name, of which one would be made.
             raise ShapeError("`data` is not a list of campaigns with a `campaignName`")
-        found = (each for each in listed if isinstance(each, Mapping) and each.get("campaignName") == name)
-        return tuple(cls.from_json(each) for each in found)
+        return tuple(cls.from_json(each) for each in listed if each.get("campaignName") == name)
 
 
 @dataclass(frozen=True, slots=True)

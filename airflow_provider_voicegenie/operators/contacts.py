@@ -100,6 +100,13 @@ def _for_airflow(contacts: Any) -> Any:
     return _HiddenRows(contacts) if _is_rows(contacts) else _Hidden(contacts)
 
 
+def _as_given(shown: Any) -> Any:
+    """Return what :func:`_for_airflow` made this of."""
+    if isinstance(shown, list):
+        return [_as_given(each) for each in shown]
+    return getattr(shown, "hidden", shown)
+
+
 def _is_list_of_paths(value: object) -> bool:
     try:
         return are_paths(value)
@@ -197,7 +204,8 @@ class UploadContactsOperator(CampaignTask):
     - ``batches``: batches that the service acknowledged.
 
     :param campaign_id: Id of a campaign that exists; or give ``campaign_name``. (templated)
-    :param campaign_name: Name of the campaign, such as ``"reminders {{ dag_run.run_after | ds }}"``. (templated)
+    :param campaign_name: Name of the campaign, such as ``"reminders {{ ds }}"``; the page on pipelines says which day
+        that is. (templated)
     :param script_id: Id of the script of a campaign that is made. Without one, somebody has to give it a script in the
         dashboard before it can be started. (templated)
     :param contacts: Rows (a list of dicts, or the output of an upstream task), or the path of a file: a
@@ -351,10 +359,7 @@ class UploadContactsOperator(CampaignTask):
     @property
     def rows_or_path(self) -> Any:
         """What the task was given."""
-        given = self._contacts
-        if isinstance(given, list):
-            return [getattr(each, "hidden", each) for each in given]
-        return getattr(given, "hidden", given)
+        return _as_given(self._contacts)
 
     @property
     def exclude(self) -> Any:
@@ -368,7 +373,7 @@ class UploadContactsOperator(CampaignTask):
     @property
     def excluded_people(self) -> Any:
         """Who must not be called, as the task was given it."""
-        return getattr(self._exclude, "hidden", self._exclude)
+        return _as_given(self._exclude)
 
     @property
     def campaign_label(self) -> str:

@@ -96,9 +96,8 @@ class ContactUpload:
         self._memory = memory
         self._context = context
         self._hook = hook
-        #: The campaign of this name, if the task is about one; then its id is known later, and messages have the name.
+        #: The campaign of this name, if the task is about one; then its id is known later.
         self._of_name = CampaignOfName(task, context, hook, memory) if task.is_by_name else None
-        self._campaign_id: str = task.campaign_id if self._of_name is None else self._of_name.name
         self._name: str | None = None
         self._source = read_source("contacts", task.rows_or_path)
         self._limit = RejectedLimit(task.max_rejected)
@@ -153,10 +152,9 @@ class ContactUpload:
         self._rows.read_exclusions()
         rejected = self._rows.not_sent[Why.REJECTED]
         self._check_rejected(rejected, "nothing was sent")
-        before = self._memory.document or self._memory.cleared or {}
+        earlier, cleared = self._memory.document, self._memory.cleared
         if self._of_name is None or self._take_campaign(self._of_name):
-            if before.get("campaign_id") == self._campaign_id:
-                self._take_up(before)
+            self._take_up(earlier or cleared or {}, is_cleared=earlier is None)
             self._look()
             self._send_all()
         progress = self._progress
@@ -194,8 +192,15 @@ class ContactUpload:
             "batches": progress.batches,
         }
 
-    def _take_up(self, before: Mapping[str, Any]) -> None:
-        """Go on behind what an earlier try has sent to this campaign, if it had the same rows."""
+    def _take_up(self, before: Mapping[str, Any], *, is_cleared: bool) -> None:
+        """
+        Go on behind what an earlier try has sent to this campaign, if it had the same rows.
+
+        :param before: What it remembered.
+        :param is_cleared: Whether a user has cleared the task since, and so wants all of it once more.
+        """
+        if before.get("campaign_id") != self._task.campaign_id:
+            return
         if before.get("fingerprint") != self._rows.fingerprint.hexdigest():
             if rows := (before.get("progress") or {}).get("rows"):
                 log.warning(
@@ -206,8 +211,7 @@ class ContactUpload:
                     f"{rows:,}",
                 )
             return
-        if self._memory.document is None:
-            # A user who clears the task wants all of it once more.
+        if is_cleared:
             return
         # Ignore the progress of another version of this provider: the service skips the numbers that it has.
         with suppress(KeyError, TypeError):
@@ -227,13 +231,19 @@ class ContactUpload:
         if first is None:
             self._progress.excluded = self._rows.count - self._rows.not_sent.total()
             return False
-        self._campaign_id = self._task.campaign_id = of_name.find() or of_name.make(first)
+        self._task.campaign_id = of_name.find() or of_name.make(first)
         self._task.keep_link(self._context, self._hook)
         return True
 
     def _sent(self) -> str:
         rows = self._progress.rows
         return f"{rows:,} of {self._rows.count:,} rows were sent." if rows else "This try has sent nothing."
+
+    @property
+    def _campaign_id(self) -> str:
+        """The campaign; in messages, its name until its id is known."""
+        label: str = self._task.campaign_label
+        return label
 
     @property
     def _is_own(self) -> bool:

@@ -90,10 +90,7 @@ class CampaignOfName:
             if sent_at is not None and self._hook.server_time() < (sent_at + _LONGEST_CREATION).timestamp():
                 self._raise_unconfirmed("an earlier try of this task may have sent the request that makes it", sent_at)
             return None
-        if self._may_be_own(found, sent_at):
-            return self._keep(found.campaign_id)
-        self._raise_taken(found)
-        return found.campaign_id
+        return self._settle(found, sent_at)
 
     def make(self, contact: Mapping[str, Any]) -> str:
         """
@@ -116,14 +113,22 @@ class CampaignOfName:
         # Without the record, a later try would make a second campaign.
         self._record(sent_at=write_time(sent_at))
         try:
-            made = self._send(contact, on_sending, sent_at)
+            response = self._hook.create_campaign(
+                self.name, [contact], script_id=self._task.script_id, on_sending=on_sending
+            )
+        except VoiceGenieError as error:
+            if not error.may_have_taken_effect:
+                self._take_back()
+                raise
+            log.warning("%s The campaign may have been made; looking for it before anything else.", error)
+            return self._find_after(error, sent_at)
         except BaseException:
             # Also if it was interrupted, as by `execution_timeout`.
             if not is_sent and time.time() - recorded_at <= _LONGEST_CONNECT:
                 self._take_back()
             raise
+        made = self._keep(response.campaign_id)
         log.info("Campaign %r: it was made; its id is %r.", self.name, made)
-        self._keep(made)
         listed = self._the_one()
         if listed is None:
             log.warning(
@@ -133,29 +138,32 @@ class CampaignOfName:
             self._raise_several(made, listed.campaign_id)
         return made
 
-    def _send(self, contact: Mapping[str, Any], on_sending: Any, sent_at: datetime) -> str:
-        """Send the request; without a valid response, look for the campaign before anything else."""
-        try:
-            return self._hook.create_campaign(
-                self.name, [contact], script_id=self._task.script_id, on_sending=on_sending
-            ).campaign_id
-        except VoiceGenieError as error:
-            if not error.may_have_taken_effect:
-                self._take_back()
-                raise
-            log.warning("%s The campaign may have been made; looking for it before anything else.", error)
-            problem = f"no valid response came ({error.message.rstrip('.')})"
+    def _find_after(self, error: VoiceGenieError, sent_at: datetime) -> str:
+        """Return the campaign that is there after a request without a valid response."""
+        problem = f"no valid response came ({error.message.rstrip('.')})"
+        found = None
         try:
             found = self._look_several_times()
-            if found is not None and not self._may_be_own(found, sent_at):
-                self._raise_taken(found)
-        except VoiceGenieError as error:
+        except VoiceGenieError as reading:
             if self._memory.is_kept:
                 # The next try looks first.
                 raise
-            found, problem = None, f"{problem}, and then: {error.message.rstrip('.')}"
+            problem += f", and then: {reading.message.rstrip('.')}"
         if found is None:
             self._raise_unconfirmed(problem, sent_at)
+        return self._settle(found, sent_at)
+
+    def _settle(self, found: NamedCampaign, sent_at: datetime | None) -> str:
+        """Return the id of a campaign that is there, if it is the task's own, or the author allows another."""
+        if self._may_be_own(found, sent_at):
+            return self._keep(found.campaign_id)
+        self._task.apply_condition(
+            Condition.CAMPAIGN_NAME_TAKEN,
+            f"a campaign of this name is there already (id {found.campaign_id!r:.80}), and Airflow has no record that "
+            "this task made it: its contacts would be called too. If another run made it for the same day, there is "
+            f"nothing to do. To upload to it all the same, give campaign_id, or "
+            f'outcomes={{"{Condition.CAMPAIGN_NAME_TAKEN}": "succeed"}}',
+        )
         return found.campaign_id
 
     # What is there.
@@ -240,15 +248,6 @@ class CampaignOfName:
         self._memory.write(**about, creation=creation)
 
     # What ends the task.
-
-    def _raise_taken(self, found: NamedCampaign) -> None:
-        self._task.apply_condition(
-            Condition.CAMPAIGN_NAME_TAKEN,
-            f"a campaign of this name is there already (id {found.campaign_id!r:.80}), and Airflow has no record that "
-            "this task made it: its contacts would be called too. If another run made it for the same day, there is "
-            f"nothing to do. To upload to it all the same, give campaign_id, or "
-            f'outcomes={{"{Condition.CAMPAIGN_NAME_TAKEN}": "succeed"}}',
-        )
 
     def _raise_several(self, *campaign_ids: str) -> NoReturn:
         ids = ", ".join(repr(each)[:80] for each in campaign_ids[:_NAMED])

@@ -462,6 +462,43 @@ def test_no_name_and_no_number_is_in_what_is_logged_or_kept(sandbox, caplog, sai
     assert "5112345" not in f"{caplog.text} {said()} {result} {dict(store)}"
 
 
+def test_a_clear_uploads_all_contacts_once_more(sandbox):
+    """As with an id: somebody may have taken some of them out."""
+    store = Store()
+    campaign_id = upload(context(store))["campaign_id"]
+    sent = len(requests(sandbox, "upload"))
+    assert upload(context(store, try_number=2, max_tries=3))["campaign_id"] == campaign_id
+    assert len(requests(sandbox, "upload")) == sent + 1
+    # A retry goes on behind them.
+    assert upload(context(store, try_number=3, max_tries=3))["uploaded"] == 5
+    assert len(requests(sandbox, "upload")) == sent + 1
+
+
+def test_somebody_elses_campaign_is_not_the_tasks_own_after_a_lost_response(sandbox, monkeypatch):
+    make, store, outcomes = VoiceGenieHook.create_campaign, Store(), {"CAMPAIGN_NAME_TAKEN": "succeed"}
+
+    def lost_while_another_makes_it(hook, *arguments, **options):
+        sandbox.add_campaign(id="theirs", name=NAME, total_count=3000)
+        sandbox.inject("close", "upload")
+        return make(hook, *arguments, **options)
+
+    monkeypatch.setattr(VoiceGenieHook, "create_campaign", lost_while_another_makes_it)
+    result = upload(context(store), outcomes=outcomes)
+    assert (result["campaign_id"], result["campaign_created"], result["uploaded"]) == ("theirs", False, 5)
+    with pytest.raises(AirflowFailException, match="CAMPAIGN_NAME_TAKEN"):
+        upload(context(store, try_number=2))
+
+
+@pytest.mark.parametrize("name", ["contacts", "exclude"])
+def test_what_is_no_row_is_named_by_its_own_type(sandbox, name):
+    operator = UploadContactsOperator(task_id="upload", campaign_name=NAME, contacts=ROWS, exclude=ROWS)
+    # As a template, or an upstream task, gives it.
+    setattr(operator, name, ["+4915112345678"])
+    with pytest.raises(AirflowFailException) as caught:
+        operator.execute(context(Store()))
+    assert "Hidden" not in str(caught.value)
+
+
 def test_the_hook_makes_no_campaign_for_nobody(sandbox):
     for contacts in ([], [{"name": "Xaverine"}]):
         with pytest.raises(ValueError, match=r"contacts: .*nothing was sent"):
