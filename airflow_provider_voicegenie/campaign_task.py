@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperat
 from airflow_provider_voicegenie.links import LINK_KEY, CampaignLink
 from airflow_provider_voicegenie.memory import Memory, note_end_by_user
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, OutcomeRules, apply_outcome
+from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN, NotGiven, check_literal_text
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
@@ -57,14 +58,20 @@ class CampaignTask(BaseOperator):
     def __init__(
         self,
         *,
-        campaign_id: str,
+        campaign_id: str | NotGiven,
         voicegenie_conn_id: str,
         outcome_rules: OutcomeRules,
         multiple_outputs: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(multiple_outputs=multiple_outputs, **kwargs)
-        self.campaign_id = campaign_id
+        # Not one that a run makes of a mapped task: what other tasks gave it is a condition.
+        if self.has_dag() and self.dag.task_dict.get(self.task_id) is self:  # type: ignore[no-untyped-call]
+            for name, value in (("campaign_id", campaign_id), ("voicegenie_conn_id", voicegenie_conn_id)):
+                if value is not NOT_GIVEN:
+                    check_literal_text(name, value)
+        # An upload by name knows it later.
+        self.campaign_id = "" if isinstance(campaign_id, NotGiven) else campaign_id
         self.voicegenie_conn_id = voicegenie_conn_id
         self.outcome_rules = outcome_rules
 

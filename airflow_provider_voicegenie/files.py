@@ -91,7 +91,7 @@ def given_path(name: str, path: str | ObjectStoragePath) -> ObjectStoragePath:
     except FileUnreadableError as error:
         raise ValueError(f"{name}: {error}.") from None
     except ValueError:
-        raise ValueError(f"{name}: Airflow knows no storage for {str(path)!r:.300}.") from None
+        raise ValueError(f"{name}: Airflow cannot open {str(path)!r:.300}. {_not_installed(path)}") from None
 
 
 def target_path(name: str, path: str | ObjectStoragePath) -> ObjectStoragePath:
@@ -116,9 +116,23 @@ def target_path(name: str, path: str | ObjectStoragePath) -> ObjectStoragePath:
     return target
 
 
-def _not_installed(path: ObjectStoragePath) -> str:
-    storage = path.protocol or "file"
-    return f"Perhaps Airflow's provider of its storage ({storage}) is not installed where this task runs."
+#: Which of Airflow's providers opens a storage.
+_STORAGE_PROVIDERS = {
+    **dict.fromkeys(("s3", "s3a"), "apache-airflow-providers-amazon[s3fs]"),
+    **dict.fromkeys(("gs", "gcs"), "apache-airflow-providers-google"),
+    **dict.fromkeys(("abfs", "abfss", "adl"), "apache-airflow-providers-microsoft-azure"),
+    "hdfs": "apache-airflow-providers-apache-hdfs",
+    "sftp": "apache-airflow-providers-sftp",
+}
+
+
+def _not_installed(path: str | ObjectStoragePath) -> str:
+    storage = str(path).partition("://")[0] if "://" in str(path) else "file"
+    package = _STORAGE_PROVIDERS.get(storage)
+    remedy = f": pip install '{package}'" if package else ""
+    return (
+        f"Perhaps Airflow's provider of its storage ({storage}) is missing on the machine that runs this task{remedy}."
+    )
 
 
 def read_rows(path: ObjectStoragePath, column: str | None = None) -> Iterator[Mapping[Any, Any]]:

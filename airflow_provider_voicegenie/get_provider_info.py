@@ -13,6 +13,9 @@ from airflow_provider_voicegenie.api.settings import (
 )
 
 _PACKAGE = "airflow_provider_voicegenie"
+
+#: What Airflow calls a connection of ours.
+CONNECTION_TYPE = "voicegenie"
 _INTEGRATION = "VoiceGenie"
 
 #: The standard fields of the connection form. Airflow 3.2 and later read it from here, older ones from the hook.
@@ -94,7 +97,7 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": [f"{_PACKAGE}.links.CampaignLink"],
         "connection-types": [
             {
-                "connection-type": "voicegenie",
+                "connection-type": CONNECTION_TYPE,
                 "hook-class-name": f"{_PACKAGE}.hooks.voicegenie.VoiceGenieHook",
                 "hook-name": _INTEGRATION,
                 "ui-field-behaviour": UI_FIELD_BEHAVIOUR,

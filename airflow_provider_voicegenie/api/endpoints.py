@@ -296,9 +296,11 @@ def check_campaign_id(campaign_id: object) -> None:
     refused here could still become another path if a proxy unescapes and tidies it.
 
     :raises InvalidCampaignIdError: It is no string, empty, what a template makes of a missing value, too long,
-        surrounded by white space, has control or invisible characters, or a ``.`` or ``..`` segment.
+        surrounded by white space, an address, has control or invisible characters, or a ``.`` or ``..`` segment.
     """
     problem = _problem("campaign_id", campaign_id, leads_out=leads_out)
+    if problem is None and "://" in str(campaign_id):
+        problem = f"campaign_id {str(campaign_id).partition('?')[0]:.80} is an address."
     if problem is not None:
         raise InvalidCampaignIdError(f"{problem} Pass the id as the VoiceGenie dashboard shows it.")
 

@@ -166,7 +166,10 @@ class NotFoundError(RefusedError):
     """There is no campaign with this id, or it is not the key's (404)."""
 
     kind = "NOT_FOUND"
-    remedy = "Check the campaign's id, and that the campaign belongs to the account of the API key of {connection}."
+    remedy = (
+        "Check the campaign's id, which is neither its name nor its address, and that the campaign belongs to the "
+        "account of the API key of {connection}."
+    )
 
 
 class CampaignAlreadyRunningError(RefusedError):

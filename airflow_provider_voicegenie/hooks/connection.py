@@ -27,7 +27,7 @@ from airflow_provider_voicegenie.api.settings import (
     ClientSettings,
     is_proxy_url,
 )
-from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS
+from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, CONNECTION_TYPE
 from airflow_provider_voicegenie.metrics import count_request
 from airflow_provider_voicegenie.rules.parameters import did_you_mean
 
@@ -92,6 +92,12 @@ def unreadable_connection(conn_id: str, error: Exception) -> ConnectionFailedErr
 
 
 def _check(connection: Connection) -> ClientSettings:
+    if connection.conn_type not in (None, "", CONNECTION_TYPE):
+        # Its password is of something else, and would be sent as the API key.
+        raise _FieldError(
+            "its type is not VoiceGenie. Choose the type VoiceGenie (`voicegenie` in a variable or a secrets backend), "
+            "or name another connection in voicegenie_conn_id."
+        )
     extra = _read_extra(connection.conn_id, connection.extra)
     base_url = _base_url(connection, insecure_allowed=extra.pop("allow_insecure_http", False))
     api_key = _api_key(connection.password)

@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 
 from airflow_provider_voicegenie.api import endpoints
 from airflow_provider_voicegenie.api.errors import UnauthorizedError, VoiceGenieError, unchained
-from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, UI_FIELD_BEHAVIOUR
+from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, CONNECTION_TYPE, UI_FIELD_BEHAVIOUR
 from airflow_provider_voicegenie.hooks.connection import (
     client_settings,
     make_client,
@@ -78,7 +78,7 @@ class VoiceGenieHook(BaseHook):
 
     conn_name_attr = "voicegenie_conn_id"
     default_conn_name = "voicegenie_default"
-    conn_type = "voicegenie"
+    conn_type = CONNECTION_TYPE
     hook_name = "VoiceGenie"
 
     #: The service's ``address``, and its ``clock_offset`` in seconds, from a trigger's event. They count until this

@@ -282,18 +282,19 @@ class UploadContactsOperator(CampaignTask):
     ) -> None:
         self.contacts = contacts
         self.exclude = exclude
-        if (campaign_id is NOT_GIVEN) is (campaign_name is NOT_GIVEN):
-            raise ValueError(
-                "campaign_id, campaign_name: give one of the two: the id of a campaign that exists, or the name of one "
-                "that is made if there is none."
-            )
         is_by_name = campaign_name is not NOT_GIVEN
         super().__init__(
-            campaign_id="" if isinstance(campaign_id, NotGiven) else campaign_id,
+            campaign_id=campaign_id,
             voicegenie_conn_id=voicegenie_conn_id,
             outcome_rules=OutcomeRules(TaskKind.UPLOAD, outcomes),
             **kwargs,
         )
+        if (campaign_id is NOT_GIVEN) is (campaign_name is NOT_GIVEN):
+            given = "neither is given. Give" if campaign_id is NOT_GIVEN else "both are given. Give only"
+            raise ValueError(
+                f"campaign_id, campaign_name: {given} the id of a campaign that exists, or the name of one that is "
+                "made if there is none."
+            )
         check_flags(upload_in_backfill=upload_in_backfill)
         check_literal_path("contacts", self.rows_or_path)
         for name, rows in (("contacts", contacts), ("exclude", exclude)):

@@ -157,8 +157,11 @@ class RejectedLimit:
             if self._percent > 100:
                 read_percent("max_rejected", float(self._percent))
         else:
+            is_part = isinstance(value, float) and 0 < value < 1
+            hint = f' Did you mean "{100 * value:g}%"?' if is_part else ""
             raise ValueError(
                 f'max_rejected must be a number of rows of 0 or more, or a percentage such as "2%"; got {value!r:.80}.'
+                + hint
             )
 
     def __str__(self) -> str:

@@ -74,6 +74,8 @@ class Condition(StrEnum):
     OUTSIDE_CALLING_HOURS = "OUTSIDE_CALLING_HOURS"
     TOO_MANY_CONTACTS = "TOO_MANY_CONTACTS"
     NO_CONTACTS = "NO_CONTACTS"
+    CONTACTS_MISSING = "CONTACTS_MISSING"
+    CONTACTS_UNREADABLE = "CONTACTS_UNREADABLE"
     CONTACTS_REJECTED = "CONTACTS_REJECTED"
     EXCLUSIONS_MISSING = "EXCLUSIONS_MISSING"
     CAMPAIGN_NAME_TAKEN = "CAMPAIGN_NAME_TAKEN"
@@ -153,6 +155,8 @@ _DEFAULTS: Mapping[Condition, tuple[Outcome | None, ...]] = {
     _C.OUTSIDE_CALLING_HOURS: (_FAIL, None, None, None, None, None),
     _C.TOO_MANY_CONTACTS: (_FAIL, None, None, None, None, None),
     _C.NO_CONTACTS: (None, None, None, None, _SKIP, None),
+    _C.CONTACTS_MISSING: (None, None, None, None, _RETRY, None),
+    _C.CONTACTS_UNREADABLE: (None, None, None, None, _FAIL, None),
     _C.CONTACTS_REJECTED: (None, None, None, None, _FAIL, None),
     _C.EXCLUSIONS_MISSING: (None, None, None, None, _FAIL, None),
     _C.CAMPAIGN_NAME_TAKEN: (None, None, None, None, _FAIL, None),

@@ -72,6 +72,22 @@ class NotGiven(Enum):
 NOT_GIVEN = NotGiven.NOT_GIVEN
 
 
+def check_literal_text(name: str, value: object) -> None:
+    """
+    Refuse what no run can use as an id, when the DAG is parsed.
+
+    :param name: The parameter's name, for the message.
+    :param value: The id, or what becomes one later, which is not checked.
+    :raises ValueError: It is no text, or an empty one.
+    """
+    if is_template(value):
+        return
+    if not isinstance(value, str):
+        raise ValueError(f'{name} must be a text such as "{value!s:.80}", in quotes; got {value!r:.80}.')
+    if not value.strip():
+        raise ValueError(f"{name} must not be empty; got {value!r:.80}.")
+
+
 def is_template(value: object) -> bool:
     """Say whether a value may become something else when Airflow renders it: a template, or what a task returns."""
     return (isinstance(value, str) and "{" in value) or hasattr(value, "iter_references")

@@ -18,7 +18,7 @@ from airflow_provider_voicegenie.api.errors import unchained
 from airflow_provider_voicegenie.files import FileUnreadableError
 from airflow_provider_voicegenie.rules.contacts import CONTACT_ID, ContactColumns
 from airflow_provider_voicegenie.rules.file_formats import are_paths
-from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
+from airflow_provider_voicegenie.rules.outcomes import Condition
 from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN
 from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, digits_of
 from airflow_provider_voicegenie.transfers.contact_sources import describe_os_error, name_of, read_source, rows_in
@@ -99,6 +99,8 @@ class ContactRows:
         #: How many there are, and of those that are not sent, why. Known after :meth:`check`.
         self.count = 0
         self.not_sent: Counter[Why] = Counter()
+        #: What is wrong with the first rows that are rejected.
+        self.problems: list[str] = []
         #: How many contacts have the author's own id.
         self.identified = 0
         #: The columns of all rows that are not sent, and of those that may be excluded.
@@ -127,9 +129,11 @@ class ContactRows:
             try:
                 yield from rows_in(self._source)
             except OSError as error:
-                raise VoiceGenieRetryException(
-                    f"contacts: {describe_os_error(self._source, error)}. {self._describe_sent()}"
-                ) from None
+                self._task.apply_condition(
+                    Condition.CONTACTS_MISSING,
+                    f"contacts: {describe_os_error(self._source, error)}. {self._describe_sent()}",
+                )
+                raise
 
     def checked(self) -> Iterator[NumberedRow]:
         """
@@ -160,7 +164,6 @@ class ContactRows:
 
     def check(self) -> None:
         """Read all rows once, before anything is sent, and count which are no contacts, or come twice."""
-        problems: list[str] = []
         beginnings: Counter[str] = Counter()
         rows = self._all()
         while part := list(islice(rows, _COMPARED_ROWS)):
@@ -173,8 +176,8 @@ class ContactRows:
                     self.column_names |= dict.fromkeys(columns_of(row.values))
                 if isinstance(row.contact, NotSent):
                     self.not_sent[row.contact.why] += 1
-                    if row.contact.why is Why.REJECTED and len(problems) < _NAMED:
-                        problems.append(f"row {row.number:,} {row.contact.reason}")
+                    if row.contact.why is Why.REJECTED and len(self.problems) < _NAMED:
+                        self.problems.append(f"row {row.number:,} {row.contact.reason}")
                 else:
                     beginnings[row.contact["phone_number"][:1]] += 1
                     self.identified += CONTACT_ID in row.contact.get("custom_fields", {})
@@ -184,7 +187,7 @@ class ContactRows:
                 f"{self._columns.width} column(s). Check how the names are written, and that a CSV file has commas "
                 "between them; nothing was sent."
             )
-        self._log_rejected(problems)
+        self._log_rejected()
         self._warn_of_missing_country_codes(beginnings["0"], beginnings["+"])
         if not_valid := self._columns.numbers.not_valid:
             log.warning(
@@ -205,7 +208,7 @@ class ContactRows:
                 f"{international:,}",
             )
 
-    def _log_rejected(self, problems: Sequence[str]) -> None:
+    def _log_rejected(self) -> None:
         rejected = self.not_sent[Why.REJECTED]
         if rejected:
             log.warning(
@@ -213,8 +216,8 @@ class ContactRows:
                 self._task.campaign_label,
                 f"{rejected:,}",
                 f"{self.count:,}",
-                "; ".join(problems),
-                "; and others" if rejected > len(problems) else "",
+                "; ".join(self.problems),
+                "; and others" if rejected > len(self.problems) else "",
             )
         if self.count and rejected == self.count and not self._columns.names_the_number:
             log.warning(
@@ -233,12 +236,12 @@ class ContactRows:
         if people is None:
             self._refuse_exclusions("exclude: the template, or the upstream task, gave nothing")
         for place, each in enumerate(self._excluded_lists(people), start=1):
-            source = read_source("exclude", each)
-            name = f"exclude: {name_of(source)}"
+            source = each
             try:
-                self._read_exclusion_list(name, source)
+                source = read_source("exclude", each)
+                self._read_exclusion_list(f"exclude: {name_of(source)}", source)
             except FileUnreadableError as error:
-                self._refuse_exclusions(f"exclude: {str(error).rstrip('.')}")
+                self._refuse_exclusions(f"exclude: {str(error).removeprefix('exclude: ').rstrip('.')}")
             except OSError as error:
                 if isinstance(error, ScratchSpaceError):
                     raise

@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 
-from airflow_provider_voicegenie.files import given_path, read_rows, storage_path, target_path
+from airflow_provider_voicegenie.files import FileUnreadableError, given_path, read_rows, storage_path, target_path
 from airflow_provider_voicegenie.rules.file_formats import is_path, wrong_end
 
 
@@ -75,6 +75,7 @@ def read_source(name: str, rows_or_path: object) -> Sequence[Any] | ObjectStorag
     :param name: The parameter's name, for the message.
     :param rows_or_path: What the task was given.
     :raises AirflowFailException: It is neither.
+    :raises FileUnreadableError: It is a path that Airflow cannot open on this machine.
     """
     if isinstance(rows_or_path, str):
         if not rows_or_path.strip() or rows_or_path.lstrip()[:1] in "[{":
@@ -89,7 +90,7 @@ def read_source(name: str, rows_or_path: object) -> Sequence[Any] | ObjectStorag
         try:
             return given_path(name, rows_or_path)
         except ValueError as error:
-            raise AirflowFailException(str(error)) from None
+            raise FileUnreadableError(str(error)) from None
     if isinstance(rows_or_path, Sequence):
         return rows_or_path
     raise AirflowFailException(

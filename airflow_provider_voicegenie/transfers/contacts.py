@@ -99,7 +99,11 @@ class ContactUpload:
         #: The campaign of this name, if the task is about one; then its id is known later.
         self._of_name = CampaignOfName(task, context, hook, memory) if task.is_by_name else None
         self._name: str | None = None
-        self._source = read_source("contacts", task.rows_or_path)
+        try:
+            self._source = read_source("contacts", task.rows_or_path)
+        except FileUnreadableError as error:
+            task.apply_condition(Condition.CONTACTS_UNREADABLE, str(error))
+            raise
         self._limit = RejectedLimit(task.max_rejected)
         people = task.excluded_people
         lists = people if isinstance(people, Sequence) and not isinstance(people, str) else [people]
@@ -137,7 +141,8 @@ class ContactUpload:
             try:
                 return self._run()
             except FileUnreadableError as error:
-                raise AirflowFailException(f"contacts: {error} {self._sent()}") from None
+                self._task.apply_condition(Condition.CONTACTS_UNREADABLE, f"contacts: {error} {self._sent()}")
+                raise
 
     def _run(self) -> dict[str, Any]:
         self._rows.check()
@@ -423,11 +428,12 @@ class ContactUpload:
             return
         if not self._progress.rows:
             self._write_rejected()
+        problems = ": " + "; ".join(self._rows.problems) if self._rows.problems else ""
         too_large = f"; {self._too_large:,} of them too large by themselves" if self._too_large else ""
         self._task.apply_condition(
             Condition.CONTACTS_REJECTED,
             f"{rejected:,} of {self._rows.count:,} rows are rejected, more than {self._limit} allows{too_large} "
-            f"({done})",
+            f"({done}){problems}",
         )
 
 

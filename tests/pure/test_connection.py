@@ -15,10 +15,29 @@ from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS
 from airflow_provider_voicegenie.hooks.connection import _EXTRA_FIELDS, client_settings
 
 
-def connection(host="https://api.example.com", password="sk-secret", schema=None, port=None, **extra):
+def connection(
+    host="https://api.example.com", password="sk-secret", schema=None, port=None, conn_type="voicegenie", **extra
+):
     return SimpleNamespace(
-        conn_id="vg", host=host, schema=schema, port=port, password=password, extra=json.dumps(extra) if extra else None
+        conn_id="vg",
+        conn_type=conn_type,
+        host=host,
+        schema=schema,
+        port=port,
+        password=password,
+        extra=json.dumps(extra) if extra else None,
     )
+
+
+@pytest.mark.parametrize("conn_type", ["voicegenie", None, ""])
+def test_a_connection_may_have_no_type(conn_type):
+    assert client_settings(connection(conn_type=conn_type)).base_url == "https://api.example.com"
+
+
+@pytest.mark.parametrize("conn_type", ["postgres", "http", "generic", "VoiceGenie"])
+def test_the_password_of_another_type_is_not_sent_as_the_key(conn_type):
+    with pytest.raises(InvalidConnectionError, match=r"^Connection 'vg': its type is not VoiceGenie\. .* name another"):
+        client_settings(connection(conn_type=conn_type))
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,9 @@ def test_what_can_be_no_name_is_refused_before_anything_is_sent(sandbox, name, p
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({}, "give one of the two"),
-        ({"campaign_id": "a", "campaign_name": "b"}, "give one of the two"),
-        ({"campaign_id": None, "campaign_name": "b"}, "give one of the two"),
+        ({}, "neither is given"),
+        ({"campaign_id": "a", "campaign_name": "b"}, "both are given. Give only"),
+        ({"campaign_id": None, "campaign_name": "b"}, "both are given. Give only"),
         ({"campaign_name": " b"}, "white space around it"),
         ({"campaign_name": "b {{ ds }} "}, "white space around it"),
         ({"campaign_name": ""}, "nothing in it"),

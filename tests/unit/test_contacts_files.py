@@ -8,11 +8,13 @@ import errno
 import gzip
 import json
 import os
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
+from importlib.util import find_spec
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from helpers.leaks import MARKED_PERSON, check_for_people, person_in
 from helpers.tasks import Store, context
 
@@ -178,8 +180,14 @@ def test_a_file_that_cannot_be_read_again_says_how_many_were_sent(
 
 
 def test_a_missing_file_says_where_it_is_missing(sandbox, campaign, tmp_path):
-    with pytest.raises(VoiceGenieRetryException, match=r"that runs this task\. With several workers, use object"):
+    with pytest.raises(
+        VoiceGenieRetryException, match=r"that runs this task\. With several workers, use object"
+    ) as caught:
         upload(campaign, str(tmp_path / "x.csv"))
+    assert caught.value.condition == "CONTACTS_MISSING"
+    with pytest.raises(AirflowSkipException, match="CONTACTS_MISSING"):
+        upload(campaign, str(tmp_path / "x.csv"), outcomes={"CONTACTS_MISSING": "skip"})
+    assert not sandbox.request_count("upload")
 
 
 def test_a_name_that_is_too_long_is_the_cause(sandbox, campaign, tmp_path):
@@ -215,9 +223,37 @@ def test_a_folder_is_no_file(sandbox, campaign, tmp_path):
 def test_a_storage_that_is_not_installed_is_the_cause(sandbox, campaign):
     # The newest Airflow notices it when the path is made, the oldest one when the file is opened.
     with pytest.raises(
-        AirflowFailException, match=r"knows no storage for 'nowhere|storage \(nowhere\) is not installed"
-    ):
+        AirflowFailException,
+        match=r"'nowhere:/+bucket/x.csv'.* storage \(nowhere\) is missing on the machine",
+    ) as refused:
         upload(campaign, "nowhere://bucket/x.csv")
+    assert "[CONTACTS_UNREADABLE: the task fails" in str(refused.value)
+    assert not sandbox.sandbox.requests
+
+
+@pytest.mark.parametrize(
+    ("path", "package", "module"),
+    [
+        ("s3://bucket/x.csv", "apache-airflow-providers-amazon[s3fs]", "s3fs"),
+        ("gs://bucket/x.csv", "apache-airflow-providers-google", "gcsfs"),
+        ("abfs://box@account/x.csv", "apache-airflow-providers-microsoft-azure", "adlfs"),
+    ],
+)
+def test_the_package_of_a_storage_is_named(sandbox, campaign, path, package, module):
+    if find_spec(module):
+        pytest.skip(f"{module} is installed here")
+    with pytest.raises(AirflowFailException, match=rf"pip install '{re.escape(package)}'") as refused:
+        upload(campaign, path)
+    assert "CONTACTS_UNREADABLE" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["contacts", "exclude"])
+def test_a_storage_that_is_not_installed_excludes_nobody(sandbox, campaign, name):
+    arguments = {"contacts": rows(1), name: "nowhere://bucket/x.csv"}
+    condition = {"contacts": "CONTACTS_UNREADABLE", "exclude": "EXCLUSIONS_MISSING"}[name]
+    with pytest.raises(AirflowFailException, match=rf"{name}: .*{condition}"):
+        upload(campaign, **arguments)
+    assert not sandbox.request_count("upload")
 
 
 @pytest.mark.parametrize(

@@ -485,7 +485,7 @@ def test_contacts_that_break_while_the_file_is_written_are_named(sandbox, campai
 
     monkeypatch.setattr(store, "upload", upload_and_break)
     with pytest.raises(
-        AirflowFailException, match=r"^contacts: '.*x\.jsonl' cannot be read beyond row 1: .*1 of 1 rows"
+        AirflowFailException, match=r": contacts: '.*x\.jsonl' cannot be read beyond row 1: .*1 of 1 rows"
     ):
         upload(campaign, str(contacts), rejected_path=str(tmp_path / "not.csv"))
     assert [each.name for each in tmp_path.iterdir()] == ["x.jsonl"]

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mistakes of a first hour: each is refused as early as it can be seen, with the argument, the value and the remedy."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, AirflowSkipException
+from helpers.tasks import context
+
+from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
+from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
+from airflow_provider_voicegenie.rules.outcomes import Condition
+from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
+from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
+
+ROWS = [{"phone_number": "+4915112345678"}]
+TASKS = [
+    (StartCampaignOperator, {}),
+    (PauseCampaignOperator, {}),
+    (CampaignReadySensor, {}),
+    (CampaignCompletedSensor, {}),
+    (UploadContactsOperator, {"contacts": ROWS}),
+    (CallHistoryToObjectStorageOperator, {"path": "calls.csv"}),
+]
+
+
+@pytest.mark.parametrize(("task", "arguments"), TASKS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"campaign_id": 42}, r'^campaign_id must be a text such as "42", in quotes; got 42\.$'),
+        ({"campaign_id": None}, r"^campaign_id must be a text"),
+        ({"campaign_id": " "}, r"^campaign_id must not be empty; got ' '\.$"),
+        ({"voicegenie_conn_id": ""}, r"^voicegenie_conn_id must not be empty"),
+        ({"voicegenie_conn_id": None}, r"^voicegenie_conn_id must be a text"),
+    ],
+)
+def test_what_no_run_can_use_is_refused_when_the_dag_is_parsed(task, arguments, wrong, message):
+    with DAG("wrong", schedule=None), pytest.raises(ValueError, match=message):
+        task(task_id="task", **{"campaign_id": "spring", **arguments, **wrong})
+
+
+@pytest.mark.parametrize("given", ["{{ params.campaign_id }}", "{% if ds %}a{% endif %}", "spring"])
+def test_what_a_run_may_use_is_not(given):
+    with DAG("right", schedule=None):
+        StartCampaignOperator(task_id="start", campaign_id=given, voicegenie_conn_id=given)
+
+
+def test_a_mapped_task_may_have_no_campaign(sandbox):
+    # So that authors decide by a condition, as for a template that gives none.
+    with DAG("mapped", schedule=None):
+        mapped = StartCampaignOperator.partial(task_id="start", outcomes={"INVALID_CAMPAIGN_ID": "skip"}).expand(
+            campaign_id=["spring", None]
+        )
+    task = mapped.unmap({"campaign_id": None})
+    with pytest.raises(AirflowSkipException, match="INVALID_CAMPAIGN_ID"):
+        task.execute(context())
+
+
+def test_an_unknown_argument_is_named_before_one_that_is_missing():
+    with pytest.raises((TypeError, AirflowException), match="campain_id"):
+        UploadContactsOperator(task_id="upload", contacts=ROWS, campain_id="spring")
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://app.example.com/campaigns/65f0", "https://app.example.com/campaigns/65f0"),
+        ("https://app.example.com/campaigns?token=sk-secret", "https://app.example.com/campaigns"),
+    ],
+)
+def test_an_address_is_no_id(sandbox, address, shown):
+    task = StartCampaignOperator(task_id="start", campaign_id=address)
+    with pytest.raises(AirflowFailException) as refused:
+        task.execute(context())
+    assert f"campaign_id {shown} is an address. Pass the id as the VoiceGenie dashboard shows it" in str(refused.value)
+    assert not sandbox.sandbox.requests
+
+
+def test_a_name_as_id_is_told_from_an_id(sandbox):
+    task = StartCampaignOperator(task_id="start", campaign_id="Spring campaign")
+    with pytest.raises(AirflowFailException, match="id, which is neither its name nor its address") as refused:
+        task.execute(context())
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+def test_a_part_is_no_percentage():
+    with pytest.raises(ValueError, match=r'got 0\.02\. Did you mean "2%"\?$'):
+        UploadContactsOperator(task_id="upload", campaign_id="spring", contacts=ROWS, max_rejected=0.02)
+
+
+def test_an_alert_says_why_rows_were_rejected(sandbox):
+    campaign = sandbox.add_campaign(total_count=0).id
+    rows = [{"phone_number": text} for text in ("", "call me", "+4915112345678", *["1"] * 6)]
+    task = UploadContactsOperator(task_id="upload", campaign_id=campaign, contacts=rows)
+    with pytest.raises(AirflowFailException) as refused:
+        task.execute(context())
+    message = str(refused.value)
+    assert Condition.CONTACTS_REJECTED in message
+    assert "8 of 9 rows are rejected" in message
+    assert message.count("; row") == 4  # five are named
+    assert ": row 1 has no phone number; row 2 " in message
+    assert "call me" not in message
