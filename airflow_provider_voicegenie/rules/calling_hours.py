@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _DAY = timedelta(days=1)
 _QUARTER = timedelta(minutes=15)
+_MINUTE = timedelta(minutes=1)
 #: The least time between two windows that are not one.
 _MINIMUM_GAP = timedelta(milliseconds=1)
 
@@ -145,7 +147,11 @@ class CallingHours(Prerequisite):
 
     def check(self, campaign: Campaign, now: datetime) -> Check:
         """Compare the time."""
-        return Check.met() if self.contains(now) else Check.waiting(f"outside the calling hours {self}")
+        if self.contains(now):
+            return Check.met()
+        # Nobody wants to know it to the second, and thousands of waits have the same hours.
+        opens = _describe_opening(self, now.replace(second=0, microsecond=0) + _MINUTE)
+        return Check.waiting(f"outside the calling hours {self}, which {opens}")
 
     def local_time(self, moment: datetime) -> str:
         """Write a moment as weekday, date and time of day in the calling hours' time zone."""
@@ -335,6 +341,20 @@ def _moments(hours: Sequence[CallingHours], since: datetime) -> list[datetime]:
             moments.update(window.moments(since, DAYS_AHEAD))
     last = since + DAYS_AHEAD * _DAY
     return sorted(moment for moment in moments if since <= moment <= last)
+
+
+@lru_cache(maxsize=256)
+def _describe_opening(hours: CallingHours, since: datetime) -> str:
+    """Say when calling hours open next, on the clock of the first window."""
+    try:
+        opens = next_opening((hours,), since)
+    except ValueError:
+        # The author's function failed for a date to come, which is for the wait to tell on that date.
+        return "open on a date that cannot be known yet"
+    if opens is None:
+        return f"do not open within {DAYS_AHEAD} days"
+    local = opens.astimezone(ZoneInfo(hours.timezone))
+    return f"open on {_DAYS[local.weekday()].capitalize()}, {local:%Y-%m-%d} at {local:%H:%M} {hours.timezone}"
 
 
 def describe(hours: Sequence[CallingHours]) -> str:

@@ -387,3 +387,45 @@ def test_without_calling_hours_there_is_no_closing():
 def test_alternatives_are_calling_hours(alternatives):
     with pytest.raises(ValueError, match="CallingHours: alternatives must be a list of CallingHours; got"):
         CallingHours("09:00", "12:00", "UTC", alternatives=alternatives)
+
+
+# What a wait for calling hours says.
+
+
+@pytest.mark.parametrize(
+    ("hours", "now", "says"),
+    [
+        (
+            CallingHours("09:00", "18:00", "Europe/Berlin", ["mon", "tue", "wed", "thu", "fri"]),
+            datetime(2026, 11, 27, 17, 30, tzinfo=UTC),  # a Friday
+            "which open on Monday, 2026-11-30 at 09:00 Europe/Berlin",
+        ),
+        (
+            CallingHours("09:00", "18:00", "Europe/Berlin"),
+            datetime(2026, 11, 30, 7, 59, 59, 999_999, UTC),
+            "which open on Monday, 2026-11-30 at 09:00 Europe/Berlin",
+        ),
+        (
+            CallingHours("09:00", "18:00", "Europe/Berlin", ["mon"], ["2026-11-30", "2026-12-07", "2026-12-14"]),
+            datetime(2026, 11, 29, 12, 0, tzinfo=UTC),
+            "which do not open within 14 days",
+        ),
+    ],
+)
+def test_a_wait_says_when_the_hours_open(hours, now, says):
+    check = hours.check(None, now)
+    assert check.missing.endswith(says)
+    # The same words a minute earlier, as each change is a line of the log.
+    assert hours.check(None, now - timedelta(minutes=1)).missing == check.missing
+
+
+def test_a_function_that_fails_for_a_later_date_fails_no_wait_before_it():
+    hours = CallingHours("09:00", "18:00", "UTC", except_dates=fails_from_december_on)
+    check = hours.check(None, datetime(2026, 11, 30, 20, 0, tzinfo=UTC))
+    assert check.missing.endswith("which open on a date that cannot be known yet")
+
+
+def fails_from_december_on(day):
+    if day.month == 12:
+        raise RuntimeError("no calendar of December")
+    return False
