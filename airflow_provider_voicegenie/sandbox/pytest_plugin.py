@@ -9,11 +9,17 @@ One argument is all a test needs::
         dag.test(run_conf={"campaign_id": campaign.id})
         assert voicegenie_sandbox.start_count(campaign.id) == 1
 
+If the module of the test has DAGs, ``dag.test()`` works for them: the fixture prepares Airflow's database if that is an
+empty SQLite, and says where the DAGs are. Without the fixture, both have to be done first.
+
 Pytest loads this module by itself if the provider is installed. The server is loaded when a test uses the fixture.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +107,50 @@ class SandboxForTests:
         self.sandbox.faults.add(Fault(FaultKind(kind), operation, **fields))
 
 
+def _files_of_dags(module: object) -> list[str]:
+    """Return the files of the DAGs that a module has, of its own or imported."""
+    from airflow.providers.common.compat.sdk import DAG
+
+    return sorted({each.fileloc for each in vars(module).values() if isinstance(each, DAG)})
+
+
+def _prepare_database() -> None:
+    """Let Airflow make its tables, if its database is a SQLite that has none."""
+    from airflow import settings
+    from sqlalchemy import inspect
+
+    engine = settings.engine
+    if engine is None or inspect(engine).has_table("dag_run"):
+        return
+    remedy = "Airflow's database has no tables, so no DAG can run in this test. Run once: airflow db migrate"
+    if engine.dialect.name != "sqlite":
+        # A database that others may use is not for a test to change.
+        pytest.fail(remedy, pytrace=False)
+    command = [sys.executable, "-m", "airflow", "db", "migrate"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  a command of ours
+    # Another process of the same test run may have made them meanwhile.
+    if done.returncode and not inspect(engine).has_table("dag_run"):
+        pytest.fail(f"{remedy}. It failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", pytrace=False)
+
+
+def _bundles_of(files: list[str]) -> str:
+    """Return a list of DAG bundles, one for each file, as Airflow 3 reads it in its configuration."""
+    local = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    return json.dumps([{"name": file, "classpath": local, "kwargs": {"path": file}} for file in files])
+
+
 @pytest.fixture
-def voicegenie_sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[SandboxForTests]:
-    """Run a sandbox, and point the connection ``voicegenie_default`` to it."""
+def voicegenie_sandbox(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[SandboxForTests]:
+    """Run a sandbox, point the connection ``voicegenie_default`` to it, and let the DAGs of the module be tested."""
     from airflow_provider_voicegenie.sandbox.server import running
     from airflow_provider_voicegenie.sandbox.service import Sandbox
 
+    module = request.node.getparent(pytest.Module)
+    if module is not None and (files := _files_of_dags(module.obj)):
+        _prepare_database()
+        # Airflow 3 tests a DAG only if it finds it in a bundle.
+        monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", _bundles_of(files))
+        monkeypatch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
     sandbox = Sandbox()
     with running(sandbox) as url:
         running_sandbox = SandboxForTests(sandbox, url)
