@@ -5,8 +5,9 @@ A watcher looks at the campaigns of the account. An end wakes this DAG up, and e
 its own. If several have ended, one run may export them all. A campaign that goes on by then is skipped: its next
 end wakes the DAG up again.
 
-A run that you trigger by hand has no ended campaign, and exports nothing. In the sandbox, start a campaign, and wait
-until it is completed.
+It is paused until you switch it on, as it would export the campaigns of all other examples, too. A run that you
+trigger by hand has no ended campaign, and exports nothing. In the sandbox, start a campaign, and wait until it is
+completed.
 """
 
 import os
@@ -28,6 +29,7 @@ campaign_ended = Asset(
 with DAG(
     dag_id="voicegenie_asset",
     schedule=[campaign_ended],
+    is_paused_upon_creation=True,
     params={"folder": Param(str(HOME), type="string", minLength=1, description="Where the files go")},
     doc_md=__doc__,
     tags=["example", "voicegenie"],

@@ -30,6 +30,8 @@ from airflow_provider_voicegenie.sandbox.service import Sandbox
 from airflow_provider_voicegenie.sandbox.store import SandboxStore
 
 LOGIN = "admin"
+#: Seconds after which a campaign that has ended can be started again.
+RESET_AFTER = 150
 #: Airflow's services. Two of them would serve their logs to the whole network.
 SERVICES = (
     ("api-server",),
@@ -49,7 +51,8 @@ def main() -> int:
     for port in filter(is_taken, (options.port, options.sandbox_port)):
         print(f"Port {port} is in use. Choose other ports: make ui PORT=8081 SANDBOX_PORT=8643", file=sys.stderr)
         return 1
-    sandbox = Sandbox(SandboxStore(speed=10))
+    # The examples share campaigns. A wait looks once a minute, and has to see that its campaign has ended.
+    sandbox = Sandbox(SandboxStore(speed=10, reset_after=RESET_AFTER))
     port = options.port or free_port()
     try:
         with (

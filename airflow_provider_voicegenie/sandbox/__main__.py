@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "Use 127.0.0.1, or add --allow-remote."
         )
     sandbox = Sandbox(
-        SandboxStore(speed=options.speed),
+        SandboxStore(speed=options.speed, reset_after=options.reset_after),
         api_key=options.api_key,
         enforce_rate_limits=options.enforce_rate_limits,
         cache_stats=options.cache_stats,
@@ -56,6 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow-remote", action="store_true", help="allow a --host that other machines can reach")
     parser.add_argument("--api-key", default="sandbox-key", help="the API key to accept (default sandbox-key)")
     parser.add_argument("--speed", type=_speed, default=1.0, help="how many times as fast time runs (default 1)")
+    parser.add_argument(
+        "--reset-after",
+        type=float,
+        metavar="SECONDS",
+        help="put a campaign back so long after it was started and has ended, so that it can be started again "
+        "(default: never)",
+    )
     parser.add_argument(
         "--enforce-rate-limits", action="store_true", help="respond with 429 above the documented rates"
     )

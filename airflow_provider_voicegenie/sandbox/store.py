@@ -86,6 +86,8 @@ class SandboxStore:
     :param speed: Simulated seconds in one real second.
     :param seeds: Returns the initial campaigns; one of every status by default.
     :param clock: Returns monotonic seconds.
+    :param reset_after: Real seconds after which one of the initial campaigns that was started here and has ended is as
+        it was at the beginning; never by default.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class SandboxStore:
         speed: float = 1.0,
         seeds: Callable[[], Iterable[SandboxCampaign]] = seed_campaigns,
         clock: Callable[[], float] = time.monotonic,
+        reset_after: float | None = None,
     ) -> None:
         if not speed > 0:
             raise ValueError(f"speed must be above 0, not {speed!r}.")
@@ -103,6 +106,7 @@ class SandboxStore:
         self._lock = threading.RLock()
         self._campaigns: dict[str, SandboxCampaign] = {}
         self._seeds = seeds
+        self._reset_after = reset_after
         self.reset()
 
     def reset(self) -> None:
@@ -152,12 +156,12 @@ class SandboxStore:
             if campaign is None:
                 raise RequestRefusedError(404, "NOT_FOUND", "Campaign not found")
             self._let_time_pass(campaign)
-            return campaign
+            return self._campaigns[campaign_id]
 
     def all(self) -> list[SandboxCampaign]:
         """Return all campaigns as they are now, the oldest first."""
         with self._lock:
-            for campaign in self._campaigns.values():
+            for campaign in list(self._campaigns.values()):
                 self._let_time_pass(campaign)
             return list(self._campaigns.values())
 
@@ -291,11 +295,20 @@ class SandboxStore:
                 self._set_status(campaign, "running")
                 campaign.started_at = campaign.updated_at = datetime.now(UTC)
         if not _is_running(campaign):
+            self._reset_if_over(campaign)
             return
         progress = self.progress(campaign)
         if progress.pending == 0 and progress.in_progress == 0:
             self._set_status(campaign, "completed")
             campaign.updated_at = datetime.now(UTC)
+
+    def _reset_if_over(self, campaign: SandboxCampaign) -> None:
+        if self._reset_after is None or campaign.ended_at is None or not campaign.start_count:
+            return
+        if datetime.now(UTC) - campaign.ended_at >= timedelta(seconds=self._reset_after):
+            for seed in self._seeds():
+                if seed.id == campaign.id:
+                    self.put(seed)
 
     def _set_status(self, campaign: SandboxCampaign, status: str) -> None:
         was_running = _is_running(campaign)

@@ -101,12 +101,26 @@ def test_campaigns_are_reset(sandbox, page):
 def test_a_response_is_late_by_as_many_seconds_as_the_page_says(sandbox, page):
     page.goto(sandbox.url)
     page.get_by_label("What goes wrong").select_option("the response comes late")
-    page.get_by_label("seconds, for a late or slow response").fill("1.5")
+    page.get_by_label("seconds", exact=True).fill("1.5")
     page.get_by_role("button", name="Switch on").click()
     expect(page.get_by_role("list", name="Switched on")).to_contain_text("late (1.5 s), every request")
     begun = time.monotonic()
     assert send(sandbox, "/campaign/ready").ok
     assert time.monotonic() - begun >= 1.5
+
+
+def test_a_fault_asks_only_for_what_it_uses(sandbox, page):
+    page.goto(sandbox.url)
+    kind = page.get_by_label("What goes wrong")
+    status, seconds = page.get_by_label("its HTTP status"), page.get_by_label("seconds", exact=True)
+    for choice, uses in (
+        ("no response at all", ()),
+        ("another HTTP status", (status,)),
+        ("byte by byte, slowly", (seconds,)),
+    ):
+        kind.select_option(choice)
+        for field in (status, seconds):
+            expect(field).to_be_visible(visible=field in uses)
 
 
 def test_a_screen_reader_can_use_it(sandbox, page):
@@ -125,13 +139,28 @@ def test_focus_and_input_stay_while_the_page_refreshes(sandbox, page):
     expect(field).to_be_focused()
 
 
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("width", [360, 400, 1280])
 def test_the_page_fits_the_screen(sandbox, page, width):
     page.set_viewport_size({"width": width, "height": 860})
     send(sandbox, "/startCampaign/ready")
     sandbox.inject("gzip_bomb", "pause", campaign_id="not-yet-started", after_acting=True)
+    said = []
+    page.on("console", lambda message: said.append(message.text))
     page.goto(sandbox.url)
     expect(page.locator("#requests tr")).to_have_count(1)
+    # The style is the tests' own, see conftest.py.
+    assert not [each for each in said if "inline style" not in each]
+    campaigns = page.get_by_role("group", name="Campaigns")
+    assert campaigns.evaluate("element => element.scrollHeight - element.clientHeight") == 0
+    choice = page.get_by_label("What goes wrong")
+    text = "element => [...element.options].map(each => each.text).sort((a, b) => a.length - b.length).at(-1)"
+    # The longest choice, and the arrow beside it.
+    size = """(element, text) => {
+        const pen = document.createElement("canvas").getContext("2d");
+        pen.font = getComputedStyle(element).font;
+        return element.clientWidth - pen.measureText(text).width;
+    }"""
+    assert choice.evaluate(size, choice.evaluate(text)) > 24
     assert page.evaluate("document.documentElement.scrollWidth") == width
     for table in page.locator(".scroll").all():
         assert table.evaluate("element => element.scrollWidth - element.clientWidth") == 0

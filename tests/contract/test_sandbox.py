@@ -640,3 +640,24 @@ def test_a_port_that_is_taken_is_said_to_be(voicegenie_sandbox):
 def test_the_connection_of_the_fixture_carries_extras(voicegenie_sandbox):
     extra = json.loads(json.loads(voicegenie_sandbox.connection(timeout=3))["extra"])
     assert extra == {"timeout": 3, "campaign_url": f"{voicegenie_sandbox.url}/#campaign-{{campaign_id}}"}
+
+
+def test_a_campaign_that_has_ended_can_be_started_again_after_a_time():
+    now = [0.0]
+    store = SandboxStore(speed=600, clock=lambda: now[0], reset_after=150)
+    store.start("ready")
+    now[0] += 60
+    ended = store.find("ready")
+    assert ended.status == "completed"
+    ended.ended_at -= timedelta(seconds=149)
+    assert store.find("ready").status == "completed"
+    ended.ended_at -= timedelta(seconds=1)
+    assert {each.id: each.status for each in store.all()}["ready"] == "scheduled"
+    assert store.start("ready").start_count == 1
+    # One that was not started here stays as it is, and so does one that is none of the initial ones.
+    assert store.find("completed").status == "completed"
+    other = store.put(SandboxCampaign(id="other", total_count=1))
+    store.start("other")
+    now[0] += 60
+    other.ended_at = store.find("other").ended_at - timedelta(days=1)
+    assert store.find("other").status == "completed"

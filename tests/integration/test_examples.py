@@ -262,6 +262,8 @@ def test_approval_retry_after_and_asset(shared):
     sandbox.add_campaign(id="piloted", total_count=30)
     sandbox.add_campaign(id="over/there", status="paused", completed_count=5)
     sandbox.inject("status", "start", campaign_id="busy", status=503, headers={"Retry-After": "1"})
+    # So that it does not run by itself beside the other examples.
+    shared.run("dags", "unpause", "voicegenie_asset")
     retried = begin("voicegenie_retry_after", "busy") if has_retry_policies else None
     approved, rejected = begin("voicegenie_approval", "ready"), begin("voicegenie_approval", "paused")
     piloted = begin("voicegenie_pilot", "piloted")
