@@ -22,7 +22,7 @@ from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 pytestmark = pytest.mark.airflow
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(language, text, id=f"{page.name}:{page.read_text()[: found.start()].count(chr(10)) + 1}")
     for page in PAGES

@@ -223,6 +223,33 @@ def test_the_pipeline(airflow, voicegenie_sandbox):
     assert not [person for person in people if person in Path(exported["path"]).read_text()]
 
 
+def test_a_schedule_and_what_an_alert_says(airflow, voicegenie_sandbox):
+    voicegenie_sandbox.speed = 600
+    text = (EXAMPLES / "voicegenie_scheduled.py").read_text()
+    # Nobody knows when the tests run.
+    hours = 'CallingHours("09:00", "18:00", "Europe/Berlin", ["mon", "tue", "wed", "thu", "fri"])'
+    assert text.count(hours) == 1
+    text = text.replace(hours, 'CallingHours("00:00", "23:59:59.999999", "Europe/Berlin")')
+    text = text.replace("wait_for_completion=True,", "wait_for_completion=True, poll_interval=1,")
+    airflow.dags = airflow.home / "dags"
+    airflow.dags.mkdir()
+    (airflow.dags / "scheduled.py").write_text(text)
+    for day, (campaign_id, states) in enumerate(
+        [
+            ("ready", {"ready": "success", "start": "success"}),
+            ("nobody", {"ready": "failed", "start": "upstream_failed"}),
+        ],
+        1,
+    ):
+        conf = json.dumps({"campaign_id": campaign_id})
+        said = airflow.run("dags", "test", "voicegenie_scheduled", f"2026-01-0{day}", "--conf", conf)
+        assert airflow.states("voicegenie_scheduled")[-1] == states, said.stdout + said.stderr
+    assert voicegenie_sandbox.status("ready") == "completed"
+    found = re.search(r"ALERT: task ready of DAG voicegenie_scheduled has failed\. (.*)", said.stdout + said.stderr)
+    assert "Check the campaign's id" in found[1]
+    assert "[NOT_FOUND: the task fails, without retry]" in found[1]
+
+
 @pytest.mark.skipif(AIRFLOW_VERSION < (3, 1), reason="Airflow asks people since 3.1")
 def test_approval_retry_after_and_asset(shared):
     """All need a scheduler, and the time that one waits is there for the others."""
@@ -251,6 +278,9 @@ def test_approval_retry_after_and_asset(shared):
     pilot = (EXAMPLES / "voicegenie_pilot.py").read_text()
     assert '"poll_interval": 10' in pilot
     shared.add_dags("pilot", pilot.replace('"poll_interval": 10', '"poll_interval": 1'))
+    # It is paused so that it does not run by itself beside other examples.
+    assert "    is_paused_upon_creation=True,\n" in watcher
+    watcher = watcher.replace("    is_paused_upon_creation=True,\n", "")
     shared.add_dags("asset", watcher.replace("poll_interval=60", "poll_interval=1"))
     shared.add_dags("short", approval.replace("days=1", "seconds=25").replace("_approval", "_short"))
     if has_retry_policies:
@@ -262,8 +292,6 @@ def test_approval_retry_after_and_asset(shared):
     sandbox.add_campaign(id="piloted", total_count=30)
     sandbox.add_campaign(id="over/there", status="paused", completed_count=5)
     sandbox.inject("status", "start", campaign_id="busy", status=503, headers={"Retry-After": "1"})
-    # So that it does not run by itself beside the other examples.
-    shared.run("dags", "unpause", "voicegenie_asset")
     retried = begin("voicegenie_retry_after", "busy") if has_retry_policies else None
     approved, rejected = begin("voicegenie_approval", "ready"), begin("voicegenie_approval", "paused")
     piloted = begin("voicegenie_pilot", "piloted")
