@@ -28,6 +28,8 @@ BLOCKS = [
     for page in PAGES
     for found in re.finditer(r"^ *```(\w+)\n(.*?)^ *```$", page.read_text(), re.DOTALL | re.MULTILINE)
     for language, text in [found.groups()]
+    # No Docker here.
+    if language != "dockerfile"
 ]
 
 
@@ -62,6 +64,9 @@ def test_the_first_dag_of_the_readme_ends_by_itself(airflow, voicegenie_sandbox)
 
 def export(value):
     name, _, text = value.partition("=")
+    if name in ("AIRFLOW_VERSION", "PYTHON_VERSION", "CONSTRAINTS"):
+        # Names of the page's own, for the command below them.
+        return
     if name != "AIRFLOW_CONN_VOICEGENIE_DEFAULT":
         assert name in conf_names()
         return
@@ -80,13 +85,21 @@ def conf_names():
 def pip_install(package):
     # Nothing is released yet, so a page names a checkout or a wheel.
     if package.startswith("dist/"):
-        assert package == f"dist/airflow_provider_voicegenie-{__version__}-py3-none-any.whl"
+        wheel, _, extra = package.rstrip("]").partition("[")
+        assert wheel == f"dist/airflow_provider_voicegenie-{__version__}-py3-none-any.whl"
+        extras(extra)
         return
-    if package in ("nox[uv]", "pytest"):
+    if package in ("nox[uv]", "pytest", "apache-airflow-providers-http", "apache-airflow==$AIRFLOW_VERSION"):
         return
     where, _, extra = package.rstrip("]").partition("[")
     assert where in (".", "PATH_TO_CHECKOUT")
-    assert not extra or extra in metadata("airflow-provider-voicegenie").get_all("Provides-Extra")
+    extras(extra)
+
+
+def extras(text):
+    assert {each for each in text.split(",") if each} <= set(
+        metadata("airflow-provider-voicegenie").get_all("Provides-Extra")
+    )
 
 
 def sandbox(arguments):
@@ -111,6 +124,18 @@ def bash_line(line):
         case ["export", *values]:
             for value in values:
                 export(value)
+        case ["pip", "wheel", "--no-deps", "--wheel-dir", "dist", "."] | ["airflow", "providers", "list"]:
+            # As `nox -s check` does.
+            pass
+        case ["python", script, *arguments] if script.startswith("benchmarks/"):
+            assert (
+                subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, check=False).returncode
+                == 0
+            )
+            assert not arguments or arguments[0].replace("-", "_") in (ROOT / script).read_text()
+        case ["pip", "install", *packages, "--constraint", "$CONSTRAINTS"]:
+            for package in packages:
+                pip_install(package)
         case ["pip", "install", *packages]:
             for package in packages:
                 pip_install(package)
