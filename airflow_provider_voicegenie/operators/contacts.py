@@ -385,14 +385,14 @@ class UploadContactsOperator(CampaignTask):
         """Upload the contacts, and return the XCom value described in the class docstring."""
         from airflow_provider_voicegenie.api.endpoints import check_campaign_id
         from airflow_provider_voicegenie.api.errors import VoiceGenieError
-        from airflow_provider_voicegenie.start.guards import RunFacts, check_backfill
+        from airflow_provider_voicegenie.start.guards import check_backfill
         from airflow_provider_voicegenie.transfers.contacts import ContactUpload
 
         memory = Memory(context)
         if (remembered := memory.read()) is not None:
             self._check_same_campaign(remembered)
         if not self.upload_in_backfill:
-            finding = check_backfill(RunFacts.of(context), "upload nothing", "upload_in_backfill")
+            finding = check_backfill(context, "upload nothing", "upload_in_backfill")
             if finding is not None:
                 apply_outcome(self.outcome_rules, finding, self.campaign_label)
         hook = self._hook

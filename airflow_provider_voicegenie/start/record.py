@@ -21,7 +21,7 @@ from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, rea
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.memory import Generation, Memory
 from airflow_provider_voicegenie.rules.outcomes import Finding, apply_outcome
-from airflow_provider_voicegenie.start.guards import Moment
+from airflow_provider_voicegenie.start.guards import check_run
 from airflow_provider_voicegenie.start.refusals import Refusals
 from airflow_provider_voicegenie.waiting.stop import (
     CampaignToPause,
@@ -245,11 +245,13 @@ class OwnStart:
         task = self.task
         return bool(task.wait_for_completion and task.deferrable and task.pause_on_kill)
 
-    def moment(self, now: datetime | None = None, campaign: Campaign | None = None) -> Moment:
-        """Return what guards look at: the task and its run at a time, and the campaign if it was read."""
-        return Moment(
-            self.task, self.context, now or datetime.now(UTC), campaign, is_again=bool(self.hours.get("pauses"))
-        )
+    def check_run(self, now: datetime | None = None) -> Finding | None:
+        """
+        Check the DAG run, unless the campaign goes on at an opening of its hours: it was due before then.
+
+        :param now: The time; ``None`` for just now.
+        """
+        return None if self.hours.get("pauses") else check_run(self.task, self.context, now or datetime.now(UTC))
 
     def service_time(self) -> datetime:
         """Return the time by the service's clock."""

@@ -20,13 +20,10 @@ from airflow_provider_voicegenie.rules.calling_hours import DAYS_AHEAD, next_clo
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, apply_outcome
 from airflow_provider_voicegenie.start.find_out import doubt_pauses, find_out, log_start
 from airflow_provider_voicegenie.start.guards import (
-    BEFORE_READING,
-    BEFORE_REHEARSAL,
-    BEFORE_SENDING,
-    BEFORE_START,
     check_calling_hours,
+    check_campaign,
+    check_configuration,
     describe_start,
-    first_finding,
 )
 from airflow_provider_voicegenie.start.record import LONGEST_START, OwnStart, Start, StartRecord
 from airflow_provider_voicegenie.start.refusals import PATIENCE
@@ -70,7 +67,8 @@ def start(own: OwnStart) -> Start | datetime:
         return before
     if own.paused is not None and (as_it_is := _leave_as_it_is(own, own.paused, before)) is not None:
         return as_it_is
-    finding = first_finding(BEFORE_START, own.moment(campaign=before))
+    task = own.task
+    finding = check_campaign(task, before) or check_calling_hours(task.calling_hours, datetime.now(UTC))
     if finding is None:
         try:
             return _Sending(own, before).send()
@@ -135,7 +133,13 @@ def rehearse(own: OwnStart) -> Plan | datetime:
         return quota if isinstance(quota, datetime) else Plan(quota.status, before)
     plan = Plan(before.status.value, before, quota=quota)
     first = ""
-    if (finding := first_finding(BEFORE_REHEARSAL, own.moment(campaign=before))) is not None:
+    now = datetime.now(UTC)
+    finding = (
+        check_campaign(own.task, before)
+        or check_configuration(before, now)
+        or check_calling_hours(own.task.calling_hours, now)
+    )
+    if finding is not None:
         if finding.condition is not Condition.OUTSIDE_CALLING_HOURS:
             own.not_started(finding, before.status)
             return plan
@@ -149,7 +153,7 @@ def rehearse(own: OwnStart) -> Plan | datetime:
         "Campaign %r: would %sstart it: %s%s. Nothing was sent, as check_only is set.",
         own.campaign_id,
         first,
-        describe_start(before, own.task.calling_hours, datetime.now(UTC)),
+        describe_start(before, own.task.calling_hours, now),
         "" if left is None else f", {left:,g} calls left in the quota",
     )
     return plan
@@ -168,7 +172,7 @@ def _read_quota(own: OwnStart) -> Quota | Start | datetime:
 
 def _read_before(own: OwnStart) -> Campaign | Start | datetime:
     """Check the run, and read the campaign; if a user has cleared this task, once its earlier start is paused."""
-    if (finding := first_finding(BEFORE_READING, own.moment())) is not None:
+    if (finding := own.check_run()) is not None:
         return own.not_started(finding, CampaignStatus.UNKNOWN)
     await_pause_of_another(own)
     try:
@@ -214,7 +218,7 @@ def _refused(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start 
         why = f"{refusals} and {f'max_attempts is {maximum}' if is_over else longest}"
     elif _closes(own) and check_calling_hours(own.task.calling_hours, until) is not None:
         why = f"{refusals} and its calling hours are over when the service takes requests again"
-    elif (too_late := first_finding(BEFORE_READING, own.moment(until))) is not None:
+    elif (too_late := own.check_run(until)) is not None:
         message = f"{error.message.rstrip('.')}; when it is tried again, {too_late.message}"
         return own.not_started(too_late._replace(message=message), CampaignStatus.UNKNOWN)
     else:
@@ -240,7 +244,7 @@ def _may_start(own: OwnStart, at: datetime) -> bool:
         return False
     if _closes(own) and check_calling_hours(own.task.calling_hours, at) is not None:
         return False
-    return first_finding(BEFORE_READING, own.moment(at)) is None
+    return own.check_run(at) is None
 
 
 def _leave_as_it_is(own: OwnStart, paused: StartRecord, before: Campaign) -> Start | datetime | None:
@@ -295,7 +299,7 @@ def _opening(own: OwnStart, finding: Finding, before: Campaign) -> Start | datet
             f"Campaign {own.campaign_id!r}: {finding.message}, and they do not open within {DAYS_AHEAD} days. "
             f"Change calling_hours (days, except_dates) [{finding.condition}: the task fails, without retry]."
         )
-    if (too_late := first_finding(BEFORE_READING, own.moment(opens))) is not None:
+    if (too_late := own.check_run(opens)) is not None:
         late = too_late._replace(message=f"{finding.message}; when they open, {too_late.message}")
         return own.not_started(late, before.status)
     return opens
@@ -397,7 +401,7 @@ class _Sending:
         own = self._own
         if time.monotonic() - self._asked_airflow_at > _FRESH_STATE:
             own.kill.check_with_airflow(own.context)
-        finding = first_finding(BEFORE_SENDING, own.moment())
+        finding = own.check_run() or check_calling_hours(own.task.calling_hours, datetime.now(UTC))
         own.kill.check()
         if finding is not None:
             raise _NotAllowedError(finding)

@@ -309,7 +309,7 @@ def kill_at(patch, step, operator, run, state="failed", *, tells=True):
     act, at = {
         "link": (TaskInstance, "xcom_push"),
         "recall": (record.OwnStart, "recall"),
-        "run facts": (guards.RunFacts, "of"),
+        "run facts": (guards, "check_backfill"),
         "get_conn": (VoiceGenieHook, "get_conn"),
         "get_campaign": (VoiceGenieHook, "get_campaign"),
         "record": (record.OwnStart, "add_record"),

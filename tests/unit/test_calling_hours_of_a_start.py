@@ -102,11 +102,11 @@ def test_a_run_that_becomes_too_late_is_not_started(sandbox, monkeypatch, way):
     run["dag_run"].run_type = "scheduled"
     original, checks = guards.check_run, []
 
-    def check_run(facts, now, **arguments):
+    def check_run(task, context, now):
         checks.append(now)
-        return original(facts, now + timedelta(hours=1) if len(checks) == 3 else now, **arguments)
+        return original(task, context, now + timedelta(hours=1) if len(checks) == 3 else now)
 
-    monkeypatch.setattr("airflow_provider_voicegenie.start.guards.check_run", check_run)
+    monkeypatch.setattr("airflow_provider_voicegenie.start.record.check_run", check_run)
     way = in_worker if way is in_worker else deferred
     with pytest.raises(AirflowSkipException, match="RUN_TOO_LATE"):
         way(waiting(opening_in(5), max_lateness=600), run)
@@ -178,7 +178,7 @@ def test_hours_that_close_while_airflow_takes_its_time_are_waited_for(sandbox, m
         checks.append(now)
         return None if len(checks) == 1 else original(given, now)
 
-    monkeypatch.setattr("airflow_provider_voicegenie.start.guards.check_calling_hours", check)
+    monkeypatch.setattr("airflow_provider_voicegenie.start.send.check_calling_hours", check)
     assert in_worker(waiting(hours), run)["started_by_task"]
     assert sandbox.start_count("long") == 1
 
@@ -219,8 +219,8 @@ def test_the_number_of_people_is_bounded(sandbox, way, total_count, max_contacts
 def test_an_unknown_number_of_people_is_too_many(sandbox, monkeypatch):
     original = guards.check_campaign
     monkeypatch.setattr(
-        "airflow_provider_voicegenie.start.guards.check_campaign",
-        lambda campaign, most: original(campaign.__class__("c", campaign.status, "paused"), most),
+        "airflow_provider_voicegenie.start.send.check_campaign",
+        lambda task, campaign: original(task, campaign.__class__("c", campaign.status, "paused")),
     )
     with pytest.raises(AirflowFailException, match="an unknown number of contacts, and max_contacts is 5"):
         Starting(max_contacts=5)(deferrable=False).execute(context())

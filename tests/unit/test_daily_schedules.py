@@ -29,7 +29,7 @@ from helpers.tasks import (
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException
-from airflow_provider_voicegenie.start import guards
+from airflow_provider_voicegenie.start import send
 from airflow_provider_voicegenie.waiting import wait
 
 MAY_GO_ON = "If it has a daily schedule, it goes on by itself at its next start time"
@@ -340,7 +340,7 @@ def test_what_is_owed_is_still_owed_after_a_new_start_in_vain(sandbox, trouble, 
             patch.setattr(VoiceGenieHook, "start_campaign", cut_off)
         else:
             answers = [None, Finding(Condition.OUTSIDE_CALLING_HOURS, "closed by now")]
-            patch.setattr(guards, "check_calling_hours", lambda *_: answers.pop(0))
+            patch.setattr(send, "check_calling_hours", lambda *_: answers.pop(0))
         with pytest.raises((AirflowFailException, AirflowTaskTimeout)):
             Starting(pause_on_kill=trouble != "cut off")(deferrable=False).execute(run)
     assert store["voicegenie_task"]["start"]["must_pause_on_kill"]

@@ -10,7 +10,7 @@ import pytest
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import Condition
-from airflow_provider_voicegenie.rules.parameters import read_seconds
+from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN, read_seconds
 from airflow_provider_voicegenie.start.evidence import (
     TookEffect,
     has_started_itself,
@@ -18,7 +18,7 @@ from airflow_provider_voicegenie.start.evidence import (
     took_effect_by_status,
     was_started_in_run,
 )
-from airflow_provider_voicegenie.start.guards import RunFacts, check_calling_hours, check_campaign, check_run
+from airflow_provider_voicegenie.start.guards import check_backfill, check_calling_hours, check_campaign, check_run
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -44,15 +44,20 @@ def campaign(status, **fields):
 )
 def test_the_run(run_type, late_by, start_in_backfill, max_lateness, expected):
     due = None if late_by is None else NOW - timedelta(seconds=late_by)
-    finding = check_run(RunFacts(run_type, due), NOW, start_in_backfill=start_in_backfill, max_lateness=max_lateness)
+    run = SimpleNamespace(run_type=run_type, run_after=due)
+    task = SimpleNamespace(start_in_backfill=start_in_backfill, max_lateness=max_lateness)
+    finding = check_run(task, {"dag_run": run}, NOW)
     assert (finding and finding.condition) == expected
 
 
 def test_the_run_is_read_on_both_airflow_majors():
     three = SimpleNamespace(run_type=SimpleNamespace(value="scheduled"), run_after=NOW, data_interval_end=None)
     two = SimpleNamespace(run_type="scheduled", data_interval_end=NOW)
+    task = SimpleNamespace(start_in_backfill=False, max_lateness=5)
     for dag_run in (three, two):
-        assert RunFacts.of({"dag_run": dag_run}) == RunFacts("scheduled", NOW)
+        assert check_run(task, {"dag_run": dag_run}, NOW + timedelta(seconds=5)) is None
+        finding = check_run(task, {"dag_run": dag_run}, NOW + timedelta(seconds=6))
+        assert finding.condition is Condition.RUN_TOO_LATE
 
 
 def event_of(run_type, *, has_run=True, name=None):
@@ -94,19 +99,17 @@ def test_a_run_that_only_backfills_have_triggered(name, major):
         else ("dataset_triggered", "triggering_dataset_events")
     )
     context = {"dag_run": SimpleNamespace(run_type=word, run_after=NOW), key: {"first": events[:1], "rest": events[1:]}}
-    run = RunFacts.of(context)
-    assert run.triggered_by_backfill is expected
     for start_in_backfill in (False, True):
-        finding = check_run(run, NOW, start_in_backfill=start_in_backfill, max_lateness=None)
+        task = SimpleNamespace(start_in_backfill=start_in_backfill, max_lateness=None)
+        finding = check_run(task, context, NOW)
         is_refused = expected and not start_in_backfill
         assert (finding and finding.condition) == (Condition.BACKFILL_RUN if is_refused else None)
 
 
 def test_events_of_a_run_that_assets_did_not_trigger_say_nothing():
     run = SimpleNamespace(run_type="manual", run_after=NOW)
-    assert not RunFacts.of(
-        {"dag_run": run, "triggering_asset_events": {"a": [event_of("backfill")]}}
-    ).triggered_by_backfill
+    context = {"dag_run": run, "triggering_asset_events": {"a": [event_of("backfill")]}}
+    assert check_backfill(context, "phone nobody", "start_in_backfill") is None
 
 
 def test_a_run_that_is_gone_is_known_by_its_name():
@@ -118,7 +121,7 @@ def test_a_run_that_is_gone_is_known_by_its_name():
     run = SimpleNamespace(run_type="asset_triggered", run_after=NOW)
     for name, expected in (("backfill__x", True), ("scheduled__x", False)):
         context = {"dag_run": run, "triggering_asset_events": {"a": [Gone(source_run_id=name)]}}
-        assert RunFacts.of(context).triggered_by_backfill is expected
+        assert (check_backfill(context, "phone nobody", "start_in_backfill") is not None) is expected
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_a_run_that_is_gone_is_known_by_its_name():
     ],
 )
 def test_the_campaign(status, expected):
-    finding = check_campaign(campaign(status))
+    finding = check_campaign(SimpleNamespace(max_contacts=NOT_GIVEN), campaign(status))
     assert (finding and finding.condition) == expected
 
 
@@ -322,11 +325,15 @@ def test_what_a_pending_campaign_and_counters_show(before, after, expected):
     ("count", "most", "is_too_many"), [(5, 5, False), (6, 5, True), (None, 5, True), (None, None, False), (0, 0, False)]
 )
 def test_how_many_people_are_too_many(count, most, is_too_many):
-    finding = check_campaign(replace(campaign("paused"), total_count=count), most)
+    task = SimpleNamespace(max_contacts=NOT_GIVEN if most is None else most)
+    finding = check_campaign(task, replace(campaign("paused"), total_count=count))
     assert (finding is not None) is is_too_many
 
 
 def test_a_run_was_due_when_airflow_says_so_and_only_else_at_the_end_of_its_data():
     both = SimpleNamespace(run_type="scheduled", run_after=NOW, data_interval_end=NOW - timedelta(days=1))
-    assert RunFacts.of({"dag_run": both}).due == NOW
-    assert RunFacts.of({"dag_run": SimpleNamespace(run_type="scheduled", data_interval_end=NOW)}).due == NOW
+    data = SimpleNamespace(run_type="scheduled", data_interval_end=NOW)
+    task = SimpleNamespace(start_in_backfill=False, max_lateness=0)
+    for run in (both, data):
+        assert check_run(task, {"dag_run": run}, NOW) is None
+        assert check_run(task, {"dag_run": run}, NOW + timedelta(seconds=1)).condition is Condition.RUN_TOO_LATE

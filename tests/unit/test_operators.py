@@ -30,7 +30,7 @@ from airflow_provider_voicegenie.sensors.campaign import (
     IsStartable,
     Prerequisite,
 )
-from airflow_provider_voicegenie.start import find_out, guards
+from airflow_provider_voicegenie.start import find_out, record, send
 from airflow_provider_voicegenie.start.record import OwnStart
 
 ENDS = {"skip": AirflowSkipException, "fail": AirflowFailException, "retry": VoiceGenieRetryException}
@@ -213,18 +213,32 @@ def test_a_backfill_starts_where_the_dag_says_so(sandbox):
 
 def test_calling_hours_that_end_while_airflow_takes_its_time_are_kept(sandbox, monkeypatch):
     run = {**context(), "task_state_store": Store()}
-    original, checks = guards.check_calling_hours, []
+    original, checks = send.check_calling_hours, []
 
     def check(hours, now):
         checks.append(len(sandbox.sandbox.requests))
         return original([closed_hours()] if len(checks) == 2 else hours, now)
 
-    monkeypatch.setattr(guards, "check_calling_hours", check)
+    monkeypatch.setattr(send, "check_calling_hours", check)
     with pytest.raises(AirflowFailException, match="OUTSIDE_CALLING_HOURS"):
         start(run=run, calling_hours=CallingHours("00:00", "23:59:59.999999", "UTC"))
     assert (checks, sandbox.request_count("start")) == ([1, 1], 0)
     # The next try may start.
     assert run["task_state_store"]["voicegenie_task"]["start"]["phase"] == "closed"
+
+
+def test_a_run_that_becomes_too_late_while_airflow_takes_its_time_starts_nothing(sandbox, monkeypatch):
+    run = context("scheduled")
+    original, checks = record.check_run, []
+
+    def check(task, context, now):
+        checks.append(len(sandbox.sandbox.requests))
+        return original(task, context, now + timedelta(hours=1) if len(checks) == 2 else now)
+
+    monkeypatch.setattr(record, "check_run", check)
+    with pytest.raises(AirflowSkipException, match="RUN_TOO_LATE"):
+        start(run=run, max_lateness=600)
+    assert (checks, sandbox.request_count("start")) == ([0, 1], 0)
 
 
 def test_within_the_calling_hours_it_starts(sandbox):
