@@ -21,7 +21,7 @@ from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, wri
 from airflow_provider_voicegenie.memory import Memory
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
 from airflow_provider_voicegenie.waiting.pausing import PauseWatch
-from airflow_provider_voicegenie.waiting.stop import MAY_GO_ON
+from airflow_provider_voicegenie.waiting.stop import MAY_GO_ON, finding_of_refused_pause
 from airflow_provider_voicegenie.waiting.wait import apply_end, wait_here, wait_on
 from airflow_provider_voicegenie.waiting.watch import End
 
@@ -113,20 +113,15 @@ class PauseRun:
 
     def _find_out(self, campaign: Campaign, error: VoiceGenieError) -> dict[str, Any]:
         """Apply the condition that the campaign's state is, after a refusal or a lost response."""
-        status, apply = campaign.status, self._task.apply_condition
+        status, finding = campaign.status, finding_of_refused_pause(campaign)
         if status is CampaignStatus.PAUSED and error.may_have_taken_effect:
             log.warning("Campaign %r is paused now, by this task or before. %s", self._campaign_id, MAY_GO_ON)
-        elif status is CampaignStatus.PAUSED:
-            apply(Condition.CAMPAIGN_ALREADY_PAUSED, "it is already paused")
-            if self._task.keep_paused_for is None:
-                log.warning("Campaign %r: it was paused already. %s", self._campaign_id, MAY_GO_ON)
-        elif status.has_ended:
-            apply(Condition.CAMPAIGN_COMPLETED, f"it is over ({status.value}), so there is nothing to pause")
-        elif error.may_have_taken_effect or status.is_running:
+            return self._result(status, None, None)
+        if finding is None or (error.may_have_taken_effect and finding.condition is Condition.CAMPAIGN_NOT_RUNNING):
             raise error
-        else:
-            message = f"it does not run yet (status {campaign.status_text!r:.40}), so it cannot be paused"
-            apply(Condition.CAMPAIGN_NOT_RUNNING, message)
+        apply_outcome(self._task.outcome_rules, finding, self._campaign_id)
+        if finding.condition is Condition.CAMPAIGN_ALREADY_PAUSED and self._task.keep_paused_for is None:
+            log.warning("Campaign %r: it was paused already. %s", self._campaign_id, MAY_GO_ON)
         return self._result(status, None, None)
 
     def _check_killed(self) -> None:

@@ -24,7 +24,6 @@ from airflow_provider_voicegenie.rules.outcomes import Finding, apply_outcome
 from airflow_provider_voicegenie.start.guards import check_run
 from airflow_provider_voicegenie.start.refusals import Refusals
 from airflow_provider_voicegenie.waiting.stop import (
-    CampaignToPause,
     KillSwitch,
     PauseResult,
     pause_campaign_of_killed_task,
@@ -440,9 +439,7 @@ class OwnStart:
         if not (self.may_be_in_effect and self.task.pause_on_kill):
             return
         self.may_be_in_effect = False
-        stop = pause_campaign_of_killed_task(
-            CampaignToPause(self.campaign_id, self.hook.send), may_start_late=not self.is_confirmed
-        )
+        stop = pause_campaign_of_killed_task(self.campaign_id, self.hook.send, may_start_late=not self.is_confirmed)
         # A start that may still take effect stays on record as sent: the next try looks for it.
         if stop is not PauseResult.FAILED or self.is_confirmed:
             self.set_phase(phase, must_pause_on_kill=stop is not PauseResult.STOPPED)

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from enum import Enum
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import XCom
@@ -32,6 +33,7 @@ from airflow_provider_voicegenie.api.models import TIME_TOLERANCE, Campaign, Cam
 from airflow_provider_voicegenie.feed.threads import in_thread, read_settings
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.memory import KEY
+from airflow_provider_voicegenie.rules.outcomes import Condition, Finding
 
 #: The XCom by which one triggerer tells another that a wait is over.
 _WAIT_IS_OVER = "voicegenie_wait_is_over"
@@ -273,31 +275,69 @@ class CampaignToPause:
         return found
 
 
-def pause_campaign_of_killed_task(target: CampaignToPause, *, may_start_late: bool = False) -> PauseResult:
+def finding_of_refused_pause(campaign: Campaign) -> Finding | None:
+    """
+    Say why the service refused a pause, for it has one refusal for all reasons; ``None`` if the campaign runs now.
+
+    :param campaign: The campaign as it was read since.
+    """
+    status = campaign.status
+    if status.is_running:
+        return None
+    if status is CampaignStatus.PAUSED:
+        return Finding(Condition.CAMPAIGN_ALREADY_PAUSED, "it is already paused")
+    if status.has_ended:
+        return Finding(Condition.CAMPAIGN_COMPLETED, f"it is over ({status.value}), so there is nothing to pause")
+    message = f"it does not run yet (status {campaign.status_text!r:.40}), so it cannot be paused"
+    return Finding(Condition.CAMPAIGN_NOT_RUNNING, message)
+
+
+def pause_campaign_of_killed_task(
+    campaign_id: str,
+    send: Callable[..., Any],
+    *,
+    may_start_late: bool = False,
+    pause_once: Callable[[], str | None] | None = None,
+) -> PauseResult:
     """
     Pause the campaign of a task that was killed, and say whether its calls are stopped.
 
     A pause whose response was lost is sent again: the second one is refused if the first took effect.
 
+    :param send: Sends a request, as :meth:`~airflow_provider_voicegenie.api.client.VoiceGenieClient.send` does.
     :param may_start_late: Whether a start without a response may still take effect, so that a campaign that is not
         running is looked at again.
+    :param pause_once: Pauses the campaign, or returns why there is nothing to pause, in a sentence. By default, it
+        sends a pause.
     """
+
+    def send_pause() -> None:
+        send(pause(campaign_id))
+
+    pause_once = pause_once or send_pause
     try:
         try:
-            return _settled(target, _pause_with_retries(target, may_start_late=may_start_late))
+            return _settled(campaign_id, _pause_with_retries(campaign_id, pause_once, may_start_late=may_start_late))
         except CampaignNotRunningError:
-            return _after_refusal(target, may_start_late=may_start_late)
+            if not may_start_late:
+                return _after_refusal(campaign_id, send, pause_once)
     except VoiceGenieError as error:
         log.error(
             "Campaign %r: the task was killed, and the campaign could not be paused: %s IT MAY GO ON CALLING: pause it "
             "in the VoiceGenie dashboard.",
-            target.campaign_id,
+            campaign_id,
             error,
         )
         return PauseResult.FAILED
+    log.warning(
+        "Campaign %r: the task was killed while it started the campaign. The campaign is not running now; if the start "
+        "takes effect late, pause it in the VoiceGenie dashboard.",
+        campaign_id,
+    )
+    return PauseResult.FAILED
 
 
-def _pause_with_retries(target: CampaignToPause, *, may_start_late: bool) -> str | None:
+def _pause_with_retries(campaign_id: str, pause_once: Callable[[], str | None], *, may_start_late: bool) -> str | None:
     """Send a pause, and repeat it while that may help."""
     # Few tasks come here, and Airflow's SDK no longer loads it.
     from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
@@ -311,7 +351,7 @@ def _pause_with_retries(target: CampaignToPause, *, may_start_late: bool) -> str
         error = state.outcome.exception() if state.outcome else None
         log.warning(
             "Campaign %r: the task was killed, and the campaign could not be paused: %s Trying again.",
-            target.campaign_id,
+            campaign_id,
             error,
         )
 
@@ -322,47 +362,37 @@ def _pause_with_retries(target: CampaignToPause, *, may_start_late: bool) -> str
         before_sleep=warn,
         reraise=True,
     )
-    return retrying(target.pause)
+    return retrying(pause_once)
 
 
-def _after_refusal(target: CampaignToPause, *, may_start_late: bool) -> PauseResult:
+def _after_refusal(campaign_id: str, send: Callable[..., Any], pause_once: Callable[[], str | None]) -> PauseResult:
     """Find out why the service refused a pause, and pause the campaign if it runs after all."""
-    campaign_id = target.campaign_id
-    if may_start_late:
-        log.warning(
-            "Campaign %r: the task was killed while it started the campaign. The campaign is not running now; if the "
-            "start takes effect late, pause it in the VoiceGenie dashboard.",
-            campaign_id,
-        )
-        return PauseResult.FAILED
+    seen = "took no pause, as it is"
     try:
-        status = target.read().status
+        finding = finding_of_refused_pause(send(campaign(campaign_id), max_attempts=1))
     except VoiceGenieError as error:
         log.warning("%s", error)
-        return _paused_already("says that it is not running, so it may be", campaign_id)
-    if status is CampaignStatus.PAUSED:
-        return _paused_already("took no pause, as it is", campaign_id)
-    if status.has_ended:
-        log.info("Campaign %r: the task was killed; the campaign is over, so it needs no pause.", campaign_id)
-        return PauseResult.STOPPED
-    if not status.is_running:
-        # A start that was accepted may take effect late.
-        return pause_campaign_of_killed_task(target, may_start_late=True)
-    # It began to run just now.
-    return _settled(target, target.pause())
-
-
-def _settled(target: CampaignToPause, nothing_to_pause: str | None) -> PauseResult:
-    if nothing_to_pause is not None:
-        log.warning("Campaign %r: the task was cleared. Nothing is paused: %s", target.campaign_id, nothing_to_pause)
-        return PauseResult.NOTHING_TO_PAUSE
-    log.warning("Campaign %r: the task was killed, so the campaign was paused.", target.campaign_id)
-    return PauseResult.STOPPED
-
-
-def _paused_already(seen: str, campaign_id: str) -> PauseResult:
+        seen = "says that it is not running, so it may be"
+    else:
+        if finding is None:
+            # It began to run just now.
+            return _settled(campaign_id, pause_once())
+        if finding.condition is Condition.CAMPAIGN_NOT_RUNNING:
+            # A start that was accepted may take effect late.
+            return pause_campaign_of_killed_task(campaign_id, send, may_start_late=True, pause_once=pause_once)
+        if finding.condition is Condition.CAMPAIGN_COMPLETED:
+            log.info("Campaign %r: the task was killed; the campaign is over, so it needs no pause.", campaign_id)
+            return PauseResult.STOPPED
     log.warning("Campaign %r: the task was killed. The service %s paused already. %s", campaign_id, seen, MAY_GO_ON)
     return PauseResult.PAUSED_ALREADY
+
+
+def _settled(campaign_id: str, reason: str | None) -> PauseResult:
+    if reason is not None:
+        log.warning("Campaign %r: the task was cleared. Nothing is paused: %s", campaign_id, reason)
+        return PauseResult.NOTHING_TO_PAUSE
+    log.warning("Campaign %r: the task was killed, so the campaign was paused.", campaign_id)
+    return PauseResult.STOPPED
 
 
 # The pause in the triggerer.
@@ -401,54 +431,38 @@ async def pause_campaign_of_deferred_task(
     def send(request: Request[Any], **options: Any) -> Any:
         return client(math.inf).send(request, **options)
 
-    target = CampaignToPause(campaign_id, send)
-    if end is DeferralEnd.CLEARED and may_read():
-        target = _CampaignOfClearedTask(campaign_id, send, client, started_at)
-    await in_thread(pause_campaign_of_killed_task, target)
+    attempts = count(1)
+
+    def pause_once() -> str | None:
+        return _pause_after_clear(campaign_id, client, started_at, attempt=next(attempts))
+
+    is_checked = end is DeferralEnd.CLEARED and may_read()
+    await in_thread(pause_campaign_of_killed_task, campaign_id, send, pause_once=pause_once if is_checked else None)
 
 
-class _CampaignOfClearedTask(CampaignToPause):
+def _pause_after_clear(
+    campaign_id: str, client: Callable[[float], VoiceGenieClient], started_at: datetime | None, *, attempt: int
+) -> str | None:
     """
-    The campaign of a task that was cleared. It is paused only while it still runs by the start of that task.
+    Pause the campaign of a task that was cleared, only while it still runs by the start of that task.
 
     :param client: Returns a client whose requests take so many seconds at most.
     :param started_at: When the service says that it was started for the task, if it said so.
+    :returns: Why there is nothing to pause, in a sentence.
     """
-
-    def __init__(
-        self,
-        campaign_id: str,
-        send: Callable[..., Any],
-        client: Callable[[float], VoiceGenieClient],
-        started_at: datetime | None,
-    ) -> None:
-        super().__init__(campaign_id, send)
-        self._client = client
-        self._started_at = started_at
-        self._attempts = 0
-
-    def pause(self) -> str | None:
-        """Pause it, unless it is paused, or was started again since."""
-        self._attempts += 1
-        client = self._client(_PATIENCE_BEFORE_PAUSE)
-        try:
-            if client.send(campaign(self.campaign_id), max_attempts=1).status is CampaignStatus.PAUSED:
-                # Of a later attempt: the pause whose response was lost took effect.
-                return f"it is paused already. {MAY_GO_ON}" if self._attempts == 1 else None
-            started_again = self._started_again(client)
-        except VoiceGenieError as error:
-            # What cannot be read is taken to run by the task's own start.
-            log.warning("%s", error)
-            started_again = None
-        return super().pause() if started_again is None else started_again
-
-    def _started_again(self, client: VoiceGenieClient) -> str | None:
-        """Say that the campaign was started after the task was cleared, as by the task's next try."""
-        if self._started_at is None:
-            return None
-        latest = client.send(statistics(self.campaign_id), max_attempts=1).started_at
-        # One with a daily schedule starts itself again, which is no reason to leave it.
-        is_later = latest is not None and latest > self._started_at + TIME_TOLERANCE
-        if latest is not None and is_later and latest.timestamp() > client.server_time() - _LATELY:
-            return f"it was started again at {latest.isoformat()}, since the task was cleared."
-        return None
+    reader = client(_PATIENCE_BEFORE_PAUSE)
+    try:
+        if reader.send(campaign(campaign_id), max_attempts=1).status is CampaignStatus.PAUSED:
+            # Of a later attempt: the pause whose response was lost took effect.
+            return f"it is paused already. {MAY_GO_ON}" if attempt == 1 else None
+        if started_at is not None:
+            latest = reader.send(statistics(campaign_id), max_attempts=1).started_at
+            is_later = latest is not None and latest > started_at + TIME_TOLERANCE
+            # One with a daily schedule starts itself again, which is no reason to leave it.
+            if latest is not None and is_later and latest.timestamp() > reader.server_time() - _LATELY:
+                return f"it was started again at {latest.isoformat()}, since the task was cleared."
+    except VoiceGenieError as error:
+        # What cannot be read is taken to run by the task's own start.
+        log.warning("%s", error)
+    client(math.inf).send(pause(campaign_id))
+    return None

@@ -12,7 +12,6 @@ from helpers.tasks import TaskInstance
 from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStatus, PausedCampaign
 from airflow_provider_voicegenie.waiting.stop import (
-    CampaignToPause,
     DeferralEnd,
     KillSwitch,
     PauseResult,
@@ -29,7 +28,7 @@ BUSY = errors.ConnectionFailedError("busy")
 
 
 def to_pause(results, looks=()):
-    """Return a campaign whose pauses and reads return or raise one result after the other."""
+    """Return a campaign and what sends its pauses and reads, which return or raise one result after the other."""
 
     def send(request, **options):
         assert (request.campaign_id, options) in (("c", {}), ("c", {"max_attempts": 1}))
@@ -38,7 +37,7 @@ def to_pause(results, looks=()):
             raise result
         return result
 
-    return CampaignToPause("c", send)
+    return "c", send
 
 
 def looks_like(word):
@@ -108,7 +107,7 @@ def test_the_pause_of_a_killed_task(monkeypatch, caplog, results, look, stop, le
     monkeypatch.setattr(time, "sleep", waits.append)
     caplog.set_level("INFO", "airflow_provider_voicegenie")
     pending, looks = list(results), [] if look is None else [look]
-    assert pause_campaign_of_killed_task(to_pause(pending, looks)) is stop
+    assert pause_campaign_of_killed_task(*to_pause(pending, looks)) is stop
     assert not pending
     assert not looks
     last = caplog.records[-1]
@@ -130,7 +129,7 @@ def test_the_pause_of_a_killed_task(monkeypatch, caplog, results, look, stop, le
 def test_a_start_that_may_take_effect_late_is_waited_for(monkeypatch, caplog, results, is_stopped):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     pending = list(results)
-    stop = pause_campaign_of_killed_task(to_pause(pending), may_start_late=True)
+    stop = pause_campaign_of_killed_task(*to_pause(pending), may_start_late=True)
     assert stop is (PauseResult.STOPPED if is_stopped else PauseResult.FAILED)
     assert not pending
     assert ("if the start takes effect late, pause it" in caplog.text) is not is_stopped
@@ -138,7 +137,7 @@ def test_a_start_that_may_take_effect_late_is_waited_for(monkeypatch, caplog, re
 
 def test_what_is_not_of_the_service_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        pause_campaign_of_killed_task(to_pause([ZeroDivisionError()]))
+        pause_campaign_of_killed_task(*to_pause([ZeroDivisionError()]))
 
 
 def break_off(kill, *, at_once=False):
