@@ -133,8 +133,9 @@ class WaitTrigger(BaseTrigger):
             except TimeoutError:
                 if not limit.expired():
                     raise
-                if reason is EndReason.TIMEOUT and watch.is_unsettled:
-                    await self._settle()
+                if reason is EndReason.TIMEOUT:
+                    # The end of the time must not cut a pause short.
+                    await self._send_wanted(is_over=True)
                 end = watch.time_is_up(time.time(), reason)
             self._is_polling = False
             await self._note_end()
@@ -200,26 +201,9 @@ class WaitTrigger(BaseTrigger):
             if end is not None or not watch.is_urgent:
                 return end
         self._cancel_alarm()
-        failures, retry_after = 0, None
-        while watch.is_urgent:
-            request = watch.wants
-            if request == campaign(self.campaign_id):
-                break
-            self._is_polling = False
-            is_last = watch.is_left_to_task
-            await self._sleep(failures, retry_after if request.has_effect else None)
-            response = await (self._send(request) if request.has_effect else self._read_once(request))
-            end = None if response is None else watch.take(response, time.time())
-            if end is not None or is_last:
-                return end or watch.time_is_up(time.time(), EndReason.TIMEOUT)
-            if response is None:
-                watch.do_without()
-            failures = 0 if isinstance(response, Model) else failures + 1
-            retry_after = response.retry_after if isinstance(response, VoiceGenieError) else None
-            if not request.has_effect and not watch.is_urgent:
-                # Statistics that could not be read hold up nothing.
-                failures = 0
-            watch.pass_time(time.time())
+        end, failures, retry_after = await self._send_wanted()
+        if end is not None:
+            return end
         if failures and not watch.is_urgent:
             await self._sleep(failures, retry_after)
         if not self._is_polling:
@@ -230,6 +214,38 @@ class WaitTrigger(BaseTrigger):
             subscription.poll_now()
         return None
 
+    async def _send_wanted(self, *, is_over: bool = False) -> tuple[End | None, int, float | None]:
+        """
+        Send what the watch wants at once, until the feed is to read the campaign for it.
+
+        :param is_over: Whether the wait's time is over: then what is unsettled is sent here until it is settled.
+        :returns: How the wait ended, if it did; how many requests have failed in a row; and how many seconds the
+            service asked to wait.
+        """
+        watch, failures, retry_after = self._watch, 0, None
+        while watch.is_unsettled if is_over else watch.is_urgent:
+            request = watch.wants
+            if request == campaign(self.campaign_id) and not is_over:
+                break
+            self._is_polling = False
+            is_last = watch.is_left_to_task
+            await self._sleep(failures, retry_after if request.has_effect else None)
+            is_sent_here = request.has_effect or is_over
+            response = await (self._send(request) if is_sent_here else self._read_once(request))
+            end = None if response is None else watch.take(response, time.time())
+            if end is not None or is_last:
+                return end or watch.time_is_up(time.time(), EndReason.TIMEOUT), failures, retry_after
+            if response is None:
+                watch.do_without()
+            failures = 0 if isinstance(response, Model) else failures + 1
+            retry_after = response.retry_after if isinstance(response, VoiceGenieError) else None
+            if not request.has_effect and not watch.is_urgent:
+                # Statistics that could not be read hold up nothing.
+                failures = 0
+            if not is_over:
+                watch.pass_time(time.time())
+        return None, failures, retry_after
+
     async def _sleep(self, failures: int, retry_after: float | None) -> None:
         """Wait as long as the watch does before its next request, but not beyond when it wakes."""
         now, watch = time.time(), self._watch
@@ -238,17 +254,6 @@ class WaitTrigger(BaseTrigger):
             seconds = min(seconds, watch.wakes_at - now)
         if seconds > 0:
             await asyncio.sleep(seconds)
-
-    async def _settle(self) -> None:
-        """Send what the watch wants until it is settled, as the end of its time must not cut a pause short."""
-        self._is_polling = False
-        failures, retry_after = 0, None
-        while self._watch.is_unsettled:
-            await self._sleep(failures, retry_after)
-            response = await self._send(self._watch.wants)
-            self._watch.take(response, time.time())
-            failures = failures + 1 if isinstance(response, VoiceGenieError) else 0
-            retry_after = response.retry_after if isinstance(response, VoiceGenieError) else None
 
     async def _send(self, request: Request[Any]) -> Any | VoiceGenieError:
         """Send a request that changes something, with few others: a thousand hours may close in one second."""
