@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
 
 from airflow_provider_voicegenie.links import LINK_KEY, CampaignLink
 from airflow_provider_voicegenie.memory import Memory, note_end_by_user
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, OutcomeRules, apply_outcome
-from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN, NotGiven, check_literal_text
+from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN, NotGiven, check_flags, check_literal_text
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
@@ -98,6 +98,17 @@ class CampaignTask(BaseOperator):
     def campaign_label(self) -> str:
         """The campaign in messages: its id."""
         return self.campaign_id
+
+    def execution_deadline(self, context: Mapping[str, Any]) -> float | None:
+        """
+        Return when the task's ``execution_timeout`` is over, in Unix seconds; ``None`` if it has none.
+
+        Airflow 3 does not count the time that a task is deferred, so waits have to.
+        """
+        task_instance = context.get("ti")
+        if self.execution_timeout is None or task_instance is None or task_instance.start_date is None:
+            return None
+        return float((task_instance.start_date + self.execution_timeout).timestamp())
 
     def keep_link(self, context: Context, hook: VoiceGenieHook) -> None:
         """
@@ -218,3 +229,22 @@ class CampaignTask(BaseOperator):
 
         if self.is_killed and was_ended_by_user(context):
             note_end_by_user(context)
+
+
+def read_deferrable(value: bool | None) -> bool:
+    """
+    Return whether a task waits in the triggerer.
+
+    :param value: What the author says; ``None`` for Airflow's setting ``[operators] default_deferrable``.
+    :raises ValueError: It is something else.
+    """
+    if value is None:
+        return bool(conf.getboolean("operators", "default_deferrable", fallback=False))
+    check_flags(deferrable=value)
+    return value
+
+
+def was_ended_by_airflow(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
+    """Say whether Airflow's scheduler resumes a task because its deferral took too long."""
+    # Airflow 2 says "Trigger/execution timeout", Airflow 3 "Trigger timeout".
+    return next_method == "__fail__" and "timeout" in str((next_kwargs or {}).get("error", "")).lower()

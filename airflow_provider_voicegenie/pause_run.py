@@ -139,11 +139,10 @@ class PauseRun:
 
         task = self._task
         defer(
-            self._context,
             self._memory,
             PauseWatch,
             rules=task.outcome_rules,
-            execution_timeout=task.execution_timeout,
+            execution_deadline=task.execution_deadline(self._context),
             copied={"wait": result},
             **task.facts(),
             arguments={},

@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException, AirflowTas
 from airflow_provider_voicegenie.memory import Generation, Memory
 from airflow_provider_voicegenie.rules.outcomes import Outcome, TaskKind, VoiceGenieRetryException
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-from airflow_provider_voicegenie.waiting.final_statistics import describe_result
+from airflow_provider_voicegenie.waiting.progress import describe_result
 from airflow_provider_voicegenie.waiting.readiness import ReadinessWatch
 from airflow_provider_voicegenie.waiting.stop import was_ended_by_user
 from airflow_provider_voicegenie.waiting.wait import apply_end, poll_here, wait_late, wait_on
@@ -80,7 +80,7 @@ class SensorRun:
 
     def resume_late(self) -> Any:
         """Poll once more, after Airflow ended the deferral as no triggerer did in time; return what goes to XCom."""
-        end = wait_late(self._hook, self._watch, self._context, self._sensor.execution_timeout, max_attempts=None)
+        end = wait_late(self._hook, self._watch, self._sensor.execution_deadline(self._context), max_attempts=None)
         return self._apply(end).xcom_value
 
     def _apply(self, end: End) -> PokeReturnValue:
@@ -104,11 +104,10 @@ class SensorRun:
 
         sensor, seen = self._sensor, self._watch.seen()
         defer(
-            self._context,
             self._memory,
             self._watch_class,
             rules=sensor.outcome_rules,
-            execution_timeout=sensor.execution_timeout,
+            execution_deadline=sensor.execution_deadline(self._context),
             copied={"wait": {"seen": seen, "deadline": deadline}},
             **sensor.facts(),
             arguments=sensor.watch_arguments(self._context, seen, are_stored=True),

@@ -141,23 +141,25 @@ def _base_url(connection: Connection, *, insecure_allowed: bool) -> str:
         return DOCUMENTED_BASE_URL
     # In the URI form of a connection, what follows the host arrives as schema: a scheme, as in Airflow's HTTP
     # connections, or the path.
-    if _is_ipv6(host):  # Airflow takes the brackets off the host of a URI
+    if isinstance(_ip_address(host), ipaddress.IPv6Address):  # Airflow takes the brackets off the host of a URI
         host = f"[{host}]"
     schema = (connection.schema or "").strip().strip("/")
     scheme, path = (schema.lower(), "") if schema.lower() in ("http", "https") else ("", schema)
     if "://" not in host:
         host = f"{scheme or 'https'}://{host}"
     parts = _split(host)
-    _refuse_odd_parts(parts)
     if scheme and scheme != parts.scheme:
         raise _FieldError("Schema names another scheme than the host does. Leave it empty.")
     name = parts.hostname or ""
     if name.rstrip(".") in ("http", "https"):
         # From https:/host, https//host, or two schemes: the key would go to a host of that name.
         raise _FieldError(f"{_HOST} has a mistyped https:// at its beginning. Enter a host name, or https://host/path.")
-    if not (_is_host_name(name) or _is_ipv6(name)) or any(c.isspace() or not c.isprintable() for c in host):
+    ip_address = _ip_address(name)
+    is_host = _is_host_name(name) or isinstance(ip_address, ipaddress.IPv6Address)
+    if not is_host or any(c.isspace() or not c.isprintable() for c in host):
         raise _FieldError(_NO_HOST)
-    if parts.scheme == "http" and not _is_loopback(name) and not insecure_allowed:
+    is_loopback = name.lower().rstrip(".") == "localhost" if ip_address is None else ip_address.is_loopback
+    if parts.scheme == "http" and not is_loopback and not insecure_allowed:
         raise _FieldError(
             f"{_HOST} is plain http:// to another machine, which would show the API key to the network. Use https://, "
             'or set "allow_insecure_http": true in Extra if the network is yours.'
@@ -183,10 +185,6 @@ def _split(url: str) -> SplitResult:
         parts.port  # noqa: B018  reading it checks it
     except ValueError:
         raise _FieldError(_NO_HOST) from None
-    return parts
-
-
-def _refuse_odd_parts(parts: SplitResult) -> None:
     problems = {
         "a scheme other than https or http. Use https://.": parts.scheme not in ("http", "https"),
         "a user name or password. Remove them; the API key belongs in Password.": "@" in parts.netloc,
@@ -196,6 +194,7 @@ def _refuse_odd_parts(parts: SplitResult) -> None:
     for problem, present in problems.items():
         if present:
             raise _FieldError(f"{_HOST} has {problem}")
+    return parts
 
 
 def _port(parts: SplitResult, port: object) -> int | None:
@@ -210,20 +209,11 @@ def _port(parts: SplitResult, port: object) -> int | None:
     return int(text)
 
 
-def _is_ipv6(text: str) -> bool:
+def _ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(text).version == 6
+        return ipaddress.ip_address(text)
     except ValueError:
-        return False
-
-
-def _is_loopback(name: str) -> bool:
-    if name.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+        return None
 
 
 def _read_extra(conn_id: object, text: object) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import get_current_context
 
-from airflow_provider_voicegenie.campaign_task import CampaignTask
+from airflow_provider_voicegenie.campaign_task import CampaignTask, read_deferrable, was_ended_by_airflow
 from airflow_provider_voicegenie.memory import KEEPS_TASK_STATE, Memory
 from airflow_provider_voicegenie.rules.calling_hours import AtClosing, CallingHours, read_at_closing, read_calling_hours
 from airflow_provider_voicegenie.rules.outcomes import (
@@ -32,7 +32,6 @@ from airflow_provider_voicegenie.rules.parameters import (
     read_rendered_number,
     read_whole_number,
 )
-from airflow_provider_voicegenie.waiting.deferral import read_deferrable, was_ended_by_airflow
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_voicegenie.campaign_task import CampaignTask
+from airflow_provider_voicegenie.campaign_task import CampaignTask, read_deferrable, was_ended_by_airflow
 from airflow_provider_voicegenie.memory import AIRFLOW_VERSION, KEEPS_TASK_STATE, Generation, Memory
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours, with_one_open
 from airflow_provider_voicegenie.rules.outcomes import (
@@ -38,7 +38,6 @@ from airflow_provider_voicegenie.rules.prerequisites import (
     check_importable,
     effective_prerequisites,
 )
-from airflow_provider_voicegenie.waiting.deferral import execution_deadline, read_deferrable, was_ended_by_airflow
 
 # What only a running task needs is imported in functions: each parse of a DAG file would pay for it.
 if TYPE_CHECKING:
@@ -261,5 +260,5 @@ class CampaignCompletedSensor(_CampaignSensor):
             "stall_timeout": self.stall_timeout,
             "seen": seen,
             "min_success_rate": self.min_success_rate,
-            "statistics_until": execution_deadline(context, self.execution_timeout),
+            "statistics_until": self.execution_deadline(context),
         }

@@ -32,8 +32,7 @@ from airflow_provider_voicegenie.start.record import OwnStart, Start, StartPhase
 from airflow_provider_voicegenie.start.send import Plan, rehearse, start
 from airflow_provider_voicegenie.start.take_over import recognize_earlier_start, take_over
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-from airflow_provider_voicegenie.waiting.deferral import execution_deadline
-from airflow_provider_voicegenie.waiting.final_statistics import describe_result
+from airflow_provider_voicegenie.waiting.progress import describe_result
 from airflow_provider_voicegenie.waiting.stop import TaskKilled, was_ended_by_user
 from airflow_provider_voicegenie.waiting.wait import apply_end, wait_here, wait_late, wait_on
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
@@ -115,7 +114,7 @@ class StartRun:
             watch = self._watch(started)
             try:
                 with own.reading():
-                    end = wait_late(own.hook, watch, self._context, self._task.execution_timeout)
+                    end = wait_late(own.hook, watch, self._task.execution_deadline(self._context))
             except VoiceGenieError as error:
                 # Airflow did not give the connection.
                 apply_outcome(self._task.outcome_rules, Finding.of(error), own.campaign_id)
@@ -158,7 +157,7 @@ class StartRun:
 
     def _wait_before_start(self, until: datetime) -> None:
         """Wait in this process, or defer; the task's time may be over before."""
-        ends = execution_deadline(self._context, self._task.execution_timeout)
+        ends = self._task.execution_deadline(self._context)
         at = until.timestamp() if ends is None else min(ends, until.timestamp())
         seconds = max(0.0, at - time.time())
         if self._task.deferrable:
@@ -183,7 +182,7 @@ class StartRun:
 
     def _check_execution_time(self) -> None:
         """Airflow 3 does not count the time that a task is deferred."""
-        deadline = execution_deadline(self._context, self._task.execution_timeout)
+        deadline = self._task.execution_deadline(self._context)
         if deadline is not None and time.time() >= deadline:
             raise self._out_of_time_before_start()
 
@@ -235,7 +234,7 @@ class StartRun:
             "stall_timeout": self._task.stall_timeout,
             "seen": None if started.seen is None else dict(started.seen),
             "min_success_rate": self._task.min_success_rate,
-            "statistics_until": execution_deadline(self._context, self._task.execution_timeout),
+            "statistics_until": self._task.execution_deadline(self._context),
             "limits": self._limits(started),
         }
 
@@ -280,11 +279,10 @@ class StartRun:
 
         task, own = self._task, self._own
         defer(
-            self._context,
             self._memory,
             CompletionWatch,
             rules=task.outcome_rules,
-            execution_timeout=task.execution_timeout,
+            execution_deadline=task.execution_deadline(self._context),
             copied=own.before_deferral(started, deadline),
             # Airflow silently refuses to defer a task that a user has just marked.
             check=lambda: own.kill.check_with_airflow(self._context),

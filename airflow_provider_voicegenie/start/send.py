@@ -28,7 +28,6 @@ from airflow_provider_voicegenie.start.guards import (
 from airflow_provider_voicegenie.start.record import LONGEST_START, OwnStart, Start, StartRecord
 from airflow_provider_voicegenie.start.refusals import PATIENCE
 from airflow_provider_voicegenie.start.take_over import await_pause, await_pause_of_another, may_be_paused_late
-from airflow_provider_voicegenie.waiting.deferral import execution_deadline
 from airflow_provider_voicegenie.waiting.stop import TaskKilled
 
 if TYPE_CHECKING:
@@ -239,7 +238,7 @@ def _refused(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start 
 
 def _may_start(own: OwnStart, at: datetime) -> bool:
     """Say whether the task may still start the campaign then."""
-    ends = execution_deadline(own.context, own.task.execution_timeout)
+    ends = own.task.execution_deadline(own.context)
     if ends is not None and at.timestamp() >= ends:
         return False
     if _closes(own) and check_calling_hours(own.task.calling_hours, at) is not None:

@@ -29,10 +29,6 @@ from airflow_provider_voicegenie.api.models import Model, read_time
 from airflow_provider_voicegenie.feed.threads import in_thread, open_client, send_unless_cancelled
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
 from airflow_provider_voicegenie.waiting.completion import STATISTICS_DELAY
-from airflow_provider_voicegenie.waiting.deferral import (
-    deferral_timeout,
-    execution_deadline,
-)
 from airflow_provider_voicegenie.waiting.stop import note_end_of_wait, pause_campaign_of_deferred_task
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
@@ -44,6 +40,9 @@ if TYPE_CHECKING:
 
 #: Seconds in which a request that is read once must be answered here; otherwise, the task reads it.
 _PATIENCE = 5.0
+
+#: Grace in seconds before Airflow ends the deferral. It matters only if no triggerer is running.
+_GRACE = 60.0
 
 #: How many pauses may be under way for their campaigns to be read before.
 _FEW_PAUSES = 10
@@ -313,12 +312,10 @@ class WaitTrigger(BaseTrigger):
 
 
 def defer(
-    context: Mapping[str, Any],
     memory: Memory,
     watch: type[Watch],
     *,
     rules: OutcomeRules,
-    execution_timeout: timedelta | None,
     copied: Mapping[str, Any],
     check: Callable[[], None] | None = None,
     **arguments: Any,
@@ -337,7 +334,6 @@ def defer(
         watch=f"{watch.__module__}.{watch.__name__}",
         kind=rules.kind.value,
         outcomes=rules.changes,
-        execution_deadline=execution_deadline(context, execution_timeout),
         generation=list(memory.generation),
         remembered=copied,
         **arguments,
@@ -346,7 +342,9 @@ def defer(
     memory.write_copy(**about, **copied)
     if check is not None:
         check()
-    timeout = deferral_timeout(trigger.deadline, trigger.execution_deadline)
+    deadlines = [each for each in (trigger.deadline, trigger.execution_deadline) if each is not None]
+    seconds = max(0.0, min(deadlines) - time.time()) + _GRACE if deadlines else None
+    timeout = None if seconds is None else timedelta(seconds=seconds)
     raise TaskDeferred(trigger=trigger, method_name="execute_complete", timeout=timeout)
 
 

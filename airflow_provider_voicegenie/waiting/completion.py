@@ -19,9 +19,8 @@ from airflow_provider_voicegenie.api.models import (
 )
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, OutcomeRules
-from airflow_provider_voicegenie.waiting.final_statistics import add_statistics, find_low_success_rate
 from airflow_provider_voicegenie.waiting.limits import Limits, PauseOrder
-from airflow_provider_voicegenie.waiting.progress import ProgressLog, describe
+from airflow_provider_voicegenie.waiting.progress import ProgressLog, describe, statistics_json
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch, ago
 
 if TYPE_CHECKING:
@@ -429,10 +428,16 @@ class CompletionWatch(Watch):
         self._failing_since = self._invalid_since = None
         if not response.is_final and now - (completed.at or 0.0) < _STATISTICS_AGE:
             return self._do_without(completed, "are not up to date yet", now) if self._is_late(now) else None
-        end = add_statistics(completed, response)
-        if not completed.is_done:
+        result = {**(completed.result or {}), "statistics": statistics_json(response)}
+        if response.completed_at is not None:
+            result["completed_at"] = write_time(response.completed_at)
+        end = completed._replace(result=result)
+        rate, minimum = result["statistics"]["success_rate"], self._min_success_rate
+        if not completed.is_done or minimum is None or (rate is not None and rate >= minimum):
             return end
-        return self._finish(end, find_low_success_rate(end, self._min_success_rate))
+        ended = "no call has ended" if rate is None else f"{rate:g} % of the finished calls were successful"
+        message = f"it is completed, but {ended}, and at least {minimum:g} % is wanted"
+        return self._finish(end, Finding(Condition.SUCCESS_RATE_TOO_LOW, message))
 
     def _take_statistics_error(self, error: VoiceGenieError, completed: End, now: float) -> End | None:
         problem = error.message.rstrip(".")
@@ -461,10 +466,8 @@ class CompletionWatch(Watch):
         self._log(f"its statistics {why}; it is {state}, so the task goes on without them", now, logging.WARNING)
         return completed
 
-    def _finish(self, end: End, finding: Finding | None) -> End:
-        """End the wait. If a condition ends it whose outcome is to wait, the sensor goes on by reading the campaign."""
-        if finding is None:
-            return end
+    def _finish(self, end: End, finding: Finding) -> End:
+        """End the wait by a condition. If its outcome is to wait, the sensor goes on by reading the campaign."""
         self._end = self._statistics_since = self._failing_since = self._invalid_since = None
         self.is_urgent = False
         return end.of_condition(finding)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from airflow_provider_voicegenie.api.models import CampaignStats
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding
-from airflow_provider_voicegenie.waiting.final_statistics import success_rate
+from airflow_provider_voicegenie.waiting.progress import success_rate
 
 #: Seconds that a wait which begins outside the calling hours has to read the campaign before it pauses it unread.
 _TIME_TO_READ = 1.0

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the progress of a campaign is worth a line in the task's log, and what the line says."""
+"""How far a campaign has come: when that is worth a line in the task's log, what the line says, and the result."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
-from airflow_provider_voicegenie.api.models import Campaign
+from airflow_provider_voicegenie.api.models import Campaign, CampaignStats
+from airflow_provider_voicegenie.waiting.watch import End
 
 #: A line is due when this many percent more are done, ...
 _PERCENT = 5.0
@@ -94,3 +97,45 @@ def describe(status_text: str, completed: int | None, failed: int | None, total:
     else:
         message += f", {done} calls {verb}"
     return message if failed is None else f"{message}, {failed} failed"
+
+
+# The result.
+
+
+def describe_result(end: End) -> str:
+    """
+    Say in a few words how the calls of a completed campaign went.
+
+    :param end: The end of the wait, with the statistics if they could be read.
+    """
+    statistics = (end.result or {}).get("statistics")
+    if not statistics:
+        return "how its calls went is not known"
+    completed, failed = statistics["calls_completed"], statistics["calls_failed"]
+    rate = statistics["success_rate"]
+    if not completed + failed:
+        return "no call has ended"
+    # With one failed call, not all were successful.
+    percent = "" if rate is None else f" ({min(rate, 99.9) if failed else rate:.1f} %)".replace(".0 %", " %")
+    return f"{completed:,} of {completed + failed:,} calls successful{percent}, {failed:,} failed"
+
+
+def success_rate(statistics: CampaignStats) -> float | None:
+    """Return the percentage of successful calls among the finished ones; ``None`` before any finished."""
+    if statistics.success_rate is not None:
+        return statistics.success_rate
+    ended = statistics.calls_completed + statistics.calls_failed
+    return 100 * statistics.calls_completed / ended if ended else None
+
+
+def statistics_json(statistics: CampaignStats) -> Mapping[str, Any]:
+    """Return statistics as plain JSON, for XCom: numbers only."""
+    return {
+        "total_contacts": statistics.total_contacts,
+        "calls_completed": statistics.calls_completed,
+        "calls_failed": statistics.calls_failed,
+        "call_status_breakdown": dict(statistics.call_status_breakdown),
+        "success_rate": success_rate(statistics),
+        "average_call_duration": statistics.average_call_duration,
+        "total_call_duration": statistics.total_call_duration,
+    }

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowTaskTimeout
@@ -22,7 +21,6 @@ from airflow_provider_voicegenie.rules.outcomes import (
     apply_outcome,
 )
 from airflow_provider_voicegenie.rules.prerequisites import Source
-from airflow_provider_voicegenie.waiting.deferral import execution_deadline
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
 if TYPE_CHECKING:
@@ -191,15 +189,19 @@ def wait_on(
 def wait_late(
     hook: VoiceGenieHook,
     watch: Watch,
-    context: Mapping[str, Any],
-    execution_timeout: timedelta | None,
+    execution_deadline: float | None,
     *,
     max_attempts: int | None = 1,
 ) -> End:
-    """Poll once more, after Airflow ended the deferral as no triggerer did in time; return how the wait ended."""
+    """
+    Poll once more, after Airflow ended the deferral as no triggerer did in time; return how the wait ended.
+
+    :param execution_deadline: When the task's ``execution_timeout`` is over, Unix seconds.
+    :param max_attempts: As for :func:`poll_here`.
+    """
     end = poll_here(hook, watch, max_attempts=max_attempts)
-    now, execution_ends = time.time(), execution_deadline(context, execution_timeout)
-    is_out_of_time = execution_ends is not None and now >= execution_ends
+    now = time.time()
+    is_out_of_time = execution_deadline is not None and now >= execution_deadline
     return end or watch.time_is_up(now, EndReason.EXECUTION_TIMEOUT if is_out_of_time else EndReason.TIMEOUT)
 
 

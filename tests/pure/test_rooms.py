@@ -24,7 +24,7 @@ DECIDES = [
     *("api.endpoints", "api.errors", "api.models", "api.responses", "api.retries", "api.rate_limit", "api.settings"),
     *("api.times", "rules", "start.guards", "start.evidence", "start.refusals"),
     *("waiting.watch", "waiting.completion", "waiting.readiness", "waiting.pausing", "waiting.limits"),
-    *("waiting.progress", "waiting.final_statistics", "triggers.endings", "feed.plan", "feed.share"),
+    *("waiting.progress", "triggers.endings", "feed.plan", "feed.share"),
 ]
 DOES = {"asyncio", "http", "requests", "socket", "subprocess", "time", "urllib3"}
 DOES |= {f"{PACKAGE}.{name}" for name in ("api.client", "api.session", "hooks", "operators", "sensors")}

@@ -11,7 +11,7 @@ from airflow_provider_voicegenie.api import errors
 from airflow_provider_voicegenie.api.models import Campaign, CampaignStats, CampaignStatus
 from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, TaskKind
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
-from airflow_provider_voicegenie.waiting.final_statistics import add_statistics, describe_result
+from airflow_provider_voicegenie.waiting.progress import describe_result, statistics_json
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
 T = 1_000_000.0
@@ -192,13 +192,13 @@ def test_the_execution_timeout_is_not_waited_for_without_need():
     ],
 )
 def test_how_the_calls_went_in_words(numbers, words):
-    end = COMPLETED if numbers is None else add_statistics(COMPLETED, stats(**numbers))
-    assert describe_result(end) == words
+    statistics = None if numbers is None else statistics_json(stats(**numbers))
+    assert describe_result(COMPLETED._replace(result={"statistics": statistics})) == words
 
 
 def test_statistics_that_the_triggerer_has_read_are_not_read_again():
     wait = CompletionWatch("c", OutcomeRules(TaskKind.START).while_waiting(), T)
-    assert not wait.resume(add_statistics(COMPLETED, stats()))
+    assert not wait.resume(COMPLETED._replace(result={"statistics": statistics_json(stats())}))
 
 
 def test_a_sensor_that_waits_out_what_is_wrong_with_the_statistics_reads_the_campaign_again():
