@@ -99,6 +99,8 @@ class Memory:
 
     def __init__(self, context: Mapping[str, Any]) -> None:
         self._store = context.get("task_state_store")
+        #: Whether Airflow keeps the document across tries.
+        self.is_kept = self._store is not None
         self._task_instance: Any = context.get("ti")
         # Whether the process of the try before this one noted that. Airflow deletes the XComs of a task instance when a
         # new try begins, and tells the try their keys. Airflow 2 does not tell them; from 3.4 on, a try has XComs of
@@ -113,11 +115,6 @@ class Memory:
         self.cleared: dict[str, Any] | None = None
         #: Whether Airflow keeps something, and it is no document; known after :meth:`read`.
         self.is_unreadable = False
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether Airflow keeps the document across tries."""
-        return self._store is not None
 
     @property
     def is_first_try(self) -> bool:

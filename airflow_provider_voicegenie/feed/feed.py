@@ -134,7 +134,9 @@ class Feed:
         """Stop sending a request for a subscription."""
         self._plan.remove(subscription.request, subscription, self._loop.time())
         if self._plan.is_idle:
-            _forget(self)
+            feeds = _feeds.get(self._loop, {})
+            if feeds.get(self._voicegenie_conn_id) is self:
+                del feeds[self._voicegenie_conn_id]
             show_waits(self._voicegenie_conn_id, 0)
             for task in (self._keeper, self._poller, *self._tasks):
                 task.cancel()
@@ -411,10 +413,10 @@ class Subscription(Interest):
     __slots__ = (
         "_context",
         "_failure",
-        "_feed",
         "_on_response",
         "_update",
         "_waiter",
+        "feed",
         "is_over",
         "request",
     )
@@ -435,20 +437,12 @@ class Subscription(Interest):
         self.is_over = False
         self._on_response = on_response
         self._context = contextvars.copy_context()
-        self._feed = feed
+        #: The feed that it is a part of.
+        self.feed = feed
         self._update: object = None
         self._failure: BaseException | None = None
         self._waiter: asyncio.Future[Any] | None = None
         feed.add(self)
-
-    @property
-    def account(self) -> Account | None:
-        """The account whose campaigns are read; ``None`` until the connection has been read."""
-        return self._feed.account
-
-    def service(self) -> dict[str, Any] | None:
-        """Return the service's ``address``, and its ``clock_offset`` in seconds, as plain JSON."""
-        return self._feed.service()
 
     def update(self) -> asyncio.Future[Any]:
         """
@@ -460,24 +454,24 @@ class Subscription(Interest):
             # It was delivered, and is dealt with.
             self._update = None
         waiter = self._waiter = asyncio.get_running_loop().create_future()
-        if self._has_update:
-            self._deliver(waiter)
+        self._deliver()
+        if waiter.done():
             self._update = self._waiter = None
         return waiter
 
-    @property
-    def _has_update(self) -> bool:
-        return self._update is not None or self._failure is not None
-
-    def _deliver(self, waiter: asyncio.Future[Any]) -> None:
+    def _deliver(self) -> None:
+        """Give an update, if there is one, to whoever awaits it."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
         if self._failure is not None:
             waiter.set_exception(self._failure)
-        else:
+        elif self._update is not None:
             waiter.set_result(self._update)
 
     def poll_now(self) -> None:
         """Have the request sent at once, although the list may cover it."""
-        self._feed.poll_now(self.request)
+        self.feed.poll_now(self.request)
 
     async def read_once(self, request: Request[Result], patience: float) -> Result | None:
         """
@@ -487,9 +481,9 @@ class Subscription(Interest):
         :param patience: Seconds.
         :raises VoiceGenieError: The service refused, or could not be asked.
         """
-        if patience <= 0 or not self._feed.is_free:
+        if patience <= 0 or not self.feed.is_free:
             return None
-        subscription = Subscription(self._feed, request, math.inf, lambda response, *_: response)
+        subscription = Subscription(self.feed, request, math.inf, lambda response, *_: response)
         try:
             async with asyncio.timeout(patience):
                 response = await subscription.update()
@@ -509,7 +503,7 @@ class Subscription(Interest):
     def close(self) -> None:
         """Leave the feed."""
         self.is_over = True
-        self._feed.remove(self)
+        self.feed.remove(self)
 
     def publish(self, response: Any, in_full: bool, now: float) -> None:
         """
@@ -527,7 +521,7 @@ class Subscription(Interest):
                 self._update = self._context.run(self._on_response, unreadable, in_full, now)
             except Exception as second:  # noqa: BLE001  one subscriber's error is its own
                 self._failure = second
-        self._deliver_if_awaited()
+        self._deliver()
 
     def show(self, update: object) -> None:
         """
@@ -537,11 +531,7 @@ class Subscription(Interest):
         """
         if self._update is None and not self.is_over:
             self._update = update
-            self._deliver_if_awaited()
-
-    def _deliver_if_awaited(self) -> None:
-        if self._has_update and self._waiter is not None and not self._waiter.done():
-            self._deliver(self._waiter)
+            self._deliver()
 
 
 _feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Feed]] = WeakKeyDictionary()
@@ -585,9 +575,3 @@ def place_of(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {frames[-1].filename.rpartition('/')[2]}, line {frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}"
-
-
-def _forget(feed: Feed) -> None:
-    feeds = _feeds.get(feed._loop, {})
-    for voicegenie_conn_id in [each for each, known in feeds.items() if known is feed]:
-        del feeds[voicegenie_conn_id]

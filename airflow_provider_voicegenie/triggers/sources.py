@@ -41,7 +41,7 @@ class CampaignWithSources(Subscription):
             Source.QUOTA: (quota(), self._on_quota),
         }
         self._others = [
-            Subscription(self._feed, request, interval, on_response, is_counted=False)
+            Subscription(self.feed, request, interval, on_response, is_counted=False)
             for request, on_response in map(sources.__getitem__, needs)
         ]
 

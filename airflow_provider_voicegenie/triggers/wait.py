@@ -138,7 +138,7 @@ class WaitTrigger(BaseTrigger):
                 end = watch.time_is_up(time.time(), reason)
             self._is_polling = False
             await self._note_end()
-            service = None if subscription is None else subscription.service()
+            service = None if subscription is None else subscription.feed.service()
         finally:
             self._cancel_alarm()
             if subscription is not None:

@@ -202,7 +202,7 @@ class ReadingStream(SharedStreamProducer):
             # What was asked for before it came is older, although it may come later: it could take an end back.
             part.forget()
             _log_trouble(troubles, about, response)
-            self._read.append((part.account, CampaignReading(about, response, now) if about else response))
+            self._read.append((part.feed.account, CampaignReading(about, response, now) if about else response))
             self._came.set()
 
         troubles.join(about, (about, "with the service"))

@@ -54,7 +54,7 @@ def wait_here(
     :param check: Called before a request that changes something, and again right before it is sent; raises what ends
         the task.
     """
-    end = _poll_until(hook, watch, deadline, poll_interval, check=check)
+    end = poll_here(hook, watch, deadline=deadline, poll_interval=poll_interval, check=check)
     return end or watch.time_is_up(time.time(), EndReason.TIMEOUT)
 
 
@@ -62,33 +62,23 @@ def poll_here(
     hook: VoiceGenieHook,
     watch: Watch,
     *,
-    max_attempts: int | None = 1,
-    check: Callable[[], None] | None = None,
-    after_read: Callable[[], None] | None = None,
-) -> End | None:
-    """
-    Send what a watch wants, and what it wants at once after that.
-
-    :param max_attempts: Attempts of each read; the connection's number if it is ``None``.
-    :param check: As for :func:`wait_here`.
-    :param after_read: Called after each request.
-    :returns: How the wait ended; ``None`` while it goes on.
-    """
-    return _poll_until(hook, watch, 0.0, 0.0, max_attempts=max_attempts, check=check, after_read=after_read)
-
-
-def _poll_until(
-    hook: VoiceGenieHook,
-    watch: Watch,
-    deadline: float | None,
-    poll_interval: float,
-    *,
+    deadline: float | None = 0.0,
+    poll_interval: float = 0.0,
     # The loop repeats a poll by itself, so it passes its deadline by one request at most.
     max_attempts: int | None = 1,
     check: Callable[[], None] | None = None,
     after_read: Callable[[], None] | None = None,
 ) -> End | None:
-    """Poll until the wait ends; return ``None`` if the deadline came first, and the watch wants nothing at once."""
+    """
+    Send what a watch wants until the deadline, and what it wants at once after that; by default, for one poll.
+
+    :param deadline: As for :func:`wait_here`.
+    :param poll_interval: As for :func:`wait_here`.
+    :param max_attempts: Attempts of each read; the connection's number if it is ``None``.
+    :param check: As for :func:`wait_here`.
+    :param after_read: Called after each request.
+    :returns: How the wait ended; ``None`` while it goes on.
+    """
     failures = 0
     while True:
         watch.pass_time(time.time())
@@ -129,6 +119,13 @@ def _sleep(
 def _send(
     hook: VoiceGenieHook, watch: Watch, max_attempts: int | None, check: Callable[[], None] | None
 ) -> Any | VoiceGenieError:
+    wakes_at = watch.wakes_at
+
+    def wake_up() -> None:
+        """Break off a read when the watch wakes: a pause must not wait for a service that does not respond."""
+        if wakes_at is not None and time.time() >= wakes_at:
+            raise _AwakeError
+
     try:
         # An id that cannot be one is an error too.
         request = watch.wants
@@ -137,7 +134,9 @@ def _send(
                 check()
             return hook.send(request, on_sending=check)
         response = hook.send(
-            request, max_attempts=1 if watch.is_urgent else max_attempts, while_waiting=_wake_up(watch.wakes_at)
+            request,
+            max_attempts=1 if watch.is_urgent else max_attempts,
+            while_waiting=None if wakes_at is None else wake_up,
         )
         if Source.QUOTA in watch.needs:
             response = replace(response, quota=hook.get_quota())
@@ -151,18 +150,6 @@ def _send(
 
 class _AwakeError(Exception):
     """A watch wants something else than the read that is under way."""
-
-
-def _wake_up(at: float | None) -> Callable[[], None] | None:
-    """Return what breaks off a read when a watch wakes: a pause must not wait for a service that does not respond."""
-    if at is None:
-        return None
-
-    def check() -> None:
-        if time.time() >= at:
-            raise _AwakeError
-
-    return check
 
 
 def wait_on(

@@ -297,7 +297,7 @@ def test_so_many_requests_are_under_way(sandbox, monkeypatch, failures, at_a_tim
     async def work():
         gate.append(asyncio.Event())
         waits = [wait_for(f"c{number}", 0.01, lambda *_: None, is_list_enough=False) for number in range(20)]
-        feed = waits[0]._feed
+        feed = waits[0].feed
         # Until the connection is known, it is one.
         assert feed._allowed() == 1
         feed._use(await feeds.open_client(CONNECTION))
@@ -330,7 +330,7 @@ def test_a_connection_that_is_missed_twice_in_a_row_is_gone(sandbox, monkeypatch
     async def work():
         with_client = await feeds.open_client(CONNECTION)
         wait = wait_for()
-        feed = wait._feed
+        feed = wait.feed
         feed._use(with_client)
 
         async def read(conn_id):
@@ -390,10 +390,10 @@ def test_failures_slow_all_and_one_success_ends_that(sandbox):
     most = []
 
     async def work():
-        wait = wait_for("long", 0.1, lambda *_: most.append(wait._feed._failures), is_list_enough=False)
+        wait = wait_for("long", 0.1, lambda *_: most.append(wait.feed._failures), is_list_enough=False)
         await eventually(lambda: len(most) >= 8)
         wait.close()
-        return wait._feed._pause_until
+        return wait.feed._pause_until
 
     pause_until = run(work)
     assert max(most) == 1
@@ -406,7 +406,7 @@ def test_failures_slow_all_and_one_success_ends_that(sandbox):
 def test_a_success_of_each_kind_of_request_ends_a_row_of_failures(sandbox, operation):
     async def work():
         wait = subscribe(CONNECTION, REQUESTS[operation], 60, lambda *_: None)
-        feed = wait._feed
+        feed = wait.feed
         feed._failures = 2
         await feed._poll(campaign_page(limit=1000, offset=0) if operation == "list" else REQUESTS[operation])
         wait.close()
@@ -418,7 +418,7 @@ def test_a_success_of_each_kind_of_request_ends_a_row_of_failures(sandbox, opera
 def test_a_pause_that_is_under_way_is_not_cut_short(sandbox, clock):
     async def work():
         wait = wait_for("long", 60, lambda *_: None)
-        feed = wait._feed
+        feed = wait.feed
         pauses = []
         for retry_after in (None, None, 50.0, None, None):
             feed._count_failure(errors.ServerError("no", retry_after=retry_after))
@@ -467,12 +467,12 @@ def test_nothing_is_read_for_who_has_no_patience(sandbox):
         shown = []
         wait = wait_for("long", 0.1, lambda response, *_: shown.append(response))
         await eventually(lambda: shown)
-        wait._feed._share.next_at = float("-inf")
+        wait.feed._share.next_at = float("-inf")
         waiting = []
         for patience in (0.0, -1.0, 5.0):
             reading = asyncio.create_task(wait.read_once(statistics("long"), patience))
             await asyncio.sleep(0)
-            waiting.append((wait._feed._plan.waiting_once, reading.done()))
+            waiting.append((wait.feed._plan.waiting_once, reading.done()))
             reading.cancel()
         wait.close()
         return waiting
