@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -345,9 +345,8 @@ def checked(**arguments):
 def test_a_plan_says_when_it_would_start_and_until_when(sandbox):
     hours = opening_in(1800)
     plan = checked(calling_hours=hours, outcomes=WAIT)
-    opens = now().replace(
-        hour=hours.start.hour, minute=hours.start.minute, second=hours.start.second, microsecond=hours.start.microsecond
-    )
+    # It may be tomorrow.
+    opens = datetime.combine((now() + timedelta(seconds=1800)).date(), hours.start, UTC)
     assert datetime.fromisoformat(plan["starts_at"]) == opens
     assert datetime.fromisoformat(plan["closes_at"]) == opens + timedelta(hours=1)
     open_now = opening_in(-1800)
