@@ -134,12 +134,12 @@ class CampaignTask(BaseOperator):
         OpenLineage is told of it, too, once it asks.
         """
         self.returned = result
-        known = {name: result[name] for name in self.asset_event_fields if name in result}
+        fields = {name: result[name] for name in self.asset_event_fields if name in result}
         if (events := context.get("outlet_events")) is not None:
             for outlet in self.outlets:
                 # An alias has no event before a task adds one.
                 if hasattr(outlet, "uri"):
-                    events[outlet].extra.update({"campaign_id": self.campaign_id, **known})
+                    events[outlet].extra.update({"campaign_id": self.campaign_id, **fields})
         return result
 
     def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any]:

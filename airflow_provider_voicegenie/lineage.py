@@ -95,8 +95,8 @@ def lineage_of(task: Any) -> OperatorLineage[Any, Any]:
         facets: dict[str, DatasetFacet] = {}
         if kind is TaskKind.START and returned:
             names = ("status", "started_at", "started_by_task", "completed_at", "statistics")
-            known: Any = {name: returned.get(name) for name in names}
-            facets["voicegenie_campaign"] = VoicegenieCampaignDatasetFacet(**known, producer=_PRODUCER)
+            fields: Any = {name: returned.get(name) for name in names}
+            facets["voicegenie_campaign"] = VoicegenieCampaignDatasetFacet(**fields, producer=_PRODUCER)
         lineage.outputs.append(OutputDataset(namespace, campaign_id, _written(returned.get("uploaded")), facets=facets))
     return lineage
 

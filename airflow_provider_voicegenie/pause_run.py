@@ -152,14 +152,14 @@ class PauseRun:
 
     def _end(self, result: Mapping[str, Any], end: End) -> dict[str, Any]:
         apply_end(self._task.outcome_rules, end, self._campaign_id)
-        kept = {**result, **(end.result or {})}
+        returned = {**result, **(end.result or {})}
         log.info(
             "Campaign %r is no longer kept paused: status %s, paused again %d time(s).",
             self._campaign_id,
-            kept["status"],
-            kept["paused_again"],
+            returned["status"],
+            returned["paused_again"],
         )
-        return kept
+        return returned
 
     def _result(self, status: CampaignStatus, paused_at: datetime | None, active_calls: int | None) -> dict[str, Any]:
         return {

@@ -41,11 +41,11 @@ class SensorRun:
     One run of a sensor in this process.
 
     :param sensor: A sensor of :mod:`airflow_provider_voicegenie.sensors.campaign`.
-    :param seen: What an earlier process of this task knew of the counters.
+    :param counters: The campaign's counters, as an earlier process of this task read them.
     """
 
     def __init__(
-        self, sensor: Any, context: Context, hook: VoiceGenieHook, memory: Memory, seen: Mapping[str, Any] | None
+        self, sensor: Any, context: Context, hook: VoiceGenieHook, memory: Memory, counters: Mapping[str, Any] | None
     ) -> None:
         self._sensor = sensor
         self._context = context
@@ -54,7 +54,7 @@ class SensorRun:
         self._has_link = False
         self._watch_class = _WATCHES[sensor.outcome_rules.kind]
         self._watch = self._watch_class(
-            sensor.campaign_id, sensor.outcome_rules, time.time(), **sensor.watch_arguments(context, seen)
+            sensor.campaign_id, sensor.outcome_rules, time.time(), **sensor.watch_arguments(context, counters)
         )
 
     def poke(self) -> PokeReturnValue:
@@ -102,15 +102,15 @@ class SensorRun:
         # A sensor that pokes needs no trigger.
         from airflow_provider_voicegenie.triggers.wait import defer
 
-        sensor, seen = self._sensor, self._watch.seen()
+        sensor, counters = self._sensor, self._watch.counters()
         defer(
             self._memory,
             self._watch_class,
             rules=sensor.outcome_rules,
             execution_deadline=sensor.execution_deadline(self._context),
-            copied={"wait": {"seen": seen, "deadline": deadline}},
+            copied={"wait": {"counters": counters, "deadline": deadline}},
             **sensor.facts(),
-            arguments=sensor.watch_arguments(self._context, seen, are_stored=True),
+            arguments=sensor.watch_arguments(self._context, counters, are_stored=True),
             poll_interval=max(sensor.poke_interval, _SHORTEST_INTERVAL),
             deadline=deadline,
         )
@@ -119,6 +119,6 @@ class SensorRun:
         """Remember, once the campaign was read, that it is what the task is about; and what was seen of it."""
         sensor = self._sensor
         # A rescheduled sensor forgets what it has seen.
-        seen = self._watch.seen() if sensor.reschedule and sensor.stall_timeout is not None else None
-        if self._watch.has_read and (seen is not None or self._memory.document is None):
-            sensor.remember(self._memory, seen=seen, try_number=Generation.of(self._context).try_number)
+        counters = self._watch.counters() if sensor.reschedule and sensor.stall_timeout is not None else None
+        if self._watch.has_read and (counters is not None or self._memory.document is None):
+            sensor.remember(self._memory, counters=counters, try_number=Generation.of(self._context).try_number)

@@ -261,8 +261,8 @@ def unknown_fields(extra: object) -> tuple[list[str], list[str]]:
     hints = {name: did_you_mean(name, _EXTRA_FIELDS) for name in unknown}
     misspelled = [f"unknown field {name!r}, {hint}" for name, hint in hints.items() if hint]
     others = sum(not hint for hint in hints.values())
-    known = ", ".join(_EXTRA_FIELDS)
-    return misspelled, [f"{others} field(s) that mean nothing here (known: {known})"] if others else []
+    names_here = ", ".join(_EXTRA_FIELDS)
+    return misspelled, [f"{others} field(s) that mean nothing here (known: {names_here})"] if others else []
 
 
 def _number(name: str, what: str, example: float) -> tuple[Callable[[Any], float], str]:

@@ -359,10 +359,10 @@ class VoiceGenieHook(BaseHook):
                 campaign_id, limit=page_size, offset=offset, status=status, since=since, until=until
             )
             page = self.send(request)
-            known = count_known()
+            count = count_known()
             yield page
             offset += page.size
-            if page.size == 0 or (offset >= page.total and count_known() == known):
+            if page.size == 0 or (offset >= page.total and count_known() == count):
                 return
 
     def server_time(self) -> float:

@@ -247,11 +247,11 @@ def read_at_closing(value: object, hours: Sequence[CallingHours], *, is_followed
     """
     if value is None:
         return AtClosing.PAUSE if hours and is_followed else AtClosing.GO_ON
-    known = {each.value: each for each in AtClosing}
-    if not isinstance(value, str) or value not in known:
-        hint = did_you_mean(value, known)
-        raise ValueError(f"at_closing must be one of {', '.join(known)}; got {value!r:.80}. {hint}".rstrip())
-    if known[value] is not AtClosing.GO_ON:
+    choices = {each.value: each for each in AtClosing}
+    if not isinstance(value, str) or value not in choices:
+        hint = did_you_mean(value, choices)
+        raise ValueError(f"at_closing must be one of {', '.join(choices)}; got {value!r:.80}. {hint}".rstrip())
+    if choices[value] is not AtClosing.GO_ON:
         if not hours:
             raise ValueError(f"at_closing={value!r} needs calling_hours, which say when they close.")
         if not is_followed:
@@ -259,7 +259,7 @@ def read_at_closing(value: object, hours: Sequence[CallingHours], *, is_followed
                 f"at_closing={value!r}: only a task that follows its campaign can pause it. Add "
                 "wait_for_completion=True, or let a PauseCampaignOperator do it, in a DAG that is scheduled for then."
             )
-    return known[value]
+    return choices[value]
 
 
 def with_one_open(prerequisites: Iterable[Prerequisite]) -> list[Prerequisite]:

@@ -268,12 +268,13 @@ class OutcomeRules:
         return tuple(allowed)
 
     def _condition(self, name: object) -> Condition:
-        known = [condition for condition, outcome in self._outcomes.items() if outcome is not None]
-        for condition in known:
+        conditions = [condition for condition, outcome in self._outcomes.items() if outcome is not None]
+        for condition in conditions:
             if name == condition:
                 return condition
         raise ValueError(
-            f"outcomes: {name!r} is not a condition of this task{_hint(name, known)} Valid: {', '.join(known)}."
+            f"outcomes: {name!r} is not a condition of this task{_hint(name, conditions)} "
+            f"Valid: {', '.join(conditions)}."
         )
 
     def _checked(self, condition: Condition, outcome: object) -> Outcome:

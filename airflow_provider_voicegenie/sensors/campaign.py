@@ -88,24 +88,24 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the campaign once; defer, if the sensor does and the wait is not over."""
         if self._running is None:
-            memory, seen = Memory(context), None
+            memory, counters = Memory(context), None
             if (document := memory.read()) is not None:
                 self.keep_campaign(document)
                 # A retry counts from its own begin.
                 is_same_try = document.get("try_number") == Generation.of(context).try_number
-                seen = document.get("seen") if is_same_try else None
-            self._running = self._begin(context, memory, seen)
+                counters = document.get("counters") if is_same_try else None
+            self._running = self._begin(context, memory, counters)
         return self._running.poke()
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after the wait in the triggerer."""
         memory = self.recall_after_deferral(context, event, remedy="To wait again, clear the task.")
-        return self._begin(context, memory, memory.wait["seen"]).resume(event)
+        return self._begin(context, memory, memory.wait["counters"]).resume(event)
 
     def execute_late(self, context: Context) -> Any:
         """Poll once more, after Airflow ended the deferral as no triggerer did in time."""
         memory = self.go_on_after_deferral(context)
-        return self._begin(context, memory, memory.wait.get("seen")).resume_late()
+        return self._begin(context, memory, memory.wait.get("counters")).resume_late()
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait in the triggerer, or after Airflow ended it for having taken too long."""
@@ -119,15 +119,15 @@ class _CampaignSensor(CampaignTask, BaseSensorOperator):
                 raise skip.__cause__ from None
             raise
 
-    def _begin(self, context: Context, memory: Memory, seen: Mapping[str, Any] | None) -> SensorRun:
+    def _begin(self, context: Context, memory: Memory, counters: Mapping[str, Any] | None) -> SensorRun:
         # Parsing a DAG file needs no run.
         from airflow_provider_voicegenie.sensor_run import SensorRun
 
-        return SensorRun(self, context, self._hook, memory, seen)
+        return SensorRun(self, context, self._hook, memory, counters)
 
     @abstractmethod
     def watch_arguments(
-        self, context: Context, seen: Mapping[str, Any] | None, *, are_stored: bool = False
+        self, context: Context, counters: Mapping[str, Any] | None, *, are_stored: bool = False
     ) -> dict[str, Any]:
         """Return the watch's own arguments; as plain JSON if they are stored."""
 
@@ -184,7 +184,7 @@ class CampaignReadySensor(_CampaignSensor):
             check_importable(self.prerequisites, None if AIRFLOW_VERSION < (3,) else conf.get("core", "dags_folder"))
 
     def watch_arguments(
-        self, context: Context, seen: Mapping[str, Any] | None, *, are_stored: bool = False
+        self, context: Context, counters: Mapping[str, Any] | None, *, are_stored: bool = False
     ) -> dict[str, Any]:
         """Return the prerequisites."""
         # Not with the other templates: Airflow renders those of a mapped task by a way of its own.
@@ -253,12 +253,12 @@ class CampaignCompletedSensor(_CampaignSensor):
             )
 
     def watch_arguments(
-        self, context: Context, seen: Mapping[str, Any] | None, *, are_stored: bool = False
+        self, context: Context, counters: Mapping[str, Any] | None, *, are_stored: bool = False
     ) -> dict[str, Any]:
         """Return what the campaign must keep to, and what was seen of it."""
         return {
             "stall_timeout": self.stall_timeout,
-            "seen": seen,
+            "counters": counters,
             "min_success_rate": self.min_success_rate,
             "statistics_until": self.execution_deadline(context),
         }

@@ -52,12 +52,12 @@ class StartPhase(StrEnum):
 
 class Start(NamedTuple):
     """
-    What a task knows of the start once it is over.
+    The start of a task once it is over.
 
     :param started_at: When the service says it started the campaign, ISO 8601.
     :param started_by_task: Whether this task, in this try or an earlier one, started it.
-    :param seen: What the wait is told: when its counters were last seen, and what they were (``at``, ``completed``,
-        ``failed``), and from when on it is not shown as it was before the start (``pauses_count_from``).
+    :param counters: What the wait begins with: when its counters were last read, and what they were (``at``,
+        ``completed``, ``failed``), and from when on it is not shown as it was before the start (``pauses_count_from``).
     :param must_pause_on_kill: Whether the campaign is to be paused if the task is ended: an earlier try was told to
         pause the campaign, and may have failed.
     """
@@ -65,7 +65,7 @@ class Start(NamedTuple):
     status: str
     started_at: str | None = None
     started_by_task: bool = False
-    seen: Mapping[str, Any] | None = None
+    counters: Mapping[str, Any] | None = None
     must_pause_on_kill: bool = False
 
     @property
@@ -75,10 +75,10 @@ class Start(NamedTuple):
 
     @classmethod
     def by_task(
-        cls, status: CampaignStatus, started_at: datetime | None, seen: Mapping[str, Any] | None = None
+        cls, status: CampaignStatus, started_at: datetime | None, counters: Mapping[str, Any] | None = None
     ) -> Start:
         """Return a start that this task made."""
-        return cls(status.value, write_time(started_at), True, seen or None)
+        return cls(status.value, write_time(started_at), True, counters or None)
 
 
 class StartRecord(NamedTuple):
@@ -107,13 +107,13 @@ class StartRecord(NamedTuple):
         cls, before: Campaign, campaign_id: str, voicegenie_conn_id: str, generation: Generation, sent_at: datetime
     ) -> StartRecord:
         """Make the record of a start that is about to be sent."""
-        kept = {
+        fields = {
             "status_text": before.status_text,
             "completed_count": before.completed_count,
             "failed_count": before.failed_count,
             "updated_at": write_time(before.updated_at),
         }
-        return cls(campaign_id, voicegenie_conn_id, StartPhase.SENT, generation, write_time(sent_at), None, kept)
+        return cls(campaign_id, voicegenie_conn_id, StartPhase.SENT, generation, write_time(sent_at), None, fields)
 
     def in_phase(
         self, phase: StartPhase, started_at: datetime | None = None, must_pause_on_kill: bool | None = None
@@ -184,20 +184,20 @@ class OwnStart:
         self.refusals = Refusals(*memory.wait.get("refusals", ()))
         #: The start of this generation, as far as this process knows it.
         self.record: StartRecord | None = None
-        #: The start whose campaign this task paused as its calling hours closed, and is to start again; known after
+        #: The start whose campaign this task paused as its calling hours closed, and is to start again; set by
         #: :meth:`recall`.
         self.paused: StartRecord | None = None
-        #: The start of an earlier end of this task, whose campaign may go on; known after :meth:`recall`.
+        #: The start of an earlier end of this task, whose campaign may go on; set by :meth:`recall`.
         self.owed: StartRecord | None = None
         #: The start of an earlier generation whose campaign may be paused any moment, as a user has cleared the task;
-        #: known after :meth:`recall`.
+        #: set by :meth:`recall`.
         self.cleared: StartRecord | None = None
         #: Whether such a pause may come; Airflow need not have kept which start that was.
         self.awaits_pause = False
         #: Whether this try has left time for the pause of a campaign that nobody knows, in this process or before.
         self.has_waited_for_pause = bool(memory.wait)
-        # Whether Airflow keeps a record that this version cannot read; known after :meth:`recall`.
-        self._is_unreadable = False
+        #: Whether Airflow keeps records, and they can be read: without one, no start was sent; set by :meth:`recall`.
+        self.keeps_records = memory.is_kept
         #: Whether a start of this task is in effect, or may be.
         self.may_be_in_effect = False
         #: Whether it is surely in effect.
@@ -227,11 +227,6 @@ class OwnStart:
         """
         deadline = self.hours.get("deadline")
         return bool(self.hours.get("pauses")) and deadline is not None and time.time() + 0.5 >= deadline
-
-    @property
-    def keeps_records(self) -> bool:
-        """Whether Airflow keeps records, and they can be read: without one, no start was sent."""
-        return self.memory.is_kept and not self._is_unreadable
 
     @property
     def must_pause_on_kill(self) -> bool:
@@ -280,7 +275,8 @@ class OwnStart:
         memory = self.memory
         document = memory.read() or memory.cleared
         record = StartRecord.of_document(document)
-        self._is_unreadable = record is None and (memory.is_unreadable or document is not None)
+        is_unreadable = record is None and (memory.is_unreadable or document is not None)
+        self.keeps_records = memory.is_kept and not is_unreadable
         if record is None:
             # Airflow 3.4 deletes the record when a user clears the task.
             self.awaits_pause = memory.is_kept and memory.is_first_try and memory.generation.try_number > 1

@@ -232,7 +232,7 @@ class StartRun:
     def _watch_arguments(self, started: Start) -> dict[str, Any]:
         return {
             "stall_timeout": self._task.stall_timeout,
-            "seen": None if started.seen is None else dict(started.seen),
+            "counters": None if started.counters is None else dict(started.counters),
             "min_success_rate": self._task.min_success_rate,
             "statistics_until": self._task.execution_deadline(self._context),
             "limits": self._limits(started),

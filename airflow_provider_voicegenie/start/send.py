@@ -387,8 +387,8 @@ class _Sending:
             )
         log_start(own, before, started.status)
         counts = {"completed": before.completed_count, "failed": before.failed_count, "total": before.total_count}
-        seen = {"at": time.time(), **counts}
-        return Start.by_task(started.status, started.started_at, {**seen, **doubt_pauses(own, before)})
+        counters = {"at": time.time(), **counts}
+        return Start.by_task(started.status, started.started_at, {**counters, **doubt_pauses(own, before)})
 
     def _on_sending(self) -> None:
         """

@@ -98,7 +98,7 @@ def _take_over_recorded(own: OwnStart, record: StartRecord) -> Start | None:
     return _taken_over(own, read_time(record.started_at), doubt_pauses(own, record.campaign_before(), sent_at))
 
 
-def _taken_over(own: OwnStart, started_at: datetime | None, seen: Mapping[str, Any]) -> Start:
+def _taken_over(own: OwnStart, started_at: datetime | None, counters: Mapping[str, Any]) -> Start:
     status = CampaignStatus.UNKNOWN
     try:
         with own.reading():
@@ -110,7 +110,7 @@ def _taken_over(own: OwnStart, started_at: datetime | None, seen: Mapping[str, A
         own.campaign_id,
         status.value,
     )
-    return Start.by_task(status, started_at, seen)
+    return Start.by_task(status, started_at, counters)
 
 
 # The evidence of the service, if Airflow keeps nothing across tries.

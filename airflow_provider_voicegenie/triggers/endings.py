@@ -67,11 +67,11 @@ class _Ended(NamedTuple):
     latest: float
 
 
-class _Kept(NamedTuple):
-    """What was kept of the campaigns."""
+class _Stored(NamedTuple):
+    """The stored state of the campaigns."""
 
     at: int
-    looked_at: int | None
+    read_at: int | None
     open: set[str]
     ended: dict[str, _Ended]
     missing: dict[str, int]
@@ -95,7 +95,7 @@ class KnownCampaigns:
         #: Since when no pass has shown an open campaign, Unix seconds.
         self._missing: dict[str, int] = {}
         #: When the last pass over the list began; ``None`` before the first one that showed all campaigns.
-        self._looked_at: int | None = None
+        self._read_at: int | None = None
         #: Whether no pass has shown anything: the list may not have been there yet.
         self._is_empty = False
         #: Grows with each change of what is worth keeping.
@@ -114,7 +114,7 @@ class KnownCampaigns:
     @property
     def knows_all(self) -> bool:
         """Whether it has seen the whole list: what it does not know then is either new or long over."""
-        return self._looked_at is not None
+        return self._read_at is not None
 
     @property
     def is_ready(self) -> bool:
@@ -189,7 +189,7 @@ class KnownCampaigns:
         self._is_complete = self._is_complete and len(seen) >= self._total
         self.is_in_pass = False
         self.listed_count = len(seen)
-        if self._looked_at is None:
+        if self._read_at is None:
             if not self._is_complete and self._passes < _ENOUGH_PASSES:
                 return
             self.version += 1
@@ -197,11 +197,11 @@ class KnownCampaigns:
         if seen and self._is_empty:
             self._is_empty = False
             self.version += 1
-        self._looked_at = self._pass_began
+        self._read_at = self._pass_began
         if self._is_complete:
             self._forget_removed(seen)
-        oldest = self._looked_at - _CLOCKS_DIFFER
-        self._ended = {digest: known for digest, known in self._ended.items() if known.latest > oldest}
+        oldest = self._read_at - _CLOCKS_DIFFER
+        self._ended = {digest: earlier for digest, earlier in self._ended.items() if earlier.latest > oldest}
 
     def _forget_removed(self, seen: set[str]) -> None:
         """Forget the open campaigns that no pass has shown for long: they were removed from the account."""
@@ -214,7 +214,7 @@ class KnownCampaigns:
             self.version += 1
 
     def _observe(self, digest: str, campaign: Campaign, now: int) -> bool:
-        known = self._ended.get(digest)
+        earlier = self._ended.get(digest)
         if not campaign.status.has_ended:
             self._observe_open(digest, campaign.status)
             return False
@@ -224,26 +224,24 @@ class KnownCampaigns:
         if digest in self._open:
             # Unless it is the end of before, and only old responses said that it went on.
             is_new = (
-                known is None
+                earlier is None
                 or ended_at is None
-                or ended_at != known.ended_at
-                or _is_later(started_at, known.started_at)
+                or ended_at != earlier.ended_at
+                or _is_later(started_at, earlier.started_at)
             )
-        elif known is not None:
+        elif earlier is not None:
             # It may have gone on and ended again, between two looks.
-            is_new = _is_later(ended_at, known.ended_at) or _is_later(started_at, known.started_at)
+            is_new = _is_later(ended_at, earlier.ended_at) or _is_later(started_at, earlier.started_at)
         else:
             # After nothing but an empty list, all would look new that ended in the last day.
-            is_new = self._looked_at is not None and latest > self._looked_at - (
-                0 if self._is_empty else _CLOCKS_DIFFER
-            )
-        if is_new or known is None:
+            is_new = self._read_at is not None and latest > self._read_at - (0 if self._is_empty else _CLOCKS_DIFFER)
+        if is_new or earlier is None:
             if not is_new and self._watched is None and latest <= self._pass_began - _CLOCKS_DIFFER:
                 return False
             ended = _Ended(ended_at, started_at, max(now, latest))
         else:
-            ended = _Ended(ended_at or known.ended_at, started_at or known.started_at, known.latest)
-        if ended != known or digest in self._open:
+            ended = _Ended(ended_at or earlier.ended_at, started_at or earlier.started_at, earlier.latest)
+        if ended != earlier or digest in self._open:
             self._open.discard(digest)
             self._ended[digest] = ended
             self.version += 1
@@ -272,69 +270,69 @@ class KnownCampaigns:
         """
         return {
             "format": _FORMAT,
-            "kept_at": int(now),
-            "looked_at": self._looked_at,
+            "stored_at": int(now),
+            "read_at": self._read_at,
             "open": "".join(sorted(self._open)),
-            "ended": [[digest, *known] for digest, known in sorted(self._ended.items())],
+            "ended": [[digest, *earlier] for digest, earlier in sorted(self._ended.items())],
             "missing": sorted(self._missing.items()),
             "is_empty": self._is_empty,
         }
 
-    def restore(self, kept: object) -> None:
+    def restore(self, stored: object) -> None:
         """
         Begin with what was kept.
 
-        :param kept: What :meth:`to_json` returned.
+        :param stored: What :meth:`to_json` returned.
         :raises ValueError: It is something else.
         """
-        _, self._looked_at, self._open, self._ended, self._missing, self._is_empty = _read(kept)
+        _, self._read_at, self._open, self._ended, self._missing, self._is_empty = _read(stored)
         if self._watched is not None:
             self._open &= self._watched
-            self._ended = {digest: known for digest, known in self._ended.items() if digest in self._watched}
+            self._ended = {digest: earlier for digest, earlier in self._ended.items() if digest in self._watched}
 
 
-def kept_at(kept: object) -> int:
+def stored_at(stored: object) -> int:
     """
     Return when something was kept, Unix seconds.
 
-    :param kept: What :meth:`KnownCampaigns.to_json` returned.
+    :param stored: What :meth:`KnownCampaigns.to_json` returned.
     :raises ValueError: It is something else.
     """
-    return _read(kept).at
+    return _read(stored).at
 
 
-def add_others(state: dict[str, Any], kept: object, campaign_ids: Collection[str]) -> dict[str, Any]:
+def add_others(state: dict[str, Any], stored: object, campaign_ids: Collection[str]) -> dict[str, Any]:
     """
     Return a state with what is kept of other campaigns: another watcher of the asset may watch them.
 
     :param state: What :meth:`KnownCampaigns.to_json` returned.
-    :param kept: What was kept before.
+    :param stored: The state that is stored so far.
     :param campaign_ids: The campaigns that the state is about.
     """
     try:
-        others = _read(kept)
+        others = _read(stored)
     except ValueError:
         return state
     own = {_digest(campaign_id) for campaign_id in campaign_ids}
     return {
         **state,
         "open": state["open"] + "".join(sorted(others.open - own)),
-        "ended": state["ended"] + [[digest, *known] for digest, known in others.ended.items() if digest not in own],
+        "ended": state["ended"] + [[digest, *earlier] for digest, earlier in others.ended.items() if digest not in own],
     }
 
 
-def _read(kept: object) -> _Kept:
+def _read(stored: object) -> _Stored:
     try:
-        if not isinstance(kept, Mapping) or kept["format"] != _FORMAT:
+        if not isinstance(stored, Mapping) or stored["format"] != _FORMAT:
             raise ValueError("another format")
-        text, looked_at = kept["open"], kept["looked_at"]
-        return _Kept(
-            at=int(kept["kept_at"]),
-            looked_at=None if looked_at is None else int(looked_at),
+        text, read_at = stored["open"], stored["read_at"]
+        return _Stored(
+            at=int(stored["stored_at"]),
+            read_at=None if read_at is None else int(read_at),
             open={text[at : at + _DIGEST_CHARACTERS] for at in range(0, len(text), _DIGEST_CHARACTERS)},
-            ended={digest: _Ended(*times) for digest, *times in kept["ended"]},
-            missing=dict(kept["missing"]),
-            is_empty=bool(kept["is_empty"]),
+            ended={digest: _Ended(*times) for digest, *times in stored["ended"]},
+            missing=dict(stored["missing"]),
+            is_empty=bool(stored["is_empty"]),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"another format: {error!r}") from None
@@ -359,5 +357,5 @@ def _seconds(moment: datetime | None) -> float | None:
     return int(seconds) if seconds.is_integer() else seconds
 
 
-def _is_later(moment: float | None, known: float | None) -> bool:
-    return moment is not None and known is not None and moment > known + _CORRECTED
+def _is_later(moment: float | None, earlier: float | None) -> bool:
+    return moment is not None and earlier is not None and moment > earlier + _CORRECTED

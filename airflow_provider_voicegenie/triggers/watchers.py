@@ -26,7 +26,7 @@ from airflow_provider_voicegenie.triggers.endings import (
     CampaignReading,
     KnownCampaigns,
     add_others,
-    kept_at,
+    stored_at,
 )
 from airflow_provider_voicegenie.waiting.progress import describe
 
@@ -318,7 +318,7 @@ class Watcher:
         """Let the watcher know what was kept, however long that takes: it could not tell old ends from new ones."""
         while True:
             try:
-                kept = [await store.aget(key) for store in self._stores]
+                stored = [await store.aget(key) for store in self._stores]
                 break
             except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
                 message = "What was seen of the campaigns before cannot be read. Trying again."
@@ -326,10 +326,10 @@ class Watcher:
                 await asyncio.sleep(_TRY_AGAIN)
         self._with_reading.end(key)
         readable = []
-        for each in kept:
+        for each in stored:
             try:
                 if each is not None:
-                    readable.append((kept_at(each), each))
+                    readable.append((stored_at(each), each))
             except ValueError as error:
                 log.warning("What was seen of the campaigns before is not readable, and left aside: %s.", error)
         if readable:

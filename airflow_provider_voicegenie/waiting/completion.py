@@ -71,8 +71,8 @@ class CompletionWatch(Watch):
     :param rules: What each condition does to the wait.
     :param now: When the wait began, Unix seconds.
     :param stall_timeout: Seconds without progress in any counter that are too many; ``None`` for any number.
-    :param seen: What is known of the campaign: when its counters were last seen to change (``at``, Unix seconds), what
-        they were (``completed``, ``failed``), and how many contacts it has (``total``). If the task has started a
+    :param counters: The campaign so far: when its counters last changed (``at``, Unix seconds), what they were
+        (``completed``, ``failed``), and how many contacts it has (``total``). If the task has started a
         campaign that was paused, the service may show it so for a while: ``pauses_count_from`` (Unix seconds) is when
         that is over.
     :param min_success_rate: Percentage of successful calls among the finished ones that is wanted; ``None`` for any.
@@ -114,19 +114,19 @@ class CompletionWatch(Watch):
         now: float,
         *,
         stall_timeout: float | None = None,
-        seen: Mapping[str, Any] | None = None,
+        counters: Mapping[str, Any] | None = None,
         min_success_rate: float | None = None,
         statistics_until: float | None = None,
         limits: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(campaign_id, rules, now)
-        seen = seen or {}
+        counters = counters or {}
         self._stall_timeout = stall_timeout
-        self._completed: int | None = seen.get("completed")
-        self._failed: int | None = seen.get("failed")
+        self._completed: int | None = counters.get("completed")
+        self._failed: int | None = counters.get("failed")
         self._known_in_full = self._completed is not None and self._failed is not None
-        self._moved_at: float = seen.get("at", now)
-        self._pauses_count_from: float | None = seen.get("pauses_count_from")
+        self._moved_at: float = counters.get("at", now)
+        self._pauses_count_from: float | None = counters.get("pauses_count_from")
         self._is_pause_doubted = False
         self._seen_at = now
         # Of the campaign only what is needed: there may be ten thousand waits.
@@ -134,7 +134,7 @@ class CompletionWatch(Watch):
         self._status_text = ""
         #: Calls completed and failed, and contacts, as the last reading had them: a list does not have the failed ones.
         self._counts_seen: tuple[int | None, int | None, int | None]
-        self._counts_seen = (self._completed, self._failed, seen.get("total"))
+        self._counts_seen = (self._completed, self._failed, counters.get("total"))
         self._ended_at: datetime | None = None
         self._progress = ProgressLog()
         self._min_success_rate = min_success_rate
@@ -472,7 +472,7 @@ class CompletionWatch(Watch):
         self.is_urgent = False
         return end.of_condition(finding)
 
-    def seen(self) -> dict[str, Any]:
+    def counters(self) -> dict[str, Any]:
         """Return when the counters were last seen to change, and what they are, as plain JSON."""
         return {"at": self._moved_at, "completed": self._completed, "failed": self._failed}
 

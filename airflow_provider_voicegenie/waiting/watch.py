@@ -224,7 +224,7 @@ class Watch:
             self._end = End(reason, f"its time was over ({self.last_seen(now)})", result=self._result(), at=now)
         return self._end
 
-    def seen(self) -> dict[str, Any] | None:
+    def counters(self) -> dict[str, Any] | None:
         """Return what a watch that goes on in another process has to know of the campaign, as plain JSON."""
         return None
 

@@ -131,7 +131,7 @@ def wait_trigger(campaign_id, kind="start", *, prerequisites=(), **arguments):
     # A resumed task needs none of what a trigger needs, which a test shows.
     from airflow_provider_voicegenie.triggers.wait import WaitTrigger
 
-    own = {name: arguments.pop(name) for name in ("stall_timeout", "seen", "min_success_rate") if name in arguments}
+    own = {name: arguments.pop(name) for name in ("stall_timeout", "counters", "min_success_rate") if name in arguments}
     if kind == "ready":
         own["prerequisites"] = [list(each.serialize()) for each in prerequisites]
     return WaitTrigger(

@@ -90,7 +90,7 @@ def test_a_pause_is_waited_out_and_said_once_each_time(said):
 
 
 def test_a_pause_from_before_the_start_does_not_count(said):
-    wait = watch(outcomes={"CAMPAIGN_PAUSED": "fail"}, seen={"at": T, "pauses_count_from": T + 32})
+    wait = watch(outcomes={"CAMPAIGN_PAUSED": "fail"}, counters={"at": T, "pauses_count_from": T + 32})
     for at in (0, 1, 31.9):
         assert wait.take(campaign("paused"), T + at, in_full=False) is None
     assert [line for line in said() if "paused" in line] == [
@@ -106,8 +106,8 @@ def test_a_pause_from_before_the_start_does_not_count(said):
 
 @pytest.mark.parametrize("status", ["stopped", "failed"])
 def test_other_ends_count_at_once(status):
-    assert watch(seen={"at": T, "pauses_count_from": T + 32}).take(campaign(status), T) is not None
-    end_of_completed(watch(seen={"at": T, "pauses_count_from": T + 32}), T)
+    assert watch(counters={"at": T, "pauses_count_from": T + 32}).take(campaign(status), T) is not None
+    end_of_completed(watch(counters={"at": T, "pauses_count_from": T + 32}), T)
 
 
 def test_an_unknown_status_is_said_once(said):
@@ -186,7 +186,7 @@ def test_progress_in_either_counter_begins_the_time_anew(progress):
 
 
 def test_list_without_failed_calls_does_not_prove_a_stall():
-    wait = watch(stall_timeout=100, seen={"at": T, "completed": 1, "failed": 0})
+    wait = watch(stall_timeout=100, counters={"at": T, "completed": 1, "failed": 0})
     assert wait.take(campaign(completed=1), T + 100, in_full=False) is None
     assert wait.is_urgent
     assert stall(wait, 100, completed=1, failed=5) is None
@@ -199,11 +199,11 @@ def test_list_without_failed_calls_does_not_prove_a_stall():
 
 
 def test_what_was_seen_before_a_restart_counts():
-    wait = watch(stall_timeout=100, seen={"at": T, "completed": 1, "failed": 0})
+    wait = watch(stall_timeout=100, counters={"at": T, "completed": 1, "failed": 0})
     assert stall(wait, 100, completed=1, failed=0).finding.condition is Condition.CAMPAIGN_STALLED
-    again = watch(stall_timeout=100, seen={"at": T, "completed": 1, "failed": 0})
+    again = watch(stall_timeout=100, counters={"at": T, "completed": 1, "failed": 0})
     assert stall(again, 100, completed=2, failed=0) is None
-    assert again.seen() == {"at": T + 100, "completed": 2, "failed": 0}
+    assert again.counters() == {"at": T + 100, "completed": 2, "failed": 0}
 
 
 @pytest.mark.parametrize("status", ["paused", "scheduled", "draft"])
@@ -285,7 +285,7 @@ def test_if_failed_calls_are_not_known_nothing_is_said_of_them(said):
 
 def test_a_line_has_no_number_that_was_not_read_now(said):
     """A list does not have the failed calls; what was known of them is not what is so."""
-    wait = watch(seen={"at": T, "completed": 0, "failed": 0})
+    wait = watch(counters={"at": T, "completed": 0, "failed": 0})
     wait.take(campaign(completed=0, failed=0, total=20), T)
     wait.take(campaign(completed=16, total=20), T + 60, in_full=False)
     end = wait.time_is_up(T + 90, EndReason.TIMEOUT)
@@ -343,7 +343,7 @@ def test_the_time_in_which_no_call_is_expected_is_no_stall(status):
 
 
 def test_what_another_process_has_seen_of_a_stall_counts():
-    wait = watch(stall_timeout=100, seen={"at": T - 60, "completed": 5, "failed": 0})
+    wait = watch(stall_timeout=100, counters={"at": T - 60, "completed": 5, "failed": 0})
     # Its first look sees no change of the status: it knew none.
     assert stall(wait, 39, completed=5, failed=0) is None
     assert stall(wait, 40, completed=5, failed=0).finding.condition is Condition.CAMPAIGN_STALLED
@@ -379,9 +379,9 @@ def test_no_failed_call_is_known_as_well_as_some():
     wait = watch()
     wait.take(campaign(completed=5, failed=3), T)
     wait.take(campaign(completed=5, failed=0), T + 1)
-    assert wait.seen()["failed"] == 0
+    assert wait.counters()["failed"] == 0
     wait.take(campaign(completed=5), T + 2, in_full=False)
-    assert wait.seen() == {"at": T + 1, "completed": 5, "failed": 0}
+    assert wait.counters() == {"at": T + 1, "completed": 5, "failed": 0}
 
 
 def test_each_kind_of_trouble_is_said(said):

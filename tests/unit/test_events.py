@@ -615,7 +615,7 @@ def test_a_store_that_fails_ends_no_watcher(sandbox, said):
 
 @keeps_state
 @pytest.mark.parametrize(
-    "kept", ["old", {}, {"format": 99}, {"format": 1, "kept_at": 1, "looked_at": 1, "open": 7}, []]
+    "kept", ["old", {}, {"format": 99}, {"format": 1, "stored_at": 1, "read_at": 1, "open": 7}, []]
 )
 def test_state_that_is_not_readable_is_left_aside(sandbox, kept, said):
     stores = Stores()

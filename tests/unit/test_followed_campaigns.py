@@ -229,7 +229,7 @@ def test_a_later_try_knows_how_old_its_start_is(sandbox, monkeypatch, seconds_ag
     record["sent_at"] = (datetime.fromisoformat(record["sent_at"]) - timedelta(seconds=seconds_ago)).isoformat()
     with pytest.raises(TaskDeferred) as deferral:
         Starting(campaign_id="held")(deferrable=True).execute(context(store, try_number=2))
-    assert ("pauses_count_from" in (deferral.value.trigger.arguments["seen"] or {})) is not is_old
+    assert ("pauses_count_from" in (deferral.value.trigger.arguments["counters"] or {})) is not is_old
 
 
 @both_ways
@@ -462,7 +462,7 @@ def test_the_wait_in_the_triggerer_knows_what_the_start_knew(sandbox, clock):
     arguments = deferral.value.trigger.serialize()[1]
     assert arguments["pause_on_kill"] is False
     assert arguments["arguments"]["stall_timeout"] == 60
-    seen = arguments["arguments"]["seen"]
+    seen = arguments["arguments"]["counters"]
     assert (seen["completed"], seen["failed"]) == (5, 2)
     assert seen["at"] == clock.time()
 

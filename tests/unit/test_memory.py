@@ -58,9 +58,9 @@ def test_a_copy_is_for_the_resume_and_not_for_a_later_try(store):
     run = context(Store() if store else None)
     memory = Memory(run)
     memory.write(**FACTS)
-    memory.write_copy(wait={"seen": 1})
+    memory.write_copy(wait={"counters": {}})
     resumed = Memory(run)
-    assert resumed.read_copy() == {**FACTS, "generation": [2, 0, 1], "wait": {"seen": 1}}
+    assert resumed.read_copy() == {**FACTS, "generation": [2, 0, 1], "wait": {"counters": {}}}
     assert Memory(run).read() == ({**FACTS, "generation": [2, 0, 1]} if store else None)
     resumed.clear()
     assert Memory(run).read() is None

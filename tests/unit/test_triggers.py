@@ -869,7 +869,7 @@ def test_a_stall(sandbox, clock, waits):
         for _ in range(waits)
     ]
     seen = {"at": clock.time(), "completed": 5, "failed": 1}
-    for payload in wait_for(*(trigger(name, stall_timeout=1, seen=seen) for name in names)):
+    for payload in wait_for(*(trigger(name, stall_timeout=1, counters=seen) for name in names)):
         assert payload["finding"]["condition"] == "CAMPAIGN_STALLED"
 
 
