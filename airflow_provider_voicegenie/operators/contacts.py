@@ -140,6 +140,41 @@ def _check_no_references(name: str, rows: object) -> None:
         _check_no_references(name, value)
 
 
+def _check_campaign(campaign_id: object, campaign_name: object, script_id: object) -> None:
+    if (campaign_id is NOT_GIVEN) is (campaign_name is NOT_GIVEN):
+        given = "neither is given. Give" if campaign_id is NOT_GIVEN else "both are given. Give only"
+        raise ValueError(
+            f"campaign_id, campaign_name: {given} the id of a campaign that exists, or the name of one that is made if "
+            "there is none."
+        )
+    if campaign_name is not NOT_GIVEN:
+        _check_name(campaign_name)
+    if script_id is None:
+        return
+    if not isinstance(script_id, str) and not hasattr(script_id, "resolve"):
+        raise ValueError(f"script_id must be a text; got {script_id!r:.80} ({type(script_id).__name__}).")
+    if campaign_name is NOT_GIVEN:
+        raise ValueError("script_id: a campaign that exists has its script. Leave it out, or give campaign_name.")
+
+
+def _check_exclusions(exclude: Any, column: object) -> None:
+    if exclude is None:
+        raise ValueError("exclude: None says nothing. Leave it out if anybody may be called.")
+    if isinstance(exclude, list | tuple):
+        _check_no_references("exclude", exclude)
+    try:
+        paths: Any = exclude if are_paths(exclude) else [exclude]
+    except ValueError as error:
+        raise ValueError(f"exclude: {error}") from None
+    for each in paths:
+        if isinstance(each, str):
+            check_literal_path("exclude", each)
+    if exclude is NOT_GIVEN and column != _NUMBER_COLUMN:
+        raise ValueError("exclude_column: there is no list of people for it. Add exclude, or leave it out.")
+    if not isinstance(column, str) or not column.strip():
+        raise ValueError(f"exclude_column must be the name of a column; got {column!r:.80}.")
+
+
 def _check_name(name: object) -> None:
     """
     Refuse what cannot be the name of a campaign, as far as that is known at parse time.
@@ -289,26 +324,13 @@ class UploadContactsOperator(CampaignTask):
             outcome_rules=OutcomeRules(TaskKind.UPLOAD, outcomes),
             **kwargs,
         )
-        if (campaign_id is NOT_GIVEN) is (campaign_name is NOT_GIVEN):
-            given = "neither is given. Give" if campaign_id is NOT_GIVEN else "both are given. Give only"
-            raise ValueError(
-                f"campaign_id, campaign_name: {given} the id of a campaign that exists, or the name of one that is "
-                "made if there is none."
-            )
+        # Behind Airflow's own check, which names an argument that is unknown.
+        _check_campaign(campaign_id, campaign_name, script_id)
         check_flags(upload_in_backfill=upload_in_backfill)
         check_literal_path("contacts", self.rows_or_path)
-        for name, rows in (("contacts", contacts), ("exclude", exclude)):
-            if isinstance(rows, list | tuple):
-                _check_no_references(name, rows)
-        if exclude is None:
-            raise ValueError("exclude: None says nothing. Leave it out if anybody may be called.")
-        try:
-            paths: Any = exclude if are_paths(exclude) else [exclude]
-        except ValueError as error:
-            raise ValueError(f"exclude: {error}") from None
-        for each in paths:
-            if isinstance(each, str):
-                check_literal_path("exclude", each)
+        if isinstance(contacts, list | tuple):
+            _check_no_references("contacts", contacts)
+        _check_exclusions(exclude, exclude_column)
         for name, path in (("rejected_path", rejected_path), ("contact_keys_path", contact_keys_path)):
             if path is not None:
                 check_literal_path(name, path)
@@ -317,20 +339,10 @@ class UploadContactsOperator(CampaignTask):
             raise ValueError(
                 'region: None says nothing. Leave it out to send numbers as written, or give such as "IN".'
             )
-        if exclude is NOT_GIVEN and exclude_column != _NUMBER_COLUMN:
-            raise ValueError("exclude_column: there is no list of people for it. Add exclude, or leave it out.")
         known_region = None if region is NOT_GIVEN else region
         # Made only to refuse wrong arguments now; a try makes its own.
         ContactColumns(columns, known_region)
         RejectedLimit(max_rejected)
-        if not isinstance(exclude_column, str) or not exclude_column.strip():
-            raise ValueError(f"exclude_column must be the name of a column; got {exclude_column!r:.80}.")
-        if is_by_name:
-            _check_name(campaign_name)
-        if script_id is not None and not isinstance(script_id, str) and not hasattr(script_id, "resolve"):
-            raise ValueError(f"script_id must be a text; got {script_id!r:.80} ({type(script_id).__name__}).")
-        if script_id is not None and not is_by_name:
-            raise ValueError("script_id: a campaign that exists has its script. Leave it out, or give campaign_name.")
         #: Whether ``campaign_name`` was given, whatever its template renders to.
         self.is_by_name = is_by_name
         self.campaign_name = campaign_name if is_by_name else None
