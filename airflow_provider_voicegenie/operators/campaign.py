@@ -53,7 +53,7 @@ class StartCampaignOperator(CampaignTask):
     /startCampaign/{id}``, the service's Start Campaign page). A start is never repeated blindly. If its response is
     lost, the task looks at the campaign and succeeds if the start took effect. A later try of the task takes over the
     start of an earlier one, and starts nothing. A start that the service refuses with a 429 was not carried out: the
-    task waits as asked and begins anew, until it has sent as many as the connection's ``max_attempts``, or two
+    task waits as asked and starts over, until it has sent as many as the connection's ``max_attempts``, or two
     hours are over. It does not begin to wait if its calling hours are over by then.
 
     Anything that prevents the start is a *condition*; every condition has an *outcome*: *skip*, *fail* (at once,
@@ -85,7 +85,7 @@ class StartCampaignOperator(CampaignTask):
         text or as the enums.
     :param calling_hours: When the start is allowed, as :class:`CallingHours` or a list of them, of which one has to be
         open; checked right before the start is sent. Any time by default. With the outcome *wait* for
-        ``OUTSIDE_CALLING_HOURS``, the task waits until they open, 14 days at most, and begins anew then: it reads the
+        ``OUTSIDE_CALLING_HOURS``, the task waits until they open, 14 days at most, and starts over then: it reads the
         campaign, and all guards hold.
     :param at_closing: What to do when the calling hours close while the campaign runs. ``pause`` pauses it, which is
         the condition ``CALLING_HOURS_OVER``; it needs ``wait_for_completion``, and is the default then, if there are
@@ -225,7 +225,7 @@ class StartCampaignOperator(CampaignTask):
 
     def execute_again(self, context: Context, event: object = None) -> dict[str, Any]:
         """Begin anew, after a wait in the triggerer: for the calling hours, or for the service to take requests."""
-        memory = self.recall_after_deferral(context, remedy="The task starts nothing. To begin anew, clear it.")
+        memory = self.recall_after_deferral(context, remedy="The task starts nothing. To start over, clear it.")
         return self.add_to_asset_events(context, self._begin(context, memory).execute_again())
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -322,7 +322,7 @@ class PauseCampaignOperator(CampaignTask):
     :param outcomes: Changes to the outcome table, such as ``{"CAMPAIGN_COMPLETED": "skip"}``.
     :param keep_paused_for: How long to keep the campaign paused, from the first pause on, as a ``timedelta`` or a
         number of seconds. It is paused once by default. A later try goes on until the same time (Airflow 3.3), or
-        begins anew.
+        starts over.
     :param poll_interval: Time between two looks at the campaign that is kept paused, at most, as a ``timedelta`` or a
         number of seconds: for so long it may run.
     :param deferrable: Whether to keep it paused from the triggerer, which takes no worker slot. Airflow's

@@ -70,7 +70,7 @@ class Start(NamedTuple):
 
     @property
     def is_paused_on_kill(self) -> bool:
-        """Whether whoever ends the task wants the campaign paused."""
+        """Whether a user who ends the task wants the campaign paused."""
         return self.started_by_task or self.must_pause_on_kill
 
     @classmethod
@@ -368,7 +368,7 @@ class OwnStart:
 
     def before_deferral(self, start: Start, deadline: float | None) -> dict[str, Any]:
         """
-        Record, if that is not done yet, that whoever ends the deferred task wants the campaign paused.
+        Record, if that is not done yet, that a user who ends the deferred task wants the campaign paused.
 
         :param deadline: When the wait ends in any case, Unix seconds.
         :returns: What the resumed task has to know.

@@ -82,11 +82,11 @@ class StartRun:
             return self._execute()
 
     def execute_again(self) -> dict[str, Any]:
-        """Begin anew, after a deferral before anything was started."""
+        """Start over, after a deferral before anything was started."""
         with self._guarded():
             self._own.recall()
             self._check_execution_time()
-            log.info("Campaign %r: beginning anew, after the wait before its start.", self._own.campaign_id)
+            log.info("Campaign %r: starting over, after the wait before its start.", self._own.campaign_id)
             return self._execute()
 
     def resume(self, event: Mapping[str, Any]) -> dict[str, Any]:

@@ -479,7 +479,7 @@ class CompletionWatch(Watch):
     def last_seen(self, now: float) -> str:
         """Say what was last seen of the campaign."""
         if self._status is None:
-            seen = f"last seen: {_OLD_PAUSE}" if self._is_pause_doubted else "never seen"
+            seen = f"last seen: {_OLD_PAUSE}" if self._is_pause_doubted else "it could not be read so far"
             return f"{seen}{self._since_then()}"
         progress = describe(self._status_text, *self._counts_seen)
         return f"last seen{ago(now - self._seen_at)}: {progress}{self._since_then()}"

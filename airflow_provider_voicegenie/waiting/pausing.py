@@ -102,7 +102,11 @@ class PauseWatch(Watch):
 
     def last_seen(self, now: float) -> str:
         """Say what was last seen of the campaign."""
-        seen = "never seen" if self._status is None else f"last seen{ago(now - self._seen_at)}: {self._status.value}"
+        seen = (
+            "it could not be read so far"
+            if self._status is None
+            else f"last seen{ago(now - self._seen_at)}: {self._status.value}"
+        )
         return f"{seen}, paused again {self._count} time(s){self._since_then()}"
 
     def _was_paused(self, message: str, now: float) -> None:

@@ -90,7 +90,11 @@ class ReadinessWatch(Watch):
 
     def last_seen(self, now: float) -> str:
         """Say what was last seen of the campaign."""
-        seen = "never seen" if self._last is None else f"last seen{ago(now - self._seen_at)}: {self._last.describe()}"
+        seen = (
+            "it could not be read so far"
+            if self._last is None
+            else f"last seen{ago(now - self._seen_at)}: {self._last.describe()}"
+        )
         return f"{seen}{self._since_then()}"
 
     def _result(self) -> Mapping[str, Any] | None:

@@ -115,7 +115,7 @@ class KillSwitch:
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """
-        Let a kill break off what is done here. Nothing may be asked of Airflow meanwhile.
+        Let a kill interrupt the reads in this block. Do not call Airflow inside it.
 
         :raises TaskKilled: The task was or is killed.
         """

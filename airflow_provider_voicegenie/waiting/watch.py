@@ -221,7 +221,7 @@ class Watch:
         :param reason: Which time it was.
         """
         if self._end is None:
-            self._end = End(reason, f"its time was over ({self.last_seen(now)})", result=self._result(), at=now)
+            self._end = End(reason, f"timed out ({self.last_seen(now)})", result=self._result(), at=now)
         return self._end
 
     def counters(self) -> dict[str, Any] | None:

@@ -97,7 +97,7 @@ def test_a_pause_from_before_the_start_does_not_count(said):
         "Campaign 'c': it is shown as paused, which may be from before its start, so the wait goes on."
     ]
     end = wait.time_is_up(T + 31.9, EndReason.TIMEOUT)
-    assert end.message == "its time was over (last seen: paused, which may be from before its start)"
+    assert end.message == "timed out (last seen: paused, which may be from before its start)"
     # One that runs, and is shown by another machine of the service as it was.
     assert wait.take(campaign("running"), T + 10) is None
     assert wait.take(campaign("paused"), T + 20) is None
@@ -230,7 +230,7 @@ def test_a_stall_that_is_waited_out_is_said_once_until_it_moves(said):
 
 def test_the_end_of_time_says_what_was_last_seen():
     wait = watch()
-    assert "never seen" in wait.time_is_up(T, EndReason.TIMEOUT).message
+    assert "could not be read so far" in wait.time_is_up(T, EndReason.TIMEOUT).message
     wait.take(campaign(completed=40, failed=2), T)
     wait.take(errors.ServerError("Broken."), T)
     end = wait.time_is_up(T + 30, EndReason.EXECUTION_TIMEOUT)
@@ -290,7 +290,7 @@ def test_a_line_has_no_number_that_was_not_read_now(said):
     wait.take(campaign(completed=16, total=20), T + 60, in_full=False)
     end = wait.time_is_up(T + 90, EndReason.TIMEOUT)
     assert said()[1:] == ["Campaign 'c': status 'running', 16 of 20 calls completed (80 %), 16.0 completed a minute."]
-    assert end.message == "its time was over (last seen 30 s ago: status 'running', 16 of 20 calls completed (80 %))"
+    assert end.message == "timed out (last seen 30 s ago: status 'running', 16 of 20 calls completed (80 %))"
     wait.take(campaign(completed=16, failed=4, total=20), T + 120)
     assert said() == ["Campaign 'c': status 'running', 20 of 20 calls done (100 %), 4 failed, 10.0 calls a minute."]
     wait.take(campaign(status="brand-new", completed=None, total=None), T + 150, in_full=False)
@@ -402,7 +402,7 @@ def test_a_wait_that_goes_on_says_so_every_ten_minutes_and_not_more_often(said):
 
 @pytest.mark.parametrize(
     ("reason", "at", "words"),
-    [(EndReason.TIMEOUT, 0, "its time was over (last seen: "), (EndReason.EXECUTION_TIMEOUT, 7, "last seen 7 s ago: ")],
+    [(EndReason.TIMEOUT, 0, "timed out (last seen: "), (EndReason.EXECUTION_TIMEOUT, 7, "last seen 7 s ago: ")],
 )
 def test_what_was_last_seen_is_said_at_the_end(reason, at, words):
     wait = watch()
