@@ -10,9 +10,11 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree
 import zipfile
 from collections import Counter
@@ -48,11 +50,12 @@ THIS_PYTHON = "{}.{}".format(*sys.version_info)
 
 #: The documentation is built beside the oldest Airflow: newer ones need a docutils that is too new for Sphinx.
 DOCS_VERSION = OLDEST
-EXTRAS = {
-    NEWEST: "sandbox,test,lineage,browser,distributed",
+#: The groups of pyproject.toml that an environment for tests has; `test` alone if none are named.
+GROUPS = {
+    NEWEST: ("test", "browser", "distributed"),
     # Its constraints name a Celery that Airflow's executor cannot be imported with.
-    NEXT: "sandbox,test,lineage,browser",
-    DOCS_VERSION: "sandbox,test,docs",
+    NEXT: ("test", "browser"),
+    DOCS_VERSION: ("test", "docs"),
 }
 
 DISTRIBUTED = "tests/integration/test_distributed.py"
@@ -144,6 +147,32 @@ def check(session: nox.Session) -> None:
     session.log(f"Everything is in order. The wheel: {wheel.relative_to(ROOT)}")
 
 
+@nox.session
+@nox.parametrize("airflow,versions", [(each, kind) for each in (OLDEST, NEWEST) for kind in ("lowest", "highest")])
+def wheel(session: nox.Session, airflow: str, versions: str) -> None:
+    """Run the demo with the wheel of dist and the lowest or the highest versions of what it needs."""
+    wheels = list((ROOT / "dist").glob("*.whl"))
+    if len(wheels) != 1:
+        session.error("dist has no wheel, or several: run `make check` first")
+    folder = VENVS / f"wheel-{airflow}-{versions}"
+    os.environ["AIRFLOW_HOME"] = str(folder / "airflow-home")
+    new_environment(session, folder, THIS_PYTHON)
+    # All but what the package itself names is as Airflow is tested with.
+    named = {re.match(r"[\w.-]+", each)[0].lower() for each in own_requirements()} - {"apache-airflow"}
+    lines = (ROOT / f"constraints/airflow-{airflow}.txt").read_text().splitlines()
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(line for line in lines if line.partition("==")[0].lower() not in named))
+    resolution = "lowest-direct" if versions == "lowest" else "highest"
+    install(session, folder, "-c", str(constraints), f"--resolution={resolution}", f"{wheels[0]}[sandbox]")
+    session.run(str(folder / "bin" / "python"), "scripts/demo.py")
+
+
+def own_requirements() -> list[str]:
+    """Return what the package needs, and its sandbox."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *project["optional-dependencies"]["sandbox"]]
+
+
 def environment(
     session: nox.Session, airflow: str = NEWEST, python: str = THIS_PYTHON, *, with_tests: bool = True
 ) -> str:
@@ -164,8 +193,11 @@ def environment(
             return str(folder / "bin" / "python")
     session.log(f"Making {folder.relative_to(ROOT)} (once) ...")
     new_environment(session, folder, python)
-    extras = EXTRAS.get(airflow, "sandbox,test") if with_tests else "sandbox"
-    install(session, folder, "-c", constraints, "-e", f".[{extras}]")
+    extras, groups = "sandbox", ()
+    if with_tests:
+        extras += ",parquet,phone" + (",lineage" if airflow in (NEWEST, NEXT) else "")
+        groups = GROUPS.get(airflow, ("test",))
+    install(session, folder, "-c", constraints, "-e", f".[{extras}]", *(f"--group={group}" for group in groups))
     compile_imports(session, folder)
     stamp.write_text(wanted)
     return str(folder / "bin" / "python")

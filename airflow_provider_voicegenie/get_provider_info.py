@@ -23,9 +23,9 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     "hidden-fields": ["login", "schema"],
     "relabeling": {"password": "API key", "host": "Base URL"},
     "placeholders": {
-        "password": "from the VoiceGenie dashboard, under Settings > API Keys",
-        "host": "https://your-voicegenie-host (empty: the address in the vendor's documentation)",
-        "port": "443 (optional; Airflow 3.3's Test button needs it)",
+        "password": "in the dashboard: Settings > API Keys",
+        "host": "https://host (empty: as the vendor's pages)",
+        "port": "443 (for Airflow 3.3's Test button)",
     },
 }
 
@@ -38,7 +38,7 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 3600},
     },
     "max_attempts": {
-        "label": "Attempts for a read",
+        "label": "Max attempts",
         "description": "How often a read is tried in all, and a start that is refused with a 429. Empty: "
         f"{DEFAULT_MAX_ATTEMPTS}.",
         "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 20},
@@ -50,8 +50,8 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
         "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
     },
     "verify": {
-        "label": "TLS verification",
-        "description": "Path of a CA bundle on the workers, or false to trust any certificate. Empty: verify.",
+        "label": "Verify",
+        "description": "TLS: path of a CA bundle on the workers, or false to trust any certificate. Empty: verify.",
         "schema": {"type": ["string", "null"]},
     },
     "proxies": {
@@ -60,12 +60,12 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
         "schema": {"type": ["object", "null"]},
     },
     "campaign_url": {
-        "label": "Campaign page",
+        "label": "Campaign URL",
         "description": "Address of a campaign in your dashboard, with {campaign_id} for its id. Tasks link to it.",
         "schema": {"type": ["string", "null"]},
     },
     "allow_insecure_http": {
-        "label": "Allow plain HTTP",
+        "label": "Allow insecure HTTP",
         "description": "Let the API key travel unencrypted to a host other than this machine.",
         "schema": {"type": ["boolean", "null"]},
     },
@@ -80,7 +80,12 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Runs VoiceGenie outbound phone-call campaigns from data pipelines.",
         "versions": [__version__],
         "integrations": [
-            {"integration-name": _INTEGRATION, "tags": ["service"]},
+            {
+                "integration-name": _INTEGRATION,
+                "external-doc-url": "https://voicegenie.gitbook.io/voicegenie-ai/",
+                "how-to-guide": ["docs/operators.md"],
+                "tags": ["service"],
+            },
             {"integration-name": "Object storage", "tags": ["software"]},
         ],
         "operators": [_modules("operators.campaign", "operators.contacts")],

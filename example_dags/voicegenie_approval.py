@@ -37,7 +37,14 @@ with DAG(
     dag_id="voicegenie_approval",
     schedule=None,
     dagrun_timeout=timedelta(days=1),
-    params={"campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign")},
+    params={
+        "campaign_id": Param(
+            "ready",
+            type="string",
+            minLength=1,
+            description="Id of the campaign. Its people are phoned once somebody approves.",
+        )
+    },
     default_args={"outcomes": {"OUTSIDE_CALLING_HOURS": "wait"}, "calling_hours": HOURS},
     doc_md=__doc__,
     tags=["example", "voicegenie"],

@@ -14,7 +14,11 @@ from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 with DAG(
     dag_id="voicegenie_branch_on_skip",
     schedule=None,
-    params={"campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign")},
+    params={
+        "campaign_id": Param(
+            "ready", type="string", minLength=1, description="Id of the campaign. Its people are phoned at once."
+        )
+    },
     doc_md=__doc__,
     tags=["example", "voicegenie"],
 ):

@@ -20,7 +20,14 @@ HOURS = CallingHours("00:00", "23:59:59.999999", "Europe/Berlin")
 with DAG(
     dag_id="voicegenie_calling_hours",
     schedule=None,
-    params={"campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign")},
+    params={
+        "campaign_id": Param(
+            "ready",
+            type="string",
+            minLength=1,
+            description="Id of the campaign. Its people are phoned within the hours.",
+        )
+    },
     doc_md=__doc__,
     tags=["example", "voicegenie"],
 ):

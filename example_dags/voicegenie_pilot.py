@@ -17,7 +17,12 @@ with DAG(
     schedule=None,
     dagrun_timeout=timedelta(days=1),
     params={
-        "campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign"),
+        "campaign_id": Param(
+            "ready",
+            type="string",
+            minLength=1,
+            description="Id of the campaign. Five of its people are phoned at once.",
+        ),
     },
     default_args={"wait_for_completion": True, "deferrable": True, "poll_interval": 10},
     doc_md=__doc__,

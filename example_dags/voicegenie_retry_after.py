@@ -29,7 +29,11 @@ class AsTheServiceAsks(RetryPolicy):
 with DAG(
     dag_id="voicegenie_retry_after",
     schedule=None,
-    params={"campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign")},
+    params={
+        "campaign_id": Param(
+            "ready", type="string", minLength=1, description="Id of the campaign. Its people are phoned at once."
+        )
+    },
     doc_md=__doc__,
     tags=["example", "voicegenie"],
 ):

@@ -35,7 +35,14 @@ with DAG(
     catchup=False,  # no runs for the days before it is switched on
     max_active_runs=1,
     is_paused_upon_creation=True,
-    params={"campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign")},
+    params={
+        "campaign_id": Param(
+            "ready",
+            type="string",
+            minLength=1,
+            description="Id of the campaign. Its people are phoned within the hours.",
+        )
+    },
     default_args={"retries": 3, "retry_delay": timedelta(minutes=2), "on_failure_callback": alert},
     doc_md=__doc__,
     tags=["example", "voicegenie"],

@@ -13,7 +13,11 @@ from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor
 with DAG(
     dag_id="voicegenie_smallest",
     schedule=None,
-    params={"campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign")},
+    params={
+        "campaign_id": Param(
+            "ready", type="string", minLength=1, description="Id of the campaign. Its people are phoned at once."
+        )
+    },
     doc_md=__doc__,
     tags=["example", "voicegenie"],
 ):

@@ -18,7 +18,9 @@ with DAG(
     dag_id="voicegenie_teardown",
     schedule=None,
     params={
-        "campaign_id": Param("ready", type="string", minLength=1, description="Id of the campaign"),
+        "campaign_id": Param(
+            "ready", type="string", minLength=1, description="Id of the campaign. Its people are phoned at once."
+        ),
         "agents": Param(0, type="integer", minimum=0, description="Agents on duty; without any, the work fails"),
     },
     doc_md=__doc__,

@@ -143,8 +143,8 @@ def returned_by(home: Path, task: str) -> Any:
     """Return what a task returned; ``None`` for nothing."""
     query = "SELECT value FROM xcom WHERE dag_id = ? AND task_id = ? AND key = 'return_value'"
     ((value,),) = ask(home, query, DAG_ID, task) or [("null",)]
-    # SQLite makes a number of what looks like one.
-    return json.loads(value) if isinstance(value, str) else value
+    # SQLite makes a number of what looks like one; Airflow 2 keeps bytes.
+    return json.loads(value) if isinstance(value, str | bytes) else value
 
 
 def ask(home: Path, query: str, *values: str) -> list[tuple[Any, ...]]:

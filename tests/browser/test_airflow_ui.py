@@ -43,6 +43,15 @@ def open_part(form, name):
         form.get_by_role("button", name=name, exact=True).click()
 
 
+#: Pixels that the placeholder of a field leaves free.
+ROOM_BEHIND_PLACEHOLDER = """element => {
+    const pen = document.createElement("canvas").getContext("2d"), style = getComputedStyle(element);
+    pen.font = style.font;
+    const room = element.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    return room - pen.measureText(element.placeholder).width;
+}"""
+
+
 def check_fields(form):
     for label in ("Base URL", "API key", "Port"):
         expect(form.get_by_text(label, exact=True)).to_be_visible()
@@ -50,7 +59,9 @@ def check_fields(form):
         expect(form.locator(f"[name={absent}]")).to_have_count(0)
     expect(form.locator("[name=password]")).to_have_attribute("type", "password")
     for name, placeholder in UI_FIELD_BEHAVIOUR["placeholders"].items():
-        expect(form.locator(f"[name={name}]")).to_have_attribute("placeholder", placeholder)
+        field = form.locator(f"[name={name}]")
+        expect(field).to_have_attribute("placeholder", placeholder)
+        assert field.evaluate(ROOM_BEHIND_PLACEHOLDER) >= 0, placeholder
 
 
 def check_extra_fields(form):

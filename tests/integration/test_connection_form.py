@@ -114,7 +114,7 @@ def test_the_page_of_airflow_2_and_its_test(airflow, voicegenie_sandbox):
         assert f'id="extra__voicegenie__{name}"' in page
         assert field["label"] in page
         assert field["description"] in unescape(page)
-    placeholder = "from the VoiceGenie dashboard, under Settings > API Keys"
+    placeholder = "in the dashboard: Settings > API Keys"
     assert placeholder in unescape(page).replace(r"\u003e", ">")
     assert 'value="{"https": "http://proxy.example.com:3128"}"' in unescape(page)
     right, wrong, empty = json.loads(answers)

@@ -123,3 +123,8 @@ print(*sorted(set(sys.modules) - before))
     assert not [name for name in ours if ".api" in name or ".hooks" in name or ".sandbox" in name]
     heavy = ("requests", "httpx", "urllib3", "tenacity", "airflow.triggers", "aiohttp")
     assert not [name for name in loaded if name.startswith(heavy)]
+
+
+def test_the_label_of_a_field_is_its_name():
+    for name, field in get_provider_info()["connection-types"][0]["conn-fields"].items():
+        assert field["label"].lower() == name.replace("_", " ")
