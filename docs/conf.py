@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the documentation is built."""
 
-import re
-
 from airflow_provider_voicegenie import __version__
 
 project = "airflow-provider-voicegenie"
@@ -19,14 +17,3 @@ autodoc_typehints_description_target = "documented_params"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 autodoc_member_order = "bysource"
-
-
-def setup(app):
-    """Let the long names of conditions in the wide table of faults break at their underscores."""
-    app.connect("include-read", break_long_names)
-
-
-def break_long_names(app, relative_path, parent_docname, source):
-    """Put a place where a line may break behind each underscore of a condition's name."""
-    if relative_path.name == "fault_matrix.md":
-        source[0] = re.sub(r"(?<=[A-Z])_(?=[A-Z])", "_\u200b", source[0])
