@@ -7,6 +7,7 @@ import json
 import sys
 from datetime import timedelta
 from types import SimpleNamespace
+from zoneinfo import ZoneInfo
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
@@ -299,12 +300,15 @@ def test_an_execution_timeout_at_night_ends_it_for_good(sandbox, clock, starts):
 
 
 def test_hours_that_do_not_open_again_fail(sandbox, starts):
-    hours = [
-        CallingHours(
-            window.start, window.end, "UTC", except_dates=[now().date() + timedelta(days=n) for n in range(1, 20)]
-        )
-        for window in windows((-1800, 5))
-    ]
+    # Where it is noon, whenever the test runs: a window over midnight would open again on its first day.
+    hour = now().hour - 12
+    local = now().astimezone(ZoneInfo(f"Etc/GMT{hour:+d}"))
+    hours = CallingHours(
+        (local - timedelta(seconds=1800)).time(),
+        (local + timedelta(seconds=5)).time(),
+        local.tzinfo.key,
+        except_dates=[local.date() + timedelta(days=n) for n in range(1, 20)],
+    )
     with pytest.raises(AirflowFailException, match="do not open within 14 days, so it stays paused"):
         Starting(calling_hours=hours, at_closing="pause_and_resume")(deferrable=False).execute(context(Store()))
 
