@@ -69,8 +69,11 @@ def check_backfill(context: Mapping[str, Any], rule: str, parameter: str) -> Fin
     unless = f"backfills {rule} unless the task says {parameter}=True"
     if run_type == "backfill":
         return Finding(Condition.BACKFILL_RUN, f"this is a backfill run, and {unless}")
+    if run_type not in _TRIGGERED_BY_ASSETS:
+        return None
+    # Airflow 2 asks its database for them now, which may fail in other runs.
     by_asset = context.get("triggering_asset_events") or context.get("triggering_dataset_events") or {}
-    events = list(chain.from_iterable(by_asset.values())) if run_type in _TRIGGERED_BY_ASSETS else []
+    events = list(chain.from_iterable(by_asset.values()))
     if events and all(map(_comes_from_backfill, events)):
         message = f"the asset events that triggered this run come from backfill runs only, and {unless}"
         return Finding(Condition.BACKFILL_RUN, message)

@@ -87,7 +87,7 @@ def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path):
         "fragment": "x#y",
         "dots": "%2e%2e",
         "line_end": "a\r\nx-api-key: b",
-        "empty": "",
+        "empty": "{{ '' }}",
         "long": "x" * 10_240,
         "other_script": "кампания",
     }
