@@ -98,7 +98,7 @@ def test_the_key_stays_where_it_belongs(airflow, voicegenie_sandbox, tmp_path):
         with DAG("all", schedule=None):
             for task_id, campaign_id in {campaigns!r}.items():
                 StartCampaignOperator(task_id=task_id, campaign_id=campaign_id)
-            StartCampaignOperator(task_id="number", campaign_id=42)
+            StartCampaignOperator.partial(task_id="number").expand(campaign_id=[42])
             for name in {list(odd_places)!r}:
                 StartCampaignOperator(task_id=name, campaign_id="ready", voicegenie_conn_id=name)
             for form, kinds in {kinds!r}.items():
