@@ -84,6 +84,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": _INTEGRATION,
                 "external-doc-url": "https://voicegenie.gitbook.io/voicegenie-ai/",
                 "how-to-guide": ["docs/operators.md"],
+                "logo": "docs/images/logo.svg",
                 "tags": ["service"],
             },
             {"integration-name": "Object storage", "tags": ["software"]},

@@ -11,6 +11,7 @@ html_theme = "furo"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_heading_anchors = 3
 html_static_path = ["static"]
+html_logo = "images/logo.svg"
 html_css_files = ["wide.css"]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"

@@ -128,3 +128,9 @@ print(*sorted(set(sys.modules) - before))
 def test_the_label_of_a_field_is_its_name():
     for name, field in get_provider_info()["connection-types"][0]["conn-fields"].items():
         assert field["label"].lower() == name.replace("_", " ")
+
+
+def test_what_the_description_points_to_is_there():
+    integration = get_provider_info()["integrations"][0]
+    root = Path(__file__).parents[2]
+    assert all((root / path).is_file() for path in [*integration["how-to-guide"], integration["logo"]])
