@@ -164,7 +164,12 @@ def wheel(session: nox.Session, airflow: str, versions: str) -> None:
     constraints.write_text("\n".join(line for line in lines if line.partition("==")[0].lower() not in named))
     resolution = "lowest-direct" if versions == "lowest" else "highest"
     install(session, folder, "-c", str(constraints), f"--resolution={resolution}", f"{wheels[0]}[sandbox]")
-    session.run(str(folder / "bin" / "python"), "scripts/demo.py")
+    # Not the checkout, which `python -m` would find first.
+    safe = {"PYTHONSAFEPATH": "1"}
+    python = str(folder / "bin" / "python")
+    imported = "import airflow_provider_voicegenie as own, sys; sys.exit(sys.prefix not in own.__file__)"
+    session.run(python, "-c", imported, env=safe)
+    session.run(python, "scripts/demo.py", env=safe)
 
 
 def own_requirements() -> list[str]:

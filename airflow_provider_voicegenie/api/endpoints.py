@@ -300,7 +300,7 @@ def check_campaign_id(campaign_id: object) -> None:
     """
     problem = _problem("campaign_id", campaign_id, leads_out=leads_out)
     if problem is None and "://" in str(campaign_id):
-        problem = f"campaign_id {str(campaign_id).partition('?')[0]:.80} is an address."
+        problem = "campaign_id is an address."
     if problem is not None:
         raise InvalidCampaignIdError(f"{problem} Pass the id as the VoiceGenie dashboard shows it.")
 

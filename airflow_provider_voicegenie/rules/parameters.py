@@ -80,10 +80,15 @@ def check_literal_text(name: str, value: object) -> None:
     :param value: The id, or what becomes one later, which is not checked.
     :raises ValueError: It is no text, or an empty one.
     """
-    if is_template(value):
+    # Airflow calls a function in a templated field, in the run.
+    if is_template(value) or callable(value):
         return
+    if value is None:
+        raise ValueError(f"{name} must be a text, and nothing was given: it is None.")
     if not isinstance(value, str):
-        raise ValueError(f'{name} must be a text such as "{value!s:.80}", in quotes; got {value!r:.80}.')
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        hint = f' Write it in quotes: "{value}".' if is_number else ""
+        raise ValueError(f"{name} must be a text; got {value!r:.80} ({type(value).__name__}).{hint}")
     if not value.strip():
         raise ValueError(f"{name} must not be empty; got {value!r:.80}.")
 

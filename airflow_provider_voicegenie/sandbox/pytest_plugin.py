@@ -9,8 +9,9 @@ One argument is all a test needs::
         dag.test(run_conf={"campaign_id": campaign.id})
         assert voicegenie_sandbox.start_count(campaign.id) == 1
 
-If the module of the test has DAGs, ``dag.test()`` works for them: the fixture prepares Airflow's database if that is an
-empty SQLite, and says where the DAGs are. Without the fixture, both have to be done first.
+If the module of the test has DAGs and Airflow's database is a SQLite, ``dag.test()`` works for them: the fixture lets
+Airflow make its tables if there are none, and adds the DAGs' files to Airflow's bundles. A database of another kind may
+be one that others use, so nothing is done to it.
 
 Pytest loads this module by itself if the provider is installed. The server is loaded when a test uses the fixture.
 """
@@ -114,18 +115,21 @@ def _files_of_dags(module: object) -> list[str]:
     return sorted({each.fileloc for each in vars(module).values() if isinstance(each, DAG)})
 
 
+def _is_sqlite() -> bool:
+    from airflow import settings
+
+    return settings.engine is not None and settings.engine.dialect.name == "sqlite"
+
+
 def _prepare_database() -> None:
-    """Let Airflow make its tables, if its database is a SQLite that has none."""
+    """Let Airflow make its tables, if its database has none."""
     from airflow import settings
     from sqlalchemy import inspect
 
     engine = settings.engine
-    if engine is None or inspect(engine).has_table("dag_run"):
+    if inspect(engine).has_table("dag_run"):
         return
     remedy = "Airflow's database has no tables, so no DAG can run in this test. Run once: airflow db migrate"
-    if engine.dialect.name != "sqlite":
-        # A database that others may use is not for a test to change.
-        pytest.fail(remedy, pytrace=False)
     command = [sys.executable, "-m", "airflow", "db", "migrate"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  a command of ours
     # Another process of the same test run may have made them meanwhile.
@@ -133,10 +137,17 @@ def _prepare_database() -> None:
         pytest.fail(f"{remedy}. It failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", pytrace=False)
 
 
-def _bundles_of(files: list[str]) -> str:
-    """Return a list of DAG bundles, one for each file, as Airflow 3 reads it in its configuration."""
+def _bundles_with(files: list[str]) -> str:
+    """
+    Return Airflow's DAG bundles and one for each file, as Airflow 3 reads them in its configuration.
+
+    Its own come first, and all of them: it would disable those that are missing, and their DAGs.
+    """
+    from airflow.configuration import conf
+
+    own: Any = conf.getjson("dag_processor", "dag_bundle_config_list", fallback=[])
     local = "airflow.dag_processing.bundles.local.LocalDagBundle"
-    return json.dumps([{"name": file, "classpath": local, "kwargs": {"path": file}} for file in files])
+    return json.dumps([*(own or ()), *({"name": file, "classpath": local, "kwargs": {"path": file}} for file in files)])
 
 
 @pytest.fixture
@@ -146,11 +157,10 @@ def voicegenie_sandbox(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     from airflow_provider_voicegenie.sandbox.service import Sandbox
 
     module = request.node.getparent(pytest.Module)
-    if module is not None and (files := _files_of_dags(module.obj)):
+    if module is not None and (files := _files_of_dags(module.obj)) and _is_sqlite():
         _prepare_database()
         # Airflow 3 tests a DAG only if it finds it in a bundle.
-        monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", _bundles_of(files))
-        monkeypatch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+        monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", _bundles_with(files))
     sandbox = Sandbox()
     with running(sandbox) as url:
         running_sandbox = SandboxForTests(sandbox, url)

@@ -18,7 +18,7 @@ from airflow_provider_voicegenie.api.errors import unchained
 from airflow_provider_voicegenie.files import FileUnreadableError
 from airflow_provider_voicegenie.rules.contacts import CONTACT_ID, ContactColumns
 from airflow_provider_voicegenie.rules.file_formats import are_paths
-from airflow_provider_voicegenie.rules.outcomes import Condition
+from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
 from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN
 from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, digits_of
 from airflow_provider_voicegenie.transfers.contact_sources import describe_os_error, name_of, read_source, rows_in
@@ -78,6 +78,7 @@ class ContactRows:
     :param fingerprint: The hash of what an earlier try has to have in common with this one.
     :param describe_sent: Says how many rows were sent so far.
     :param keeps_columns: Whether the names of the columns are needed.
+    :param nothing_was_sent: Whether no earlier try has sent anything.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class ContactRows:
         describe_sent: Callable[[], str],
         *,
         keeps_columns: bool,
+        nothing_was_sent: bool,
     ) -> None:
         self._task = task
         self._source = source
@@ -96,6 +98,9 @@ class ContactRows:
         self._numbers = numbers
         self._describe_sent = describe_sent
         self._keeps_columns = keeps_columns
+        self._nothing_was_sent = nothing_was_sent
+        #: Whether all rows were read once.
+        self.is_checked = False
         #: How many there are, and of those that are not sent, why. Known after :meth:`check`.
         self.count = 0
         self.not_sent: Counter[Why] = Counter()
@@ -129,11 +134,11 @@ class ContactRows:
             try:
                 yield from rows_in(self._source)
             except OSError as error:
-                self._task.apply_condition(
-                    Condition.CONTACTS_MISSING,
-                    f"contacts: {describe_os_error(self._source, error)}. {self._describe_sent()}",
-                )
-                raise
+                message = f"contacts: {describe_os_error(self._source, error)}. {self._describe_sent()}"
+                # An author who skips a day without a file does not mean one that vanishes, or cannot be read.
+                if isinstance(error, FileNotFoundError) and self._nothing_was_sent and not self.is_checked:
+                    self._task.apply_condition(Condition.CONTACTS_MISSING, message)
+                raise VoiceGenieRetryException(f"Campaign {self._task.campaign_label!r}: {message}") from None
 
     def checked(self) -> Iterator[NumberedRow]:
         """
@@ -181,6 +186,7 @@ class ContactRows:
                 else:
                     beginnings[row.contact["phone_number"][:1]] += 1
                     self.identified += CONTACT_ID in row.contact.get("custom_fields", {})
+        self.is_checked = True
         if self.count and (unseen := sorted(self._columns.unseen, key=str)):
             raise AirflowFailException(
                 f"columns: no row has a column {' or '.join(map(repr, unseen))}. The first row has "

@@ -99,11 +99,15 @@ class ContactUpload:
         #: The campaign of this name, if the task is about one; then its id is known later.
         self._of_name = CampaignOfName(task, context, hook, memory) if task.is_by_name else None
         self._name: str | None = None
+        # Before Airflow 3.3, only the first try can know that.
+        is_first = getattr(context.get("ti"), "try_number", 1) == 1
+        self._nothing_was_sent = memory.document is None and (memory.is_kept or is_first)
         try:
             self._source = read_source("contacts", task.rows_or_path)
         except FileUnreadableError as error:
-            task.apply_condition(Condition.CONTACTS_UNREADABLE, str(error))
-            raise
+            if self._nothing_was_sent:
+                task.apply_condition(Condition.CONTACTS_UNREADABLE, str(error))
+            raise AirflowFailException(str(error)) from None
         self._limit = RejectedLimit(task.max_rejected)
         people = task.excluded_people
         lists = people if isinstance(people, Sequence) and not isinstance(people, str) else [people]
@@ -137,12 +141,15 @@ class ContactUpload:
                 self._hook.client.settings.digest(),
                 self._sent,
                 keeps_columns=self._rejected_path is not None,
+                nothing_was_sent=self._nothing_was_sent,
             )
             try:
                 return self._run()
             except FileUnreadableError as error:
-                self._task.apply_condition(Condition.CONTACTS_UNREADABLE, f"contacts: {error} {self._sent()}")
-                raise
+                message = f"contacts: {error} {self._sent()}"
+                if self._nothing_was_sent and not self._rows.is_checked:
+                    self._task.apply_condition(Condition.CONTACTS_UNREADABLE, message)
+                raise AirflowFailException(f"Campaign {self._task.campaign_label!r}: {message}") from None
 
     def _run(self) -> dict[str, Any]:
         self._rows.check()

@@ -253,28 +253,6 @@ class PauseResult(Enum):
     NOTHING_TO_PAUSE = "nothing to pause"
 
 
-class CampaignToPause:
-    """
-    The campaign of a task that was killed. Each call sends one request.
-
-    :param send: Sends a request, as :meth:`~airflow_provider_voicegenie.api.client.VoiceGenieClient.send` does.
-    """
-
-    def __init__(self, campaign_id: str, send: Callable[..., Any]) -> None:
-        self.campaign_id = campaign_id
-        self._send = send
-
-    def pause(self) -> str | None:
-        """Pause it; return why there is nothing to pause, if so, in a sentence."""
-        self._send(pause(self.campaign_id))
-        return None
-
-    def read(self) -> Campaign:
-        """Read it."""
-        found: Campaign = self._send(campaign(self.campaign_id), max_attempts=1)
-        return found
-
-
 def finding_of_refused_pause(campaign: Campaign) -> Finding | None:
     """
     Say why the service refused a pause, for it has one refusal for all reasons; ``None`` if the campaign runs now.

@@ -6,9 +6,11 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import sqlite3
 import subprocess
 import sys
 import urllib.request
+from contextlib import closing
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -49,6 +51,12 @@ def test_the_blocks_that_are_tests(airflow, tmp_path):
     result = subprocess.run(command, env=airflow.variables() | own, capture_output=True, text=True, check=False)
     assert f"{len(tests)} passed" in result.stdout, result.stdout + result.stderr
     assert len(tests) >= 2
+    if AIRFLOW_VERSION >= (3, 0):
+        # Airflow disables the bundles that it misses, and their DAGs.
+        with closing(sqlite3.connect(home / "airflow.db")) as database:
+            bundles = dict(database.execute("SELECT name, active FROM dag_bundle"))
+        assert bundles["dags-folder"]
+        assert len(bundles) == 1 + len(tests)
 
 
 def test_the_first_dag_of_the_readme_ends_by_itself(airflow, voicegenie_sandbox):

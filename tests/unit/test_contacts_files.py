@@ -176,6 +176,35 @@ def test_a_file_that_cannot_be_read_again_says_how_many_were_sent(
     assert not sandbox.request_count("upload")
 
 
+@pytest.mark.parametrize("is_sent", [False, True], ids=["before the first batch", "after two"])
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda path: path.unlink(), VoiceGenieRetryException),
+        (lambda path: path.write_text("{" * 9), AirflowFailException),
+    ],
+)
+def test_a_day_is_not_skipped_once_its_contacts_were_read(
+    sandbox, campaign, tmp_path, after_batches, change, error, is_sent
+):
+    path = tmp_path / "x.jsonl"
+    write(path, rows(30))
+    store, skips = Store(), {"CONTACTS_MISSING": "skip", "CONTACTS_UNREADABLE": "skip"}
+    if is_sent:
+        sandbox.inject("delay", "upload", times=2, seconds=0)
+        sandbox.inject("close", "upload")
+        with pytest.raises(VoiceGenieRetryException):
+            upload(campaign, str(path), context(store), batch_size=10, outcomes=skips)
+        change(path)
+    else:
+        after_batches(0, lambda: change(path))
+    sent = len(sandbox.uploaded(campaign))
+    with pytest.raises(error) as caught:
+        upload(campaign, str(path), context(store, try_number=1 + is_sent), batch_size=10, outcomes=skips)
+    assert not isinstance(caught.value, AirflowSkipException)
+    assert len(sandbox.uploaded(campaign)) == sent
+
+
 # Files that cannot be opened or read.
 
 
@@ -208,7 +237,7 @@ def test_a_storage_that_gives_nothing_says_why(sandbox, campaign, tmp_path, monk
 
     monkeypatch.setattr(contact_sources, "read_rows", fail)
     with pytest.raises(VoiceGenieRetryException, match=os.strerror(code)) as caught:
-        upload(campaign, str(path))
+        upload(campaign, str(path), outcomes={"CONTACTS_MISSING": "skip"})
     check_for_people(caught.value)
 
 
