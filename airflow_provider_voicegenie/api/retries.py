@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 
-from airflow_provider_voicegenie.api.rate_limit import MAX_WAIT
+from airflow_provider_voicegenie.api import rate_limit
 
 #: The longest a poll is put off because the ones before it failed: seconds. Recovery is noticed within it.
 MAX_POLL_BACKOFF = 30.0
@@ -16,13 +16,13 @@ _MAX_BACKOFF = 20.0
 
 def retry_delay(attempts: int, retry_after: float | None = None) -> float:
     """
-    Return the seconds until a failed read is repeated: no less than the server asked, up to :data:`MAX_WAIT`.
+    Return the seconds until a failed read is repeated: no less than the server asked, but no more than a minute.
 
     :param attempts: How many attempts failed in a row.
     :param retry_after: Seconds the server asked to wait.
     """
     backoff = min(0.5 * 2.0 ** min(attempts - 1, 10), _MAX_BACKOFF) + random.uniform(0.0, 0.5)  # noqa: S311
-    return min(max(backoff, retry_after or 0.0), MAX_WAIT)
+    return min(max(backoff, retry_after or 0.0), rate_limit.MAX_WAIT)
 
 
 def poll_delay(interval: float, failures: int, retry_after: float | None = None) -> float:
@@ -39,4 +39,4 @@ def poll_delay(interval: float, failures: int, retry_after: float | None = None)
     if failures == 0:
         return interval
     backoff = min(2.0 ** min(failures - 1, 10), MAX_POLL_BACKOFF) * random.uniform(0.8, 1.0)  # noqa: S311
-    return max(backoff, min(interval, MAX_POLL_BACKOFF), min(retry_after or 0.0, MAX_WAIT))
+    return max(backoff, min(interval, MAX_POLL_BACKOFF), min(retry_after or 0.0, rate_limit.MAX_WAIT))

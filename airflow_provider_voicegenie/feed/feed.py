@@ -17,7 +17,6 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -38,6 +37,7 @@ from airflow_provider_voicegenie.feed.share import FairShare
 from airflow_provider_voicegenie.feed.threads import in_thread, open_client, read_settings
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.metrics import show_waits
+from airflow_provider_voicegenie.timing import timing
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.client import VoiceGenieClient
@@ -74,22 +74,6 @@ _MENDED_BY_CONNECTION = (
 #: If two reads of the Airflow connection in a row do not find it, it is gone: a user may delete it to replace it.
 _GONE = 2
 
-
-@dataclass
-class Intervals:
-    """Intervals of a feed's own work, in seconds; tests set them."""
-
-    #: Between two reads of the Airflow connection after errors that a change of it could mend.
-    connection_after_error: float = 5.0
-    #: Between two reads of the Airflow connection while requests succeed.
-    connection: float = 30.0
-    #: Between two log lines about unexpected errors.
-    unexpected_errors: float = 600.0
-    #: Between two reports of the number of waits.
-    number_of_waits: float = 10.0
-
-
-INTERVALS = Intervals()
 
 #: Called with the response or the error, whether that came of the request itself (and not of the list), and Unix
 #: seconds. What it returns, unless it is ``None``, is an update.
@@ -207,7 +191,7 @@ class Feed:
     def _show_waits(self) -> None:
         """Show in Airflow's metrics how many take part, from time to time."""
         now = self._loop.time()
-        if now - self._shown_at >= INTERVALS.number_of_waits:
+        if now - self._shown_at >= timing.count_interval:
             self._shown_at = now
             counts = (each.is_counted for poll in self._plan.polls() for each in poll.subscribers)
             show_waits(self._voicegenie_conn_id, sum(counts))
@@ -235,7 +219,7 @@ class Feed:
             self._loop.call_later(pause, self._restart, again)
 
     def _log_unexpected(self, error: Exception) -> None:
-        if self._loop.time() - self._logged_at >= INTERVALS.unexpected_errors:
+        if self._loop.time() - self._logged_at >= timing.error_log_interval:
             self._logged_at = self._loop.time()
             log.error(
                 "Connection %r: an error that the provider did not expect (%s). The polls go on; please report it.",
@@ -331,7 +315,7 @@ class Feed:
     async def _keep_reading_connection(self) -> None:
         """Look now and then, as a connection that works may be changed or deleted all the same."""
         while True:
-            await asyncio.sleep(INTERVALS.connection)
+            await asyncio.sleep(timing.connection_interval)
             try:
                 await self._read_connection()
             except Exception as error:  # noqa: BLE001  it is read again
@@ -339,7 +323,7 @@ class Feed:
 
     async def _connection_has_changed(self, client: VoiceGenieClient | None) -> bool:
         """Look whether someone has mended the Airflow connection since a client was made."""
-        if self._loop.time() - self._connection_read_at >= INTERVALS.connection_after_error:
+        if self._loop.time() - self._connection_read_at >= timing.connection_interval_after_error:
             await self._read_connection()
         return client is not None and self._client is not client
 

@@ -6,6 +6,9 @@ from __future__ import annotations
 import math
 import random
 
+from airflow_provider_voicegenie.api import rate_limit
+from airflow_provider_voicegenie.timing import timing
+
 _WINDOW = 60.0
 
 # What follows was chosen by simulation, see tests/pure/test_fair_share.py: 1 to 50 feeds, 60 to 3,000 requests a
@@ -37,9 +40,6 @@ _STEP, _SMALL_STEP, _CALM = 1 / 2000, 1 / 16000, 3000.0
 
 #: The longest time between two responses that counts for an increase: minutes.
 _LONGEST_GAP = 2.0
-
-#: The longest pause after refused requests: if the service does not say how long it wants, and if it does. Seconds.
-_LONGEST_PAUSE, _LONGEST_ASKED = 30.0, 60.0
 
 
 class FairShare:
@@ -121,10 +121,10 @@ class FairShare:
         self._minutes_since_response(now)
         self._refusals_in_a_row += 1
         self._decrease(_HALF, now, sent_at)
-        backoff = min(2.0 ** min(self._refusals_in_a_row - 1, 10), _LONGEST_PAUSE) * random.uniform(0.8, 1.0)  # noqa: S311
+        backoff = min(2.0 ** min(self._refusals_in_a_row - 1, 10), timing.longest_pause) * random.uniform(0.8, 1.0)  # noqa: S311
         # Not all at the same moment.
         apart = random.uniform(0.0, min(5.0, 30.0 / self.per_minute))  # noqa: S311
-        self.next_at = max(self.next_at, now + max(backoff, min(asked or 0.0, _LONGEST_ASKED)) + apart)
+        self.next_at = max(self.next_at, now + max(backoff, min(asked or 0.0, rate_limit.MAX_WAIT)) + apart)
 
     def _minutes_since_response(self, now: float) -> float:
         before, self._responded_at = self._responded_at, now

@@ -17,15 +17,9 @@ from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, apply
 from airflow_provider_voicegenie.start.evidence import TookEffect, took_effect_by_statistics, took_effect_by_status
 from airflow_provider_voicegenie.start.guards import describe_contacts
 from airflow_provider_voicegenie.start.record import OwnStart, Start
+from airflow_provider_voicegenie.timing import timing
 
 log = logging.getLogger(__name__)
-
-#: Seconds before each look at a campaign whose start got no response: a gateway may give up on a request that the
-#: service behind it still carries out.
-_READ_DELAYS = (0.0, 1.0, 2.0, 4.0)
-
-#: How long after a moment the statistics are sure to be of a later one: they may come from a cache of 30 seconds.
-_STATISTICS_LAG = timedelta(seconds=32)
 
 
 def find_out(
@@ -86,13 +80,13 @@ def _read_until_started(
     The campaign may be shown as it was before, so only statistics from after the start show that nothing happened.
     """
     readings: list[Campaign] = []
-    for delay in _READ_DELAYS:
+    for delay in timing.start_read_delays:
         time.sleep(delay)
         if _read(own, before, readings):
             return readings, None
     if not readings:
         return readings, None
-    await_fresh_statistics(own, over_at, timedelta(seconds=sum(_READ_DELAYS)))
+    await_fresh_statistics(own, over_at, sum(timing.start_read_delays))
     if _read(own, before, readings):
         return readings, None
     try:
@@ -112,18 +106,19 @@ def _read(own: OwnStart, before: Campaign, readings: list[Campaign]) -> bool:
     return took_effect_by_status(before, readings) is TookEffect.YES
 
 
-def await_fresh_statistics(own: OwnStart, over_at: datetime | None = None, waited: timedelta = timedelta()) -> None:
+def await_fresh_statistics(own: OwnStart, over_at: datetime | None = None, waited: float = 0.0) -> None:
     """
     Wait until statistics read now cannot be from before what was done: the service caches them for 30 s.
 
     How long to sleep is not for a clock of others to say: it is all of that time, less what was waited.
 
     :param over_at: When it was surely done, by the service's clock; ``None`` for just now.
-    :param waited: How long this process has waited since.
+    :param waited: How many seconds this process has waited since.
     """
-    if over_at is not None and own.hook.client.is_clock_known and own.service_time() > over_at + _STATISTICS_LAG:
+    lag = timing.statistics_lag
+    if over_at is not None and own.hook.client.is_clock_known and own.service_time() > over_at + timedelta(seconds=lag):
         return
-    seconds = (_STATISTICS_LAG - waited).total_seconds()
+    seconds = lag - waited
     if seconds > 0:
         log.info("Campaign %r: its statistics may be old; reading them in %.0f s.", own.campaign_id, seconds)
         time.sleep(seconds)
@@ -139,9 +134,9 @@ def doubt_pauses(own: OwnStart, before: Campaign | None, sent_at: datetime | Non
     """
     if before is not None and before.status not in (CampaignStatus.PAUSED, CampaignStatus.UNKNOWN):
         return {}
-    passed = timedelta() if sent_at is None else max(timedelta(), own.service_time() - sent_at)
-    left = _STATISTICS_LAG - passed
-    return {"pauses_count_from": time.time() + left.total_seconds()} if left > timedelta() else {}
+    passed = 0.0 if sent_at is None else max(0.0, (own.service_time() - sent_at).total_seconds())
+    left = timing.statistics_lag - passed
+    return {"pauses_count_from": time.time() + left} if left > 0.0 else {}
 
 
 def raise_unconfirmed(own: OwnStart, what: str, problem: str = "") -> NoReturn:

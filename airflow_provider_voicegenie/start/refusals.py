@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from airflow_provider_voicegenie.timing import timing
+
 #: How long a start waits for the service in all. Longer than a thousand starts take at 60 requests a minute, and not so
 #: long that a start of the evening comes at night. Whoever wants less sets ``execution_timeout``.
 PATIENCE = timedelta(hours=2)
 
-#: Seconds by which starts wait longer than asked, so that they keep out of each other's way: after the first refusal,
-#: up to the first; then a random time from the first to :data:`_FACTOR` times the one before, and no more than the
-#: second (decorrelated jitter). Chosen by simulation, see tests/unit/test_many_starts.py: a thousand starts at 60
-#: requests a minute.
-_SHORTEST, _LONGEST = 30.0, 1200.0
+
+#: By how many times the spread of a start grows at a refusal, at most (decorrelated jitter).
 _FACTOR = 8.0
 
 #: Seconds to wait if the service does not say how long.
@@ -46,10 +45,10 @@ class Refusals(NamedTuple):
         :param now: Unix seconds.
         :param was_start: Whether it would have started the campaign.
         """
-        shortest, longest = (0.0, _SHORTEST)
+        shortest, longest = (0.0, timing.shortest_spread)
         if self.requests:
-            shortest, longest = _SHORTEST, max(self.spread, _SHORTEST) * _FACTOR
-        spread = min(random.uniform(shortest, longest), _LONGEST)  # noqa: S311
+            shortest, longest = timing.shortest_spread, max(self.spread, timing.shortest_spread) * _FACTOR
+        spread = min(random.uniform(shortest, longest), timing.longest_spread)  # noqa: S311
         return Refusals(self.since if self.requests else now, self.requests + 1, self.starts + was_start, spread)
 
     def counted_from(self, opening: datetime) -> Refusals:

@@ -28,6 +28,7 @@ from airflow_provider_voicegenie.start.guards import (
 from airflow_provider_voicegenie.start.record import LONGEST_START, OwnStart, Start, StartRecord
 from airflow_provider_voicegenie.start.refusals import PATIENCE
 from airflow_provider_voicegenie.start.take_over import await_pause, await_pause_of_another, may_be_paused_late
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.waiting.stop import TaskKilled
 
 if TYPE_CHECKING:
@@ -35,13 +36,6 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 
 log = logging.getLogger(__name__)
-
-#: Seconds for which Airflow's word that nobody has ended the task counts, while a connection is made.
-_FRESH_STATE = 1.0
-
-#: Seconds for which the response to a start is awaited once Airflow has ended the task. Five seconds after it has said
-#: so, it ends the process, and by then the campaign has to be paused.
-_PATIENCE_WITH_RESPONSE = 1.0
 
 #: Seconds by which a time may differ from itself once it was written and read.
 _ROUNDED = 0.001
@@ -398,7 +392,7 @@ class _Sending:
         :raises _NotAllowedError: The campaign must not be started any more.
         """
         own = self._own
-        if time.monotonic() - self._asked_airflow_at > _FRESH_STATE:
+        if time.monotonic() - self._asked_airflow_at > timing.fresh_state:
             own.kill.check_with_airflow(own.context)
         finding = own.check_run() or check_calling_hours(own.task.calling_hours, datetime.now(UTC))
         own.kill.check()
@@ -417,5 +411,5 @@ class _Sending:
             kill.check()
         elif kill.pulled:
             self._killed_at = self._killed_at or time.monotonic()
-            if time.monotonic() - self._killed_at > _PATIENCE_WITH_RESPONSE:
+            if time.monotonic() - self._killed_at > timing.response_after_kill:
                 raise TaskKilled

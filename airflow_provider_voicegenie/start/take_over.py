@@ -24,21 +24,12 @@ from airflow_provider_voicegenie.start.find_out import (
     raise_unconfirmed,
 )
 from airflow_provider_voicegenie.start.record import LONGEST_START, OwnStart, Start, StartPhase, StartRecord
+from airflow_provider_voicegenie.timing import timing
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which a cleared task leaves whoever followed its campaign the time to pause it. Airflow gives the
-#: triggerer 30 of them once it has told it of the clear, of which a busy one may hear half a minute late.
-_PATIENCE_FOR_PAUSE = 90.0
-
-#: Seconds between two reads meanwhile, which count against the service's limit.
-_PAUSE_POLL_INTERVAL = 3.0
-
 #: Whether this Airflow forgets with a clear what a task has started.
 _FORGETS_AT_CLEAR = AIRFLOW_VERSION >= (3, 4)
-
-#: Seconds which it leaves them if Airflow has forgotten which campaign that was, so that none can be read.
-_TIME_FOR_UNKNOWN_PAUSE = 20.0
 
 
 def take_over(own: OwnStart) -> Start | None:
@@ -209,9 +200,9 @@ def may_be_paused_late(own: OwnStart) -> bool:
 def await_pause(hook: VoiceGenieHook, campaign: Campaign) -> Campaign:
     """Wait until a campaign that runs is paused, for as long as that may take; return it as it is then."""
     log.info("Campaign %r: this task was cleared while it ran; waiting for its pause.", campaign.campaign_id)
-    deadline = time.monotonic() + _PATIENCE_FOR_PAUSE
+    deadline = time.monotonic() + timing.pause_after_clear
     while campaign.status.is_running and time.monotonic() < deadline:
-        time.sleep(_PAUSE_POLL_INTERVAL)
+        time.sleep(timing.pause_poll_interval)
         campaign = hook.get_campaign(campaign.campaign_id)
     return campaign
 
@@ -229,10 +220,10 @@ def await_pause_of_another(own: OwnStart) -> None:
             "Campaign %r: this task was cleared, and Airflow has deleted what it may have started before. Waiting "
             "%d s, so that such a campaign is paused first.",
             own.campaign_id,
-            _TIME_FOR_UNKNOWN_PAUSE,
+            timing.unknown_pause_after_clear,
         )
         with own.kill.interruptible():
-            time.sleep(_TIME_FOR_UNKNOWN_PAUSE)
+            time.sleep(timing.unknown_pause_after_clear)
         return
     # Nobody pauses the campaign that comes now.
     own.cleared, own.awaits_pause = None, False

@@ -28,6 +28,7 @@ from airflow_provider_voicegenie.rules.contact_keys import CONTACT_KEY, contact_
 from airflow_provider_voicegenie.rules.contacts import CONTACT_ID, RejectedLimit
 from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
 from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.transfers.contact_rows import (
     ContactRows,
     NotSent,
@@ -48,10 +49,6 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.memory import Memory
 
 log = logging.getLogger(__name__)
-
-#: How often the log says how far the upload is, and the campaign is looked at, in seconds.
-_LOG_INTERVAL = 15.0
-_LOOK_INTERVAL = 60.0
 
 #: The statuses in which a campaign places no calls, so that contacts can be uploaded to it.
 _PHONES_NOBODY = (
@@ -356,7 +353,7 @@ class ContactUpload:
                 progress.excluded += sum(is_excluded(row) for row in part)
                 self._keep()
             may_be_repeated = may_be_repeated and not knows_how_far
-            if time.monotonic() - logged_at >= _LOG_INTERVAL:
+            if time.monotonic() - logged_at >= timing.upload_log_interval:
                 logged_at = time.monotonic()
                 done = f"{progress.rows:,} of {self._rows.count:,}"
                 log.info("Campaign %r: %s rows are uploaded.", self._campaign_id, done)
@@ -390,7 +387,7 @@ class ContactUpload:
     def _before_attempt(self, error_before: VoiceGenieError | None) -> None:
         if error_before is not None and error_before.may_have_taken_effect:
             self._is_repeated = True
-        if time.monotonic() - self._looked_at >= _LOOK_INTERVAL:
+        if time.monotonic() - self._looked_at >= timing.upload_look_interval:
             self._look()
 
     def _on_sending(self) -> None:

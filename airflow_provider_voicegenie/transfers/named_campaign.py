@@ -16,15 +16,13 @@ from airflow_provider_voicegenie.api.endpoints import check_campaign_name
 from airflow_provider_voicegenie.api.errors import NotFoundError, VoiceGenieError
 from airflow_provider_voicegenie.api.models import NamedCampaign, read_time, write_time
 from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
+from airflow_provider_voicegenie.timing import timing
 
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
     from airflow_provider_voicegenie.memory import Memory
 
 log = logging.getLogger(__name__)
-
-#: Seconds before each look for a campaign whose making got no valid response.
-_LOOK_DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0)
 
 #: For how long the service may still make a campaign after such a request; its longest upload takes a minute.
 _LONGEST_CREATION = timedelta(minutes=10)
@@ -177,14 +175,14 @@ class CampaignOfName:
 
     def _look_several_times(self) -> NamedCampaign | None:
         """Look for a campaign that the service may be about to make."""
-        for delay in _LOOK_DELAYS[:-1]:
+        for delay in timing.creation_read_delays[:-1]:
             time.sleep(delay)
             try:
                 if (found := self._the_one()) is not None:
                     return found
             except VoiceGenieError as error:
                 log.warning("%s", error)
-        time.sleep(_LOOK_DELAYS[-1])
+        time.sleep(timing.creation_read_delays[-1])
         return self._the_one()
 
     @property

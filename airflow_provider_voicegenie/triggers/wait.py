@@ -28,7 +28,7 @@ from airflow_provider_voicegenie.api.errors import VoiceGenieError
 from airflow_provider_voicegenie.api.models import Model, read_time
 from airflow_provider_voicegenie.feed.threads import in_thread, open_client, send_unless_cancelled
 from airflow_provider_voicegenie.rules.outcomes import OutcomeRules, TaskKind
-from airflow_provider_voicegenie.waiting.completion import STATISTICS_DELAY
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.waiting.stop import note_end_of_wait, pause_campaign_of_deferred_task
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.models import Campaign
     from airflow_provider_voicegenie.feed.feed import Subscription
     from airflow_provider_voicegenie.memory import Memory
-
-#: Seconds in which a request that is read once must be answered here; otherwise, the task reads it.
-_PATIENCE = 5.0
 
 #: Grace in seconds before Airflow ends the deferral. It matters only if no triggerer is running.
 _GRACE = 60.0
@@ -265,12 +262,12 @@ class WaitTrigger(BaseTrigger):
 
     async def _read_once(self, request: Request[Any]) -> Any | VoiceGenieError | None:
         """Read something besides, if that takes seconds. Otherwise, and for an error of the last read, say ``None``."""
-        patience = _PATIENCE
+        patience = timing.single_read_patience
         if (wakes_at := self._watch.wakes_at) is not None:
             patience = min(patience, wakes_at - time.time())
         if self.execution_deadline is not None:
             # The task needs some seconds of its own.
-            patience = min(patience, self.execution_deadline - STATISTICS_DELAY - time.time())
+            patience = min(patience, self.execution_deadline - timing.statistics_delay - time.time())
         try:
             return await self._subscription.read_once(request, patience)
         except VoiceGenieError as error:

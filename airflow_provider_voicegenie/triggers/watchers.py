@@ -21,6 +21,7 @@ from airflow_provider_voicegenie.api.errors import InvalidConnectionError, Unaut
 from airflow_provider_voicegenie.api.models import Campaign, write_time
 from airflow_provider_voicegenie.feed.feed import Subscription, place_of, subscribe
 from airflow_provider_voicegenie.feed.plan import LIST, ListedPage
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.triggers.endings import (
     AnyReading,
     CampaignReading,
@@ -42,12 +43,6 @@ else:
         SharedStreamProducer = object
 
 log = logging.getLogger(__name__)
-
-#: Seconds between two tries to read what Airflow keeps.
-_TRY_AGAIN = 10.0
-
-#: Seconds from an event to the last one of a group: of events that come at once, Airflow 3.3 makes a run for the first.
-BETWEEN_EVENTS = 5.0
 
 
 #: What stands for all campaigns of an account, in place of an id.
@@ -132,8 +127,8 @@ class Pace:
         self._event_at = asyncio.get_running_loop().time()
 
     async def wait(self) -> None:
-        """Wait until the latest event is :data:`BETWEEN_EVENTS` old."""
-        while (seconds := self._event_at + BETWEEN_EVENTS - asyncio.get_running_loop().time()) > 0:
+        """Wait until the latest event is :data:`timing.between_events` old."""
+        while (seconds := self._event_at + timing.between_events - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(seconds)
 
 
@@ -323,7 +318,7 @@ class Watcher:
             except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now
                 message = "What was seen of the campaigns before cannot be read. Trying again."
                 self._with_reading.begin(key, "unreadable", f"{message} Airflow says: {error!r}")
-                await asyncio.sleep(_TRY_AGAIN)
+                await asyncio.sleep(timing.state_read_delay)
         self._with_reading.end(key)
         readable = []
         for each in stored:

@@ -19,6 +19,7 @@ from airflow_provider_voicegenie.api.models import (
 )
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, OutcomeRules
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.waiting.limits import Limits, PauseOrder
 from airflow_provider_voicegenie.waiting.progress import ProgressLog, describe, statistics_json
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch, ago
@@ -27,20 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_voicegenie.api.endpoints import Request
     from airflow_provider_voicegenie.api.errors import VoiceGenieError
 
-#: Seconds between two reads of the statistics.
-STATISTICS_DELAY = 5.0
-
-#: Statistics may be this many seconds old (30, by the service's page, and some to spare): until then, those of a
-#: completed campaign that name no completion are taken for old ones, and read again.
-_STATISTICS_AGE = 35.0
-
-#: How many seconds to try while the service fails, and while its responses are invalid. That the campaign is completed
-#: is known, and a task must not hang on its numbers.
-_PATIENCE = 300.0
-_PATIENCE_WITH_INVALID_RESPONSES = 60.0
-
-#: Seconds before a pause that failed is sent again, at first, and after how many failures that grows no more.
-_PAUSE_DELAY = 1.0
+#: After how many failures the delay before a pause grows no more.
 _MAXIMUM_PAUSE_FAILURES = 4
 
 #: For what a campaign is paused whose statistics say how it went so far.
@@ -229,13 +217,13 @@ class CompletionWatch(Watch):
         """Return how many seconds to wait before the next request; for statistics, not until Airflow ends the task."""
         if self._order is not None:
             times = min(self._order.failures, _MAXIMUM_PAUSE_FAILURES)
-            return poll_delay(_PAUSE_DELAY, times, retry_after) if times and not self._order.must_read else 0.0
+            return poll_delay(timing.pause_delay, times, retry_after) if times and not self._order.must_read else 0.0
         if self._statistics_since is None:
             return super().delay(poll_interval, failures, retry_after, now)
-        seconds = poll_delay(STATISTICS_DELAY, failures, retry_after)
+        seconds = poll_delay(timing.statistics_delay, failures, retry_after)
         if self._statistics_until is None:
             return seconds
-        return max(0.0, min(seconds, self._statistics_until - STATISTICS_DELAY - now))
+        return max(0.0, min(seconds, self._statistics_until - timing.statistics_delay - now))
 
     def _take_campaign(self, campaign: Campaign, now: float, *, in_full: bool) -> End | None:
         status = campaign.status
@@ -426,7 +414,7 @@ class CompletionWatch(Watch):
         if not isinstance(response, CampaignStats):
             return self._take_statistics_error(response, completed, now)
         self._failing_since = self._invalid_since = None
-        if not response.is_final and now - (completed.at or 0.0) < _STATISTICS_AGE:
+        if not response.is_final and now - (completed.at or 0.0) < timing.statistics_lag:
             return self._do_without(completed, "are not up to date yet", now) if self._is_late(now) else None
         result = {**(completed.result or {}), "statistics": statistics_json(response)}
         if response.completed_at is not None:
@@ -450,7 +438,10 @@ class CompletionWatch(Watch):
         elif self._invalid_since is None:
             self._invalid_since = now
         invalid_since = now if self._invalid_since is None else self._invalid_since
-        is_patient = now - self._failing_since < _PATIENCE and now - invalid_since < _PATIENCE_WITH_INVALID_RESPONSES
+        is_patient = (
+            now - self._failing_since < timing.statistics_patience
+            and now - invalid_since < timing.invalid_statistics_patience
+        )
         if error.temporary and is_patient and not self._is_late(now):
             return None
         if self._min_success_rate is None or not completed.is_done:
@@ -459,7 +450,7 @@ class CompletionWatch(Watch):
         return self._finish(completed, Finding(condition, message, error.retry_after))
 
     def _is_late(self, now: float) -> bool:
-        return self._statistics_until is not None and now + STATISTICS_DELAY >= self._statistics_until
+        return self._statistics_until is not None and now + timing.statistics_delay >= self._statistics_until
 
     def _do_without(self, completed: End, why: str, now: float) -> End:
         state = "completed" if completed.is_done else "paused"

@@ -34,6 +34,7 @@ from airflow_provider_voicegenie.feed.threads import in_thread, read_settings
 from airflow_provider_voicegenie.hooks.connection import make_client
 from airflow_provider_voicegenie.memory import KEY
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding
+from airflow_provider_voicegenie.timing import timing
 
 #: The XCom by which one triggerer tells another that a wait is over.
 _WAIT_IS_OVER = "voicegenie_wait_is_over"
@@ -47,12 +48,6 @@ _ENDED_BY_USER = frozenset({"success", "failed", "skipped", "upstream_failed", _
 
 #: What a deferred task becomes when a user marks it or deletes its run. One that is cleared runs again.
 _MARKED = _ENDED_BY_USER - {"restarting"}
-
-#: Seconds before each further attempt to pause. Airflow ends a killed task by force a few seconds later.
-_PAUSE_DELAYS = (0.5, 1.0, 2.0)
-
-#: Seconds in which one read that precedes a pause must be over: Airflow gives the whole pause 30.
-_PATIENCE_BEFORE_PAUSE = 5.0
 
 #: Seconds since the start of a campaign for which it may be the start of a task that was cleared just now.
 _LATELY = 120.0
@@ -334,8 +329,8 @@ def _pause_with_retries(campaign_id: str, pause_once: Callable[[], str | None], 
         )
 
     retrying = Retrying(
-        stop=stop_after_attempt(1 + len(_PAUSE_DELAYS)),
-        wait=wait_chain(*map(wait_fixed, _PAUSE_DELAYS)),
+        stop=stop_after_attempt(1 + len(timing.kill_pause_delays)),
+        wait=wait_chain(*map(wait_fixed, timing.kill_pause_delays)),
         retry=retry_if_exception(may_help),
         before_sleep=warn,
         reraise=True,
@@ -428,7 +423,7 @@ def _pause_after_clear(
     :param started_at: When the service says that it was started for the task, if it said so.
     :returns: Why there is nothing to pause, in a sentence.
     """
-    reader = client(_PATIENCE_BEFORE_PAUSE)
+    reader = client(timing.read_before_pause)
     try:
         if reader.send(campaign(campaign_id), max_attempts=1).status is CampaignStatus.PAUSED:
             # Of a later attempt: the pause whose response was lost took effect.

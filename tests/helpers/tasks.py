@@ -9,7 +9,6 @@ import importlib
 import json
 import threading
 from collections import deque
-from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +19,7 @@ from airflow_provider_voicegenie.operators.campaign import StartCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor
 from airflow_provider_voicegenie.start import find_out, guards, record
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.waiting import wait
 from helpers.clock import Clock, now
 from helpers.leaks import leak_in
@@ -344,5 +344,5 @@ def kill_at(patch, step, operator, run, state="failed", *, tells=True):
 
 def shorten_times(patch):
     """Let what waits for seconds or minutes after a start without a response wait for next to nothing."""
-    patch.setattr(find_out, "_READ_DELAYS", (0.0, 0.05))
-    patch.setattr(find_out, "_STATISTICS_LAG", timedelta(0))
+    patch.setattr(timing, "start_read_delays", (0.0, 0.05))
+    patch.setattr(timing, "statistics_lag", 0.0)

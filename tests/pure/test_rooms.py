@@ -46,7 +46,7 @@ ROOMS = [
         "links",
     ),
     "feed",
-    *("hooks", "files", "metrics", "get_provider_info", "rules", "sandbox", "api"),
+    *("hooks", "files", "metrics", "get_provider_info", "rules", "sandbox", "api", "timing"),
 ]
 
 

@@ -10,7 +10,7 @@ from helpers.clock import Clock
 from helpers.leaks import person_in
 from helpers.tasks import shorten_times
 
-from airflow_provider_voicegenie.feed import feed as feeds
+from airflow_provider_voicegenie.timing import timing
 
 #: Airflow 3 has it twice.
 _SHARED_MASKERS = [f"{root}._shared.secrets_masker.secrets_masker" for root in ("airflow", "airflow.sdk")]
@@ -69,7 +69,7 @@ def held(clock, monkeypatch):
 def sandbox(clock, voicegenie_sandbox, monkeypatch):
     """A sandbox with a campaign to start and one to follow, neither of which ends by itself in time."""
     shorten_times(monkeypatch)
-    monkeypatch.setattr(feeds.INTERVALS, "connection_after_error", 0.0)
+    monkeypatch.setattr(timing, "connection_interval_after_error", 0.0)
     connection = voicegenie_sandbox.connection(max_attempts=1, timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
     voicegenie_sandbox.add_campaign(id="long", total_count=10_000)

@@ -17,6 +17,7 @@ from airflow_provider_voicegenie.api.models import NamedCampaign
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.transfers import named_campaign
 
 ROWS = [{"phone_number": f"+4915112345{number:03}", "name": "Xaverine"} for number in range(5)]
@@ -215,7 +216,7 @@ def lose(sandbox):
     sandbox.inject("close", "upload")
     with pytest.raises(AirflowFailException, match=r"no campaign of this name is there.*CREATION_UNCONFIRMED"):
         upload(context(store))
-    assert len(requests(sandbox, "names")) == 1 + len(named_campaign._LOOK_DELAYS)
+    assert len(requests(sandbox, "names")) == 1 + len(timing.creation_read_delays)
     return store
 
 
@@ -406,12 +407,12 @@ def test_a_process_that_was_suspended_sends_nothing_and_takes_nothing_back(sandb
 @pytest.mark.parametrize("run", [{"max_tries": 3}, {}], ids=["cleared on 3.4", "retried before 3.3"])
 def test_a_record_that_may_be_lost_is_made_up_for_by_several_looks(sandbox, run):
     upload(context(Store() if run else None, try_number=2, **run), retries=2)
-    assert len(requests(sandbox, "names")) == len(named_campaign._LOOK_DELAYS) + 1
+    assert len(requests(sandbox, "names")) == len(timing.creation_read_delays) + 1
 
 
 def test_a_document_of_another_version_may_hold_the_record(sandbox):
     upload(context(Store(voicegenie_task={"format": 2}), try_number=2))
-    assert len(requests(sandbox, "names")) == len(named_campaign._LOOK_DELAYS) + 1
+    assert len(requests(sandbox, "names")) == len(timing.creation_read_delays) + 1
 
 
 @pytest.mark.parametrize("are_read", [True, False])

@@ -21,7 +21,7 @@ from airflow_provider_voicegenie.operators.contacts import UploadContactsOperato
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError
-from airflow_provider_voicegenie.transfers import contacts as module
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.transfers.contacts import ContactUpload
 
 pytestmark = pytest.mark.usefixtures("nobody_is_named")
@@ -284,7 +284,7 @@ def test_a_running_campaign_gets_contacts_if_the_author_says_so(sandbox):
 
 
 def test_an_upload_ends_when_the_campaign_is_started_meanwhile(sandbox, campaign, monkeypatch):
-    monkeypatch.setattr(module, "_LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(timing, "upload_look_interval", 0.0)
     looks = iter(["scheduled", "paused", "running"])
     look = ContactUpload._look
 
@@ -506,7 +506,7 @@ def test_a_campaign_of_unknown_status_gets_no_contacts(sandbox):
 
 
 def test_the_campaign_is_looked_at_before_a_batch_is_sent_again(sandbox, campaign, monkeypatch):
-    monkeypatch.setattr(module, "_LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(timing, "upload_look_interval", 0.0)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(max_attempts=5))
     sandbox.inject("status", "upload", status=503)
     before_attempt = ContactUpload._before_attempt

@@ -30,6 +30,7 @@ from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException
 from airflow_provider_voicegenie.start import send
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.waiting import wait
 
 MAY_GO_ON = "If it has a daily schedule, it goes on by itself at its next start time"
@@ -142,7 +143,7 @@ def test_a_task_that_was_ended_while_deferred_does_not_forget(sandbox):
     # Ended and cleared; the campaign, which was paused already, has gone on since.
     again = Starting(**TOMORROW)(deferrable=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("airflow_provider_voicegenie.start.take_over._PATIENCE_FOR_PAUSE", 0.0)
+        patch.setattr(timing, "pause_after_clear", 0.0)
         with pytest.raises(TaskDeferred) as deferral:
             again.execute(context(store, try_number=2, max_tries=3))
     assert sandbox.start_count("long") == 1
@@ -232,7 +233,7 @@ def test_a_lost_start_of_a_pending_campaign_is_never_sent_again(sandbox):
 
 def test_a_kill_while_an_accepted_start_is_pending_is_not_forgotten(sandbox, caplog, monkeypatch):
     store = Store()
-    monkeypatch.setattr("airflow_provider_voicegenie.waiting.stop._PAUSE_DELAYS", (0.0,))
+    monkeypatch.setattr(timing, "kill_pause_delays", (0.0,))
     end_in_wait(sandbox, Starting()(deferrable=False), context(store), change(sandbox, "long", status="pending"))
     assert "if the start takes effect late, pause it" in caplog.text
     assert store["voicegenie_task"]["start"]["must_pause_on_kill"]

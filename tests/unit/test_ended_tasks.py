@@ -35,7 +35,7 @@ from airflow_provider_voicegenie.operators import campaign as operators
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import find_out, send
-from airflow_provider_voicegenie.waiting import stop
+from airflow_provider_voicegenie.timing import timing
 
 
 @both_ways
@@ -68,7 +68,7 @@ def test_the_execution_timeout_pauses_what_the_task_started(sandbox, way, pause_
 
 @pytest.mark.parametrize(("is_sent", "takes_effect"), [(False, False), (True, False), (True, True)])
 def test_the_execution_timeout_during_the_start(sandbox, monkeypatch, is_sent, takes_effect):
-    monkeypatch.setattr(stop, "_PAUSE_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr(timing, "kill_pause_delays", (0.01, 0.01))
     store = Store()
 
     def interrupted_start(hook, campaign_id, *, on_sending, **callbacks):
@@ -224,7 +224,7 @@ def test_a_deferral_that_airflow_would_refuse_pauses_the_campaign(sandbox):
 
 @pytest.mark.parametrize("state", ["failed", "running"])
 def test_a_kill_while_a_lost_start_is_looked_into_ends_that_at_once(sandbox, monkeypatch, state):
-    monkeypatch.setattr(find_out, "_READ_DELAYS", (30.0,))
+    monkeypatch.setattr(timing, "start_read_delays", (30.0,))
     run = context(Store())
     operator = Starting()(deferrable=False)
     sandbox.inject("close", "start", after_acting=True)
@@ -447,7 +447,7 @@ def test_kill_does_not_pause_a_campaign_that_others_started(sandbox, way):
 
 def test_a_resumed_task_knows_that_its_start_was_confirmed(sandbox, monkeypatch):
     """So a pause that is refused is not sent again and again: the start takes effect late no more."""
-    monkeypatch.setattr(stop, "_PAUSE_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr(timing, "kill_pause_delays", (0.01, 0.01))
     run = context()
     with pytest.raises(TaskDeferred) as deferral:
         Starting(completion_timeout=0.3)(deferrable=True).execute(run)
@@ -467,7 +467,7 @@ def test_a_resumed_task_knows_that_its_start_was_confirmed(sandbox, monkeypatch)
 @pytest.mark.parametrize("is_pausing", [True, False])
 @pytest.mark.parametrize("step", ["recall", "get_campaign", "look"])
 def test_a_kill_while_a_start_that_was_cut_off_is_looked_into_pauses_it(sandbox, step, is_pausing, monkeypatch):
-    monkeypatch.setattr(stop, "_PAUSE_DELAYS", (0.01,))
+    monkeypatch.setattr(timing, "kill_pause_delays", (0.01,))
     store = Store()
     with monkeypatch.context() as patch:
         patch.setattr(send, "find_out", lambda *_, **__: 1 / 0)
@@ -514,7 +514,7 @@ def test_a_deferred_task_owes_a_pause_only_if_its_author_wants_one(sandbox, paus
 
 def test_a_start_that_may_take_effect_late_stays_on_record_though_a_later_try_is_ended(sandbox, monkeypatch):
     """Nobody knows whether it was sent; a user ends the next try, and the campaign does not run yet."""
-    monkeypatch.setattr(stop, "_PAUSE_DELAYS", (0.01,))
+    monkeypatch.setattr(timing, "kill_pause_delays", (0.01,))
     store = Store()
     with monkeypatch.context() as patch:
         patch.setattr(send, "find_out", lambda *_, **__: 1 / 0)

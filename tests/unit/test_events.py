@@ -30,10 +30,10 @@ from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.api.settings import ClientSettings
 from airflow_provider_voicegenie.feed import feed as feeds
 from airflow_provider_voicegenie.feed import plan as plans
-from airflow_provider_voicegenie.feed import share
 from airflow_provider_voicegenie.feed.plan import LIST, Interest, ListedPage, PollingPlan, is_page, offset_of
 from airflow_provider_voicegenie.sandbox.store import seed_campaigns
-from airflow_provider_voicegenie.triggers import endings, watchers
+from airflow_provider_voicegenie.timing import timing
+from airflow_provider_voicegenie.triggers import endings
 from airflow_provider_voicegenie.triggers.endings import KnownCampaigns, add_others
 from airflow_provider_voicegenie.triggers.events import CampaignEndedTrigger
 from airflow_provider_voicegenie.triggers.watchers import ReadingBatch, Watcher
@@ -52,9 +52,9 @@ SEEDED = len(seed_campaigns())
 def sandbox(clock, voicegenie_sandbox, monkeypatch):
     connection = voicegenie_sandbox.connection(timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
-    monkeypatch.setattr(feeds.INTERVALS, "connection_after_error", 0.0)
-    monkeypatch.setattr(watchers, "_TRY_AGAIN", 0.05)
-    monkeypatch.setattr(watchers, "BETWEEN_EVENTS", 0.05)
+    monkeypatch.setattr(timing, "connection_interval_after_error", 0.0)
+    monkeypatch.setattr(timing, "state_read_delay", 0.05)
+    monkeypatch.setattr(timing, "between_events", 0.05)
     return voicegenie_sandbox
 
 
@@ -655,7 +655,7 @@ TROUBLE = [
 def test_trouble_is_waited_out_and_said_once(sandbox, said, monkeypatch, kind, fields, condition, only_some):
     for module in (feeds, plans):
         monkeypatch.setattr(module, "poll_delay", lambda *arguments: min(poll_delay(*arguments), 0.5))
-    monkeypatch.setattr(share, "_LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(timing, "longest_pause", 0.5)
     campaign, other = running(sandbox), running(sandbox)
     watched = [campaign, other, "running"] if only_some else None
 
@@ -834,7 +834,7 @@ def connect(sandbox, monkeypatch):
 @pytest.mark.parametrize("while_it_runs", [False, True])
 def test_of_another_account_only_what_ends_there_is_told(sandbox, monkeypatch, only_some, while_it_runs):
     """And when the connection leads back, what ended in the first one meanwhile."""
-    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.2)
+    monkeypatch.setattr(timing, "connection_interval", 0.2)
     stores = Stores()
     with second_sandbox() as other:
         names = [running(sandbox) for _ in range(3)]
@@ -880,7 +880,7 @@ def test_of_another_account_only_what_ends_there_is_told(sandbox, monkeypatch, o
 @keeps_state
 def test_a_new_key_of_the_same_account_loses_no_end(sandbox, monkeypatch):
     """Its campaigns are known. A service gives an id once."""
-    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.2)
+    monkeypatch.setattr(timing, "connection_interval", 0.2)
     campaign = running(sandbox)
     stores = Stores()
 
@@ -927,7 +927,7 @@ async def told_at(told, count):
 @pytest.mark.parametrize("only_some", [False, True])
 def test_the_last_of_several_ends_comes_after_a_while(sandbox, monkeypatch, shares, only_some):
     """Of events in the same moment, Airflow makes a run for the first; the last comes when that run was made."""
-    monkeypatch.setattr(watchers, "BETWEEN_EVENTS", 2.0)
+    monkeypatch.setattr(timing, "between_events", 2.0)
     names = [running(sandbox) for _ in range(5)]
     if only_some:
         sandbox.inject("status", "list", status=403, times=None)
@@ -954,7 +954,7 @@ def test_the_last_of_several_ends_comes_after_a_while(sandbox, monkeypatch, shar
 @keeps_state
 @pytest.mark.parametrize("only_some", [False, True])
 def test_the_state_is_kept_soon_after_the_last_of_several_ends(sandbox, held, monkeypatch, only_some):
-    monkeypatch.setattr(watchers, "BETWEEN_EVENTS", 0.5)
+    monkeypatch.setattr(timing, "between_events", 0.5)
     names = [running(sandbox) for _ in range(5)]
     stores = Stores()
 

@@ -19,14 +19,13 @@ from helpers.leaks import MARKED_PERSON, check_exception, check_for_people
 from helpers.raw_server import raw_server
 from helpers.tasks import WAYS, Store, context, meanwhile, shorten_times, wait_trigger
 
-from airflow_provider_voicegenie.api import retries
-from airflow_provider_voicegenie.feed import feed as feeds
-from airflow_provider_voicegenie.feed import share
+from airflow_provider_voicegenie.api import rate_limit, retries
 from airflow_provider_voicegenie.operators import campaign as operators
 from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition, OutcomeRules, TaskKind, VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
 from airflow_provider_voicegenie.waiting import completion, watch
 
@@ -249,9 +248,8 @@ def sandbox(clock, voicegenie_sandbox, monkeypatch):
     monkeypatch.setattr(operators, "KEEPS_TASK_STATE", True)
     clock.end_requests_that_are_held(monkeypatch)
     shorten_times(monkeypatch)
-    monkeypatch.setattr(feeds.INTERVALS, "connection_after_error", 0.0)
-    monkeypatch.setattr(retries, "MAX_WAIT", 1.5)
-    monkeypatch.setattr(share, "_LONGEST_ASKED", 1.5)
+    monkeypatch.setattr(timing, "connection_interval_after_error", 0.0)
+    monkeypatch.setattr(rate_limit, "MAX_WAIT", 1.5)
     for waits in (watch, completion):
         monkeypatch.setattr(waits, "poll_delay", lambda *arguments: min(retries.poll_delay(*arguments), 0.1))
     return voicegenie_sandbox

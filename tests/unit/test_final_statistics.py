@@ -85,11 +85,11 @@ def test_the_success_rate(numbers, wanted, is_low):
 
 
 @pytest.mark.parametrize("minimum", [None, 50])
-def test_old_statistics_are_read_again_for_35_seconds(minimum):
+def test_old_statistics_are_read_again_for_32_seconds(minimum):
     wait = final(min_success_rate=minimum)
-    for at in (0, 10, 34):
+    for at in (0, 10, 31):
         assert wait.take(stats(completed_at=None), T + at) is None
-    assert wait.take(stats(completed_at=None), T + 35).result["statistics"]["calls_completed"] == 8
+    assert wait.take(stats(completed_at=None), T + 32).result["statistics"]["calls_completed"] == 8
 
 
 @pytest.mark.parametrize("completed_at", ["2024-01-17:00:00Z", "yesterday", 17])

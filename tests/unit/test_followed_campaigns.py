@@ -38,9 +38,8 @@ from helpers.tasks import (
 )
 
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
-from airflow_provider_voicegenie.start import find_out
 from airflow_provider_voicegenie.start.record import OwnStart
-from airflow_provider_voicegenie.waiting import completion
+from airflow_provider_voicegenie.timing import timing
 
 
 @both_ways
@@ -188,8 +187,8 @@ def test_a_pause_by_someone_is_waited_out_and_said_once(sandbox, way, task, capl
 @pytest.mark.parametrize(("word", "is_lost"), [("paused", False), ("paused", True), ("on-hold", False)])
 def test_a_campaign_that_is_shown_as_it_was_before_its_start_is_followed(sandbox, monkeypatch, way, is_lost, word):
     """The service shows a campaign as paused for some reads after its start."""
-    monkeypatch.setattr(find_out, "_STATISTICS_LAG", timedelta(seconds=32))
-    monkeypatch.setattr(find_out, "_READ_DELAYS", (0.0,))
+    monkeypatch.setattr(timing, "statistics_lag", 32.0)
+    monkeypatch.setattr(timing, "start_read_delays", (0.0,))
     store, original = sandbox.sandbox.store, sandbox.sandbox.store.start
     sandbox.add_campaign(id="held", status=word, total_count=10**6)
 
@@ -221,7 +220,7 @@ def test_a_campaign_that_is_shown_as_it_was_before_its_start_is_followed(sandbox
 
 @pytest.mark.parametrize(("seconds_ago", "is_old"), [(5, False), (40, True)])
 def test_a_later_try_knows_how_old_its_start_is(sandbox, monkeypatch, seconds_ago, is_old):
-    monkeypatch.setattr(find_out, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(timing, "statistics_lag", 32.0)
     store = Store()
     sandbox.add_campaign(id="held", status="paused", total_count=10**6)
     Starting(campaign_id="held", wait_for_completion=False)(deferrable=False).execute(context(store))
@@ -293,7 +292,7 @@ def test_the_completion_timeout_counts_from_before_the_deferral(sandbox):
 @both_ways
 @both_tasks
 def test_statistics_that_cannot_be_read_now_are_read_later(sandbox, monkeypatch, way, task):
-    monkeypatch.setattr(completion, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(timing, "statistics_delay", 0.1)
     sandbox.inject("status", "stats", status=503, times=2)
     with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
         result = way(task(), context())
@@ -305,8 +304,8 @@ def test_statistics_that_cannot_be_read_now_are_read_later(sandbox, monkeypatch,
 @both_tasks
 @pytest.mark.parametrize("minimum", [None, 50])
 def test_statistics_that_stay_unreadable_end_the_wait_all_the_same(sandbox, monkeypatch, way, task, minimum):
-    monkeypatch.setattr(completion, "STATISTICS_DELAY", 0.1)
-    monkeypatch.setattr(completion, "_PATIENCE_WITH_INVALID_RESPONSES", 0.5)
+    monkeypatch.setattr(timing, "statistics_delay", 0.1)
+    monkeypatch.setattr(timing, "invalid_statistics_patience", 0.5)
     sandbox.inject("not_json", "stats", times=None)
     arguments = {"min_success_rate": minimum, "outcomes": {"INVALID_RESPONSE": "fail"}}
     with meanwhile(is_waiting(sandbox, task.campaign_id), complete(sandbox, task.campaign_id)):
@@ -323,8 +322,8 @@ def test_statistics_that_stay_unreadable_end_the_wait_all_the_same(sandbox, monk
 @both_tasks
 def test_a_completion_that_was_seen_in_time_is_no_timeout(sandbox, clock, monkeypatch, way, task):
     """The service's statistics may be half a minute old, and time may be over until they are not."""
-    monkeypatch.setattr(completion, "STATISTICS_DELAY", 0.3)
-    monkeypatch.setattr(completion, "_STATISTICS_AGE", 3.0)
+    monkeypatch.setattr(timing, "statistics_delay", 0.3)
+    monkeypatch.setattr(timing, "statistics_lag", 3.0)
     sandbox.sandbox.cache_stats = True
     VoiceGenieHook().get_campaign_stats(task.campaign_id)
     limit = {"completion_timeout": 2} if task is Starting else {"timeout": 2}
@@ -337,8 +336,8 @@ def test_a_completion_that_was_seen_in_time_is_no_timeout(sandbox, clock, monkey
 
 @both_ways
 def test_sensor_with_min_success_rate_waits_for_statistics(sandbox, monkeypatch, way):
-    monkeypatch.setattr(completion, "STATISTICS_DELAY", 0.1)
-    monkeypatch.setattr(completion, "_PATIENCE_WITH_INVALID_RESPONSES", 0.2)
+    monkeypatch.setattr(timing, "statistics_delay", 0.1)
+    monkeypatch.setattr(timing, "invalid_statistics_patience", 0.2)
     sandbox.inject("not_json", "stats", times=6)
     with meanwhile(is_waiting(sandbox, "followed"), complete(sandbox, "followed", completed_count=9_000)):
         result = way(Following(min_success_rate=50), context())

@@ -8,6 +8,7 @@ from airflow.providers.common.compat.sdk import TaskDeferred
 from helpers.tasks import Starting, Store, TaskInstance, change, context, in_worker, meanwhile
 
 from airflow_provider_voicegenie.memory import Generation, is_first_try, was_cleared
+from airflow_provider_voicegenie.timing import timing
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_task_that_is_cleared_so_that_it_takes_another_campaign_waits_for_the_
 
 
 def test_the_first_campaign_of_a_cleared_task_that_goes_on_is_an_error_in_the_log(sandbox, monkeypatch, caplog):
-    monkeypatch.setattr("airflow_provider_voicegenie.start.take_over._PATIENCE_FOR_PAUSE", 0.0)
+    monkeypatch.setattr(timing, "pause_after_clear", 0.0)
     store = Store()
     with pytest.raises(TaskDeferred):
         Starting()(deferrable=True).execute(context(store))

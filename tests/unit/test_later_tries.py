@@ -32,9 +32,10 @@ from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.memory import Generation
 from airflow_provider_voicegenie.operators.campaign import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
-from airflow_provider_voicegenie.start import find_out, send, take_over
+from airflow_provider_voicegenie.start import find_out, send
 from airflow_provider_voicegenie.start.evidence import has_started_itself
 from airflow_provider_voicegenie.start.record import OwnStart, StartPhase, StartRecord
+from airflow_provider_voicegenie.timing import timing
 
 
 @both_ways
@@ -91,7 +92,7 @@ def test_without_a_store_old_statistics_are_read_again(sandbox, monkeypatch, sta
         waits.append(seconds)
         sandbox.sandbox.cache_stats = False
 
-    monkeypatch.setattr(find_out, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(timing, "statistics_lag", 32.0)
     monkeypatch.setattr(find_out.time, "sleep", sleep)
     result = Starting(wait_for_completion=False)(deferrable=False).execute(context(try_number=2))
     assert (result["status"], result["started_by_task"]) == (status, True)
@@ -158,7 +159,7 @@ def test_lost_start_of_a_paused_campaign_waits_for_fresh_statistics(sandbox, mon
         return campaign
 
     monkeypatch.setattr(store, "start", start_and_pause)
-    monkeypatch.setattr(find_out, "_STATISTICS_LAG", timedelta(seconds=32))
+    monkeypatch.setattr(timing, "statistics_lag", 32.0)
     monkeypatch.setattr(find_out.time, "sleep", sleep)
     sandbox.inject("close", "start", after_acting=True)
     result = Starting(campaign_id="paused", wait_for_completion=False)(deferrable=False).execute(context(Store()))
@@ -244,7 +245,7 @@ def test_a_task_that_a_user_cleared_waits_for_the_pause_that_follows(sandbox):
 
 
 def test_a_cleared_task_does_not_wait_for_a_pause_for_ever(sandbox, monkeypatch):
-    monkeypatch.setattr(take_over, "_PATIENCE_FOR_PAUSE", 0.1)
+    monkeypatch.setattr(timing, "pause_after_clear", 0.1)
     store = Store()
     make = Starting()
     with pytest.raises(TaskDeferred):
@@ -364,7 +365,7 @@ def test_only_the_pause_of_its_own_campaign_is_waited_for(sandbox, campaign_id, 
     store = Store()
     with pytest.raises(TaskDeferred):
         Starting()(deferrable=True).execute(context(store))
-    monkeypatch.setattr(take_over, "_PATIENCE_FOR_PAUSE", 0.5)
+    monkeypatch.setattr(timing, "pause_after_clear", 0.5)
     reads = sandbox.request_count("get", campaign_id)
     with pytest.raises(AirflowSkipException, match="CAMPAIGN_ALREADY_RUNNING"):
         Starting(campaign_id=campaign_id)(deferrable=True).execute(context(store, try_number=2, max_tries=3))

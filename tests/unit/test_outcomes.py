@@ -24,8 +24,8 @@ from airflow_provider_voicegenie.rules.outcomes import (
     VoiceGenieRetryException,
     apply_outcome,
 )
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.transfers.history import CallHistoryToObjectStorageOperator
-from airflow_provider_voicegenie.waiting import completion
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ TASKS = {
 @both_ways
 @pytest.mark.parametrize("name", TASKS)
 def test_each_task_tells_a_policy_what_the_service_asked_to_wait(sandbox, way, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(completion, "_PATIENCE", 0.0)
+    monkeypatch.setattr(timing, "statistics_patience", 0.0)
     operation, make = TASKS[name]
     body = '{"success": false, "message": "No", "error": "INTERNAL_SERVER_ERROR"}'
     # A pause that failed so may have taken effect, unless the refusal says that it did not.

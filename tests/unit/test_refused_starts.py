@@ -33,6 +33,7 @@ from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import refusals
 from airflow_provider_voicegenie.start import run as start_run
 from airflow_provider_voicegenie.start.refusals import PATIENCE, Refusals
+from airflow_provider_voicegenie.timing import timing
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +43,8 @@ def patient(sandbox, monkeypatch):
     monkeypatch.setattr(sys.modules[TimeDeltaTrigger.__module__].timezone, "utcnow", now)
     connection = sandbox.connection(timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
-    monkeypatch.setattr(refusals, "_SHORTEST", 0.1)
-    monkeypatch.setattr(refusals, "_LONGEST", 0.1)
+    monkeypatch.setattr(timing, "shortest_spread", 0.1)
+    monkeypatch.setattr(timing, "longest_spread", 0.1)
 
 
 def starting(**arguments):
@@ -300,8 +301,8 @@ def test_refused_requests_are_counted():
 
 @pytest.mark.parametrize(("before", "shortest", "longest"), [(0, 30, 240), (40, 30, 320), (1000, 30, 1200)])
 def test_the_spread_grows_by_chance(before, shortest, longest, monkeypatch):
-    monkeypatch.setattr(refusals, "_SHORTEST", 30.0)
-    monkeypatch.setattr(refusals, "_LONGEST", 1200.0)
+    monkeypatch.setattr(timing, "shortest_spread", 30.0)
+    monkeypatch.setattr(timing, "longest_spread", 1200.0)
     spreads = {Refusals(1.0, 1, 0, before).one_more(2.0, was_start=True).spread for _ in range(300)}
     assert shortest <= min(spreads)
     assert longest * 0.9 < max(spreads) <= longest
@@ -320,8 +321,8 @@ def test_a_spread_wait_ends_with_patience():
 @pytest.mark.parametrize("limit", ["calling_hours", "execution_timeout", "max_lateness"])
 def test_nobody_waits_longer_by_chance_than_the_task_may_start(sandbox, clock, way, limit, monkeypatch):
     """It would be open a second later, and closed after the longest time that chance may choose."""
-    monkeypatch.setattr(refusals, "_SHORTEST", 30.0)
-    monkeypatch.setattr(refusals, "_LONGEST", 1200.0)
+    monkeypatch.setattr(timing, "shortest_spread", 30.0)
+    monkeypatch.setattr(timing, "longest_spread", 1200.0)
     monkeypatch.setattr(refusals.random, "uniform", lambda shortest, longest: longest)
     refuse(sandbox, "start", times=2)
     clock.limit = 300

@@ -16,6 +16,7 @@ from helpers.tasks import Following, Starting, Store, change, complete, context
 
 from airflow_provider_voicegenie.api.models import CampaignStats
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
+from airflow_provider_voicegenie.timing import timing
 
 
 @pytest.fixture
@@ -108,6 +109,7 @@ def test_pauses_that_fail_are_sent_ever_more_rarely_although_the_campaign_can_be
 
 def test_trouble_that_is_over_does_not_slow_the_reading_of_statistics(sandbox, clock, monkeypatch):
     """Between failures, they are read, and look old."""
+    monkeypatch.setattr(timing, "statistics_lag", 32.0)
     complete(sandbox, "followed")()
     trouble_now_and_then(sandbox, "stats", 6)
     original = CampaignStats.from_json

@@ -27,6 +27,7 @@ from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.sensors.campaign import CampaignCompletedSensor, CampaignReadySensor
 from airflow_provider_voicegenie.start import take_over
+from airflow_provider_voicegenie.timing import timing
 
 TIMEOUT = {"COMPLETION_TIMEOUT": "succeed"}
 
@@ -222,9 +223,8 @@ def test_an_id_that_a_subclass_found_in_execute_is_a_fact_too(sandbox):
 
 @change
 def test_a_sensor_that_defers_again_waits_for_the_right_campaign(sandbox, later, monkeypatch):
-    from airflow_provider_voicegenie.waiting import completion
 
-    monkeypatch.setattr(completion, "_PATIENCE_WITH_INVALID_RESPONSES", 0.0)
+    monkeypatch.setattr(timing, "invalid_statistics_patience", 0.0)
     sandbox.sandbox.store.change("ours", status="running")
     run = context()
     deferral = defer(completed(min_success_rate=0, timeout=60), run)

@@ -22,6 +22,7 @@ from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCa
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.start import send
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.waiting.stop import KillSwitch
 
 ENDED = "ended from outside"
@@ -108,7 +109,7 @@ def test_a_start_whose_task_is_killed_during_the_handshake_is_not_sent(service, 
 
 def test_a_task_that_was_marked_during_a_long_handshake_starts_nothing(service, monkeypatch):
     """Airflow tells the task some seconds later."""
-    monkeypatch.setattr(send, "_FRESH_STATE", 0.0)
+    monkeypatch.setattr(timing, "fresh_state", 0.0)
     run = context(Store())
     service.hold(2)
 
@@ -144,7 +145,7 @@ def test_a_start_whose_response_is_slow_is_followed_by_a_pause_in_time(service, 
 
 
 def test_the_response_to_a_start_is_awaited_for_a_moment_after_a_kill(service, monkeypatch):
-    monkeypatch.setattr(send, "_PATIENCE_WITH_RESPONSE", 600)
+    monkeypatch.setattr(timing, "response_after_kill", 600)
     store = Store()
     run = context(store)
     operator = starting()

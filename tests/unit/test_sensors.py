@@ -40,7 +40,7 @@ from airflow_provider_voicegenie.sensors.campaign import (
     HasContacts,
     HasQuota,
 )
-from airflow_provider_voicegenie.waiting import completion
+from airflow_provider_voicegenie.timing import timing
 
 
 @both_ways
@@ -164,8 +164,8 @@ def test_completion_counts_even_if_the_connection_cannot_be_read(sandbox, monkey
     complete(sandbox, task.campaign_id)()
     sandbox.inject("close", "stats")
     event = event_of(deferral.value.trigger)
-    monkeypatch.setattr(completion, "_PATIENCE", 0.1)
-    monkeypatch.setattr(completion, "STATISTICS_DELAY", 0.1)
+    monkeypatch.setattr(timing, "statistics_patience", 0.1)
+    monkeypatch.setattr(timing, "statistics_delay", 0.1)
 
     def get_connection(conn_id):
         raise RuntimeError("Airflow is not there")

@@ -29,7 +29,7 @@ from airflow_provider_voicegenie.feed import threads
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.rules.calling_hours import CallingHours
 from airflow_provider_voicegenie.rules.prerequisites import Check, HasContacts, HasScript, IsStartable, Prerequisite
-from airflow_provider_voicegenie.triggers import wait as waits_in_triggerer
+from airflow_provider_voicegenie.timing import timing
 from airflow_provider_voicegenie.triggers.wait import WaitTrigger
 from airflow_provider_voicegenie.waiting import stop
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
@@ -41,7 +41,7 @@ LOGGER = "airflow_provider_voicegenie.triggers.wait"
 def sandbox(clock, voicegenie_sandbox, monkeypatch):
     connection = voicegenie_sandbox.connection(timeout=60, requests_per_minute=60_000)
     monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", connection)
-    monkeypatch.setattr(feeds.INTERVALS, "connection_after_error", 0.0)
+    monkeypatch.setattr(timing, "connection_interval_after_error", 0.0)
     # Airflow 3 gives triggers a logger that no handler of the standard library sees.
     monkeypatch.setattr(WaitTrigger, "log", logging.getLogger(LOGGER))
     return voicegenie_sandbox
@@ -317,7 +317,7 @@ def connect(sandbox, monkeypatch, **more):
 
 @pytest.mark.parametrize("waits", [1, 3])
 def test_a_connection_that_is_changed_while_requests_succeed_is_noticed(sandbox, monkeypatch, waits):
-    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.3)
+    monkeypatch.setattr(timing, "connection_interval", 0.3)
     names = [sandbox.add_campaign(status="running", total_count=10_000).id for _ in range(waits)]
     with second_sandbox() as other:
         for name in names:
@@ -341,7 +341,7 @@ def test_a_connection_that_is_changed_while_requests_succeed_is_noticed(sandbox,
 
 
 def test_what_is_on_its_way_from_the_account_of_before_is_left_out(sandbox, held, monkeypatch):
-    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.3)
+    monkeypatch.setattr(timing, "connection_interval", 0.3)
     name = sandbox.add_campaign(status="running", total_count=10_000).id
     with second_sandbox() as other:
         other.add_campaign(id=name, status="running", total_count=10_000)
@@ -362,7 +362,7 @@ def test_what_is_on_its_way_from_the_account_of_before_is_left_out(sandbox, held
 
 
 def test_a_connection_that_is_deleted_while_requests_succeed_is_used_no_more(sandbox, monkeypatch):
-    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.3)
+    monkeypatch.setattr(timing, "connection_interval", 0.3)
     name = sandbox.add_campaign(status="running", total_count=10_000).id
 
     async def meanwhile():
@@ -376,7 +376,7 @@ def test_a_connection_that_is_deleted_while_requests_succeed_is_used_no_more(san
 @pytest.mark.parametrize("trouble", ["gone for one look", "Airflow cannot be asked", "only the timeout"])
 def test_a_connection_that_is_gone_for_a_moment_ends_no_wait(sandbox, monkeypatch, trouble):
     """Who replaces one may delete it first."""
-    monkeypatch.setattr(feeds.INTERVALS, "connection", 0.3)
+    monkeypatch.setattr(timing, "connection_interval", 0.3)
     name = sandbox.add_campaign(status="running", total_count=10_000).id
     original, looks = feeds.read_settings, []
 
@@ -712,7 +712,7 @@ def test_a_completion_has_its_statistics(sandbox, clock):
     ],
 )
 def test_statistics_that_cannot_be_read_at_once_are_left_to_the_task(sandbox, held, monkeypatch, waits, fault):
-    monkeypatch.setattr(waits_in_triggerer, "_PATIENCE", 1.0)
+    monkeypatch.setattr(timing, "single_read_patience", 1.0)
     kind, fields = fault
     sandbox.inject(kind, "stats", times=None, **fields)
     for payload in wait_for(*(trigger(completed_campaign(sandbox)) for _ in range(waits))):
@@ -732,7 +732,7 @@ def test_old_statistics_are_left_to_the_task(sandbox):
 
 def test_those_who_wait_are_read_although_the_statistics_of_others_are_in_trouble(sandbox, clock, held, monkeypatch):
     """Neither reads that hang or fail, nor those that nobody waits for any more, take the place of a poll."""
-    monkeypatch.setattr(waits_in_triggerer, "_PATIENCE", 0.5)
+    monkeypatch.setattr(timing, "single_read_patience", 0.5)
     sandbox.inject("hold", "stats", times=12)
     sandbox.inject("status", "stats", status=500, times=None)
     last = sandbox.add_campaign(status="running", total_count=10_000).id
@@ -800,7 +800,7 @@ def test_statistics_are_not_waited_for_until_the_execution_timeout(sandbox, cloc
 
 
 def test_a_wait_that_is_over_says_nothing_more(sandbox, held, monkeypatch, caplog):
-    monkeypatch.setattr(waits_in_triggerer, "_PATIENCE", 1.5)
+    monkeypatch.setattr(timing, "single_read_patience", 1.5)
     caplog.set_level(logging.INFO)
     sandbox.inject("hold", "stats")
     campaign = completed_campaign(sandbox)
@@ -837,7 +837,7 @@ def test_statistics_for_which_the_share_has_no_room_are_left_to_the_task(sandbox
     async def wait(campaign_id):
         payloads.append(await first_event(trigger(campaign_id)))
         # The share may let the campaigns be read late, too; once one is, its statistics hold up nothing.
-        assert clock.time() - payloads[-1]["at"] < waits_in_triggerer._PATIENCE
+        assert clock.time() - payloads[-1]["at"] < timing.single_read_patience
 
     async def work():
         await asyncio.gather(*(wait(completed_campaign(sandbox)) for _ in range(20)))
@@ -1140,7 +1140,7 @@ def test_the_pause_of_a_cleared_task_is_about_its_own_start(sandbox, notes, stat
 
 
 def test_the_pause_of_a_cleared_task_does_not_wait_for_long_for_what_precedes_it(sandbox, notes, monkeypatch):
-    monkeypatch.setattr(stop, "_PATIENCE_BEFORE_PAUSE", 0.2)
+    monkeypatch.setattr(timing, "read_before_pause", 0.2)
     campaign = sandbox.add_campaign(status="running", total_count=10_000)
     sandbox.inject("hold", "get")
     run(cleared_trigger(campaign.id, notes).on_kill)
