@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from functools import cached_property
+from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -53,6 +54,20 @@ def _check_contacts(contacts: Sequence[Mapping[str, Any]]) -> None:
     for number, contact in enumerate(contacts, start=1):
         if not contact.get("phone_number"):
             raise ValueError(f"contacts: number {number:,} has no phone_number; nothing was sent.")
+
+
+def _distinct_calls(pages: Iterable[CallPage], seen: set[str], secret: str | None) -> Iterator[Call]:
+    """
+    Give each call of the pages once.
+
+    :param seen: The keys of those that were given.
+    :param secret: That of their contact keys; ``None`` for none.
+    """
+    for page in pages:
+        for key, _, call in page.distinct():
+            if key not in seen:
+                seen.add(key)
+                yield call if secret is None else replace(call, contact_key=contact_key(secret, call.phone_number))
 
 
 def _check_page_size(page_size: object) -> None:
@@ -294,21 +309,14 @@ class VoiceGenieHook(BaseHook):
         secret = None if contact_key_conn_id is None else self.contact_key_secret(contact_key_conn_id)
         wanted = read_call_statuses(statuses) or (None,)
         begin, end = read_bounds(since, until)
-
-        def calls() -> Iterator[Call]:
-            seen: set[str] = set()
-            for status in wanted:
-                for page in self.call_history_pages(
-                    campaign_id, lambda: len(seen), status=status, since=begin, until=end, page_size=page_size
-                ):
-                    for key, _, call in page.distinct():
-                        if key not in seen:
-                            seen.add(key)
-                            if secret is not None:
-                                call = replace(call, contact_key=contact_key(secret, call.phone_number))
-                            yield call
-
-        return calls()
+        seen: set[str] = set()
+        pages = chain.from_iterable(
+            self.call_history_pages(
+                campaign_id, lambda: len(seen), status=status, since=begin, until=end, page_size=page_size
+            )
+            for status in wanted
+        )
+        return _distinct_calls(pages, seen, secret)
 
     @unchained()
     def contact_key_secret(self, conn_id: str) -> str:

@@ -219,25 +219,26 @@ async def _nobody_waits(request: Request, error: Exception) -> Response:
 # The control endpoints.
 
 
-def _control_routes(sandbox: Sandbox) -> list[Route]:
-    def state() -> dict[str, Any]:
-        return {
-            "campaigns": [_campaign_json(sandbox, campaign) for campaign in sandbox.store.all()],
-            "quota": sandbox.quota.to_json(),
-            "requests": [
-                {
-                    "operation": request.operation,
-                    "campaign_id": request.campaign_id,
-                    "status": request.status,
-                    "acted": request.acted,
-                    "at": write_time(request.at),
-                }
-                for request in list(sandbox.requests)[-1000:]
-            ],
-        }
+def _state(sandbox: Sandbox) -> dict[str, Any]:
+    return {
+        "campaigns": [_campaign_json(sandbox, campaign) for campaign in sandbox.store.all()],
+        "quota": sandbox.quota.to_json(),
+        "requests": [
+            {
+                "operation": request.operation,
+                "campaign_id": request.campaign_id,
+                "status": request.status,
+                "acted": request.acted,
+                "at": write_time(request.at),
+            }
+            for request in list(sandbox.requests)[-1000:]
+        ],
+    }
 
+
+def _control_routes(sandbox: Sandbox) -> list[Route]:
     async def read_state(request: Request) -> Any:
-        return state()
+        return _state(sandbox)
 
     async def put_campaign(request: Request) -> Any:
         return _campaign_json(sandbox, sandbox.store.put(SandboxCampaign(**_campaign_fields(await _body(request)))))

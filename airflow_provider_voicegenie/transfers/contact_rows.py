@@ -290,6 +290,17 @@ class ContactRows:
             self._refuse_exclusions(f"{name} has no column {column!r:.80}; exclude_column says which it is")
         if not readable:
             self._refuse_exclusions(f"{name} has {rows:,} rows, and no phone number that can be read")
+        self._warn_of_exclusions(name, rows, national, unreadable, named)
+
+    def _warn_of_exclusions(self, name: str, rows: int, national: int, unreadable: int, named: Sequence[int]) -> None:
+        """
+        Warn of people who may be called although an exclusion list has them.
+
+        :param rows: How many rows the list has.
+        :param national: How many numbers of it lack the country code.
+        :param unreadable: How many rows have no number that can be read.
+        :param named: The first of these.
+        """
         if national:
             log.warning(
                 "Campaign %r: %s: %s phone numbers begin with 0, so without region they exclude nobody whose number "

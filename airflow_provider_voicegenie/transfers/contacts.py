@@ -178,6 +178,11 @@ class ContactUpload:
                 f"not be called, {duplicates:,} came twice, and {rejected:,} were rejected",
             )
         self._write_keys()
+        return self._result(rejected, duplicates)
+
+    def _result(self, rejected: int, duplicates: int) -> dict[str, Any]:
+        """Say in the log what came of the upload, and return what goes to XCom."""
+        progress = self._progress
         there = self._rows.count - rejected - duplicates - progress.excluded - progress.uploaded
         log.info(
             "Campaign %r: of %s rows, %s were uploaded (batches: %s), %s were rejected, %s came twice%s%s.",

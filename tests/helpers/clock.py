@@ -42,7 +42,8 @@ class Clock:
     current: Clock | None = None
 
     def __init__(self):
-        self._unix, self._monotonic = time.time(), time.monotonic()
+        # A whole number, so that its sums have no rounding errors, however long the machine has run.
+        self._unix, self._monotonic = time.time(), float(math.ceil(time.monotonic()))
         self._slept = 0.0
         #: For how many seconds a test may sleep in all.
         self.limit = 120.0
