@@ -332,7 +332,7 @@ def replacing(path: ObjectStoragePath, context: Mapping[str, Any]) -> Iterator[W
     At the end, the file is read again, and compared with what was written.
 
     :param path: The file. Until it is whole, it lies beside that, under a name that is gone at the end in any case.
-    :param context: The context of the task, whose earlier tries may have left something there, too.
+    :param context: The context of the task; its earlier tries may have left something there, too.
     :raises FileNotWrittenError: Something else lies at the path.
     :raises OSError: The file cannot be written.
     """

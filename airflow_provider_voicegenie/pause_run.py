@@ -2,7 +2,7 @@
 """
 One run of a ``PauseCampaignOperator``: pause the campaign, and keep it paused if the author wants that.
 
-Apart from the operator, whose module every parse of a DAG file loads.
+It is no part of the operator, because every parse of a DAG file loads the module of that.
 """
 
 from __future__ import annotations

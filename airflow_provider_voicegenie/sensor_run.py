@@ -2,7 +2,7 @@
 """
 One run of a campaign sensor: poll by poll in the worker, or deferred.
 
-Apart from the sensors, whose module every parse of a DAG file loads.
+It is no part of the sensors, because every parse of a DAG file loads the module of those.
 """
 
 from __future__ import annotations

@@ -276,7 +276,7 @@ _BROKEN = _Failure(
     "usual",
 )
 
-#: What an exception means: the first row counts that has a class of it, or of one that it was made from.
+#: What an exception means: the first row with its class counts, or with the class of an exception that caused it.
 _FAILURES: tuple[tuple[tuple[type[BaseException], ...], _Failure], ...] = (
     ((ResponseTooLargeError,), _TOO_LARGE),
     ((exceptions.InvalidProxyURL, exceptions.InvalidSchema), _WRONG_PROXY),

@@ -215,7 +215,7 @@ def _from(
     """
     Declare how a field is read.
 
-    :param read: Reads the value; it returns ``None`` for one that it cannot read.
+    :param read: Reads the value; it returns ``None`` if it cannot.
     :param key: Its name in the response, if that is another than the field's own.
     :param missing: The value if the response has none.
     :param is_required: Whether an object without it cannot be read.

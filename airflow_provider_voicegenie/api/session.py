@@ -215,7 +215,7 @@ def causes_of(error: BaseException) -> Iterator[BaseException]:
             pending += [candidate.__cause__, candidate.__context__, getattr(candidate, "reason", None), *candidate.args]
 
 
-#: Defects of a multipart response, whose parts the library does not read as headers.
+#: Defects of a multipart response: the library does not read its parts as headers.
 _HARMLESS_DEFECTS = (email.errors.StartBoundaryNotFoundDefect, email.errors.MultipartInvariantViolationDefect)
 
 

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-#: Requests under way at a time, so that one that hangs delays no other.
+#: Requests under way at a time, so that a request that hangs delays no other.
 _MAX_CONCURRENT = 8
 
 #: Reads of something that is read once that may wait: polls come first.
@@ -391,7 +391,7 @@ class Subscription(Interest):
 
     :param interval: Seconds between responses, at most; infinity for one response.
     :param is_list_enough: Whether the list's entry of a campaign is as good as the response to ``campaign(id)``.
-    :param is_counted: Whether Airflow's metrics count it as one that waits.
+    :param is_counted: Whether Airflow's metrics count it as a wait.
     """
 
     __slots__ = (
@@ -444,7 +444,7 @@ class Subscription(Interest):
         return waiter
 
     def _deliver(self) -> None:
-        """Give an update, if there is one, to whoever awaits it."""
+        """Give an update, if there is one, to the wait."""
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
@@ -493,7 +493,7 @@ class Subscription(Interest):
         """
         Show it a response or an error, unless it has not taken its last update yet.
 
-        A response with which ``on_response`` cannot deal counts as one that is not readable: it ends no wait.
+        If ``on_response`` fails, the response counts as unreadable, and ends no wait.
         """
         if self._update is not None or self.is_over:
             return

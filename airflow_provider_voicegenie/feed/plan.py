@@ -72,7 +72,7 @@ class Interest:
     :param interval: Seconds between two responses, at most; infinity for one response.
     :param is_list_enough: Whether the list's entry of a campaign is as good as the response to ``campaign(id)``.
     :param joined_at: When it subscribed, by the event loop's clock.
-    :param is_counted: Whether Airflow's metrics count it as one that waits.
+    :param is_counted: Whether Airflow's metrics count it as a wait.
     """
 
     __slots__ = ("interval", "is_counted", "is_list_enough", "joined_at")

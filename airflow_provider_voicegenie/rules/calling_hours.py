@@ -55,7 +55,7 @@ class CallingHours(Prerequisite):
     to the day on which it begins: ``22:00`` to ``02:00`` on Fridays ends on Saturday at 02:00.
 
     Local time in ``timezone`` counts, so the window moves with daylight-saving time: an hour that the clock skips is
-    not in it, one that the clock repeats is in it twice.
+    not in it, and a time that the clock repeats is in it twice.
 
     Guards the start itself as ``StartCampaignOperator(calling_hours=...)``, and is waited for as one of
     ``CampaignReadySensor(prerequisites=[...])``. For several windows, give several of these in a list; one of them has

@@ -255,7 +255,7 @@ class OutcomeRules:
         return rules
 
     def outcome(self, condition: Condition) -> Outcome:
-        """Return what a condition does to the task; one that this kind of task should not meet fails it."""
+        """Return what a condition does to the task; it fails if this kind of task should not meet it."""
         return self._outcomes[condition] or Outcome.FAIL
 
     def allowed(self, condition: Condition) -> tuple[Outcome, ...]:

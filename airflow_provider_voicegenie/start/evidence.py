@@ -65,8 +65,7 @@ def took_effect_by_statistics(
     """
     Judge by the statistics as well. Without them, nobody can say that the start did not take effect.
 
-    They show the difference between a campaign that was started and paused again, and one that was not started; and
-    the status may lag.
+    They tell a campaign that was started and paused again from a campaign that was not started; and the status may lag.
 
     :param judged: What the campaign alone says.
     :param statistics: The statistics, of a time at which the start would show; ``None`` if they cannot be read.
@@ -88,7 +87,7 @@ def took_effect_by_statistics(
 
 
 def _was_touched(before: Campaign, readings: Sequence[Campaign]) -> bool:
-    """Whether ``updated_at`` changed once; one that changes at every reading says nothing."""
+    """Whether ``updated_at`` changed once; if it changes at every reading, it says nothing."""
     moments = {each.updated_at for each in readings}
     return len(moments) == 1 and before.updated_at not in moments
 

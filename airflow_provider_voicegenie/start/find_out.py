@@ -26,7 +26,7 @@ def find_out(
     own: OwnStart, before: Campaign, sent_at: datetime, over_at: datetime | None = None, problem: str = ""
 ) -> Start | None:
     """
-    Find out what became of a start that got no valid response; ``None`` if it did not take effect.
+    Find out whether a start without a valid response took effect, and return it; ``None`` if it did not.
 
     :param before: The campaign as it was before.
     :param sent_at: When the start was sent, by the service's clock.

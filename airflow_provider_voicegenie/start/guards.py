@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a task may start a campaign at all. The first condition found is the one that counts."""
+"""Whether a task may start a campaign at all. The first condition found counts."""
 
 from __future__ import annotations
 

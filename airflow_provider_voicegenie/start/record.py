@@ -184,17 +184,17 @@ class OwnStart:
         self.refusals = Refusals(*memory.wait.get("refusals", ()))
         #: The start of this generation, as far as this process knows it.
         self.record: StartRecord | None = None
-        #: The start whose campaign this task paused as its calling hours closed, and is to start again; set by
+        #: The start of a campaign that this task paused as its calling hours closed, and is to start again; set by
         #: :meth:`recall`.
         self.paused: StartRecord | None = None
-        #: The start of an earlier end of this task, whose campaign may go on; set by :meth:`recall`.
+        #: The start of a campaign that may go on although this task was ended before; set by :meth:`recall`.
         self.owed: StartRecord | None = None
-        #: The start of an earlier generation whose campaign may be paused any moment, as a user has cleared the task;
-        #: set by :meth:`recall`.
+        #: The start of an earlier generation: as a user has cleared the task, the triggerer may pause its campaign any
+        #: moment. Set by :meth:`recall`.
         self.cleared: StartRecord | None = None
-        #: Whether such a pause may come; Airflow need not have kept which start that was.
+        #: Whether such a pause may come, even if Airflow has deleted the record of that start.
         self.awaits_pause = False
-        #: Whether this try has left time for the pause of a campaign that nobody knows, in this process or before.
+        #: Whether this try has waited for the pause of a campaign without a record, in this process or before.
         self.has_waited_for_pause = bool(memory.wait)
         #: Whether Airflow keeps records, and they can be read: without one, no start was sent; set by :meth:`recall`.
         self.keeps_records = memory.is_kept

@@ -2,7 +2,7 @@
 """
 One run of a ``StartCampaignOperator``: take over or send, follow, return; or be stopped.
 
-Apart from the operator, whose module every parse of a DAG file loads.
+It is no part of the operator, because every parse of a DAG file loads the module of that.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Statuses in which there is an end to wait for, whoever started the campaign.
+#: Statuses in which there is an end to wait for, even if the task has not started the campaign.
 _TO_BE_FOLLOWED = (CampaignStatus.RUNNING, CampaignStatus.PAUSED, CampaignStatus.COMPLETED, CampaignStatus.UNKNOWN)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A start of this try: check, record, send once, and find out what became of it; or only rehearse it."""
+"""A start of this try: check, record, send once, and find out whether it took effect; or only rehearse it."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def _leave_as_it_is(own: OwnStart, paused: StartRecord, before: Campaign) -> Sta
     """
     Return what the task goes on with, if a campaign that it paused at closing is not to be started again.
 
-    Only one that has been nothing but paused since is; and not before the hours open that were looked up at closing.
+    It is started again if nobody has started it since, and once the hours open that were looked up at closing.
     """
     deadline, opens_at = own.hours.get("deadline"), own.hours.get("opens_at", 0.0)
     started_at = read_time(paused.started_at)

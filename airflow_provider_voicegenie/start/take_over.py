@@ -189,7 +189,7 @@ def _has_started_itself(own: OwnStart, campaign: Campaign, statistics: CampaignS
         return False
 
 
-# The start of a try before a user cleared the task, whose campaign may be paused any moment.
+# A start before a user cleared the task: the triggerer may pause its campaign any moment.
 
 
 def may_be_paused_late(own: OwnStart) -> bool:

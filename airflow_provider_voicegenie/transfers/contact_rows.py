@@ -322,7 +322,7 @@ class ContactRows:
             )
 
     def _refuse_exclusions(self, problem: str) -> NoReturn:
-        """Apply the condition; but an author who permits an empty list does not permit one that cannot be read."""
+        """Apply the condition; but an author who permits an empty list does not permit an unreadable list."""
         self._task.apply_condition(Condition.EXCLUSIONS_MISSING, problem)
         raise AirflowFailException(
             f"Campaign {self._task.campaign_label!r}: {problem}. Nothing was sent: with "

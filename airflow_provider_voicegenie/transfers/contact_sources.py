@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an upload reads and writes: rows, files, and what to say of one that is not there."""
+"""What an upload reads and writes: rows and files, and the message if a file cannot be read."""
 
 from __future__ import annotations
 

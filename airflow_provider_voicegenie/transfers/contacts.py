@@ -2,7 +2,7 @@
 """
 One try of an ``UploadContactsOperator``: check the rows, look at the campaign, and send batch after batch.
 
-Apart from the operator, whose module every parse of a DAG file loads.
+It is no part of the operator, because every parse of a DAG file loads the module of that.
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ class ContactUpload:
 
     @property
     def _is_own(self) -> bool:
-        """Whether this task has made the campaign, whose first contact it has by then."""
+        """Whether this task has made the campaign, which has its first contact then."""
         return self._of_name is not None and self._of_name.is_own
 
     # The rows that are not sent.

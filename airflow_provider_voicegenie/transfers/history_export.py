@@ -2,7 +2,7 @@
 """
 One run of a ``CallHistoryToObjectStorageOperator``: read all calls of a campaign, and write them to a file.
 
-Apart from the operator, whose module every parse of a DAG file loads.
+It is no part of the operator, because every parse of a DAG file loads the module of that.
 """
 
 from __future__ import annotations

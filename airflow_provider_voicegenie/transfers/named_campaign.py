@@ -214,9 +214,7 @@ class CampaignOfName:
         except NotFoundError:
             if self._memory.document is not None:
                 raise
-            log.info(
-                "Campaign %r: the one that this task made before it was cleared is gone (%r).", self.name, recorded
-            )
+            log.info("Campaign %r: this task made it before it was cleared, and it is gone (%r).", self.name, recorded)
             self._creation = {}
             return None
         log.info("Campaign %r: an earlier try of this task made it; its id is %r.", self.name, recorded)

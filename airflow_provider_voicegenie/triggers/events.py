@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 class CampaignEndedTrigger(BaseEventTrigger):
     """
-    Fires an event each time a campaign of the account ends, whoever started it. For an ``AssetWatcher``.
+    Fires an event each time a campaign of the account ends, also if no task started it. For an ``AssetWatcher``.
 
     A campaign has ended when its status is ``completed``, ``stopped`` or ``failed``. If it goes on after that and ends
     again, that is an event too. A campaign that had ended before the watcher first read it is none.

@@ -277,7 +277,7 @@ class WaitTrigger(BaseTrigger):
             return None
 
     async def _note_end(self) -> None:
-        # If Airflow would call `on_kill`, and knows whose trigger this is.
+        # Only if Airflow calls `on_kill`, and knows the task instance.
         if self.pause_on_kill and self.task_instance is not None and hasattr(BaseTrigger, "on_kill"):
             try:
                 await sync_to_async(note_end_of_wait)(self.task_instance)

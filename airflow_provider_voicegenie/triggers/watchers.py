@@ -161,7 +161,7 @@ class ReadingStream(SharedStreamProducer):
         self._campaign_ids = campaign_ids
         self._voicegenie_conn_id = voicegenie_conn_id
         self._poll_interval = poll_interval
-        #: What was read and is in no batch yet, and whose campaigns it is of.
+        #: The readings that are in no batch yet, and the ids of their campaigns.
         self._read: list[tuple[Account | None, AnyReading]] = []
         self._came = asyncio.Event()
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: After how many failures the delay before a pause grows no more.
 _MAXIMUM_PAUSE_FAILURES = 4
 
-#: For what a campaign is paused whose statistics say how it went so far.
+#: Conditions that pause a campaign; their message and result need its statistics.
 _PAUSED_WITH_STATISTICS = (Condition.CALL_LIMIT_REACHED, Condition.SUCCESS_RATE_TOO_LOW)
 
 _CONDITIONS: Mapping[CampaignStatus, tuple[Condition, str]] = {
@@ -43,7 +43,7 @@ _CONDITIONS: Mapping[CampaignStatus, tuple[Condition, str]] = {
     ),
 }
 
-#: How a campaign is described that the service may still show as it was.
+#: The description of a campaign if the service may still show it as it was before its start.
 _OLD_PAUSE = "paused, which may be from before its start"
 
 #: Statuses in which calls are expected to go on, as far as we know.

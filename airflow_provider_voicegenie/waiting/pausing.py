@@ -65,7 +65,7 @@ class PauseWatch(Watch):
     def _take_campaign(self, reading: Campaign, now: float) -> End | None:
         self._recover(now)
         before, self._status, self._seen_at = self._status, reading.status, now
-        # The service refuses the pause of one that does not run, whatever the word means.
+        # If it does not run, the service refuses the pause, whatever the word means.
         is_unknown = reading.status is CampaignStatus.UNKNOWN
         if is_unknown and before is not CampaignStatus.UNKNOWN:
             self._log(f"status {reading.status_text[:40]!r} is unknown here; trying to pause it", now, logging.WARNING)

@@ -39,7 +39,7 @@ from airflow_provider_voicegenie.timing import timing
 #: The XCom by which one triggerer tells another that a wait is over.
 _WAIT_IS_OVER = "voicegenie_wait_is_over"
 
-#: Airflow's own word for a task instance that is no longer part of a run; here also for one that was deleted.
+#: Airflow's own word for a task instance that is no longer part of a run; here also if it was deleted.
 _REMOVED = "removed"
 
 #: What a running task becomes when a user marks it, clears it (``restarting``), or deletes its run (``removed``). One
@@ -124,7 +124,7 @@ class KillSwitch:
 
 def state_in_airflow(task_instance: Any) -> str | None:
     """
-    Return the state Airflow has recorded for a task instance; ``None`` is one that Airflow is about to schedule.
+    Return the state Airflow has recorded for a task instance; ``None`` if Airflow is about to schedule it.
 
     Makes a request: do not call it from a signal handler or an event loop.
 
@@ -216,8 +216,8 @@ def read_end_of_deferral(task_instance: Any, generation: Sequence[int] | None) -
             generation_now=copy.get("generation") if isinstance(copy, dict) else None,
         )
     except Exception as error:  # noqa: BLE001  Airflow may raise anything here
-        # From 3.4 on, it gives the XComs of a task instance no more to the trigger of one that was cleared.
-        log.info("Airflow gives what was noted of this wait no more (%s); it has the task as %s.", error, state)
+        # From 3.4 on, a trigger cannot read the XComs of its task instance once that was cleared.
+        log.info("The note of this wait cannot be read from XCom (%s); the state of the task is %s.", error, state)
         return DeferralEnd.MARKED if state in _MARKED else DeferralEnd.CLEARED
 
 

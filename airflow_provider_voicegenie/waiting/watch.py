@@ -215,7 +215,7 @@ class Watch:
 
     def time_is_up(self, now: float, reason: EndReason) -> End:
         """
-        Return how a wait ends whose time is over; what was seen in time counts.
+        Return how the wait ends now that its time is over; a campaign that was read in time counts.
 
         :param now: Unix seconds.
         :param reason: Which time it was.
