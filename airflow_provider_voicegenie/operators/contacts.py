@@ -260,12 +260,12 @@ class UploadContactsOperator(CampaignTask):
     :param exclude_column: The column of the phone numbers in ``exclude``.
     :param rejected_path: A file for the rows that are not sent, with the columns ``row_number``, ``why``
         (``rejected``, ``duplicate`` or ``excluded``), ``reason``, and those of the row; in the format that its end
-        says. It replaces the one before, whole or not at all, also if the task fails with ``CONTACTS_REJECTED``. **It
-        holds personal data.** (templated)
-    :param contact_keys_path: A file for the contacts that were sent, with the columns ``contact_id`` and
+        says. It replaces the one before, whole or not at all, before anything is sent, also if the task fails with
+        ``CONTACTS_REJECTED``. **It holds personal data.** (templated)
+    :param contact_keys_path: A file for the contacts that are sent, with the columns ``contact_id`` and
         ``contact_key``: a keyed hash of the phone number, by which they join with the calls of a
         :class:`~airflow_provider_voicegenie.transfers.history.CallHistoryToObjectStorageOperator`. It replaces the one
-        before, whole or not at all, once all are uploaded. Who has the secret can find out the numbers. (templated)
+        before, whole or not at all, before anything is sent. Who has the secret can find out the numbers. (templated)
     :param contact_key_conn_id: The Airflow connection, of any type, whose password is the secret of the keys: a random
         text of at least 16 characters.
     :param voicegenie_conn_id: Id of the Airflow connection. (templated)

@@ -160,7 +160,10 @@ class ContactUpload:
             )
         self._rows.read_exclusions()
         rejected = self._rows.not_sent[Why.REJECTED]
+        # Before anything is sent: a file that cannot be written must not be found out after hours.
+        self._write_rejected()
         self._check_rejected(rejected, "nothing was sent")
+        self._write_keys()
         earlier, cleared = self._memory.document, self._memory.cleared
         if self._of_name is None or self._take_campaign(self._of_name):
             self._take_up(earlier or cleared or {}, is_cleared=earlier is None)
@@ -169,7 +172,6 @@ class ContactUpload:
         progress = self._progress
         rejected += progress.refused
         duplicates = self._rows.not_sent[Why.DUPLICATE]
-        self._write_rejected()
         self._check_rejected(rejected, f"{progress.uploaded:,} contacts were uploaded")
         if self._rows.count and progress.excluded + duplicates + self._rows.not_sent[Why.REJECTED] == self._rows.count:
             self._task.apply_condition(
@@ -177,7 +179,6 @@ class ContactUpload:
                 f"nobody is left to upload: of {self._rows.count:,} rows, {progress.excluded:,} are of people who must "
                 f"not be called, {duplicates:,} came twice, and {rejected:,} were rejected",
             )
-        self._write_keys()
         return self._result(rejected, duplicates)
 
     def _result(self, rejected: int, duplicates: int) -> dict[str, Any]:
@@ -298,7 +299,7 @@ class ContactUpload:
     # The keys of those that were sent.
 
     def _write_keys(self) -> None:
-        """Write the author's id and the key of each contact that was sent."""
+        """Write the author's id and the key of each contact that is sent."""
         path = self._keys_path
         if path is None:
             return
@@ -435,8 +436,6 @@ class ContactUpload:
     def _check_rejected(self, rejected: int, done: str) -> None:
         if not self._limit.is_exceeded(rejected, self._rows.count):
             return
-        if not self._progress.rows:
-            self._write_rejected()
         problems = ": " + "; ".join(self._rows.problems) if self._rows.problems else ""
         too_large = f"; {self._too_large:,} of them too large by themselves" if self._too_large else ""
         self._task.apply_condition(

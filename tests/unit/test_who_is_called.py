@@ -18,6 +18,7 @@ from helpers.tasks import Store, context
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
 from airflow_provider_voicegenie.transfers import scratch
+from airflow_provider_voicegenie.transfers.contacts import ContactUpload
 
 pytestmark = pytest.mark.usefixtures("nobody_is_named")
 
@@ -467,25 +468,32 @@ def test_the_file_is_there_if_too_many_are_rejected(sandbox, campaign, tmp_path)
     assert read(tmp_path / "not.csv") == []
 
 
-def test_a_file_that_cannot_be_written_fails_the_try(sandbox, campaign, tmp_path):
+@pytest.mark.parametrize("name", ["rejected_path", "contact_keys_path"])
+def test_a_file_that_cannot_be_written_fails_the_try_before_anything_is_sent(
+    sandbox, campaign, tmp_path, monkeypatch, name
+):
+    monkeypatch.setenv("AIRFLOW_CONN_KEYS", json.dumps({"conn_type": "generic", "password": "a long random secret"}))
     folder = tmp_path / "not.csv"
     folder.mkdir()
-    with pytest.raises(VoiceGenieRetryException, match=r"rejected_path: '.*not\.csv' cannot be written .*is a folder"):
-        upload(campaign, [row(OTHER)], rejected_path=str(folder))
+    more = {"contact_key_conn_id": "keys"} if name == "contact_keys_path" else {}
+    contacts = [{**row(OTHER), "contact_id": "7"}]
+    with pytest.raises(VoiceGenieRetryException, match=rf"{name}: '.*not\.csv' cannot be written .*is a folder"):
+        upload(campaign, contacts, **{name: str(folder)}, **more)
+    assert not sandbox.request_count("upload")
 
 
 def test_contacts_that_break_while_the_file_is_written_are_named(sandbox, campaign, tmp_path, monkeypatch):
-    contacts, store = tmp_path / "x.jsonl", sandbox.sandbox.store
+    contacts, write = tmp_path / "x.jsonl", ContactUpload._write_rejected
     contacts.write_text(json.dumps(row(OTHER)) + "\n")
-    original = store.upload
 
-    def upload_and_break(*given):
+    def break_and_write(self):
         contacts.write_text(contacts.read_text() + "{")
-        return original(*given)
+        write(self)
 
-    monkeypatch.setattr(store, "upload", upload_and_break)
+    monkeypatch.setattr(ContactUpload, "_write_rejected", break_and_write)
     with pytest.raises(
-        AirflowFailException, match=r": contacts: '.*x\.jsonl' cannot be read beyond row 1: .*1 of 1 rows"
+        AirflowFailException,
+        match=r": contacts: '.*x\.jsonl' cannot be read beyond row 1: .* This try has sent nothing",
     ):
         upload(campaign, str(contacts), rejected_path=str(tmp_path / "not.csv"))
     assert [each.name for each in tmp_path.iterdir()] == ["x.jsonl"]
