@@ -96,7 +96,9 @@ def _for_airflow(contacts: Any) -> Any:
     if callable(contacts):
         return contacts
     if _is_list_of_paths(contacts):
-        return [_for_airflow(each) for each in contacts]
+        paths = [_for_airflow(each) for each in contacts]
+        if not any(isinstance(each, _Hidden) for each in paths):
+            return paths
     return _HiddenRows(contacts) if _is_rows(contacts) else _Hidden(contacts)
 
 

@@ -74,7 +74,9 @@ class ContactColumns:
         :raises NotAContactError: It has no phone number, or one that cannot be one; or it is no row at all.
         """
         if not isinstance(row, Mapping):
-            raise NotAContactError(f"is no mapping, but of type {type(row).__name__}")
+            raise NotAContactError(
+                f'is no mapping such as {{"phone_number": "+1..."}}, but of type {type(row).__name__}'
+            )
         try:
             return self._contact(row)
         except NotAContactError:

@@ -108,7 +108,7 @@ class PhoneNumbers:
         import phonenumbers
 
         number = _plain(written)
-        digits = digits_of(number)
+        digits = _all_digits_of(number)
         if (
             not _IN_REGION.fullmatch(number)
             or not _SHORTEST <= len(digits) <= _LONGEST_WRITTEN
@@ -129,7 +129,7 @@ class PhoneNumbers:
                 found = phonenumbers.parse(attempt, self._region)
                 sent = phonenumbers.format_number(found, phonenumbers.PhoneNumberFormat.E164)
                 reason = phonenumbers.is_possible_number_with_reason(found)
-                if reason == phonenumbers.ValidationResult.IS_POSSIBLE and len(digits_of(sent)) >= _SHORTEST:
+                if reason == phonenumbers.ValidationResult.IS_POSSIBLE and len(_all_digits_of(sent)) >= _SHORTEST:
                     readings[sent] = phonenumbers.is_valid_number(found)
         if not readings:
             raise NotAContactError(f"has a phone number that is not possible in {self._region}")
@@ -145,7 +145,7 @@ class PhoneNumbers:
 
 
 def _check_shape(number: str) -> None:
-    digits = digits_of(number)
+    digits = _all_digits_of(number)
     is_one = _NUMBER.fullmatch(_PARENTHESES.sub(r"\1", number)) and _SHORTEST <= len(digits) <= _LONGEST
     if not is_one or not digits.strip("0"):
         raise NotAContactError(_IS_NONE)
@@ -159,7 +159,16 @@ def _plain(number: str) -> str:
 
 
 def digits_of(number: str) -> str:
-    """Return the digits of a phone number. Two notations of one number in E.164 have the same."""
+    """Return the digits of a phone number, less the 00 which is dialled before a country code in most countries."""
+    return _all_digits_of(number).removeprefix("00")
+
+
+def lacks_country_code(number: str) -> bool:
+    """Say whether a number begins with the 0 that stands before a number inside a country."""
+    return digits_of(number).startswith("0")
+
+
+def _all_digits_of(number: str) -> str:
     return "".join(filter(str.isdecimal, number))
 
 

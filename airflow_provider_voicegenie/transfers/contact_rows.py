@@ -20,7 +20,7 @@ from airflow_provider_voicegenie.rules.contacts import CONTACT_ID, ContactColumn
 from airflow_provider_voicegenie.rules.file_formats import are_paths
 from airflow_provider_voicegenie.rules.outcomes import Condition, VoiceGenieRetryException
 from airflow_provider_voicegenie.rules.parameters import NOT_GIVEN
-from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, digits_of
+from airflow_provider_voicegenie.rules.phone_numbers import NotAContactError, digits_of, lacks_country_code
 from airflow_provider_voicegenie.transfers.contact_sources import describe_os_error, name_of, read_source, rows_in
 from airflow_provider_voicegenie.transfers.scratch import NumberStore, ScratchSpaceError
 
@@ -108,6 +108,8 @@ class ContactRows:
         self.problems: list[str] = []
         #: How many contacts have the author's own id.
         self.identified = 0
+        #: How many contacts have a number that begins with 0, and so lacks its country code.
+        self._national = 0
         #: The columns of all rows that are not sent, and of those that may be excluded.
         self.column_names: dict[str, None] = {}
         #: The hash of all rows, and of the people who must not be called.
@@ -169,7 +171,6 @@ class ContactRows:
 
     def check(self) -> None:
         """Read all rows once, before anything is sent, and count which are no contacts, or come twice."""
-        beginnings: Counter[str] = Counter()
         rows = self._all()
         while part := list(islice(rows, _COMPARED_ROWS)):
             self.count = part[-1].number
@@ -184,7 +185,7 @@ class ContactRows:
                     if row.contact.why is Why.REJECTED and len(self.problems) < _NAMED:
                         self.problems.append(f"row {row.number:,} {row.contact.reason}")
                 else:
-                    beginnings[row.contact["phone_number"][:1]] += 1
+                    self._national += lacks_country_code(row.contact["phone_number"])
                     self.identified += CONTACT_ID in row.contact.get("custom_fields", {})
         self.is_checked = True
         if self.count and (unseen := sorted(self._columns.unseen, key=str)):
@@ -194,7 +195,7 @@ class ContactRows:
                 "between them; nothing was sent."
             )
         self._log_rejected()
-        self._warn_of_missing_country_codes(beginnings["0"], beginnings["+"])
+        self._warn_of_missing_country_codes()
         if not_valid := self._columns.numbers.not_valid:
             log.warning(
                 "Campaign %r: phone numbers that are possible, but in no range that phonenumbers knows: %s. "
@@ -203,15 +204,21 @@ class ContactRows:
                 f"{not_valid:,}",
             )
 
-    def _warn_of_missing_country_codes(self, national: int, international: int) -> None:
-        """Without ``region``, one person may be there in two notations, and be called twice."""
-        if national and international and self._task.region is None:
+    @property
+    def _contacts(self) -> int:
+        return self.count - sum(self.not_sent.values())
+
+    def _warn_of_missing_country_codes(self) -> None:
+        """Without ``region``, the service may not know the country, and one person may be called twice."""
+        if self._national and self._task.region is None:
+            twice = " The same number in two notations counts as two people, who are both called."
             log.warning(
-                "Campaign %r: %s phone numbers begin with 0, and %s with +. Without region, the same number in two "
-                "notations counts as two people, who are both called: give region.",
+                "Campaign %r: %s of %s phone numbers begin with 0, so they have no country code, and are sent as they "
+                "are.%s Give region.",
                 self._task.campaign_label,
-                f"{national:,}",
-                f"{international:,}",
+                f"{self._national:,}",
+                f"{self._contacts:,}",
+                twice if self._national < self._contacts else "",
             )
 
     def _log_rejected(self) -> None:
@@ -226,11 +233,11 @@ class ContactRows:
                 "; and others" if rejected > len(self.problems) else "",
             )
         if self.count and rejected == self.count and not self._columns.names_the_number:
-            log.warning(
-                "Campaign %r: is the column of the phone numbers called phone_number? If not, say which it is: "
-                'columns={"mobile": "phone_number"}.',
-                self._task.campaign_label,
+            self.problems.append(
+                "is the column of the phone numbers called phone_number? If not, say which it is: "
+                'columns={"mobile": "phone_number"}'
             )
+            log.warning("Campaign %r: %s.", self._task.campaign_label, self.problems[-1])
 
     # People who must not be called.
 
@@ -277,7 +284,7 @@ class ContactRows:
                     named.append(rows)
                 continue
             readable += 1
-            national += self._task.region is None and numbers[0].startswith("0")
+            national += lacks_country_code(numbers[0])
             for number in numbers:
                 self._numbers.exclude(number)
                 self.fingerprint.update(digits_of(number).encode() + b",")
@@ -290,25 +297,7 @@ class ContactRows:
             self._refuse_exclusions(f"{name} has no column {column!r:.80}; exclude_column says which it is")
         if not readable:
             self._refuse_exclusions(f"{name} has {rows:,} rows, and no phone number that can be read")
-        self._warn_of_exclusions(name, rows, national, unreadable, named)
-
-    def _warn_of_exclusions(self, name: str, rows: int, national: int, unreadable: int, named: Sequence[int]) -> None:
-        """
-        Warn of people who may be called although an exclusion list has them.
-
-        :param rows: How many rows the list has.
-        :param national: How many numbers of it lack the country code.
-        :param unreadable: How many rows have no number that can be read.
-        :param named: The first of these.
-        """
-        if national:
-            log.warning(
-                "Campaign %r: %s: %s phone numbers begin with 0, so without region they exclude nobody whose number "
-                "has a country code: give region.",
-                self._task.campaign_label,
-                name,
-                f"{national:,}",
-            )
+        self._check_notations(name, national, readable - national)
         if unreadable:
             log.warning(
                 "Campaign %r: %s: of %s rows, %s have no phone number that can be read, so those people may be called: "
@@ -320,6 +309,25 @@ class ContactRows:
                 ", ".join(f"{number:,}" for number in named),
                 " and others" if unreadable > len(named) else "",
             )
+
+    def _check_notations(self, name: str, national: int, international: int) -> None:
+        """
+        Refuse a list that may exclude nobody, as its numbers are written in another way than those of the contacts.
+
+        :param national: How many numbers of the list begin with 0.
+        :param international: How many others there are.
+        """
+        if self._task.region is not None:
+            return
+        for numbers, others, ways in (
+            (national, self._contacts - self._national, "begin with 0, and those of {} contacts do not"),
+            (international, self._national, "have country codes, and those of {} contacts begin with 0"),
+        ):
+            if numbers and others:
+                self._refuse_exclusions(
+                    f"{name}: {numbers:,} phone numbers {ways.format(f'{others:,}')}, so without region nobody can say "
+                    "whether they are the same people: give region"
+                )
 
     def _refuse_exclusions(self, problem: str) -> NoReturn:
         """Apply the condition; but an author who permits an empty list does not permit an unreadable list."""
