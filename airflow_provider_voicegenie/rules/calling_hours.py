@@ -51,8 +51,9 @@ class CallingHours(Prerequisite):
     A window, on some days of the week, in which a campaign may be started.
 
     The window holds from ``start``, which belongs to it, to ``end``, which does not: ``09:00`` to ``17:00`` has
-    09:00:00 and 16:59:59, but not 17:00:00. If ``end`` is before ``start``, the window goes over midnight and belongs
-    to the day on which it begins: ``22:00`` to ``02:00`` on Fridays ends on Saturday at 02:00.
+    09:00:00 and 16:59:59, but not 17:00:00. An ``end`` of ``00:00`` is midnight. If ``end`` is before ``start``, the
+    window goes over midnight, which ``over_midnight`` has to permit. It belongs to the day on which it begins:
+    ``22:00`` to ``02:00`` on Fridays ends on Saturday at 02:00.
 
     Local time in ``timezone`` counts, so the window moves with daylight-saving time: an hour that the clock skips is
     not in it, and a time that the clock repeats is in it twice.
@@ -72,6 +73,7 @@ class CallingHours(Prerequisite):
         function's path, such as ``"company.calendar.is_holiday"``). A window over midnight does not open on such a
         date, and closes when one begins.
     :param alternatives: More windows, in which a campaign may be started, too. A list of calling hours comes to this.
+    :param over_midnight: Whether ``end`` may be before ``start``; by default, that is taken for a mistake.
     :raises ValueError: One of them is something else.
     """
 
@@ -81,6 +83,7 @@ class CallingHours(Prerequisite):
     days: tuple[str, ...]
     except_dates: tuple[date, ...] | Callable[[date], object]
     alternatives: tuple[CallingHours, ...]
+    over_midnight: bool
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class CallingHours(Prerequisite):
         days: Iterable[str] = _DAYS,
         except_dates: Iterable[date | str] | Callable[[date], object] | str | None = None,
         alternatives: Iterable[CallingHours | Mapping[str, Any]] = (),
+        over_midnight: bool = False,
     ) -> None:
         values = {
             "start": _read_clock("start", start),
@@ -98,6 +102,7 @@ class CallingHours(Prerequisite):
             "days": _read_days(days),
             "except_dates": _read_dates(except_dates),
             "alternatives": _read_alternatives(alternatives),
+            "over_midnight": over_midnight,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -105,6 +110,14 @@ class CallingHours(Prerequisite):
             raise ValueError(
                 f"CallingHours: start and end are both {self.start.isoformat()}, which could mean always or never. "
                 'For a whole day, use "00:00" and "23:59:59.999999".'
+            )
+        if not isinstance(over_midnight, bool):
+            raise ValueError(f"CallingHours: over_midnight must be True or False; got {over_midnight!r:.80}.")
+        if time() < self.end < self.start and not over_midnight:
+            raise ValueError(
+                f"CallingHours: start is {self.start.isoformat()} and end is {self.end.isoformat()}, so people would "
+                'be phoned at night. Swap them, or write hours after noon such as "18:00". If the window is to go over '
+                "midnight, say over_midnight=True."
             )
 
     @property
@@ -168,6 +181,7 @@ class CallingHours(Prerequisite):
             "days": list(self.days),
             "except_dates": [day.isoformat() for day in dates] if isinstance(dates, tuple) else _path_of(dates),
             "alternatives": [each.keyword_arguments() for each in self.alternatives],
+            "over_midnight": self.over_midnight,
         }
 
     def modules(self) -> list[str]:

@@ -13,6 +13,8 @@ If the module of the test has DAGs and Airflow's database is a SQLite, ``dag.tes
 Airflow make its tables if there are none, and adds the DAGs' files to Airflow's bundles. A database of another kind may
 be one that others use, so nothing is done to it.
 
+Nothing is sent to another machine while a test has the fixture, whatever connection its DAGs name.
+
 Pytest loads this module by itself if the provider is installed. The server is loaded when a test uses the fixture.
 """
 
@@ -23,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -150,6 +153,26 @@ def _bundles_with(files: list[str]) -> str:
     return json.dumps([*(own or ()), *({"name": file, "classpath": local, "kwargs": {"path": file}} for file in files)])
 
 
+def _send_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse requests of this process to other machines: a test phones nobody, whatever connection its DAG names."""
+    from airflow_provider_voicegenie.api.client import VoiceGenieClient
+    from airflow_provider_voicegenie.api.errors import InvalidConnectionError
+
+    perform = VoiceGenieClient.perform
+
+    def perform_here(client: VoiceGenieClient, *arguments: Any) -> Any:
+        settings = client.settings
+        if urlsplit(settings.base_url).hostname not in ("127.0.0.1", "::1", "localhost"):
+            raise InvalidConnectionError(
+                f"{settings.connection} leads to {settings.address}. In a test with voicegenie_sandbox, nothing is "
+                "sent to another machine. Let each connection lead to the sandbox: "
+                'monkeypatch.setenv("AIRFLOW_CONN_...", voicegenie_sandbox.connection()).'
+            )
+        return perform(client, *arguments)
+
+    monkeypatch.setattr(VoiceGenieClient, "perform", perform_here)
+
+
 @pytest.fixture
 def voicegenie_sandbox(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[SandboxForTests]:
     """Run a sandbox, point the connection ``voicegenie_default`` to it, and let the DAGs of the module be tested."""
@@ -161,6 +184,7 @@ def voicegenie_sandbox(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
         _prepare_database()
         # Airflow 3 tests a DAG only if it finds it in a bundle.
         monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", _bundles_with(files))
+    _send_nothing_elsewhere(monkeypatch)
     sandbox = Sandbox()
     with running(sandbox) as url:
         running_sandbox = SandboxForTests(sandbox, url)

@@ -20,7 +20,8 @@ from datetime import datetime, timezone
 from airflow.providers.common.compat.sdk import DAG
 from airflow_provider_voicegenie.operators.campaign import CallingHours, StartCampaignOperator
 
-today, tomorrow = CallingHours({opened!r}, {closing!r}, "UTC"), CallingHours({opening!r}, {later!r}, "UTC")
+today = CallingHours({opened!r}, {closing!r}, "UTC", over_midnight=True)
+tomorrow = CallingHours({opening!r}, {later!r}, "UTC", over_midnight=True)
 once = dict(schedule="@once", start_date=datetime(2026, 1, 1, tzinfo=timezone.utc))
 with DAG({dag_id!r}, **once):
     for task_id, is_in_worker in {tasks}.items():
@@ -72,7 +73,8 @@ class Stopping(StartCampaignOperator):
         return super()._begin(context, *arguments)
 
 
-today, tomorrow = CallingHours({opened!r}, {closing!r}, "UTC"), CallingHours({opening!r}, {later!r}, "UTC")
+today = CallingHours({opened!r}, {closing!r}, "UTC", over_midnight=True)
+tomorrow = CallingHours({opening!r}, {later!r}, "UTC", over_midnight=True)
 once = dict(schedule="@once", start_date=datetime(2026, 1, 1, tzinfo=timezone.utc))
 with DAG({dag_id!r}, **once):
     for task_id, is_in_worker in {tasks}.items():

@@ -17,9 +17,10 @@ from airflow.providers.common.compat.sdk import DAG
 from airflow_provider_voicegenie.operators.campaign import CallingHours, PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.sensors.campaign import CampaignReadySensor, HasQuota
 
-hours = CallingHours({start!r}, {end!r}, "UTC")
+hours = CallingHours({start!r}, {end!r}, "UTC", over_midnight=True)
 soon = dict(
-    calling_hours=[CallingHours({end!r}, {later!r}, "UTC"), hours], outcomes={{"OUTSIDE_CALLING_HOURS": "wait"}}
+    calling_hours=[CallingHours({end!r}, {later!r}, "UTC", over_midnight=True), hours],
+    outcomes={{"OUTSIDE_CALLING_HOURS": "wait"}},
 )
 once = dict(schedule="@once", start_date=datetime(2026, 1, 1, tzinfo=timezone.utc), max_active_tasks=50)
 with DAG({dag_id!r}, **once):

@@ -48,7 +48,8 @@ def is_holiday(day):
     return False
 
 
-hours = CallingHours("22:00", "02:00", "Europe/Berlin", {"mon", "tue", "friday"}, except_dates=is_holiday)
+days = {"mon", "tue", "friday"}
+hours = CallingHours("22:00", "02:00", "Europe/Berlin", days, except_dates=is_holiday, over_midnight=True)
 noon = CallingHours("12:00", "13:00", "Europe/Berlin", except_dates={"2026-12-25", "2026-01-01"})
 start = dict(
     calling_hours=[hours, noon],

@@ -111,3 +111,16 @@ def test_an_alert_says_why_rows_were_rejected(sandbox):
     assert message.count("; row") == 4  # five are named
     assert ": row 1 has no phone number; row 2 " in message
     assert "call me" not in message
+
+
+def test_a_test_with_the_sandbox_sends_nothing_to_another_machine(sandbox, monkeypatch):
+    # Nobody has this address: without the fixture's refusal, the connection would fail, and be tried again.
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_SPAIN", '{"conn_type": "voicegenie", "host": "https://192.0.2.1", "password": "a-real-key"}'
+    )
+    task = StartCampaignOperator(task_id="start", campaign_id="long", voicegenie_conn_id="spain")
+    with pytest.raises(AirflowFailException, match=r"nothing is sent to another machine.*INVALID_CONNECTION"):
+        task.execute(context())
+    monkeypatch.setenv("AIRFLOW_CONN_SPAIN", sandbox.connection())
+    StartCampaignOperator(task_id="start", campaign_id="long", voicegenie_conn_id="spain").execute(context())
+    assert sandbox.start_count("long") == 1

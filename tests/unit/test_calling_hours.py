@@ -49,7 +49,7 @@ def at(text, zone=BERLIN, fold=0):
 )
 def test_the_window(hours, moment, expected):
     start, end, *days = hours
-    window = CallingHours(start, end, "Europe/Berlin", *days)
+    window = CallingHours(start, end, "Europe/Berlin", *days, over_midnight=True)
     assert window.contains(at(moment)) is expected
     assert window.contains(at(moment).astimezone(UTC)) is expected
 
@@ -79,8 +79,8 @@ def test_a_window_and_its_opposite_fill_the_day(start, end, moment):
     if start == end:
         return
     moment = moment.replace(tzinfo=UTC)
-    inside = CallingHours(start, end, "Europe/Berlin").contains(moment)
-    assert inside is not CallingHours(end, start, "Europe/Berlin").contains(moment)
+    inside = CallingHours(start, end, "Europe/Berlin", over_midnight=True).contains(moment)
+    assert inside is not CallingHours(end, start, "Europe/Berlin", over_midnight=True).contains(moment)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,9 @@ def test_a_window_and_its_opposite_fill_the_day(start, end, moment):
         (("09:00", "17:00", "UTC", "monday"), ["days", "list"]),
         (("09:00", "17:00", "UTC", []), ["days", "empty"]),
         (("09:00", "17:00", "UTC", 5), ["days"]),
+        (("18:00", "09:00", "UTC"), ["start is 18:00:00 and end is 09:00:00", "at night", "over_midnight=True"]),
+        (("09:00", "06:00", "UTC"), ["at night", 'hours after noon such as "18:00"']),
+        (("09:00", "17:00", "UTC", ["mon"], None, (), "yes"), ["over_midnight must be True or False"]),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, words):
@@ -150,14 +153,14 @@ def test_what_is_no_time_of_day_is_refused_with_what_was_meant(text, meant, name
     ],
 )
 def test_times_of_day(text, expected):
-    assert CallingHours(text, "07:00", "UTC").start == expected
+    assert CallingHours(text, "07:00", "UTC", over_midnight=True).start == expected
 
 
 @given(st.text("0123456789:.,;T h-+", max_size=12))
 def test_a_time_of_day_is_what_it_looks_like(text):
     """Whatever is read can be written with all its digits in place, and nothing else."""
     try:
-        start = CallingHours(text, time(4, 59, 59, 1), "UTC").start
+        start = CallingHours(text, time(4, 59, 59, 1), "UTC", over_midnight=True).start
     except ValueError:
         return
     digits = start.strftime("%H%M%S%f")
@@ -186,7 +189,7 @@ def test_as_prerequisite_its_words_do_not_change_while_it_waits():
 
 
 def test_it_can_be_made_again_from_what_it_serialises_to():
-    window = CallingHours("22:00", time(2, 30), "Europe/Berlin", ["fri", "mon"])
+    window = CallingHours("22:00", time(2, 30), "Europe/Berlin", ["fri", "mon"], over_midnight=True)
     path, arguments = window.serialize()
     assert path == "airflow_provider_voicegenie.rules.calling_hours.CallingHours"
     assert CallingHours(**arguments) == window
@@ -228,7 +231,7 @@ def test_of_several_windows_one_has_to_be_open(moment, expected):
     assert is_open([], at(moment))
 
 
-NIGHT = CallingHours("22:00", "02:00", "Europe/Berlin", except_dates=[date(2026, 12, 25)])
+NIGHT = CallingHours("22:00", "02:00", "Europe/Berlin", except_dates=[date(2026, 12, 25)], over_midnight=True)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +332,7 @@ def test_without_an_opening_in_two_weeks_there_is_none():
     ],
 )
 def test_the_next_opening_when_clocks_are_changed(hours, since, expected):
-    assert next_opening([CallingHours(*hours, "Europe/Berlin")], since) == expected
+    assert next_opening([CallingHours(*hours, "Europe/Berlin", over_midnight=True)], since) == expected
 
 
 @given(
@@ -347,7 +350,7 @@ def test_the_next_opening_is_the_first_open_moment(windows, zone, since):
     def clock(number):
         return time(number // 12, number % 12 * 5)
 
-    hours = [CallingHours(clock(a), clock(b), zone, days) for a, b, days in windows if a != b]
+    hours = [CallingHours(clock(a), clock(b), zone, days, over_midnight=True) for a, b, days in windows if a != b]
     since = since.replace(minute=since.minute // 5 * 5, second=0, microsecond=0, tzinfo=UTC)
     found = next_opening(hours, since) if hours else since
     moment = since
@@ -375,7 +378,7 @@ def test_the_next_opening_is_the_first_open_moment(windows, zone, since):
     ],
 )
 def test_the_next_closing(hours, since, expected):
-    windows = [CallingHours(*window, "Europe/Berlin") for window in hours]
+    windows = [CallingHours(*window, "Europe/Berlin", over_midnight=True) for window in hours]
     assert next_closing(windows, at(since)) == (expected and at(expected))
 
 

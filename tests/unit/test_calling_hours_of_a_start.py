@@ -27,7 +27,7 @@ WAIT = {"OUTSIDE_CALLING_HOURS": "wait"}
 def opening_in(seconds, **arguments):
     """Return hours that open so soon, and are open for an hour."""
     start, end = (now() + timedelta(seconds=seconds + more) for more in (0, 3600))
-    return CallingHours(start.time(), end.time(), "UTC", **arguments)
+    return CallingHours(start.time(), end.time(), "UTC", **arguments, over_midnight=True)
 
 
 def waiting(hours, **arguments):
@@ -59,7 +59,7 @@ WAYS = pytest.mark.parametrize("way", [in_worker, deferred], ids=["worker", "def
 @pytest.mark.parametrize("is_list", [False, True])
 def test_it_starts_once_they_open(sandbox, clock, way, is_list, said):
     hours = opening_in(5)
-    closed = CallingHours(hours.start, hours.end, "UTC", except_dates=[now().date()])
+    closed = CallingHours(hours.start, hours.end, "UTC", except_dates=[now().date()], over_midnight=True)
     began = clock.time()
     result = way(waiting([closed, hours] if is_list else hours), context(Store()))
     assert clock.time() - began == pytest.approx(5, abs=0.01)

@@ -176,7 +176,7 @@ def test_a_task_that_went_on_after_its_deferral_owes_nothing(sandbox):
 def test_without_a_store_a_start_outside_the_calling_hours_is_not_ours(sandbox, way, hours_ago):
     """It began to run by itself, since the DAG run began and before a retry."""
     opened = now() - timedelta(hours=1)
-    hours = CallingHours(opened.time(), (now() + timedelta(hours=1)).time(), "UTC")
+    hours = CallingHours(opened.time(), (now() + timedelta(hours=1)).time(), "UTC", over_midnight=True)
     sandbox.sandbox.store.change("long", status="running", started_at=now() - timedelta(hours=hours_ago))
     run = context(try_number=2)
     run["dag_run"].start_date = now() - timedelta(hours=3)
@@ -190,7 +190,9 @@ def test_without_a_store_a_start_outside_the_calling_hours_is_not_ours(sandbox, 
 
 
 def test_without_a_store_a_killed_try_leaves_alone_what_started_itself(sandbox):
-    hours = CallingHours((now() + timedelta(hours=1)).time(), (now() + timedelta(hours=2)).time(), "UTC")
+    hours = CallingHours(
+        (now() + timedelta(hours=1)).time(), (now() + timedelta(hours=2)).time(), "UTC", over_midnight=True
+    )
     sandbox.sandbox.store.change("long", status="running", started_at=now())
     operator = Starting(calling_hours=hours)(deferrable=False)
     operator.on_kill()
@@ -302,7 +304,9 @@ def test_a_retry_after_a_pause_that_failed_says_so(sandbox):
 @pytest.mark.parametrize("status", ["paused", "completed", "stopped", "failed"])
 def test_without_a_store_what_runs_no_more_is_never_taken_for_self_started(sandbox, status):
     """A start outside the calling hours, which may have been others then, is not made a second time."""
-    hours = CallingHours((now() - timedelta(hours=1)).time(), (now() + timedelta(hours=1)).time(), "UTC")
+    hours = CallingHours(
+        (now() - timedelta(hours=1)).time(), (now() + timedelta(hours=1)).time(), "UTC", over_midnight=True
+    )
     sandbox.sandbox.store.change("long", status=status, started_at=now() - timedelta(hours=2))
     run = context(try_number=2)
     run["dag_run"].start_date = now() - timedelta(hours=3)

@@ -44,7 +44,9 @@ def starts(sandbox, clock, monkeypatch):
 def windows(*times):
     """Return hours that are open from some second on until another."""
     return [
-        CallingHours((now() + timedelta(seconds=a)).time(), (now() + timedelta(seconds=b)).time(), "UTC")
+        CallingHours(
+            (now() + timedelta(seconds=a)).time(), (now() + timedelta(seconds=b)).time(), "UTC", over_midnight=True
+        )
         for a, b in times
     ]
 

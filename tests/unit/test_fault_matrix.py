@@ -89,7 +89,9 @@ def pause(sandbox):
 
 def hours(*windows):
     return [
-        CallingHours((now() + timedelta(seconds=a)).time(), (now() + timedelta(seconds=b)).time(), "UTC")
+        CallingHours(
+            (now() + timedelta(seconds=a)).time(), (now() + timedelta(seconds=b)).time(), "UTC", over_midnight=True
+        )
         for a, b in windows
     ]
 

@@ -41,7 +41,7 @@ def paused_at(sandbox, clock, monkeypatch):
 
 def closing_in(seconds, opened=1800):
     start, end = now() - timedelta(seconds=opened), now() + timedelta(seconds=seconds)
-    return CallingHours(start.time(), end.time(), "UTC")
+    return CallingHours(start.time(), end.time(), "UTC", over_midnight=True)
 
 
 def until(seconds, **arguments):
@@ -97,7 +97,7 @@ def test_it_may_be_followed_on(sandbox, way, said):
 @both_ways
 def test_windows_that_adjoin_are_one(sandbox, clock, way, paused_at):
     first = closing_in(5)
-    second = CallingHours(first.end, (now() + timedelta(seconds=9)).time(), "UTC")
+    second = CallingHours(first.end, (now() + timedelta(seconds=9)).time(), "UTC", over_midnight=True)
     closes = clock.time() + 9
     way(Starting(calling_hours=[first, second], poll_interval=60, outcomes=SUCCEED), context(Store()))
     assert paused_at == [pytest.approx(closes, abs=0.1)]
@@ -211,7 +211,9 @@ def test_a_later_try_outside_the_hours_pauses_what_runs(sandbox, clock, way, pau
     """As after a worker that died at closing."""
     store = Store()
     way(Starting(wait_for_completion=False), context(store))
-    closed = CallingHours((now() - timedelta(hours=2)).time(), (now() - timedelta(hours=1)).time(), "UTC")
+    closed = CallingHours(
+        (now() - timedelta(hours=2)).time(), (now() - timedelta(hours=1)).time(), "UTC", over_midnight=True
+    )
     make = Starting(calling_hours=closed, poll_interval=60)
     with pytest.raises(AirflowFailException, match=r"so it was paused; .*CALLING_HOURS_OVER"):
         way(make, context(store, try_number=2))
@@ -378,7 +380,7 @@ def test_a_calendar_that_fails_later_leaves_no_started_campaign_alone(sandbox, p
     """It has no dates of next week; the campaign runs by the time that is found out."""
     window = closing_in(5)
     last = now().date() + timedelta(days=3)
-    hours = CallingHours(window.start, window.end, "UTC", except_dates=fails_after)
+    hours = CallingHours(window.start, window.end, "UTC", except_dates=fails_after, over_midnight=True)
     fails_after.last = last
     make = Starting(calling_hours=hours, poll_interval=60, outcomes=SUCCEED)
     result = make(deferrable=False).execute(context(Store()))
@@ -408,7 +410,9 @@ def test_a_task_that_comes_late_pauses_what_runs_outside_its_hours(sandbox, cloc
     """Its time is over, and so are its hours: no triggerer ran."""
     store = Store()
     way(Starting(wait_for_completion=False), context(store))
-    closed = CallingHours((now() - timedelta(hours=2)).time(), (now() - timedelta(hours=1)).time(), "UTC")
+    closed = CallingHours(
+        (now() - timedelta(hours=2)).time(), (now() - timedelta(hours=1)).time(), "UTC", over_midnight=True
+    )
     with pytest.raises(AirflowFailException, match="CALLING_HOURS_OVER"):
         way(Starting(calling_hours=closed, completion_timeout=0, poll_interval=60), context(store, try_number=2))
     assert sandbox.status("long") == "paused"

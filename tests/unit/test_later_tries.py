@@ -291,7 +291,9 @@ def test_without_a_store_a_campaign_that_is_paused_by_now_is_not_started_again(s
     run = context(try_number=2)
     run["dag_run"].start_date = now() - timedelta(hours=1)
     change(sandbox, "long", status="paused", started_at=now() - timedelta(minutes=30))()
-    hours = CallingHours((now() - timedelta(minutes=10)).time(), (now() + timedelta(hours=1)).time(), "UTC")
+    hours = CallingHours(
+        (now() - timedelta(minutes=10)).time(), (now() + timedelta(hours=1)).time(), "UTC", over_midnight=True
+    )
     result = Starting(calling_hours=hours, wait_for_completion=False)(deferrable=False).execute(run)
     assert (result["status"], result["started_by_task"]) == ("paused", True)
     assert sandbox.request_count("start") == 0

@@ -280,7 +280,7 @@ def test_a_host_that_could_be_a_key_is_not_told(sandbox, monkeypatch):
     connection = {"conn_type": "voicegenie", "host": f"https://{'k3y' * 9}", "password": MARKED_KEY}
     monkeypatch.setenv("AIRFLOW_CONN_ODD", json.dumps({**connection, "extra": {"max_attempts": 1}}))
     task = StartCampaignOperator(task_id="t", campaign_id="ready", voicegenie_conn_id="odd")
-    with pytest.raises(VoiceGenieRetryException, match="CONNECTION_FAILED"):
+    with pytest.raises(AirflowFailException, match="INVALID_CONNECTION"):
         run(task)
     lineage = told(task, "failure")
     assert names(lineage["outputs"]) == [("voicegenie://odd", "ready")]

@@ -67,7 +67,9 @@ def poke(campaign_id="ready", **arguments):
 
 
 def closed_hours():
-    return CallingHours((now() + timedelta(hours=2)).time(), (now() + timedelta(hours=3)).time(), "UTC")
+    return CallingHours(
+        (now() + timedelta(hours=2)).time(), (now() + timedelta(hours=3)).time(), "UTC", over_midnight=True
+    )
 
 
 def test_a_start(sandbox):

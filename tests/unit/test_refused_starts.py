@@ -137,7 +137,9 @@ def test_everything_is_checked_anew(sandbox, way):
 
 
 def closing_in(seconds):
-    return CallingHours((now() - timedelta(hours=1)).time(), (now() + timedelta(seconds=seconds)).time(), "UTC")
+    return CallingHours(
+        (now() - timedelta(hours=1)).time(), (now() + timedelta(seconds=seconds)).time(), "UTC", over_midnight=True
+    )
 
 
 @both_ways

@@ -177,7 +177,7 @@ def test_completion_counts_even_if_the_connection_cannot_be_read(sandbox, monkey
 
 def hours_from_now(first, last):
     first, last = (now() + timedelta(hours=hours) for hours in (first, last))
-    return CallingHours(first.time(), last.time(), "UTC")
+    return CallingHours(first.time(), last.time(), "UTC", over_midnight=True)
 
 
 @both_ways
