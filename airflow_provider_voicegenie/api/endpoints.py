@@ -284,7 +284,7 @@ _MISSING = (
 
 _NO_STRING = (
     "If it comes from a template, the DAG's render_template_as_native_obj=True made this of it, and quotes in the "
-    "template do not help: leave that setting out, or take the id from an upstream task's output."
+    "template do not help: leave that setting out. If an upstream task returned it, let that return a text."
 )
 
 

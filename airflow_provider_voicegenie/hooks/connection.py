@@ -79,7 +79,16 @@ def make_client(settings: ClientSettings) -> VoiceGenieClient:
 
 
 def no_such_connection(conn_id: str) -> InvalidConnectionError:
-    """Return the error for a connection that Airflow does not know."""
+    """Return the error for a connection that Airflow does not know, or of which it cannot read the variable."""
+    variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+    if "://" in conn_id:
+        # It is not shown: it may have the API key in it.
+        return InvalidConnectionError("voicegenie_conn_id is an address. Give the id of an Airflow connection.")
+    if variable in os.environ:
+        return InvalidConnectionError(
+            f"Connection {conn_id!r} cannot be read: the variable {variable} is there, but is neither JSON nor a URI "
+            "that Airflow understands. Look for a comma or a quotation mark too many, or too few."
+        )
     return InvalidConnectionError(
         f"Connection {conn_id!r} is not defined. Add one of type VoiceGenie under Admin, Connections, or correct "
         "voicegenie_conn_id."

@@ -13,7 +13,13 @@ from airflow_provider_voicegenie.campaign_task import CampaignTask
 from airflow_provider_voicegenie.memory import Memory
 from airflow_provider_voicegenie.rules.contact_keys import check_key_connection
 from airflow_provider_voicegenie.rules.contacts import ContactColumns, RejectedLimit
-from airflow_provider_voicegenie.rules.file_formats import are_paths, check_literal_path, is_path, is_path_template
+from airflow_provider_voicegenie.rules.file_formats import (
+    KNOWN_ENDS,
+    are_paths,
+    check_literal_path,
+    is_path,
+    is_path_template,
+)
 from airflow_provider_voicegenie.rules.outcomes import (
     Condition,
     Finding,
@@ -169,6 +175,11 @@ def _check_exclusions(exclude: Any, column: object) -> None:
     except ValueError as error:
         raise ValueError(f"exclude: {error}") from None
     for each in paths:
+        if isinstance(each, str) and not isinstance(exclude, str) and not set(".{") & set(each):
+            raise ValueError(
+                'exclude must be paths, or rows such as [{"phone_number": "+1..."}]; it is a list of texts that end in '
+                f"none of {KNOWN_ENDS}."
+            )
         if isinstance(each, str):
             check_literal_path("exclude", each)
     if exclude is NOT_GIVEN and column != _NUMBER_COLUMN:

@@ -239,9 +239,9 @@ def read_calling_hours(hours: object) -> tuple[CallingHours, ...]:
     given = [hours] if isinstance(hours, str) or not isinstance(hours, Iterable) else list(hours)
     found = tuple(each for each in given if isinstance(each, CallingHours))
     if not found or len(found) < len(given):
-        wrong = next((each for each in given if not isinstance(each, CallingHours)), hours)
         raise ValueError(
-            f"calling_hours must be CallingHours(start, end, timezone, days), or a list of them; got {wrong!r:.80}."
+            'calling_hours must be CallingHours("09:00", "18:00", "Europe/Berlin"), for example, or a list of them; '
+            f"got {hours!r:.80}."
         )
     return (_as_one(found),)
 

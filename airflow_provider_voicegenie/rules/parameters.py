@@ -67,6 +67,10 @@ class NotGiven(Enum):
     def __repr__(self) -> str:
         return "NOT_GIVEN"
 
+    def __str__(self) -> str:
+        # So Airflow's UI shows a templated parameter.
+        return self.value
+
 
 #: The default of a parameter whose absence means *no limit* or *nobody*.
 NOT_GIVEN = NotGiven.NOT_GIVEN
@@ -91,6 +95,9 @@ def check_literal_text(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a text; got {value!r:.80} ({type(value).__name__}).{hint}")
     if not value.strip():
         raise ValueError(f"{name} must not be empty; got {value!r:.80}.")
+    if "://" in value:
+        # It is not shown: it may have a key in it.
+        raise ValueError(f"{name} must be an id; it is an address.")
 
 
 def is_template(value: object) -> bool:

@@ -157,12 +157,11 @@ def describe_status(campaign: Campaign) -> str:
 
 def log_start(own: OwnStart, before: Campaign, status: CampaignStatus) -> None:
     """Say in the log that the campaign was started, and whom it phones."""
-    more = "" if own.task.wait_for_completion else " The task does not wait for its end."
+    more = ", and it goes on after a pause" if before.status is CampaignStatus.PAUSED else ""
+    more += "." if own.task.wait_for_completion else ". The task does not wait for its end."
     hours = own.task.calling_hours
     with suppress(ValueError):  # of a function of the author's: it was started all the same
         if hours and own.task.at_closing is AtClosing.GO_ON and (closes := next_closing(hours, datetime.now(UTC))):
             at = f"{hours[0].local_time(closes)} {hours[0].timezone}"
             more += f" Its calling hours close on {at}, and nobody pauses it then."
-    log.info(
-        "Campaign %r was started: %s, status %s.%s", own.campaign_id, describe_contacts(before), status.value, more
-    )
+    log.info("Campaign %r was started: %s, status %s%s", own.campaign_id, describe_contacts(before), status.value, more)

@@ -20,6 +20,7 @@ from airflow_provider_voicegenie.files import replacing, target_path, write_rows
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, VoiceGenieRetryException, apply_outcome
 from airflow_provider_voicegenie.rules.parameters import read_bounds
 from airflow_provider_voicegenie.transfers.calls import CallStore
+from airflow_provider_voicegenie.transfers.scratch import ScratchSpaceError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -109,8 +110,16 @@ class HistoryExport:
         )
 
     def _write(self, calls: CallStore, path: ObjectStoragePath) -> dict[str, Any]:
-        with replacing(path, self._context) as file:
-            write_rows(calls.rows(), self._columns, file, str(path))
+        try:
+            with replacing(path, self._context) as file:
+                write_rows(calls.rows(), self._columns, file, str(path))
+        except ScratchSpaceError:
+            raise
+        except OSError as error:
+            raise VoiceGenieRetryException(
+                f"Campaign {self._campaign_id!r}: path: {str(path)!r:.300} cannot be written "
+                f"({error.strerror or error})."
+            ) from None
         if calls.unreadable:
             log.warning(
                 "Campaign %r: %s values that the service gave are not of the type of their column, and are empty in "

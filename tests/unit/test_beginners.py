@@ -124,3 +124,38 @@ def test_a_test_with_the_sandbox_sends_nothing_to_another_machine(sandbox, monke
     monkeypatch.setenv("AIRFLOW_CONN_SPAIN", sandbox.connection())
     StartCampaignOperator(task_id="start", campaign_id="long", voicegenie_conn_id="spain").execute(context())
     assert sandbox.start_count("long") == 1
+
+
+@pytest.mark.parametrize("value", ["{", '{"conn_type": "voicegenie",}'])
+def test_a_variable_that_airflow_cannot_read_is_named(sandbox, monkeypatch, value):
+    monkeypatch.setenv("AIRFLOW_CONN_SPAIN", value)
+    task = StartCampaignOperator(task_id="start", campaign_id="long", voicegenie_conn_id="spain")
+    with pytest.raises(AirflowException, match=r"Connection 'spain' c.* be read.*(AIRFLOW_CONN_SPAIN|JSONDecodeError)"):
+        task.execute(context())
+
+
+def test_an_address_as_connection_is_not_shown(sandbox):
+    address = "voicegenie://:sk-secret@app.example.com"
+    with DAG("wrong", schedule=None), pytest.raises(ValueError, match="must be an id; it is an address") as refused:
+        StartCampaignOperator(task_id="start", campaign_id="spring", voicegenie_conn_id=address)
+    assert "sk-secret" not in str(refused.value)
+    # As a template may give it.
+    task = StartCampaignOperator(task_id="start", campaign_id="spring", voicegenie_conn_id=address)
+    with pytest.raises(AirflowFailException, match="voicegenie_conn_id is an address") as failed:
+        task.execute(context())
+    assert "sk-secret" not in str(failed.value)
+
+
+@pytest.mark.parametrize("name", ["contacts", "exclude"])
+def test_phone_numbers_are_no_rows(sandbox, name, caplog):
+    number = "+4915112345678"
+
+    def upload():
+        task = UploadContactsOperator(task_id="t", campaign_id="long", **{"contacts": ROWS, name: [number]})
+        task.contacts = task.contacts  # as Airflow sets what it rendered
+        task.execute(context())
+
+    with pytest.raises((ValueError, AirflowFailException), match=r'such as \[?{"phone_number": ') as refused:
+        upload()
+    assert number not in str(refused.value)
+    assert "_Hidden" not in str(refused.value) + caplog.text
