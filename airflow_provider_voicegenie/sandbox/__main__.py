@@ -54,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8642, help="port to listen on, 0 for any free one (default 8642)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--allow-remote", action="store_true", help="allow a --host that other machines can reach")
-    parser.add_argument("--api-key", default="sandbox-key", help="the API key to accept, which is shown: no real one (default sandbox-key)")
+    shown = "the API key to accept, which is shown: no real one (default sandbox-key)"
+    parser.add_argument("--api-key", default="sandbox-key", help=shown)
     parser.add_argument("--speed", type=_speed, default=1.0, help="how many times as fast time runs (default 1)")
     parser.add_argument(
         "--reset-after",

@@ -12,6 +12,9 @@ import pytest
 from helpers.leaks import MARKED_KEY
 
 from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
+from airflow_provider_voicegenie.sandbox.pytest_plugin import SandboxForTests
+from airflow_provider_voicegenie.sandbox.server import running
+from airflow_provider_voicegenie.sandbox.service import Sandbox
 
 pytestmark = pytest.mark.airflow
 
@@ -155,10 +158,18 @@ def test_the_command_line_shows_the_provider(airflow):
         assert "voicegenie" in printed["behaviours"]
 
 
-def test_the_connection_test_says_what_is_wrong(voicegenie_sandbox, monkeypatch):
-    url = voicegenie_sandbox.url
+@pytest.fixture
+def service():
+    """A sandbox beside which other hosts may be asked, too."""
+    sandbox = Sandbox()
+    with running(sandbox) as url:
+        yield SandboxForTests(sandbox, url)
+
+
+def test_the_connection_test_says_what_is_wrong(service, monkeypatch):
+    url = service.url
     connections = {
-        "good": {"host": url, "password": voicegenie_sandbox.api_key},
+        "good": {"host": url, "password": service.api_key},
         "wrong_key": {"host": url, "password": "wrong"},
         "no_key": {"host": url},
         "unknown_host": {"host": "https://voicegenie.invalid", "password": "k"},
