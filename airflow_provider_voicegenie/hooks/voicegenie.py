@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import date, datetime
 from functools import cached_property
@@ -103,6 +104,9 @@ class VoiceGenieHook(BaseHook):
     def __init__(self, voicegenie_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.voicegenie_conn_id = voicegenie_conn_id
+        #: Makes the context in which Airflow is asked for the connection: what may interrupt a request must not
+        #: interrupt that.
+        self.asking_airflow: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def get_conn(self) -> BoundSession:
         """
@@ -164,7 +168,7 @@ class VoiceGenieHook(BaseHook):
         :param on_sending: Called once the connection is made, right before the request is sent. If it raises, nothing
             is sent, and this method raises the same.
         """
-        return self.client.send(endpoints.pause(campaign_id), on_sending=on_sending)
+        return self.send(endpoints.pause(campaign_id), on_sending=on_sending)
 
     def get_campaign(self, campaign_id: str, *, max_attempts: int | None = None) -> Campaign:
         """
@@ -408,8 +412,8 @@ class VoiceGenieHook(BaseHook):
         """
         Send a request of :mod:`airflow_provider_voicegenie.api.endpoints`, and return what its response says.
 
-        If the API key is no longer accepted, and the connection has another one, use that: a task may read, or upload,
-        for longer than its first key lives. A request that must not be repeated is not.
+        If the API key is no longer accepted, and the connection has another one, use that: a task may read, upload, or
+        follow a campaign that it is to pause, for longer than its first key lives. A start is not sent again.
 
         :param options: Of :meth:`~airflow_provider_voicegenie.api.client.VoiceGenieClient.send`.
         :raises VoiceGenieError: There is no response, or one that does not say success.
@@ -418,7 +422,8 @@ class VoiceGenieHook(BaseHook):
         try:
             return client.send(request, **options)
         except UnauthorizedError:
-            if not (request.is_repeatable and self._take_new_key(client)):
+            # With 401, nothing was carried out, and one pause more does no harm.
+            if not ((request.is_repeatable or request.name == "pause") and self._take_new_key(client)):
                 raise
         return self.client.send(request, **options)
 
@@ -438,7 +443,8 @@ class VoiceGenieHook(BaseHook):
     @unchained()
     def _airflow_connection(self) -> Any:
         try:
-            return self.get_connection(self.voicegenie_conn_id)
+            with self.asking_airflow():
+                return self.get_connection(self.voicegenie_conn_id)
         except AirflowNotFoundException:
             raise no_such_connection(self.voicegenie_conn_id) from None
         except Exception as error:  # noqa: BLE001  Airflow says in many ways that it cannot answer now

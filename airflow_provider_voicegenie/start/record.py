@@ -175,11 +175,12 @@ class OwnStart:
     def __init__(self, task: Any, context: Mapping[str, Any], hook: VoiceGenieHook, memory: Memory) -> None:
         self.task = task
         self.context = context
-        self.hook = hook
         self.memory = memory
         self.campaign_id: str = task.campaign_id
         #: Whether Airflow has ended the task.
         self.kill = KillSwitch()
+        self.hook = hook
+        hook.asking_airflow = self.kill.uninterrupted
         #: The requests of this try that the service has refused so far.
         self.refusals = Refusals(*memory.wait.get("refusals", ()))
         #: The start of this generation, as far as this process knows it.
@@ -202,6 +203,12 @@ class OwnStart:
         self.may_be_in_effect = False
         #: Whether it is surely in effect.
         self.is_confirmed = False
+
+    def hook_of(self, record: StartRecord) -> VoiceGenieHook:
+        """Return a hook for the campaign of a record, which may be of another account."""
+        hook = VoiceGenieHook(record.voicegenie_conn_id)
+        hook.asking_airflow = self.kill.uninterrupted
+        return hook
 
     @property
     def about(self) -> dict[str, str]:

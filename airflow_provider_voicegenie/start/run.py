@@ -33,7 +33,7 @@ from airflow_provider_voicegenie.start.send import Plan, rehearse, start
 from airflow_provider_voicegenie.start.take_over import recognize_earlier_start, take_over
 from airflow_provider_voicegenie.waiting.completion import CompletionWatch
 from airflow_provider_voicegenie.waiting.progress import describe_result
-from airflow_provider_voicegenie.waiting.stop import TaskKilled, was_ended_by_user
+from airflow_provider_voicegenie.waiting.stop import TaskKilled, take_back_end_of_wait, was_ended_by_user
 from airflow_provider_voicegenie.waiting.wait import apply_end, wait_here, wait_late, wait_on
 from airflow_provider_voicegenie.waiting.watch import End, EndReason
 
@@ -278,6 +278,9 @@ class StartRun:
         from airflow_provider_voicegenie.triggers.wait import defer
 
         task, own = self._task, self._own
+        if own.hours.get("pauses"):
+            # The wait until they closed was one of this try, too.
+            take_back_end_of_wait(self._context["ti"])
         defer(
             self._memory,
             CompletionWatch,

@@ -41,7 +41,7 @@ def take_over(own: OwnStart) -> Start | None:
     record = own.recall()
     if (last := record or own.owed) is not None and own.kill.pulled:
         # The end of a task is about the campaign that it started, even if its templates give another one by now.
-        own.campaign_id, own.hook = last.campaign_id, VoiceGenieHook(last.voicegenie_conn_id)
+        own.campaign_id, own.hook = last.campaign_id, own.hook_of(last)
     if record is not None:
         _refuse_another_campaign(own, record)
         own.may_be_in_effect = record.phase not in (StartPhase.TIMED_OUT, StartPhase.PAUSED)
@@ -227,7 +227,7 @@ def await_pause_of_another(own: OwnStart) -> None:
         return
     # Nobody pauses the campaign that comes now.
     own.cleared, own.awaits_pause = None, False
-    hook = VoiceGenieHook(cleared.voicegenie_conn_id)
+    hook = own.hook_of(cleared)
     try:
         hook.get_conn()
         with own.kill.interruptible():

@@ -121,6 +121,21 @@ class KillSwitch:
         finally:
             self._may_interrupt = False
 
+    @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """
+        Let no kill interrupt this block, so that it may call Airflow.
+
+        :raises TaskKilled: The task was killed meanwhile, and may be interrupted after the block.
+        """
+        may_interrupt, self._may_interrupt = self._may_interrupt, False
+        try:
+            yield
+        finally:
+            self._may_interrupt = may_interrupt
+        if may_interrupt:
+            self.check()
+
 
 def state_in_airflow(task_instance: Any) -> str | None:
     """
@@ -226,9 +241,19 @@ def note_end_of_wait(task_instance: Any) -> None:
     Note in XCom, from the triggerer, that the wait of a deferred task is over by itself.
 
     If Airflow took a triggerer for dead, two run the same trigger, and the second is cancelled as if by a user. This
-    note tells it otherwise. Airflow removes the note when a further try begins.
+    note tells it otherwise. Airflow removes the note when a further try begins, but not if this try waits once more:
+    see :func:`take_back_end_of_wait`.
     """
     XCom.set(_WAIT_IS_OVER, True, **_place(task_instance))
+
+
+def take_back_end_of_wait(task_instance: Any) -> None:
+    """
+    Take back what :func:`note_end_of_wait` noted, from a worker, before the same try waits once more.
+
+    Otherwise, the triggerer would take a user's kill in that wait for trouble of Airflow's own, and pause nothing.
+    """
+    task_instance.xcom_push(key=_WAIT_IS_OVER, value=False)
 
 
 def _place(task_instance: Any) -> dict[str, Any]:

@@ -154,9 +154,16 @@ def test_campaigns_are_paused_at_closing_and_one_goes_on_at_opening(shared):
         is_paused["days"] = bool(made("pause", "days"))
         if is_paused["days"]:
             wait_for("the start at the opening", lambda: len(made("start", "days")) == 2)
+        # A user ends it in the wait of its second day: what the triggerer noted of the first one must not hide that.
+        wait_for("the second wait", lambda: shared.state(dag_id, "days") == "deferred")
+        seen = len(sandbox.sandbox.requests)
+        wait_for("a poll", lambda: len(sandbox.sandbox.requests) > seen)
+        ((run_id,),) = shared.query("SELECT run_id FROM dag_run WHERE dag_id = ?", dag_id)
+        shared.services.request("PATCH", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/days", new_state="failed")
+        wait_for("the pause after the kill", lambda: sandbox.status(f"{dag_id}days") == "paused")
     for task, was_paused in is_paused.items():
         pauses, starts = made("pause", task), made("start", task)
-        assert len(pauses) == was_paused
+        assert len(pauses) == was_paused + (task == "days")
         assert len(starts) == (2 if task == "days" and was_paused else 1)
         assert all(each.at >= closing.replace(microsecond=0) for each in pauses)
         assert all(each.at >= opening.replace(microsecond=0) for each in starts[1:])

@@ -18,6 +18,7 @@ from helpers.tasks import Starting, Store, change, complete, context, event_of, 
 from airflow_provider_voicegenie.operators import campaign as operators
 from airflow_provider_voicegenie.operators.campaign import CallingHours
 from airflow_provider_voicegenie.rules.outcomes import VoiceGenieRetryException
+from airflow_provider_voicegenie.triggers.wait import WaitTrigger
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,22 @@ def test_one_start_for_each_opening_until_it_is_completed(sandbox, way, starts):
     assert starts == [("start", 0), ("pause", 5), ("start", 25), ("pause", 35), ("start", 55)]
     assert (result["status"], result["started_by_task"]) == ("completed", True)
     assert [pause["why"] for pause in result["pauses"]] == ["CALLING_HOURS_OVER"] * 2
+
+
+def test_a_kill_in_the_wait_of_a_later_day_is_not_hidden_by_the_end_of_an_earlier_one(sandbox, starts, monkeypatch):
+    run, noted, original = context(Store()), [], event_of
+
+    def event_of_a_wait(trigger):
+        if isinstance(trigger, WaitTrigger):
+            noted.append(run["ti"].xcom.get("voicegenie_wait_is_over"))
+            # As the triggerer does once it is over.
+            run["ti"].xcom["voicegenie_wait_is_over"] = True
+        return original(trigger)
+
+    monkeypatch.setitem(deferred.__globals__, "event_of", event_of_a_wait)
+    with meanwhile(lambda: len(starts) == 3, complete(sandbox, "long")):
+        deferred(days(), run)
+    assert noted == [None, False]
 
 
 @WAYS

@@ -123,6 +123,32 @@ def test_a_user_who_ends_the_task_pauses_the_campaign(sandbox, state, pause_on_k
     assert sandbox.status("long") == ("paused" if pause_on_kill else "running")
 
 
+def test_a_kill_while_a_new_key_is_read_does_not_interrupt_airflow(sandbox, monkeypatch):
+    """What is interrupted in a request to Airflow may make the next one read a wrong response."""
+    run, read = context(Store()), []
+    operator = Starting()(deferrable=False)
+    original = VoiceGenieHook.get_connection
+
+    def get_connection(conn_id):
+        if is_waiting(sandbox, "long")():
+            read.append("begins")
+            run["ti"].state = "failed"
+            operator.on_kill()
+            read.append("ends")
+        return original(conn_id)
+
+    def replace_key():
+        sandbox.sandbox.api_key += "-replaced"
+        monkeypatch.setenv("AIRFLOW_CONN_VOICEGENIE_DEFAULT", sandbox.connection(requests_per_minute=60_000))
+
+    monkeypatch.setattr(VoiceGenieHook, "get_connection", staticmethod(get_connection))
+    in_wait(monkeypatch, is_waiting(sandbox, "long"), replace_key)
+    with pytest.raises(VoiceGenieRetryException, match="ended from outside"):
+        operator.execute(run)
+    assert read[:2] == ["begins", "ends"]
+    assert sandbox.status("long") == "paused"
+
+
 def kill_in_wait(sandbox, state, *, pause_on_kill=True, map_index=-1):
     """Let Airflow end a task that waits in a worker, in a new state; return what Airflow keeps of the task."""
     store = Store()
