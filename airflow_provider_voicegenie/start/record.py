@@ -31,7 +31,7 @@ from airflow_provider_voicegenie.waiting.stop import (
 
 log = logging.getLogger(__name__)
 
-#: How long after it was recorded a start is surely over, and with it what the service does for it.
+#: A start that was recorded longer ago than this can no longer take effect.
 LONGEST_START = timedelta(minutes=10)
 
 
@@ -52,12 +52,13 @@ class StartPhase(StrEnum):
 
 class Start(NamedTuple):
     """
-    The start of a task once it is over.
+    What came of the attempt to start. The campaign may still run.
 
     :param started_at: When the service says it started the campaign, ISO 8601.
     :param started_by_task: Whether this task, in this try or an earlier one, started it.
     :param counters: What the wait begins with: when its counters were last read, and what they were (``at``,
-        ``completed``, ``failed``), and from when on it is not shown as it was before the start (``pauses_count_from``).
+        ``completed``, ``failed``), how many contacts it has (``total``), and from when on it is not shown as it was
+        before the start (``pauses_count_from``).
     :param must_pause_on_kill: Whether the campaign is to be paused if the task is ended: an earlier try was told to
         pause the campaign, and may have failed.
     """
@@ -212,7 +213,7 @@ class OwnStart:
 
     @property
     def about(self) -> dict[str, str]:
-        """The campaign and the connection."""
+        """The campaign and the connection: the task's, or after a kill those of the start that is to be stopped."""
         return {"campaign_id": self.campaign_id, "voicegenie_conn_id": self.hook.voicegenie_conn_id}
 
     @property
@@ -241,8 +242,12 @@ class OwnStart:
         return self.owed is not None and self.owed.is_about(**self.about)
 
     @property
-    def _is_heard_by_triggerer(self) -> bool:
-        """Whether a user may end the task while it is deferred; the triggerer that pauses then can record nothing."""
+    def _triggerer_pauses_on_kill(self) -> bool:
+        """
+        Whether the triggerer pauses the campaign if a user ends the deferred task.
+
+        It cannot record that, so the worker records it before.
+        """
         task = self.task
         return bool(task.wait_for_completion and task.deferrable and task.pause_on_kill)
 
@@ -369,7 +374,7 @@ class OwnStart:
         :param started_at: When the service says it started the campaign.
         """
         self.is_confirmed = True
-        self.set_phase(StartPhase.STARTED, started_at, must_pause_on_kill=self._is_heard_by_triggerer)
+        self.set_phase(StartPhase.STARTED, started_at, must_pause_on_kill=self._triggerer_pauses_on_kill)
 
     # A deferral.
 
@@ -380,7 +385,7 @@ class OwnStart:
         :param deadline: When the wait ends in any case, Unix seconds.
         :returns: What the resumed task has to know.
         """
-        if start.started_by_task and self._is_heard_by_triggerer and self.owed is None:
+        if start.started_by_task and self._triggerer_pauses_on_kill and self.owed is None:
             self.set_phase(StartPhase.STARTED, must_pause_on_kill=True)
         return {
             "start": self.record and self.record.to_document()["start"],
@@ -427,7 +432,7 @@ class OwnStart:
         start = Start(**self.memory.wait)
         self.may_be_in_effect = self.is_confirmed = start.is_paused_on_kill
         self.record = StartRecord.of_document(self.memory.document)
-        if start.started_by_task and self._is_heard_by_triggerer:
+        if start.started_by_task and self._triggerer_pauses_on_kill:
             self.set_phase(StartPhase.STARTED, must_pause_on_kill=False)
         return start
 
@@ -442,7 +447,7 @@ class OwnStart:
         if not (self.may_be_in_effect and self.task.pause_on_kill):
             return
         self.may_be_in_effect = False
-        stop = pause_campaign_of_killed_task(self.campaign_id, self.hook.send, may_start_late=not self.is_confirmed)
+        result = pause_campaign_of_killed_task(self.campaign_id, self.hook.send, may_start_late=not self.is_confirmed)
         # A start that may still take effect stays on record as sent: the next try looks for it.
-        if stop is not PauseResult.FAILED or self.is_confirmed:
-            self.set_phase(phase, must_pause_on_kill=stop is not PauseResult.STOPPED)
+        if result is not PauseResult.FAILED or self.is_confirmed:
+            self.set_phase(phase, must_pause_on_kill=result is not PauseResult.STOPPED)

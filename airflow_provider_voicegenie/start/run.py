@@ -138,6 +138,7 @@ class StartRun:
         if self._is_rehearsal:
             return self._rehearse()
         while isinstance(started := self._start(), datetime):
+            # That is when to try again.
             self._wait_before_start(started)
         self._own.kill.check()
         is_followed = started.started_by_task or CampaignStatus(started.status) in _TO_BE_FOLLOWED
@@ -149,10 +150,10 @@ class StartRun:
         try:
             return take_over(self._own) or start(self._own)
         except VoiceGenieError as error:
-            # Only "already running" can come back from here: someone else's start came between.
             if self._own.paused is not None and Finding.of(error).condition is Condition.CAMPAIGN_ALREADY_RUNNING:
                 return self._own.follow_again(CampaignStatus.RUNNING)
             apply_outcome(self._task.outcome_rules, Finding.of(error), self._own.campaign_id)
+            # Only "already running" can be a success: someone else's start came between.
             return Start(CampaignStatus.RUNNING.value, must_pause_on_kill=self._own.may_be_in_effect)
 
     def _wait_before_start(self, until: datetime) -> None:
@@ -175,8 +176,8 @@ class StartRun:
         own = self._own
         trigger = TimeDeltaTrigger(timedelta(seconds=seconds))
         # Not as arguments of the method, which `dag.test()` drops.
-        start = None if own.paused is None else own.paused.to_document()["start"]
-        self._memory.write_copy(**own.about, start=start, wait={"refusals": list(own.refusals)})
+        paused_start = None if own.paused is None else own.paused.to_document()["start"]
+        self._memory.write_copy(**own.about, start=paused_start, wait={"refusals": list(own.refusals)})
         own.kill.check_with_airflow(self._context)
         raise TaskDeferred(trigger=trigger, method_name="execute_again")
 

@@ -71,7 +71,7 @@ def start(own: OwnStart) -> Start | datetime:
             # A response that claims both success and a 429 proves neither.
             if error.may_have_taken_effect:
                 raise
-            return _refused(own, error, was_start=True)
+            return _try_again_after_429(own, error, was_start=True)
     if finding.condition is not Condition.OUTSIDE_CALLING_HOURS:
         return own.not_started(finding, before.status)
     opens = _opening(own, finding, before)
@@ -157,7 +157,7 @@ def _read_quota(own: OwnStart) -> Quota | Start | datetime:
         with own.reading():
             return own.hook.get_quota(max_attempts=1)
     except RateLimitError as error:
-        return _refused(own, error, was_start=False)
+        return _try_again_after_429(own, error, was_start=False)
 
 
 # Before the start.
@@ -174,7 +174,7 @@ def _read_before(own: OwnStart) -> Campaign | Start | datetime:
             if may_be_paused_late(own) and before.status.is_running:
                 before = await_pause(own.hook, before)
     except RateLimitError as error:
-        return _refused(own, error, was_start=False)
+        return _try_again_after_429(own, error, was_start=False)
     if before.status is CampaignStatus.UNKNOWN:
         log.warning(
             "Campaign %r: its status %.40r is unknown here, so the service decides whether it can be started.",
@@ -200,7 +200,7 @@ def _read(own: OwnStart) -> Campaign:
 
 
 @unchained()
-def _refused(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start | datetime:
+def _try_again_after_429(own: OwnStart, error: RateLimitError, *, was_start: bool) -> Start | datetime:
     """Wait after a 429, as nothing was carried out: as asked, but not for ever, nor past what the task may do."""
     rules, now, maximum = own.task.outcome_rules, time.time(), own.hook.client.settings.max_attempts
     refusals = own.refusals = own.refusals.one_more(now, was_start=was_start)

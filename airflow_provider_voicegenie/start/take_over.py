@@ -86,10 +86,12 @@ def _take_over_recorded(own: OwnStart, record: StartRecord) -> Start | None:
         )
         sent_at = sent_at or datetime.now(UTC)
         return find_out(own, record.campaign_before(), sent_at, sent_at + LONGEST_START)
-    return _taken_over(own, read_time(record.started_at), doubt_pauses(own, record.campaign_before(), sent_at))
+    return _follow_earlier_start(
+        own, read_time(record.started_at), doubt_pauses(own, record.campaign_before(), sent_at)
+    )
 
 
-def _taken_over(own: OwnStart, started_at: datetime | None, counters: Mapping[str, Any]) -> Start:
+def _follow_earlier_start(own: OwnStart, started_at: datetime | None, counters: Mapping[str, Any]) -> Start:
     status = CampaignStatus.UNKNOWN
     try:
         with own.reading():
@@ -136,7 +138,7 @@ def _take_over_by_evidence(own: OwnStart) -> Start | None:
         started_at,
     )
     own.may_be_in_effect = own.is_confirmed = True
-    return _taken_over(own, statistics.started_at, doubt_pauses(own, None, statistics.started_at))
+    return _follow_earlier_start(own, statistics.started_at, doubt_pauses(own, None, statistics.started_at))
 
 
 def recognize_earlier_start(own: OwnStart) -> None:

@@ -230,6 +230,7 @@ class WaitTrigger(BaseTrigger):
             response = await (self._send(request) if is_sent_here else self._read_once(request))
             end = None if response is None else watch.take(response, time.time())
             if end is not None or is_last:
+                # An end may be there already, without the last read.
                 return end or watch.time_is_up(time.time(), EndReason.TIMEOUT), failures, retry_after
             if response is None:
                 watch.do_without()

@@ -20,7 +20,7 @@ from airflow_provider_voicegenie.api.models import (
 from airflow_provider_voicegenie.api.retries import poll_delay
 from airflow_provider_voicegenie.rules.outcomes import Condition, Finding, Outcome, OutcomeRules
 from airflow_provider_voicegenie.timing import timing
-from airflow_provider_voicegenie.waiting.limits import Limits, PauseOrder
+from airflow_provider_voicegenie.waiting.limits import HOURS_OVER, Limits, PauseOrder
 from airflow_provider_voicegenie.waiting.progress import ProgressLog, describe, statistics_json
 from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch, ago
 
@@ -170,7 +170,7 @@ class CompletionWatch(Watch):
         """Want a pause once the calling hours have closed, but a look at it first if it was last seen to be paused."""
         closes_at = self.wakes_at
         if self._limits is not None and closes_at is not None and now >= closes_at:
-            self._want_pause(self._limits.have_closed(), must_read=self._status is CampaignStatus.PAUSED)
+            self._want_pause(HOURS_OVER, must_read=self._status is CampaignStatus.PAUSED)
 
     def take(self, response: Any, now: float, *, in_full: bool = True) -> End | None:
         """Take the campaign or its statistics, the response to a pause, or why there is none."""
@@ -240,11 +240,11 @@ class CompletionWatch(Watch):
             return None
         if self._limits is not None and self._limits.began_closed and self._limits.closes_at is not None:
             if status.is_running:
-                self._want_pause(self._limits.have_closed())
+                self._want_pause(HOURS_OVER)
                 return None
             if status is CampaignStatus.PAUSED:
                 # By this task, in a process that could not say so any more, or by somebody else.
-                return self._was_paused(PauseOrder(self._limits.have_closed()), now, is_known=False)
+                return self._was_paused(PauseOrder(HOURS_OVER), now, is_known=False)
         if status in _CONDITIONS:
             return self._meet(self._finding_of(status, now), now)
         if status not in _MOVING:

@@ -13,6 +13,10 @@ from airflow_provider_voicegenie.waiting.progress import success_rate
 _TIME_TO_READ = 1.0
 
 
+#: What a wait finds when the calling hours have closed.
+HOURS_OVER = Finding(Condition.CALLING_HOURS_OVER, "its calling hours are over")
+
+
 class Limits:
     """
     The limits of one wait.
@@ -68,10 +72,6 @@ class Limits:
     def counts_calls(self) -> bool:
         """Whether it has to be known how many calls have finished."""
         return self._max_calls is not None or self._judge_after is not None
-
-    def have_closed(self) -> Finding:
-        """Return the finding that the calling hours have closed."""
-        return Finding(Condition.CALLING_HOURS_OVER, "its calling hours are over")
 
     def go_on_after_closing(self, now: float) -> None:
         """Look ahead to the closing after this one."""

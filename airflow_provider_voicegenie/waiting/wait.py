@@ -26,7 +26,7 @@ from airflow_provider_voicegenie.waiting.watch import End, EndReason, Watch
 if TYPE_CHECKING:
     from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 
-#: What a wait that timed out raises, for each kind of task; of a start, it is a condition.
+#: What a wait that timed out raises, for each kind of task but a start: its timeout is a condition, see below.
 _TIMEOUTS: Mapping[TaskKind, tuple[type[Exception], str]] = {
     TaskKind.PAUSE: (
         AirflowFailException,

@@ -122,7 +122,7 @@ class Watch:
         self._end: End | None = None
         #: Whether the campaign could be read.
         self.has_read = False
-        #: Whether it wants its request sent before the poll interval is over, and even if its own time is over.
+        #: Whether it wants its next request sent now, even after the deadline.
         self.is_urgent = False
 
     @property
