@@ -78,12 +78,19 @@ def make_client(settings: ClientSettings) -> VoiceGenieClient:
     return VoiceGenieClient(settings, on_result=count_request)
 
 
+#: What Airflow takes as the id of a connection.
+_CONNECTION_ID = re.compile(r"[\w.()-]{1,250}")
+
+
 def no_such_connection(conn_id: str) -> InvalidConnectionError:
     """Return the error for a connection that Airflow does not know, or of which it cannot read the variable."""
     variable = f"AIRFLOW_CONN_{conn_id.upper()}"
-    if "://" in conn_id:
-        # It is not shown: it may have the API key in it.
-        return InvalidConnectionError("voicegenie_conn_id is an address. Give the id of an Airflow connection.")
+    if not _CONNECTION_ID.fullmatch(conn_id):
+        # It is not shown: it may be a whole connection, with the API key in it.
+        return InvalidConnectionError(
+            "voicegenie_conn_id is no id of a connection, which has letters, digits, and _ . - only. Give the id of an "
+            "Airflow connection."
+        )
     if variable in os.environ:
         return InvalidConnectionError(
             f"Connection {conn_id!r} cannot be read: the variable {variable} is there, but is neither JSON nor a URI "

@@ -86,8 +86,8 @@ class VoiceGenieHook(BaseHook):
     anything else, as :class:`~airflow_provider_voicegenie.operators.campaign.StartCampaignOperator` does.
 
     The connection is read when the first request needs it, and again if the service no longer accepts its API key:
-    reads and uploads go on if it has another key by then. The hook can be pickled; its client, which holds the key,
-    stays behind.
+    reads, uploads and pauses go on if it has another key by then, so ``on_sending`` of a pause may be called twice.
+    The hook can be pickled; its client, which holds the key, stays behind.
 
     :param voicegenie_conn_id: Id of the Airflow connection.
     """
@@ -101,12 +101,13 @@ class VoiceGenieHook(BaseHook):
     #: hook reads its connection itself.
     service: Mapping[str, Any] = MappingProxyType({})
 
+    #: Makes the context in which Airflow is asked for the connection: what may interrupt a request must not interrupt
+    #: that.
+    asking_airflow: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
+
     def __init__(self, voicegenie_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.voicegenie_conn_id = voicegenie_conn_id
-        #: Makes the context in which Airflow is asked for the connection: what may interrupt a request must not
-        #: interrupt that.
-        self.asking_airflow: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def get_conn(self) -> BoundSession:
         """

@@ -266,10 +266,10 @@ class UploadContactsOperator(CampaignTask):
     :param region: The country of phone numbers without a country code, by its two letters in ISO 3166, such as ``IN``.
         The library ``phonenumbers`` (extra ``phone``) reads them: those that are not possible are rejected, those that
         are possible but not valid are counted in a warning, and all are sent in E.164, such as ``+919812345678``. By
-        default, numbers are sent as they are written, and equal digits make equal numbers.
+        default, numbers are sent as they are written, and equal digits make equal numbers (``00`` in front is ``+``).
     :param exclude: People who must not be called: a path or a list of paths, in the same forms as ``contacts``, or
-        rows. Their numbers are read as those of the contacts are. Leave it out if anybody may be called. (Paths are
-        templated.)
+        rows. Their numbers are read as those of the contacts are; without ``region``, contacts who may be meant in
+        another notation are left out, too. Leave it out if anybody may be called. (Paths are templated.)
     :param exclude_column: The column of the phone numbers in ``exclude``.
     :param rejected_path: A file for the rows that are not sent, with the columns ``row_number``, ``why``
         (``rejected``, ``duplicate`` or ``excluded``), ``reason``, and those of the row; in the format that its end

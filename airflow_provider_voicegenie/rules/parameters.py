@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from enum import Enum
 
@@ -84,6 +84,9 @@ def check_literal_text(name: str, value: object) -> None:
     :param value: The id, or what becomes one later, which is not checked.
     :raises ValueError: It is no text, or an empty one.
     """
+    if isinstance(value, str) and value.lstrip().startswith('{"'):
+        # As below.
+        raise ValueError(f"{name} must be an id; it is JSON, or a whole connection.")
     # Airflow calls a function in a templated field, in the run.
     if is_template(value) or callable(value):
         return
@@ -92,12 +95,14 @@ def check_literal_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         is_number = isinstance(value, int) and not isinstance(value, bool)
         hint = f' Write it in quotes: "{value}".' if is_number else ""
-        raise ValueError(f"{name} must be a text; got {value!r:.80} ({type(value).__name__}).{hint}")
+        # Of a mapping nothing is shown: it may be a connection, with the API key in it.
+        shown = type(value).__name__ if isinstance(value, Mapping) else f"{value!r:.80} ({type(value).__name__})"
+        raise ValueError(f"{name} must be a text; got {shown}.{hint}")
     if not value.strip():
         raise ValueError(f"{name} must not be empty; got {value!r:.80}.")
     if "://" in value:
         # It is not shown: it may have a key in it.
-        raise ValueError(f"{name} must be an id; it is an address.")
+        raise ValueError(f"{name} must be an id; it is an address, or a whole connection.")
 
 
 def is_template(value: object) -> bool:

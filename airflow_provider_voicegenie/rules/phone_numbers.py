@@ -16,6 +16,7 @@ from decimal import Decimal
 from importlib.util import find_spec
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 from airflow_provider_voicegenie.rules.values import is_blank
 
@@ -159,8 +160,34 @@ def _plain(number: str) -> str:
 
 
 def digits_of(number: str) -> str:
-    """Return the digits of a phone number, less the 00 which is dialled before a country code in most countries."""
+    """
+    Return the digits of a phone number, less what stands for something else.
+
+    That is the ``00`` which is dialled before a country code in most countries, and a ``(0)`` behind one.
+    """
+    if number.startswith(("+", "00")):
+        number = number.replace("(0)", "", 1)
     return _all_digits_of(number).removeprefix("00")
+
+
+class Notation(NamedTuple):
+    """
+    How a number is written, to find others that may be the same in another notation.
+
+    :param is_complete: Whether it begins with ``+``, so that its digits are all there are.
+    :param digits: How many digits it has.
+    :param ends: Its last digits; two notations of one number share one of these.
+    """
+
+    is_complete: bool
+    digits: int
+    ends: tuple[str, ...]
+
+
+def notation_of(number: str) -> Notation:
+    """Return how a number is written: the last seven or eight digits, or all but the first, are in every notation."""
+    digits = digits_of(number).removeprefix("0")
+    return Notation(number.startswith("+"), len(digits), (f"{digits[-8:]} ", digits[-7:], f"-{digits[1:]}"))
 
 
 def lacks_country_code(number: str) -> bool:

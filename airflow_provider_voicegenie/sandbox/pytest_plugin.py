@@ -31,6 +31,7 @@ import pytest
 
 # Pytest loads this module at each of its starts, so what only the fixture needs is imported in functions.
 if TYPE_CHECKING:
+    from airflow_provider_voicegenie.api.settings import ClientSettings
     from airflow_provider_voicegenie.sandbox.campaign import SandboxCampaign
     from airflow_provider_voicegenie.sandbox.service import Sandbox
 
@@ -155,22 +156,22 @@ def _bundles_with(files: list[str]) -> str:
 
 def _send_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuse requests of this process to other machines: a test phones nobody, whatever connection its DAG names."""
-    from airflow_provider_voicegenie.api.client import VoiceGenieClient
     from airflow_provider_voicegenie.api.errors import InvalidConnectionError
+    from airflow_provider_voicegenie.api.session import BoundSession
 
-    perform = VoiceGenieClient.perform
+    make = BoundSession.__init__
 
-    def perform_here(client: VoiceGenieClient, *arguments: Any) -> Any:
-        settings = client.settings
-        if urlsplit(settings.base_url).hostname not in ("127.0.0.1", "::1", "localhost"):
+    def make_here(session: BoundSession, settings: ClientSettings) -> None:
+        make(session, settings)
+        hosts = {urlsplit(each).hostname for each in (settings.base_url, *settings.proxies.values())}
+        if hosts - {"127.0.0.1", "::1", "localhost"}:
             raise InvalidConnectionError(
                 f"{settings.connection} leads to {settings.address}. In a test with voicegenie_sandbox, nothing is "
                 "sent to another machine. Let each connection lead to the sandbox: "
                 'monkeypatch.setenv("AIRFLOW_CONN_...", voicegenie_sandbox.connection()).'
             )
-        return perform(client, *arguments)
 
-    monkeypatch.setattr(VoiceGenieClient, "perform", perform_here)
+    monkeypatch.setattr(BoundSession, "__init__", make_here)
 
 
 @pytest.fixture

@@ -110,6 +110,9 @@ class ContactRows:
         self.identified = 0
         #: How many contacts have a number that begins with 0, and so lacks its country code.
         self._national = 0
+        # Without a region, numbers in two notations may be one. The last row that the log named for that, and how many.
+        self._excludes_doubtful = task.region is None and task.excluded_people is not NOT_GIVEN
+        self._doubted, self._doubts = 0, 0
         #: The columns of all rows that are not sent, and of those that may be excluded.
         self.column_names: dict[str, None] = {}
         #: The hash of all rows, and of the people who must not be called.
@@ -158,9 +161,28 @@ class ContactRows:
             raise self._changed_rows()
 
     def _without_excluded(self, row: NumberedRow) -> NumberedRow:
-        if isinstance(row.contact, NotSent) or not self._numbers.is_excluded(row.contact["phone_number"]):
+        if isinstance(row.contact, NotSent):
             return row
-        return row._replace(contact=NotSent(Why.EXCLUDED, "is of somebody who must not be called"))
+        number = row.contact["phone_number"]
+        if self._numbers.is_excluded(number):
+            return row._replace(contact=NotSent(Why.EXCLUDED, "is of somebody who must not be called"))
+        if self._excludes_doubtful and self._numbers.may_be_excluded(number):
+            self._warn_of_doubt(row.number)
+            reason = "may be of somebody who must not be called, whose number is written in another way"
+            return row._replace(contact=NotSent(Why.EXCLUDED, reason))
+        return row
+
+    def _warn_of_doubt(self, number: int) -> None:
+        if number <= self._doubted or self._doubts >= _NAMED:
+            return
+        self._doubted, self._doubts = number, self._doubts + 1
+        log.warning(
+            "Campaign %r: row %s may be of somebody on the list of exclude, whose number is written in another way, so "
+            "it is not called. Without region, nobody can say.%s",
+            self._task.campaign_label,
+            f"{number:,}",
+            " Further rows of this kind are not named." if self._doubts == _NAMED else "",
+        )
 
     def _changed_rows(self) -> AirflowFailException:
         return AirflowFailException(
@@ -269,7 +291,7 @@ class ContactRows:
 
     def _read_exclusion_list(self, name: str, source: Any) -> None:
         column = self._task.exclude_column
-        rows, readable, unreadable, national = 0, 0, 0, 0
+        rows, readable, unreadable = 0, 0, 0
         has_column = False
         named: list[int] = []
         for rows, row in enumerate(rows_in(source, column), start=1):
@@ -284,9 +306,8 @@ class ContactRows:
                     named.append(rows)
                 continue
             readable += 1
-            national += lacks_country_code(numbers[0])
             for number in numbers:
-                self._numbers.exclude(number)
+                self._numbers.exclude(number, with_notations=self._excludes_doubtful)
                 self.fingerprint.update(digits_of(number).encode() + b",")
         if not rows:
             self._task.apply_condition(
@@ -297,7 +318,6 @@ class ContactRows:
             self._refuse_exclusions(f"{name} has no column {column!r:.80}; exclude_column says which it is")
         if not readable:
             self._refuse_exclusions(f"{name} has {rows:,} rows, and no phone number that can be read")
-        self._check_notations(name, national, readable - national)
         if unreadable:
             log.warning(
                 "Campaign %r: %s: of %s rows, %s have no phone number that can be read, so those people may be called: "
@@ -310,30 +330,11 @@ class ContactRows:
                 " and others" if unreadable > len(named) else "",
             )
 
-    def _check_notations(self, name: str, national: int, international: int) -> None:
-        """
-        Refuse a list that may exclude nobody, as its numbers are written in another way than those of the contacts.
-
-        :param national: How many numbers of the list begin with 0.
-        :param international: How many others there are.
-        """
-        if self._task.region is not None:
-            return
-        for numbers, others, ways in (
-            (national, self._contacts - self._national, "begin with 0, and those of {} contacts do not"),
-            (international, self._national, "have country codes, and those of {} contacts begin with 0"),
-        ):
-            if numbers and others:
-                self._refuse_exclusions(
-                    f"{name}: {numbers:,} phone numbers {ways.format(f'{others:,}')}, so without region nobody can say "
-                    "whether they are the same people: give region"
-                )
-
     def _refuse_exclusions(self, problem: str) -> NoReturn:
         """Apply the condition; but an author who permits an empty list does not permit an unreadable list."""
         self._task.apply_condition(Condition.EXCLUSIONS_MISSING, problem)
         raise AirflowFailException(
-            f"Campaign {self._task.campaign_label!r}: {problem}. Nothing was sent: with "
+            f"Campaign {self._task.campaign_label!r}: {problem}. {self._describe_sent()} With "
             f'outcomes={{"{Condition.EXCLUSIONS_MISSING}": "succeed"}}, a list may be empty, but it must be there.'
         )
 

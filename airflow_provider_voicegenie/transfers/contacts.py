@@ -98,7 +98,7 @@ class ContactUpload:
         self._name: str | None = None
         # Before Airflow 3.3, only the first try can know that.
         is_first = getattr(context.get("ti"), "try_number", 1) == 1
-        self._nothing_was_sent = memory.document is None and (memory.is_kept or is_first)
+        self._nothing_was_sent = not (memory.document or memory.cleared) and (memory.is_kept or is_first)
         try:
             self._source = read_source("contacts", task.rows_or_path)
         except FileUnreadableError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from airflow_provider_voicegenie.rules.phone_numbers import digits_of
+from airflow_provider_voicegenie.rules.phone_numbers import digits_of, notation_of
 
 #: Kilobytes of a database that are kept in memory.
 _CACHE = 16 * 1024
@@ -74,6 +74,8 @@ class NumberStore:
                 """
                 CREATE TABLE seen (number BLOB PRIMARY KEY, first_row INTEGER) WITHOUT ROWID;
                 CREATE TABLE excluded (number BLOB PRIMARY KEY) WITHOUT ROWID;
+                CREATE TABLE ends (number BLOB, digits INTEGER, is_complete INTEGER, way INTEGER,
+                                   PRIMARY KEY (number, digits, is_complete)) WITHOUT ROWID;
                 BEGIN;
                 """
             )
@@ -92,22 +94,58 @@ class NumberStore:
 
         :param row: The row in which it is now.
         """
-        hashed = self._hash(number)
+        hashed = self._hash(digits_of(number))
         if self._execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", hashed, row).rowcount:
             return row
         return int(self._execute("SELECT first_row FROM seen WHERE number = ?", hashed).fetchone()[0])
 
-    def exclude(self, number: str) -> None:
-        """Keep that a number must not be called."""
-        self._execute("INSERT OR IGNORE INTO excluded VALUES (?)", self._hash(number))
+    def exclude(self, number: str, *, with_notations: bool) -> None:
+        """
+        Keep that a number must not be called.
+
+        :param with_notations: Whether :meth:`may_be_excluded` has to find it.
+        """
+        self._execute("INSERT OR IGNORE INTO excluded VALUES (?)", self._hash(digits_of(number)))
+        if with_notations:
+            written = notation_of(number)
+            for way, end in enumerate(written.ends):
+                self._execute(
+                    "INSERT OR IGNORE INTO ends VALUES (?, ?, ?, ?)",
+                    self._hash(end),
+                    written.digits,
+                    written.is_complete,
+                    way,
+                )
 
     def is_excluded(self, number: str) -> bool:
         """Say whether a number must not be called."""
-        found = self._execute("SELECT 1 FROM excluded WHERE number = ?", self._hash(number))
+        found = self._execute("SELECT 1 FROM excluded WHERE number = ?", self._hash(digits_of(number)))
         return found.fetchone() is not None
 
-    def _hash(self, number: str) -> bytes:
-        return hashlib.blake2b(digits_of(number).encode(), key=self._key, digest_size=16).digest()
+    def may_be_excluded(self, number: str) -> bool:
+        """Say whether a number that is not excluded may be one that is, in another notation."""
+        written = notation_of(number)
+        # Of seven digits only if one of both has no more; of equal length only if just the first digit differs.
+        found = self._execute(
+            """
+            SELECT 1 FROM ends WHERE NOT (is_complete AND ?) AND (
+                number = ? AND digits != ?
+                OR number = ? AND digits != ? AND 7 IN (digits, ?)
+                OR number = ? AND way = 2
+            )
+            """,
+            written.is_complete,
+            self._hash(written.ends[0]),
+            written.digits,
+            self._hash(written.ends[1]),
+            written.digits,
+            written.digits,
+            self._hash(written.ends[2]),
+        )
+        return found.fetchone() is not None
+
+    def _hash(self, text: str) -> bytes:
+        return hashlib.blake2b(text.encode(), key=self._key, digest_size=16).digest()
 
     def _execute(self, query: str, *values: object) -> sqlite3.Cursor:
         try:
@@ -118,5 +156,7 @@ class NumberStore:
 
 def _no_space(error: Exception) -> ScratchSpaceError:
     return ScratchSpaceError(
-        "Until the contacts are sent, hashes of their numbers are there, about 30 bytes for each.", error
+        "Until the contacts are sent, hashes of their numbers are there, about 30 bytes for each; without region, "
+        "about 150 for each number of exclude.",
+        error,
     )

@@ -7,6 +7,8 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, AirflowSkipException
 from helpers.tasks import context
 
+from airflow_provider_voicegenie.api.errors import InvalidConnectionError
+from airflow_provider_voicegenie.hooks.voicegenie import VoiceGenieHook
 from airflow_provider_voicegenie.operators.campaign import PauseCampaignOperator, StartCampaignOperator
 from airflow_provider_voicegenie.operators.contacts import UploadContactsOperator
 from airflow_provider_voicegenie.rules.outcomes import Condition
@@ -121,6 +123,11 @@ def test_a_test_with_the_sandbox_sends_nothing_to_another_machine(sandbox, monke
     task = StartCampaignOperator(task_id="start", campaign_id="long", voicegenie_conn_id="spain")
     with pytest.raises(AirflowFailException, match=r"nothing is sent to another machine.*INVALID_CONNECTION"):
         task.execute(context())
+    with pytest.raises(InvalidConnectionError, match="nothing is sent to another machine"):
+        VoiceGenieHook("spain").get_conn()
+    monkeypatch.setenv("AIRFLOW_CONN_SPAIN", sandbox.connection(proxies={"http": "http://192.0.2.1:3128"}))
+    with pytest.raises(InvalidConnectionError, match="nothing is sent to another machine"):
+        VoiceGenieHook("spain").get_conn()
     monkeypatch.setenv("AIRFLOW_CONN_SPAIN", sandbox.connection())
     StartCampaignOperator(task_id="start", campaign_id="long", voicegenie_conn_id="spain").execute(context())
     assert sandbox.start_count("long") == 1
@@ -134,14 +141,19 @@ def test_a_variable_that_airflow_cannot_read_is_named(sandbox, monkeypatch, valu
         task.execute(context())
 
 
-def test_an_address_as_connection_is_not_shown(sandbox):
-    address = "voicegenie://:sk-secret@app.example.com"
-    with DAG("wrong", schedule=None), pytest.raises(ValueError, match="must be an id; it is an address") as refused:
+@pytest.mark.parametrize(
+    "address", ["voicegenie://:sk-secret@app.example.com", '{"conn_type": "voicegenie", "password": "sk-secret"}']
+)
+def test_a_whole_connection_in_place_of_its_id_is_not_shown(sandbox, address):
+    with (
+        DAG("wrong", schedule=None),
+        pytest.raises(ValueError, match=r"must be an id; it is .*, or a whole connection") as refused,
+    ):
         StartCampaignOperator(task_id="start", campaign_id="spring", voicegenie_conn_id=address)
     assert "sk-secret" not in str(refused.value)
     # As a template may give it.
     task = StartCampaignOperator(task_id="start", campaign_id="spring", voicegenie_conn_id=address)
-    with pytest.raises(AirflowFailException, match="voicegenie_conn_id is an address") as failed:
+    with pytest.raises(AirflowFailException, match="voicegenie_conn_id is no id") as failed:
         task.execute(context())
     assert "sk-secret" not in str(failed.value)
 

@@ -96,35 +96,57 @@ def test_numbers_without_country_codes_are_warned_of_without_a_region(campaign, 
     assert warning is None or re.search(warning, warnings[0])
 
 
-#: The number of a contact, that of the list, whether a region is given, and whether anybody can say that both are one.
+#: The number of a contact, that of the list, and whether both are surely, perhaps or not the same without a region.
 NOTATIONS = [
-    ("+4915112345678", "+49 151 12345678", False, True),
-    ("+4915112345678", "0049 151 12345678", False, True),
-    ("004915112345678", "+49 151 12345678", False, True),
-    ("4915112345678", "+49 151 12345678", False, True),
-    ("0151 12345678", "015112345678", False, True),
-    ("+4915112345678", "0151 12345678", False, False),
-    ("4915112345678", "0151 12345678", False, False),
-    ("0151 12345678", "+49 151 12345678", False, False),
-    ("0151 12345678", "0049 151 12345678", False, False),
-    ("+4915112345678", "0151 12345678", True, True),
-    ("0151 12345678", "0049 151 12345678", True, True),
+    *(("+4915112345678", same, "surely") for same in ("+49 151 12345678", "0049 151 12345678", "4915112345678")),
+    *(("004915112345678", same, "surely") for same in ("+49 151 12345678", "4915112345678")),
+    ("+4915112345678", "+49 (0)151 12345678", "surely"),
+    ("0151 12345678", "015112345678", "surely"),
+    *(("+4915112345678", other, "perhaps") for other in ("0151 12345678", "151 12345678", "12345678")),
+    *((other, "+4915112345678", "perhaps") for other in ("0151 12345678", "151 12345678", "(0151) 12345678")),
+    *(("4915112345678", other, "perhaps") for other in ("0151 12345678", "15112345678")),
+    *(("+919812345678", other, "perhaps") for other in ("9812345678", "09812345678")),
+    *(("9812345678", other, "perhaps") for other in ("+919812345678", "00919812345678", "919812345678")),
+    *(("+12125550123", other, "perhaps") for other in ("2125550123", "555-0123", "0212-555-0123")),
+    *(("+61412345678", other, "perhaps") for other in ("0011 61 412345678", "0412 345 678")),
+    ("+79123456789", "8 912 345 67 89", "perhaps"),
+    ("+3546123456", "6123456", "perhaps"),
+    ("6123456", "+3546123456", "perhaps"),
+    # The ends of two numbers in E.164 say nothing, nor do those of two in one notation.
+    ("+4915112345678", "+493012345678", "not"),
+    ("+12125550123", "+13105550123", "not"),
+    ("2125550123", "3105550123", "not"),
+    ("919812345678", "919712345678", "not"),
+    ("015112345678", "+4917612345679", "not"),
 ]
 
 
-@pytest.mark.parametrize(("number", "excluded", "has_region", "is_same"), NOTATIONS)
-def test_a_list_in_another_notation_lets_nobody_be_called(sandbox, campaign, number, excluded, has_region, is_same):
-    other = "015112345679" if number.startswith("0151") else "+4915112345679"
-    arguments = {"exclude": [row(excluded)], **({"region": "DE"} if has_region else {})}
-    if not is_same:
-        with pytest.raises(
-            AirflowFailException, match=r"exclude: .* without region .* give region \[EXCLUSIONS_MISSING"
-        ):
-            upload(campaign, [row(number), row(other)], **arguments)
-        assert not sandbox.request_count("upload")
-        return
-    result = upload(campaign, [row(number), row(other)], **arguments)
-    assert (result["uploaded"], result["excluded"]) == (1, 1)
+@pytest.mark.parametrize(("number", "excluded", "is_same"), NOTATIONS)
+def test_a_list_in_another_notation_excludes_who_may_be_meant(
+    sandbox, campaign, said, number, excluded, is_same, tmp_path
+):
+    contacts, path = [row(number), row("+34600111222")], tmp_path / "not.csv"
+    result = upload(campaign, contacts, exclude=[row(excluded)], rejected_path=str(path))
+    assert sandbox.uploaded(campaign) == ([number] if is_same == "not" else []) + ["+34600111222"]
+    assert result["excluded"] == (is_same != "not")
+    warned = [line for line in said() if "row 1 may be of somebody on the list of exclude" in line]
+    assert len(warned) == (is_same == "perhaps")
+    assert ("may be of somebody" in path.read_text()) == (is_same == "perhaps")
+
+
+def test_with_a_region_notations_are_one_number(sandbox, campaign):
+    contacts = [row("+4915112345678"), row("0151 12345679"), row("+4917612345678")]
+    result = upload(campaign, contacts, exclude=[row("0151 12345678"), row("0049 151 12345679")], region="DE")
+    assert (result["uploaded"], result["excluded"]) == (1, 2)
+
+
+def test_few_rows_in_another_notation_are_named(campaign, said):
+    contacts = [row(f"+49151123456{index:02d}") for index in range(20)]
+    result = upload(campaign, contacts, exclude=[row(f"0151123456{index:02d}") for index in range(19)])
+    assert (result["uploaded"], result["excluded"]) == (1, 19)
+    warned = [line for line in said() if "may be of somebody" in line]
+    assert len(warned) == 5
+    assert "Further rows" in warned[-1]
 
 
 @pytest.mark.parametrize(("character", "word"), [(";", "semicolons"), ("\t", "tabs")])
