@@ -29,7 +29,7 @@ from airflow_provider_voicegenie.api.settings import (
 )
 from airflow_provider_voicegenie.get_provider_info import CONNECTION_FIELDS, CONNECTION_TYPE
 from airflow_provider_voicegenie.metrics import count_request
-from airflow_provider_voicegenie.rules.parameters import did_you_mean
+from airflow_provider_voicegenie.rules.parameters import did_you_mean, is_whole_connection
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -78,20 +78,11 @@ def make_client(settings: ClientSettings) -> VoiceGenieClient:
     return VoiceGenieClient(settings, on_result=count_request)
 
 
-#: What Airflow takes as the id of a connection.
-_CONNECTION_ID = re.compile(r"[\w.()-]{1,250}")
-
-
 def no_such_connection(conn_id: str) -> InvalidConnectionError:
     """Return the error for a connection that Airflow does not know, or of which it cannot read the variable."""
-    variable = f"AIRFLOW_CONN_{conn_id.upper()}"
-    if not _CONNECTION_ID.fullmatch(conn_id):
-        # It is not shown: it may be a whole connection, with the API key in it.
-        return InvalidConnectionError(
-            "voicegenie_conn_id is no id of a connection, which has letters, digits, and _ . - only. Give the id of an "
-            "Airflow connection."
-        )
-    if variable in os.environ:
+    if is_whole_connection(conn_id):
+        return InvalidConnectionError("voicegenie_conn_id is a whole connection. Give the id of an Airflow connection.")
+    if (variable := f"AIRFLOW_CONN_{conn_id.upper()}") in os.environ:
         return InvalidConnectionError(
             f"Connection {conn_id!r} cannot be read: the variable {variable} is there, but is neither JSON nor a URI "
             "that Airflow understands. Look for a comma or a quotation mark too many, or too few."

@@ -84,9 +84,8 @@ def check_literal_text(name: str, value: object) -> None:
     :param value: The id, or what becomes one later, which is not checked.
     :raises ValueError: It is no text, or an empty one.
     """
-    if isinstance(value, str) and value.lstrip().startswith('{"'):
-        # As below.
-        raise ValueError(f"{name} must be an id; it is JSON, or a whole connection.")
+    if isinstance(value, str) and is_whole_connection(value) and "{{" not in value:
+        raise ValueError(f"{name} must be an id; it is an address, or a whole connection.")
     # Airflow calls a function in a templated field, in the run.
     if is_template(value) or callable(value):
         return
@@ -100,9 +99,11 @@ def check_literal_text(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a text; got {shown}.{hint}")
     if not value.strip():
         raise ValueError(f"{name} must not be empty; got {value!r:.80}.")
-    if "://" in value:
-        # It is not shown: it may have a key in it.
-        raise ValueError(f"{name} must be an id; it is an address, or a whole connection.")
+
+
+def is_whole_connection(text: str) -> bool:
+    """Say whether a text is an address, or JSON, in place of an id. It may have a key in it, so it is not shown."""
+    return "://" in text or text.lstrip().startswith('{"')
 
 
 def is_template(value: object) -> bool:

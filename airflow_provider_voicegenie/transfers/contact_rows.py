@@ -99,8 +99,8 @@ class ContactRows:
         self._describe_sent = describe_sent
         self._keeps_columns = keeps_columns
         self._nothing_was_sent = nothing_was_sent
-        #: Whether all rows were read once.
-        self.is_checked = False
+        # Whether all rows were read once.
+        self._is_checked = False
         #: How many there are, and of those that are not sent, why. Known after :meth:`check`.
         self.count = 0
         self.not_sent: Counter[Why] = Counter()
@@ -119,6 +119,11 @@ class ContactRows:
         self.fingerprint = fingerprint
         # One of each `_COMPARED_ROWS` rows that were checked.
         self._digests: list[bytes] = []
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether no try has sent anything, and the rows were not read once: a condition may end the task then."""
+        return self._nothing_was_sent and not self._is_checked
 
     def _all(self) -> Iterator[NumberedRow]:
         """Yield each row. Of several with the same phone number, the first is the contact."""
@@ -141,7 +146,7 @@ class ContactRows:
             except OSError as error:
                 message = f"contacts: {describe_os_error(self._source, error)}. {self._describe_sent()}"
                 # An author who skips a day without a file does not mean one that vanishes, or cannot be read.
-                if isinstance(error, FileNotFoundError) and self._nothing_was_sent and not self.is_checked:
+                if isinstance(error, FileNotFoundError) and self.is_beginning:
                     self._task.apply_condition(Condition.CONTACTS_MISSING, message)
                 raise VoiceGenieRetryException(f"Campaign {self._task.campaign_label!r}: {message}") from None
 
@@ -209,7 +214,7 @@ class ContactRows:
                 else:
                     self._national += lacks_country_code(row.contact["phone_number"])
                     self.identified += CONTACT_ID in row.contact.get("custom_fields", {})
-        self.is_checked = True
+        self._is_checked = True
         if self.count and (unseen := sorted(self._columns.unseen, key=str)):
             raise AirflowFailException(
                 f"columns: no row has a column {' or '.join(map(repr, unseen))}. The first row has "

@@ -144,7 +144,7 @@ class ContactUpload:
                 return self._run()
             except FileUnreadableError as error:
                 message = f"contacts: {error} {self._sent()}"
-                if self._nothing_was_sent and not self._rows.is_checked:
+                if self._rows.is_beginning:
                     self._task.apply_condition(Condition.CONTACTS_UNREADABLE, message)
                 raise AirflowFailException(f"Campaign {self._task.campaign_label!r}: {message}") from None
 

@@ -157,6 +157,6 @@ class NumberStore:
 def _no_space(error: Exception) -> ScratchSpaceError:
     return ScratchSpaceError(
         "Until the contacts are sent, hashes of their numbers are there, about 30 bytes for each; without region, "
-        "about 150 for each number of exclude.",
+        "about 110 for each number of exclude.",
         error,
     )

@@ -137,7 +137,7 @@ def test_a_test_with_the_sandbox_sends_nothing_to_another_machine(sandbox, monke
 def test_a_variable_that_airflow_cannot_read_is_named(sandbox, monkeypatch, value):
     monkeypatch.setenv("AIRFLOW_CONN_SPAIN", value)
     task = StartCampaignOperator(task_id="start", campaign_id="long", voicegenie_conn_id="spain")
-    with pytest.raises(AirflowException, match=r"Connection 'spain' c.* be read.*(AIRFLOW_CONN_SPAIN|JSONDecodeError)"):
+    with pytest.raises(AirflowException, match="Connection 'spain' cannot be read: the variable AIRFLOW_CONN_SPAIN"):
         task.execute(context())
 
 
@@ -153,7 +153,7 @@ def test_a_whole_connection_in_place_of_its_id_is_not_shown(sandbox, address):
     assert "sk-secret" not in str(refused.value)
     # As a template may give it.
     task = StartCampaignOperator(task_id="start", campaign_id="spring", voicegenie_conn_id=address)
-    with pytest.raises(AirflowFailException, match="voicegenie_conn_id is no id") as failed:
+    with pytest.raises(AirflowFailException, match="voicegenie_conn_id is a whole connection") as failed:
         task.execute(context())
     assert "sk-secret" not in str(failed.value)
 
